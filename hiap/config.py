@@ -1,0 +1,272 @@
+"""What a run is: frozen, typed, validated, with a stable ``run_id``.
+
+Every result in this repository is determined by one ``Config`` (plus the code's commit). Fields that the paper leaves
+open carry the id of the gap (A1 ... A11, explained in the README) and the reason for our default. Unknown keys and
+ill-typed values are refused with the nearest valid key in the message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that
+# adding an option keeps every old id.
+CONFIG_VERSION = 1
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line and says what was expected."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers; any other name is timm's."""
+
+    name: str = "vit"
+    img_size: int = Field(32, ge=4)
+    patch_size: int | None = Field(None, ge=1)
+    embed_dim: int | None = Field(None, ge=1)
+    depth: int | None = Field(None, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    mlp_ratio: float | None = Field(None, gt=0)
+    # Where the starting weights come from: '' (random), 'hub' (timm's hub), 'run:<run_id>' (the model that a run of
+    # this project left), or a path: a folder of hiap.save, or a .safetensors / .pth state dict.
+    weights: str = ""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _numbers_belong_to_vit(self) -> ModelConfig:
+        numbers = {k: getattr(self, k) for k in ("patch_size", "embed_dim", "depth", "num_heads")}
+        if self.name == "vit":
+            if missing := [k for k, v in numbers.items() if v is None]:
+                raise ValueError(f"model.name 'vit' needs {', '.join('model.' + k for k in missing)}")
+            if self.embed_dim % self.num_heads:  # type: ignore[operator]
+                raise ValueError(f"model.embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}")
+            if self.img_size % self.patch_size:  # type: ignore[operator]
+                raise ValueError(f"model.img_size {self.img_size} must be a multiple of patch_size {self.patch_size}")
+        elif given := [k for k, v in {**numbers, "mlp_ratio": self.mlp_ratio}.items() if v is not None]:
+            raise ValueError(f"model.{given[0]} is fixed by model.name '{self.name}'; only name 'vit' takes it")
+        return self
+
+
+class DataConfig(_Section):
+    """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``."""
+
+    name: Literal["digits", "affine-digits", "cifar10", "imagenet"] = "affine-digits"
+    root: str = ""
+    # affine-digits only: how many canvases, and the seed they are made from (not the run's seed).
+    train_size: int = Field(20_000, ge=1)
+    test_size: int = Field(10_000, ge=1)
+    seed: int = Field(0, ge=0)
+    # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
+    # flip; 'none' resizes only. The digit sets take 'none'.
+    augment: Literal["none", "basic", "deit"] = "none"
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+
+
+class OptimConfig(_Section):
+    """AdamW (paper, section 5), cosine with linear warm-up (A8: unstated; DeiT's schedule is the natural reading)."""
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(256, ge=1)
+    lr: float = Field(5e-5, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.05, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class GateConfig(_Section):
+    """The gates (Eqs. 1-4, 6) and how they harden."""
+
+    # A1: Eq. 6 defines a soft sample, yet names a straight-through estimator, which has a meaning only if the forward
+    # pass is discrete. Default: hard 0-1 forward, gradient of the soft sample.
+    forward: Literal["straight-through", "soft"] = "straight-through"
+    # A2: P(sample > 1/2) = sigmoid(logit) at every temperature, so the closed form is exact and has no variance.
+    expectation: Literal["closed-form", "sampled"] = "closed-form"
+    # A4: Eq. 3 gates V only, and removing what was never gated changes the function; so V is gated and V is removed.
+    # 'qkv': Q, K and V share the gate and go together. 'v-cut-qkv': section 3.4's text: V gated, Q, K, V removed.
+    dims: Literal["v", "qkv", "v-cut-qkv"] = "v"
+    # A5: thresholding the probability is deterministic given the weights; one noisy sample adds luck to the result.
+    harden: Literal["probability", "sample"] = "probability"
+    # A6: unstated. Fig. 5 starts near all open: sigmoid(3) = 0.95.
+    init_logit: float = 3.0
+    # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
+    lr: float | None = Field(None, gt=0)
+    # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
+    weight_decay: float = Field(0.0, ge=0)
+    # A9: 'gated' multiplies the attention's output bias by "any head open", so that a layer whose gates are all closed
+    # is the identity, as section 3 says; 'kept' leaves the bias (which belongs to no head) in place.
+    attn_bias: Literal["gated", "kept"] = "gated"
+    tau_start: float = Field(2.0, gt=0)
+    tau_end: float = Field(0.5, gt=0)
+
+
+class PenaltyConfig(_Section):
+    """Eq. 7. ``lambda_macro`` prices the C1 part of Eq. 5, ``lambda_micro`` the C2 and C3 parts."""
+
+    lambda_macro: float = Field(0.9, ge=0)
+    lambda_micro: float = Field(0.45, ge=0)
+    # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
+    # 'own' divides each by its own dense value.
+    scale: Literal["total", "own", "raw"] = "total"
+
+
+class FeasibilityConfig(_Section):
+    """Eq. 8. A7: every number is unstated. Layers reach zero heads in Figs. 5-8, so the floor is soft: the weights are of
+    the order of one unit's price in Eq. 7, which discourages an empty layer and cannot forbid it."""
+
+    k_min: float = Field(1.0, ge=0)
+    gamma_attn: float = Field(0.1, ge=0, le=1)
+    gamma_ffn: float = Field(0.1, ge=0, le=1)
+    beta_head: float = Field(1e-3, ge=0)
+    beta_dim: float = Field(1e-3, ge=0)
+    beta_ffn: float = Field(1e-3, ge=0)
+
+
+class DistillConfig(_Section):
+    """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4)."""
+
+    alpha: float = Field(0.7, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+
+
+class BudgetConfig(_Section):
+    """What a baseline prunes to. ``macs``: a share of the dense MACs in (0, 1), a number of MACs, or 'run:<run_id>' for
+    the MACs that another run's extracted model has."""
+
+    macs: float | str | None = None
+    ranking: Literal["layer", "global"] = "layer"
+
+    @model_validator(mode="after")
+    def _macs_form(self) -> BudgetConfig:
+        ok = self.macs is None or (
+            self.macs.startswith("run:") if isinstance(self.macs, str) else self.macs > 0 and math.isfinite(self.macs)
+        )
+        if not ok:
+            raise ValueError(f"budget.macs must be a share, a number of MACs or 'run:<run_id>', not {self.macs!r}")
+        return self
+
+
+class RunConfig(_Section):
+    """Where and how a run executes. None of this enters the ``run_id``: it must not change what is learned."""
+
+    label: str = ""
+    grid: str = "manual"
+    results: str = "results/local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(0, ge=0)  # 0: torch's choice
+    workers: int = Field(0, ge=0)
+    compile: bool = False
+    checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
+    tensorboard: bool = True
+    progress: bool = True
+
+
+class Config(_Section):
+    """One run. ``method`` names a file: 'dense' and 'hiap' live in ``hiap/``, the others in ``baselines/``."""
+
+    method: str = "hiap"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig(patch_size=4, embed_dim=192, depth=6, num_heads=3)
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    gates: GateConfig = GateConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    feasibility: FeasibilityConfig = FeasibilityConfig()
+    distill: DistillConfig = DistillConfig()
+    budget: BudgetConfig = BudgetConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def run_id(self) -> str:
+        """``<method>-<10 hex digits>``: a hash of everything but ``run``, over what differs from the defaults."""
+        science = self.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)
+        text = json.dumps([CONFIG_VERSION, science], sort_keys=True)
+        return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate nested ``values``; ``source`` (a file, say) is named in the one-line ``ConfigError``."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_error(error)}") from None
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """``['model.depth=4', 'optim.lr=1e-3']`` to nested dictionaries; values are read as YAML scalars."""
+    nested: dict[str, Any] = {}
+    for pair in pairs:
+        key, sep, value = pair.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"argument {pair!r}: expected key=value, e.g. optim.epochs=20")
+        try:
+            parsed = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            raise ConfigError(f"argument {pair!r}: {value!r} is not a YAML value") from None
+        merge(nested, _nest(key.split("."), parsed))
+    return nested
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Recursively lay ``extra`` over ``base``, in place; returns ``base``."""
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _nest(path: list[str], value: Any) -> dict[str, Any]:
+    return {path[0]: value if len(path) == 1 else _nest(path[1:], value)}
+
+
+def _first_error(error: ValidationError) -> str:
+    """One line for the first problem: the dotted key, what was wrong, and the nearest valid key if it is unknown."""
+    first = error.errors()[0]
+    parts = [str(p) for p in first["loc"] if p not in ("float", "str", "int")]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, valid_keys())
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
+    return f"{key}: {message}{given}" if key else message
+
+
+def unknown_key(key: str, valid: list[str]) -> str:
+    """'unknown key x (did you mean y?)', for every place that reads keys from a person."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+
+
+def valid_keys() -> list[str]:
+    """All dotted keys of a ``Config``."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += [name, *(f"{name}.{k}" for k in section.model_fields)]
+        else:
+            keys.append(name)
+    return keys
+
+
+def choices(section: type[BaseModel], field: str) -> tuple[str, ...]:
+    """The literal values that a field takes, e.g. ``choices(GateConfig, 'forward')``."""
+    return get_args(section.model_fields[field].annotation)

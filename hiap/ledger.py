@@ -1,0 +1,104 @@
+"""The arithmetic of cost for a Vision Transformer, without torch: the paper's prices (Eq. 5) and the true ones.
+
+Units: the paper's C1, C2, C3 are FLOPs (two per multiply-add) although the paper calls them MACs; everything named
+``macs`` here counts multiply-adds of linear maps and of the two attention products, per image. Norms, softmax, GELU and
+additions are left out, as in ``torch.utils.flop_counter``.
+
+Symbols: N tokens, D embedding, H heads, Dh head dimension, Dffn hidden neurons, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes that decide the cost of a dense ViT. ``prefix``: class, distillation and register tokens;
+    ``classifiers``: classifier heads (2 for a distilled DeiT), each applied to one pooled token."""
+
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    hidden: int
+    patch: int
+    image: int
+    channels: int
+    classes: int
+    prefix: int = 1
+    classifiers: int = 1
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.patches + self.prefix
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Cost of keeping one unit, in the ledger's unit: ``head`` once per head, ``value_dim`` once per value dimension,
+    ``neuron`` once per FFN neuron."""
+
+    head: int
+    value_dim: int
+    neuron: int
+
+
+def paper_prices(n: int, d: int, head_dim: int) -> Prices:
+    """C1, C2, C3 of Eq. 5, FLOPs. C1 bills the V projection to the head, so C2 lacks it."""
+    return Prices(head=2 * n * d * 3 * head_dim + 2 * n * n * head_dim, value_dim=2 * n * d + 2 * n * n, neuron=4 * n * d)
+
+
+def true_prices(n: int, d: int, head_dim: int) -> Prices:
+    """What removing one unit saves, MACs: a head's Q, K projections and Q K^T; a value dimension's V row, its column of
+    attention times V and its output column; a neuron's fc1 row and fc2 column."""
+    return Prices(head=2 * n * d * head_dim + n * n * head_dim, value_dim=2 * n * d + n * n, neuron=2 * n * d)
+
+
+def dense_cost(dims: Dims, prices: Prices) -> int:
+    """All prunable units of the dense network at the given prices."""
+    per_block = dims.heads * (prices.head + dims.head_dim * prices.value_dim) + dims.hidden * prices.neuron
+    return dims.depth * per_block
+
+
+def constant_macs(dims: Dims) -> int:
+    """Patch embedding and classifier: not prunable here."""
+    patch = dims.patches * dims.patch**2 * dims.channels * dims.dim
+    return patch + dims.classifiers * dims.dim * dims.classes
+
+
+def dense_macs(dims: Dims) -> int:
+    """MACs of one image through the dense network."""
+    return constant_macs(dims) + dense_cost(dims, true_prices(dims.tokens, dims.dim, dims.head_dim))
+
+
+def attention_macs(n: int, d: int, qk_dims: Sequence[int], value_dims: Sequence[int]) -> int:
+    """MACs of one attention layer whose heads keep these many query/key and value dimensions."""
+    return sum(2 * n * d * qk + n * n * qk + 2 * n * d * v + n * n * v for qk, v in zip(qk_dims, value_dims, strict=True))
+
+
+def ffn_macs(n: int, d: int, neurons: int) -> int:
+    """MACs of one FFN block with this many neurons."""
+    return 2 * n * d * neurons
+
+
+# Backbones that the grids name, for bills computed without building a network: (D, L, H) at patch 16, 224 pixels.
+_KNOWN = {
+    "deit_tiny_patch16_224": (192, 12, 3),
+    "deit_small_patch16_224": (384, 12, 6),
+    "deit_base_patch16_224": (768, 12, 12),
+}
+
+
+def known_dims(name: str, image: int = 224, classes: int = 1000, channels: int = 3) -> Dims | None:
+    """Sizes of a timm model that the grids use, or None."""
+    if name not in _KNOWN:
+        return None
+    d, depth, heads = _KNOWN[name]
+    return Dims(d, depth, heads, d // heads, 4 * d, 16, image, channels, classes)

@@ -1,0 +1,247 @@
+"""One JSON record per run: what was run, what came out, where, with which code. The only format results have.
+
+Layout below a results root (``results/`` for what this repository publishes, ``results/local/`` for your own runs)::
+
+    runs/<grid>/<run_id>.json            a finished run
+    runs/<grid>/<run_id>.failed-<n>.json failed attempts; they stay
+    work/<grid>/<run_id>/                checkpoints, the extracted model, TensorBoard, status.json (not committed)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hiap.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Score(_Part):
+    """Accuracy on the whole test split: ``top1`` in per cent, mean cross-entropy ``loss`` in nats, ``n`` images."""
+
+    top1: float
+    loss: float
+    n: int
+
+
+class Metrics(_Part):
+    """The same network at four moments. ``dense``: what the run started from (None when trained from scratch);
+    ``soft``: gates sampled as in training, at the final temperature; ``hardened``: gates thresholded, nothing removed;
+    ``extracted``: physically smaller module, the number that counts. ``soft`` and ``hardened`` exist for gated runs."""
+
+    dense: Score | None = None
+    soft: Score | None = None
+    hardened: Score | None = None
+    extracted: Score | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """Extracted minus soft top-1, in points: what hardening costs."""
+        return None if self.soft is None or self.extracted is None else self.extracted.top1 - self.soft.top1
+
+
+class Size(_Part):
+    """``macs`` per image (multiply-adds) and ``params``, both counted, of the dense start and the extracted end."""
+
+    dense_macs: int
+    dense_params: int
+    macs: int
+    params: int
+
+
+class StageBill(_Part):
+    """What one training stage cost. ``train_macs`` counts forward (1x) and backward (2x) of the trained network as it
+    executes, plus the teacher's forward; ``seconds`` is wall time in training steps."""
+
+    name: str
+    epochs: int
+    steps: int
+    images: int
+    seconds: float
+    train_macs: float
+
+
+class EpochLog(_Part):
+    """Means over one epoch, and for gated runs the hardened counts per block at its end: open heads, value dimensions
+    kept per head, open neurons; ``macs`` is what extraction at this moment would leave."""
+
+    stage: str
+    epoch: int
+    loss: float
+    terms: dict[str, float] = Field(default_factory=dict)
+    lr: float
+    tau: float | None = None
+    heads: list[int] | None = None
+    head_dims: list[list[int]] | None = None
+    neurons: list[int] | None = None
+    macs: int | None = None
+
+
+class BlockShape(_Part):
+    """What is left of one block: value dimensions of each surviving head, and FFN neurons (0: the FFN is gone)."""
+
+    head_dims: list[int]
+    neurons: int
+
+
+class Environment(_Part):
+    device: str
+    device_name: str
+    threads: int
+    python: str
+    platform: str
+    libraries: dict[str, str]
+    commit: str
+    dirty: bool
+    command: str
+
+
+class Record(_Part):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    grid: str
+    label: str
+    status: Literal["finished", "failed"]
+    error: str = ""
+    config: Config
+    seed: int
+    metrics: Metrics = Metrics()
+    gap: float | None = None
+    size: Size | None = None
+    stages: list[StageBill] = Field(default_factory=list)
+    epochs: list[EpochLog] = Field(default_factory=list)
+    shape: list[BlockShape] | None = None
+    environment: Environment
+    started: str
+    finished: str
+    resumed: int = 0
+
+
+class Folders:
+    """Where the files of one run lie (see the module docstring)."""
+
+    def __init__(self, results: str | Path, grid: str, run_id: str):
+        root = Path(results)
+        self.root, self.grid, self.run_id = root, grid, run_id
+        self.runs = root / "runs" / grid
+        self.record = self.runs / f"{run_id}.json"
+        self.work = root / "work" / grid / run_id
+        self.model = self.work / "model"
+        self.status = self.work / "status.json"
+
+    @classmethod
+    def of(cls, config: Config) -> Folders:
+        return cls(config.run.results, config.run.grid, config.run_id)
+
+    def sibling(self, run_id: str) -> Folders:
+        """Another run's files: of the same grid if it is there, else of whichever grid has it."""
+        here = Folders(self.root, self.grid, run_id)
+        if here.record.exists():
+            return here
+        for path in sorted((self.root / "runs").glob(f"*/{run_id}.json")):
+            return Folders(self.root, path.parent.name, run_id)
+        raise ConfigError(f"run:{run_id}: no finished run of that id below {self.root / 'runs'}; run it first")
+
+    def failed_record(self) -> Path:
+        taken = len(list(self.runs.glob(f"{self.run_id}.failed-*.json")))
+        return self.runs / f"{self.run_id}.failed-{taken + 1}.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically: a reader, or a kill, sees the old file or the new one, never a part."""
+    atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write(record: Record, folders: Folders) -> Path:
+    path = folders.record if record.status == "finished" else folders.failed_record()
+    write_json(path, record.model_dump(mode="json"))
+    return path
+
+
+def read(path: Path) -> Record:
+    """Raises ``ConfigError`` (one line) if the file is not a record of this schema."""
+    try:
+        return Record.model_validate_json(path.read_text())
+    except ValueError as error:
+        first = str(error).splitlines()
+        raise ConfigError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {' '.join(first[:3])}") from None
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def environment(device: torch.device) -> Environment:
+    import torch  # here, so that reading records (launcher, analysis) starts without it
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    commit, dirty = _git_state()
+    return Environment(
+        device=device.type,
+        device_name=name,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        libraries={name: version(name) for name in LIBRARIES},
+        commit=commit,
+        dirty=dirty,
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+
+
+@cache
+def _git_state() -> tuple[str, bool]:
+    """Commit of the checkout that holds this file and whether tracked files differ from it; ('', False) without git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,142 @@
+"""What a network costs: expected cost of a gated model in both ledgers, and counted MACs and parameters.
+
+The prices are in ``hiap.ledger``; here they meet modules and tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils import flop_counter
+
+from hiap import ledger
+from hiap.gated_vit import BlockMask
+
+# torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+if _CPU_ATTENTION not in flop_counter.flop_registry:
+
+    @flop_counter.register_flop_formula(_CPU_ATTENTION)
+    def _cpu_attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return flop_counter.sdpa_flop_count(query, key, value)
+
+
+
+@dataclass
+class ExpectedCost:
+    """Differentiable scalars. ``macro`` and ``micro`` are the C1 and the C2, C3 parts of Eq. 5 in FLOPs, as the paper
+    prices them; ``macs`` is the true ledger: expected multiply-adds of the extracted model, constants included.
+    ``dense_macro``, ``dense_micro``: the same parts with every gate open."""
+
+    macro: Tensor
+    micro: Tensor
+    macs: Tensor
+    dense_macro: int
+    dense_micro: int
+
+    @property
+    def flops(self) -> Tensor:
+        """Eq. 5."""
+        return self.macro + self.micro
+
+
+def dims_of(model: Any) -> ledger.Dims:
+    """Sizes of a (gated) timm ViT with dense blocks."""
+    attn, hidden = model.blocks[0].attn, model.blocks[0].mlp.fc1.out_features
+    rows, columns = model.patch_embed.img_size
+    patch = model.patch_embed.patch_size
+    if rows != columns or patch[0] != patch[1]:
+        raise ValueError(f"image {rows}x{columns}, patch {patch[0]}x{patch[1]}: expected squares")
+    return ledger.Dims(
+        dim=model.embed_dim,
+        depth=len(model.blocks),
+        heads=attn.num_heads,
+        head_dim=attn.head_dim,
+        hidden=hidden,
+        patch=patch[0],
+        image=rows,
+        channels=model.patch_embed.proj.in_channels,
+        classes=model.num_classes,
+        prefix=model.num_prefix_tokens,
+        classifiers=_classifiers(model),
+    )
+
+
+def expected_cost(gated: Any) -> ExpectedCost:
+    """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
+    current probabilities (or samples, A2)."""
+    dims = dims_of(gated)
+    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])  # (L, H)
+    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])  # (L, H, Dh)
+    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])  # (L,)
+    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])  # (L, Dffn)
+    heads, value_dims, neurons = g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
+    paper = ledger.paper_prices(dims.tokens, dims.dim, dims.head_dim)
+    true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
+    # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
+    alive = (g * (1 - (1 - d).prod(-1))).sum()
+    head_part = true.head * alive if gated.blocks[0].attn.mode == "v" else true.head // dims.head_dim * value_dims
+    return ExpectedCost(
+        macro=paper.head * heads,
+        micro=paper.value_dim * value_dims + paper.neuron * neurons,
+        macs=head_part + true.value_dim * value_dims + true.neuron * neurons + ledger.constant_macs(dims),
+        dense_macro=dims.depth * dims.heads * paper.head,
+        dense_micro=ledger.dense_cost(dims, paper) - dims.depth * dims.heads * paper.head,
+    )
+
+
+def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) -> int:
+    """MACs of the model that extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
+    total = ledger.constant_macs(dims)
+    for mask in kept:
+        widths = [w for w in (mask.dims.sum(-1) * mask.heads).tolist() if w]
+        qk = widths if cut_qk else [dims.head_dim] * len(widths)
+        total += ledger.attention_macs(dims.tokens, dims.dim, qk, widths)
+        total += ledger.ffn_macs(dims.tokens, dims.dim, int(mask.neurons.sum()) * int(mask.ffn))
+    return total
+
+
+def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Multiply-adds of one image (channels, height, width) through a dense, gated or extracted ViT.
+
+    Counted analytically from the modules as they execute; equals ``torch.utils.flop_counter`` / 2 to the last MAC (a
+    gated model executes densely, so it counts as dense). Raises ``ValueError`` if the image does not fit the model.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
+    channels, height, width = image
+    embed = model.patch_embed
+    if channels != embed.proj.in_channels:
+        raise ValueError(f"image has {channels} channels, the model takes {embed.proj.in_channels}")
+    if not model.dynamic_img_size and (height, width) != tuple(embed.img_size):
+        raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
+    patches = (height // embed.patch_size[0]) * (width // embed.patch_size[1])
+    total = patches * embed.proj.weight.numel()
+    total += sum(_block_macs(block, patches + model.num_prefix_tokens) for block in model.blocks)
+    return total + _classifiers(model) * model.embed_dim * model.num_classes
+
+
+def params(model: nn.Module) -> int:
+    """Number of learnable scalars (gate logits not counted: they never leave training)."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
+
+
+def _block_macs(block: Any, n: int) -> int:
+    total = 0
+    if block.attn is not None:
+        attn = block.attn
+        d = attn.qkv.in_features
+        qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
+        v = getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads
+        total += ledger.attention_macs(n, d, qk, v)
+    if block.mlp is not None:
+        total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc1.out_features)
+    return total
+
+
+def _classifiers(model: Any) -> int:
+    return int(isinstance(model.head, nn.Linear)) + int(isinstance(getattr(model, "head_dist", None), nn.Linear))

@@ -1,0 +1,198 @@
+"""Gates on a timm VisionTransformer (Eqs. 1-4), folded into the weights.
+
+Eq. 1-2 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
+they scale that projection's columns. Eq. 4 scales neuron k by c[k] and the block by b: they scale fc2's columns. No
+activation-sized tensor is made and fused attention stays, so a gated step costs what a dense step costs. The plain
+activation-masking form is in ``tests/reference.py``; outputs and gradients agree.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from hiap.config import GateConfig
+from hiap.gates import Gate
+
+
+class UnsupportedModelError(ValueError):
+    """The network holds a module that has no gated form here; the message names it."""
+
+
+@dataclass
+class BlockMask:
+    """What is kept of one block: ``heads`` (H,), ``dims`` (H, Dh), ``ffn`` (), ``neurons`` (Dffn,); booleans."""
+
+    heads: Tensor
+    dims: Tensor
+    ffn: Tensor
+    neurons: Tensor
+
+
+class GatedAttention(nn.Module):
+    """timm's ``Attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D)."""
+
+    def __init__(self, attention: Attention, config: GateConfig, generator: torch.Generator):
+        super().__init__()
+        self.num_heads, self.head_dim, self.scale = attention.num_heads, attention.head_dim, attention.scale
+        self.mode, self.bias_gated = config.dims, config.attn_bias == "gated"
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
+        self.head_gate = Gate((self.num_heads,), "macro", config, generator)
+        self.value_gate = Gate((self.num_heads, self.head_dim), "micro", config, generator)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        heads, dims = self.head_gate(), self.value_gate()
+        weight, bias = self._qkv(dims)
+        qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(
+            self.q_norm(q),
+            self.k_norm(k),
+            v,
+            attn_mask=attn_mask,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            is_causal=is_causal,
+            scale=self.scale,  # as trained, whatever is removed later
+        )
+        columns = (heads[:, None] * dims).flatten()  # g * d, Eqs. 1-3
+        x = F.linear(x.transpose(1, 2).flatten(2), self.proj.weight * columns, self._output_bias(heads))
+        return self.proj_drop(x)
+
+    def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
+        # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
+        if self.mode == "v" or (self.mode == "v-cut-qkv" and self.value_gate.training):
+            return self.qkv.weight, self.qkv.bias
+        rows = torch.cat([dims.flatten(), dims.flatten(), torch.ones_like(dims).flatten()])
+        return self.qkv.weight * rows[:, None], None if self.qkv.bias is None else self.qkv.bias * rows
+
+    def _output_bias(self, heads: Tensor) -> Tensor | None:
+        # A9: the output bias belongs to no head. Gated by "any head open" it vanishes with the last one.
+        if self.proj.bias is None or not self.bias_gated:
+            return self.proj.bias
+        return self.proj.bias * (1 - (1 - heads).prod())
+
+
+class GatedMlp(nn.Module):
+    """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D)."""
+
+    def __init__(self, mlp: Mlp, config: GateConfig, generator: torch.Generator):
+        super().__init__()
+        self.fc1, self.act, self.drop1, self.fc2, self.drop2 = mlp.fc1, mlp.act, mlp.drop1, mlp.fc2, mlp.drop2
+        self.block_gate = Gate((), "macro", config, generator)
+        self.neuron_gate = Gate((mlp.fc1.out_features,), "micro", config, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        block, neurons = self.block_gate(), self.neuron_gate()
+        x = self.drop1(self.act(self.fc1(x)))
+        bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
+        return self.drop2(F.linear(x, self.fc2.weight * (block * neurons), bias))  # b * c, Eq. 4
+
+
+def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: int = 0, **options: Any) -> Any:
+    """A copy of ``model`` whose attention and FFN carry gates; the model itself is left alone.
+
+    ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the noise
+    of ``harden='sample'``. The result is still a ``VisionTransformer``: in training mode it samples its gates, in eval
+    mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module that has no gated form.
+    """
+    config = config or GateConfig(**options)
+    check_supported(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    gated = copy.deepcopy(model)
+    for block in gated.blocks:
+        device = block.attn.qkv.weight.device
+        block.attn = GatedAttention(block.attn, config, generator).to(device)
+        block.mlp = GatedMlp(block.mlp, config, generator).to(device)
+    return gated.train(model.training)
+
+
+def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
+    """Raise ``UnsupportedModelError`` unless ``model`` is a timm ViT of standard blocks, attention and MLPs."""
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer")
+    if model.attn_pool is not None:
+        raise UnsupportedModelError(f"attn_pool ({type(model.attn_pool).__name__}): expected token or average pooling")
+    for i, block in enumerate(model.blocks):
+        _expect(f"blocks.{i}", block, Block)
+        _expect(f"blocks.{i}.attn", block.attn, Attention)
+        _expect(f"blocks.{i}.attn.norm", block.attn.norm, nn.Identity)
+        _expect(f"blocks.{i}.mlp", block.mlp, Mlp)
+        _expect(f"blocks.{i}.mlp.norm", block.mlp.norm, nn.Identity)
+        _expect(f"blocks.{i}.mlp.fc1", block.mlp.fc1, nn.Linear)
+        if getattr(block.attn, "gate", None) is not None:
+            raise UnsupportedModelError(f"blocks.{i}.attn.gate: attention with an output gate of its own")
+        if config and config.dims != "v" and not isinstance(block.attn.q_norm, nn.Identity):
+            raise UnsupportedModelError(f"blocks.{i}.attn.q_norm: gates.dims '{config.dims}' cannot cut normalised Q, K")
+
+
+def _expect(name: str, module: nn.Module, kind: type) -> None:
+    # The exact type: a subclass may compute something else.
+    if type(module) is not kind:
+        raise UnsupportedModelError(f"{name} ({type(module).__name__}): expected {kind.__module__}.{kind.__name__}")
+
+
+def named_gates(gated: nn.Module) -> Iterator[tuple[str, Gate]]:
+    """(name, gate) in network order, e.g. ('blocks.0.attn.head_gate', Gate); the parameter is ``gate.logit``."""
+    return ((name, module) for name, module in gated.named_modules() if isinstance(module, Gate))
+
+
+def is_gated(model: nn.Module) -> bool:
+    return any(True for _ in named_gates(model))
+
+
+def set_temperature(gated: nn.Module, tau: float) -> None:
+    for _, g in named_gates(gated):
+        g.tau.fill_(tau)
+
+
+@contextmanager
+def sampling(gated: nn.Module) -> Iterator[None]:
+    """Within, the gates sample as in training whatever the mode of the rest of the network (the 'soft' evaluation)."""
+    modes = [(g, g.training) for _, g in named_gates(gated)]
+    try:
+        for g, _ in modes:
+            g.train()
+        yield
+    finally:
+        for g, mode in modes:
+            g.train(mode)
+
+
+def masks(gated: Any) -> list[BlockMask]:
+    """The hardened gates, one ``BlockMask`` per block."""
+    return [
+        BlockMask(
+            heads=b.attn.head_gate.hardened(),
+            dims=b.attn.value_gate.hardened(),
+            ffn=b.mlp.block_gate.hardened(),
+            neurons=b.mlp.neuron_gate.hardened(),
+        )
+        for b in gated.blocks
+    ]
+
+
+@torch.no_grad()
+def set_masks(gated: Any, kept: list[BlockMask]) -> None:
+    """Close and open gates by hand (this is how baselines decide): logits become +-``CERTAIN``."""
+    for block, mask in zip(gated.blocks, kept, strict=True):
+        for g, keep in (
+            (block.attn.head_gate, mask.heads),
+            (block.attn.value_gate, mask.dims),
+            (block.mlp.block_gate, mask.ffn),
+            (block.mlp.neuron_gate, mask.neurons),
+        ):
+            g.logit.copy_(torch.where(keep, CERTAIN, -CERTAIN))
+
+
+CERTAIN = 20.0  # a logit whose gate is open but once in 5e8 samples

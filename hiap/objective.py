@@ -1,0 +1,57 @@
+"""The loss of Eq. 7: task and distillation, macro and micro penalties, and the feasibility terms of Eq. 8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiap.config import DistillConfig, FeasibilityConfig, PenaltyConfig
+from hiap.cost import expected_cost
+
+
+def task_loss(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, distill: DistillConfig, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``.
+
+    ``logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives alpha and T and says
+    "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of the two numbers.
+    """
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    if teacher_logits is None:
+        return loss
+    t = distill.temperature
+    student, teacher = ((z.float() / t).log_softmax(-1) for z in (logits, teacher_logits))
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (1 - distill.alpha) * loss + distill.alpha * t * t * divergence
+
+
+def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:
+    """``lambda_macro L_macro`` and ``lambda_micro L_micro`` of Eq. 7, from the paper's own ledger."""
+    cost = expected_cost(gated)
+    dense = cost.dense_macro + cost.dense_micro
+    # A3: the scale is unstated; see PenaltyConfig.
+    macro, micro = {
+        "total": (dense, dense),
+        "own": (cost.dense_macro, cost.dense_micro),
+        "raw": (1, 1),
+    }[config.scale]
+    return {"macro": config.lambda_macro * cost.macro / macro, "micro": config.lambda_micro * cost.micro / micro}
+
+
+def feasibility(gated: Any, config: FeasibilityConfig) -> Tensor:
+    """Eq. 8: squared shortfalls below k_min heads per layer, a share gamma_attn of dimensions per active head, and a
+    share gamma_ffn of neurons per active FFN, summed over the network.
+
+    "Active" weighs a head's or block's shortfall by its own gate, held constant: else closing the head would pay."""
+    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])
+    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])
+    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])
+    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])
+    heads = F.relu(config.k_min - g.sum(-1)).square().sum()
+    dims = (g.detach() * F.relu(config.gamma_attn - d.mean(-1)).square()).sum()
+    neurons = (b.detach() * F.relu(config.gamma_ffn - c.mean(-1)).square()).sum()
+    return config.beta_head * heads + config.beta_dim * dims + config.beta_ffn * neurons

@@ -1,0 +1,411 @@
+"""Images in batches: two embedded digit sets, CIFAR-10 and ImageNet.
+
+Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
+augmentation of an image from (seed, e, its index), mixing from (seed, e, k). A run that is resumed at step k therefore
+reads on exactly where it stopped, with any number of workers, and stores no loader state.
+
+Torch, torchvision, timm and scikit-learn are imported where they are used: ``check`` serves the launcher, which must
+start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from hiap.config import ConfigError, DataConfig
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Split = Literal["train", "test"]
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+Transform = Callable[["Image.Image"], "torch.Tensor"]
+
+DIGIT_SETS = ("digits", "affine-digits")
+SMALLEST = {"digits": 8, "affine-digits": 16, "cifar10": 8, "imagenet": 32}
+
+# Mean and standard deviation per channel of the training images in [0, 1]. ImageNet's are timm's constants.
+NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.305,), (0.36,)),
+    "affine-digits": ((0.215,), (0.157,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+
+CIFAR_PICKLES = "cifar-10-batches-py"
+CIFAR_BINARIES = "cifar-10-batches-bin"
+CIFAR_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+
+IMAGENET_FOLDERS = {"train": "train", "test": "val"}
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # what timm's folder reader reads
+
+# Names for the independent streams of random numbers.
+ORDER, AUGMENT, MIX = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Info:
+    """``size``: side of the images as they are stored or drawn, None where it varies; ``train``, ``test``: images."""
+
+    channels: int
+    classes: int
+    size: int | None
+    train: int
+    test: int
+
+
+def info(data: DataConfig, img_size: int) -> Info:
+    """What the data set is; draws and decodes nothing, but reads CIFAR-10's files and lists ImageNet's, once."""
+    if data.name == "affine-digits":
+        return Info(1, 10, img_size, data.train_size, data.test_size)
+    if data.name == "digits":
+        from hiap.affine_digits import original_indices
+
+        return Info(1, 10, 8, len(original_indices("train")), len(original_indices("test")))
+    if data.name == "cifar10":
+        train, test = (len(_cifar(data.root, split)) for split in ("train", "test"))
+        return Info(3, 10, 32, train, test)
+    train, test = (len(_imagenet(data.root, split)) for split in ("train", "test"))
+    return Info(3, len(_folders(Path(data.root) / "train")), None, train, test)
+
+
+def check(data: DataConfig, img_size: int) -> None:
+    """Raise ``ConfigError`` (one line) if the data cannot serve a run; quick, reads no image and imports no torch."""
+    if img_size < SMALLEST[data.name]:
+        raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
+    if data.name in DIGIT_SETS:
+        if data.augment != "none":
+            raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+        if find_spec("sklearn") is None:
+            raise ConfigError(f"data.name '{data.name}' needs scikit-learn, which is not installed")
+        return
+    if not data.root:
+        raise ConfigError(f"data.root is empty: data.name '{data.name}' needs {_expected(data.name)}")
+    if not Path(data.root).is_dir():
+        raise ConfigError(f"data.root {data.root!r} is not a folder; expected {_expected(data.name)}")
+    if data.name == "cifar10":
+        _cifar_files(data.root)
+    else:
+        _check_imagenet(Path(data.root))
+
+
+def steps_per_epoch(data: DataConfig, img_size: int, batch_size: int) -> int:
+    """Training batches of one epoch. An incomplete last batch is left out, unless it would be the only one."""
+    return max(1, info(data, img_size).train // batch_size)
+
+
+def train_batches(
+    data: DataConfig, img_size: int, *, batch_size: int, seed: int, epoch: int, start: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels int64
+    (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone."""
+    dataset = _dataset(data, img_size, "train")
+    size = min(batch_size, len(dataset))
+    mixing = data.mixup > 0 or data.cutmix > 0
+    if mixing and size % 2:
+        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {size}")
+    order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(len(dataset))
+    steps = max(1, len(dataset) // batch_size)
+    batches = list(order[: steps * size].reshape(steps, size)[start:])
+    mix = _mixer(data, img_size) if mixing else None
+    for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
+        if mix is not None:
+            with _seeded(seed, epoch, k, MIX):
+                images, targets = mix(images, targets)
+        yield images, targets
+
+
+def test_batches(data: DataConfig, img_size: int, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:  # noqa: PT028
+    """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller."""
+    dataset = _dataset(data, img_size, "test")
+    batches = [np.arange(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
+    yield from dataset.load(batches, (0, 0), workers)
+
+
+class _Dataset(Protocol):
+    def __len__(self) -> int: ...
+
+    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+        """One (images, labels) per array of indices; ``stream`` (seed, epoch) feeds the augmentation."""
+
+
+class _InMemory:
+    """Images that are batched by indexing one tensor, which costs a tiny network next to nothing."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, mean: float, std: float):
+        self.images, self.labels = images, labels
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+        import torch
+
+        for batch in batches:
+            chosen = torch.from_numpy(batch)
+            pixels = self.images[chosen].float()
+            yield pixels.sub_(255 * self.mean).mul_(1 / (255 * self.std)), self.labels[chosen]
+
+
+class _Photographs:
+    """Images that are decoded and augmented one by one, in worker processes."""
+
+    def __init__(self, source: _Cifar | _ImageNet, transform: Transform):
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+        import torch
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Any] = DataLoader(
+            _Augmented(self.source, self.transform, stream),  # type: ignore[arg-type]
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the global one, as often as a run is resumed
+        )
+        yield from loader
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """What a ``DataLoader`` reads: the transform's random numbers depend on (seed, epoch, index) alone."""
+
+    source: _Cifar | _ImageNet
+    transform: Transform
+    stream: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.source[index]
+        with _seeded(*self.stream, index, AUGMENT):
+            return self.transform(image), label
+
+
+def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
+    check(data, img_size)
+    if data.name == "affine-digits":
+        count = data.train_size if split == "train" else data.test_size
+        return _digits(split, img_size, count, data.seed)
+    if data.name == "digits":
+        return _digits(split, img_size)
+    source = _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split)
+    return _Photographs(source, _transform(data, img_size, split))
+
+
+@lru_cache(maxsize=8)
+def _digits(split: Split, img_size: int, count: int | None = None, seed: int = 0) -> _InMemory:
+    """Affine canvases if ``count`` is given, else the originals. Kept, so that epochs do not draw them again."""
+    from hiap import affine_digits
+
+    if count is None:
+        images, labels = affine_digits.resized(split, img_size)
+    else:
+        images, labels = affine_digits.canvases(split, count, img_size, seed)
+    mean, std = NORMALISATION["digits" if count is None else "affine-digits"]
+    return _InMemory(images, labels, mean[0], std[0])
+
+
+def _transform(data: DataConfig, img_size: int, split: Split) -> Transform:
+    """timm's transforms. 'deit' is DeiT's recipe; CIFAR-10, whose photographs are small and centred, is cropped after
+    padding by an eighth instead of by random resizing, as DeiT does for it. Test images of ImageNet are resized to
+    8/7 of the side and cropped, those of CIFAR-10 are used whole."""
+    from timm.data import constants, create_transform
+    from torchvision import transforms
+
+    mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
+    cifar = data.name == "cifar10"
+    common: dict[str, Any] = {
+        "input_size": (3, img_size, img_size),
+        "mean": mean,
+        "std": std,
+        "interpolation": "bicubic",
+    }
+    if split == "test" or data.augment == "none":
+        return create_transform(**common, crop_pct=1.0 if cifar else constants.DEFAULT_CROP_PCT)
+    recipe: dict[str, Any] = {"color_jitter": None}
+    if data.augment == "deit":
+        recipe = {"color_jitter": 0.3, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
+    pipeline = create_transform(**common, is_training=True, **recipe)
+    if cifar:
+        crop = [transforms.RandomCrop(img_size, padding=img_size // 8)]
+        if img_size != 32:
+            crop.insert(0, transforms.Resize(img_size, transforms.InterpolationMode.BICUBIC))
+        pipeline.transforms[:1] = crop
+    return pipeline
+
+
+def _mixer(data: DataConfig, img_size: int) -> Callable[..., Batch]:
+    """Label smoothing is left to the loss, so that it means the same with and without mixing."""
+    from timm.data import Mixup
+
+    classes = info(data, img_size).classes
+    return Mixup(mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, label_smoothing=0.0, num_classes=classes)
+
+
+@contextmanager
+def _seeded(*key: int) -> Iterator[None]:
+    """Python's, numpy's and torch's CPU random numbers follow from ``key`` inside, and go on as before outside.
+
+    Torch's is seeded through its generator: ``torch.manual_seed`` would also reset the GPU's."""
+    import torch
+
+    words = np.random.SeedSequence(key).generate_state(3)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class _Cifar:
+    """CIFAR-10 in memory: ``pixels`` uint8 (n, 32, 32, 3), ``labels`` (n,)."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray):
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        from PIL import Image
+
+        return Image.fromarray(self.pixels[index]), int(self.labels[index])
+
+
+@lru_cache(maxsize=2)
+def _cifar(root: str, split: Split) -> _Cifar:
+    parts = [_read_pickle(file) if file.suffix == "" else _read_binary(file) for file in _cifar_files(root)[split]]
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    # Stored as planes, red first; PIL wants channels last.
+    return _Cifar(np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
+
+
+def _cifar_files(root: str) -> dict[Split, list[Path]]:
+    """The files of whichever of the two published layouts is there; ``ConfigError`` if none is, or a file lacks."""
+    for name, ending in ((CIFAR_PICKLES, ""), (CIFAR_BINARIES, ".bin")):
+        folder = Path(root) / name
+        if folder.is_dir():
+            files = {split: [folder / (name + ending) for name in names] for split, names in CIFAR_FILES.items()}
+            if missing := [str(file) for files_of in files.values() for file in files_of if not file.is_file()]:
+                raise ConfigError(f"{missing[0]} is missing; data.root must hold {_expected('cifar10')}")
+            return files  # type: ignore[return-value]
+    raise ConfigError(f"data.root {root!r} holds neither; expected {_expected('cifar10')}")
+
+
+def _read_pickle(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One batch of the Python layout: pixels uint8 (n, 3072) and labels (n,)."""
+    try:
+        with file.open("rb") as stream:
+            entry = _CifarUnpickler(stream, encoding="latin1").load()
+        pixels, labels = np.asarray(entry["data"]), np.asarray(entry["labels"])
+        good = (
+            pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3072) and set(labels.tolist()) <= set(range(10))
+        )
+    except Exception as error:  # a wrong pickle can raise anything
+        raise ConfigError(
+            f"{file}: not a CIFAR-10 batch ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    if not good:
+        raise ConfigError(f"{file}: not a CIFAR-10 batch (expected n x 3072 bytes and n labels of 0 to 9)")
+    return pixels, labels.astype(np.int64)
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """A pickle may name any function to call; this one may name only what a numpy array is made of."""
+
+    allowed = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]  # numpy 2 moved it; this is where it lives now
+        if (module, name) in self.allowed:
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+
+
+def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One batch of the binary layout: records of 1 label byte and 3072 pixel bytes."""
+    content = np.fromfile(file, dtype=np.uint8)
+    if not len(content) or len(content) % 3073 or content[::3073].max() > 9:
+        raise ConfigError(f"{file}: not a CIFAR-10 batch (expected records of 3073 bytes that start with a label)")
+    records = content.reshape(-1, 3073)
+    return records[:, 1:], records[:, 0].astype(np.int64)
+
+
+class _ImageNet:
+    """Folders of photographs through timm's reader. timm's own data set would replace a broken file by its neighbour;
+    here it is an error, since every test image counts once."""
+
+    def __init__(self, folder: Path, classes: list[str]):
+        from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+        self.reader = ReaderImageFolder(str(folder), class_map={name: i for i, name in enumerate(classes)})
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        from PIL import Image
+
+        file, label = self.reader[index]
+        with file:
+            try:
+                return Image.open(file).convert("RGB"), label
+            except OSError as error:
+                raise ConfigError(f"{file.name}: not a readable image ({error})") from None
+
+
+@lru_cache(maxsize=4)
+def _imagenet(root: str, split: Split) -> _ImageNet:
+    return _ImageNet(Path(root) / IMAGENET_FOLDERS[split], _folders(Path(root) / "train"))
+
+
+def _check_imagenet(root: Path) -> None:
+    expected = f"data.root must hold {_expected('imagenet')}"
+    for name in IMAGENET_FOLDERS.values():
+        if not (root / name).is_dir():
+            raise ConfigError(f"{root / name} is missing; {expected}")
+    train, val = _folders(root / "train"), _folders(root / "val")
+    if not train:
+        raise ConfigError(f"{root / 'train'} has no class folders; {expected}")
+    if different := sorted(set(train) ^ set(val)):
+        here, there = ("train", "val") if different[0] in train else ("val", "train")
+        raise ConfigError(f"class folder {different[0]!r} is in {root / here} but not in {root / there}; {expected}")
+    for folder in (root / split / name for split in ("train", "val") for name in train):
+        with os.scandir(folder) as entries:
+            if not any(entry.name.lower().endswith(IMAGE_ENDINGS) for entry in entries):
+                raise ConfigError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)}); {expected}")
+
+
+def _folders(folder: Path) -> list[str]:
+    """Class names; their sorted order numbers the classes, as in every published ImageNet network."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _expected(name: str) -> str:
+    if name == "cifar10":
+        return f"a folder with '{CIFAR_PICKLES}/' or '{CIFAR_BINARIES}/' in it (CIFAR-10, Python or binary version)"
+    return "a folder with 'train/' and 'val/' in it, both with the same class folders of images"

@@ -178,9 +178,9 @@ class RunConfig(_Section):
 
 
 class Config(_Section):
-    """One run. ``method`` names a file: 'dense' and 'hiap' live in ``hiap/``, the others in ``baselines/``."""
+    """One run. ``method``: 'dense' and 'hiap' live in ``hiap/``, every other name is a file of ``baselines/``."""
 
-    method: str = "hiap"
+    method: Literal["dense", "hiap", "uniform", "l1"] = "hiap"
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig(patch_size=4, embed_dim=192, depth=6, num_heads=3)
     data: DataConfig = DataConfig()

@@ -25,7 +25,6 @@ if _CPU_ATTENTION not in flop_counter.flop_registry:
         return flop_counter.sdpa_flop_count(query, key, value)
 
 
-
 @dataclass
 class ExpectedCost:
     """Differentiable scalars. ``macro`` and ``micro`` are the C1 and the C2, C3 parts of Eq. 5 in FLOPs, as the paper

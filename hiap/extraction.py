@@ -184,7 +184,11 @@ def _extract_attention(attn: GatedAttention, mask: BlockMask) -> tuple[PrunedAtt
         return None, attn.proj.bias if bias_open else None
     size, device = attn.head_dim, dims.device
     values = torch.cat([h * size + dims[h].nonzero().flatten() for h in order])
-    qk = values if attn.mode != "v" else torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
+    qk = (
+        values
+        if attn.mode != "v"
+        else torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
+    )
     value_dims = [int(widths[h]) for h in order]
     pruned = PrunedAttention(
         attn.qkv.in_features,

@@ -133,7 +133,9 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
         if getattr(block.attn, "gate", None) is not None:
             raise UnsupportedModelError(f"blocks.{i}.attn.gate: attention with an output gate of its own")
         if config and config.dims != "v" and not isinstance(block.attn.q_norm, nn.Identity):
-            raise UnsupportedModelError(f"blocks.{i}.attn.q_norm: gates.dims '{config.dims}' cannot cut normalised Q, K")
+            raise UnsupportedModelError(
+                f"blocks.{i}.attn.q_norm: gates.dims '{config.dims}' cannot cut normalised Q, K"
+            )
 
 
 def _expect(name: str, module: nn.Module, kind: type) -> None:

@@ -1,0 +1,43 @@
+"""Accuracy of a network on a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiap.gated_vit import sampling
+from hiap.record import Score
+
+
+def evaluate(
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool = False, soft: bool = False
+) -> Score:
+    """Top-1 (per cent) and mean cross-entropy (nats) over all images of ``batches``; the model is left in eval mode.
+
+    ``soft``: gates sample as in training, one draw per batch; else a gated model runs its hardened gates."""
+    model.eval()
+    with sampling(model) if soft else nullcontext():
+        return _evaluate(model, batches, device, bf16)
+
+
+@torch.no_grad()
+def _evaluate(model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool) -> Score:
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    n = 0
+    for images, labels in batches:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        logits = logits.float()
+        correct += (logits.argmax(-1) == labels).sum()
+        loss += F.cross_entropy(logits, labels, reduction="sum").double()
+        n += len(labels)
+    if n == 0:
+        raise ValueError("evaluate: the test split is empty")
+    return Score(top1=100 * correct.item() / n, loss=loss.item() / n, n=n)

@@ -1,0 +1,530 @@
+"""The one training loop of the project: ``python -m hiap.train key=value ...``.
+
+A run starts from a network (random, pretrained or another run's), passes it through the stages of its method, measures
+the result on the extracted network and writes one record. A run that was killed anywhere continues from its last
+checkpoint and ends with the weights that it would have had (bit for bit on a CPU): batches, gate noise and dropout are
+functions of the position in the run (``hiap.seeds``), so position, network and optimiser are all there is to restore.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hiap import checkpoint, cost, data, gated_vit, method, store
+from hiap.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.evaluate import evaluate
+from hiap.extraction import PrunedAttention
+from hiap.model import build, set_drop_path
+from hiap.objective import task_loss
+from hiap.record import (
+    BlockShape,
+    EpochLog,
+    Folders,
+    Metrics,
+    Record,
+    Score,
+    Size,
+    StageBill,
+    environment,
+    now,
+    read,
+    write,
+    write_json,
+)
+from hiap.seeds import derive
+
+CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
+STATUS_SECONDS = 2.0
+
+
+class TrainingFailedError(RuntimeError):
+    """The run cannot go on (a loss that is not finite, say); a failed record was written."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Asked to stop (SIGTERM, SIGINT); a checkpoint was written and the run can be resumed."""
+
+
+def run(config: Config) -> Record:
+    """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished).
+
+    Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
+    record was written, and ``Interrupted`` after a checkpoint was written.
+    """
+    folders = Folders.of(config)
+    if folders.record.exists():
+        return read(folders.record)
+    _preflight(config, folders)
+    started = now()
+    try:
+        with _stop_signals() as stopping:
+            record = Run(config, folders, stopping).execute(started)
+    except (ConfigError, Interrupted):
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"{config.run_id}: interrupted") from None
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        failed = _record(config, started, status="failed", error=line)
+        path = write(failed, folders)
+        _status(folders, state="failed", error=line)
+        raise TrainingFailedError(f"{config.run_id}: {line} (recorded in {path})") from error
+    write(record, folders)
+    _status(folders, state="finished")
+    return record
+
+
+class Run:
+    """One run in progress: what it is made of, and how far it has come."""
+
+    def __init__(self, config: Config, folders: Folders, stopping: Callable[[], bool]):
+        self.config, self.folders, self.stopping = config, folders, stopping
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.device = pick_device(config.run.device)
+        self.info = info = data.info(config.data, config.model.img_size)
+        self.image = (info.channels, config.model.img_size, config.model.img_size)
+        self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
+        self.stages = method.stages(config)
+        self.context = method.Context(config, target_macs(config, folders, self._macs(self.start)), self.image)
+        self.bf16 = config.optim.precision == "bf16"
+        self.teacher = self._teacher()
+        self.bills: list[StageBill] = []
+        self.epochs: list[EpochLog] = []
+        self.resumed = 0
+        self._last_status = 0.0
+        self.writer: Any = None
+
+    def execute(self, started: str) -> Record:
+        config = self.config
+        metrics = Metrics(dense=self._score(self.start) if config.model.weights else None)
+        state = checkpoint.load(self.folders.work / "checkpoints")
+        first = 0
+        if state:
+            first, self.resumed = state["stage"], state["resumed"] + 1
+            self.bills = [StageBill(**b) for b in state["bills"]]
+            self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
+        for index in range(first, len(self.stages)):
+            stage = self.stages[index]
+            model = stage.prepare(model, self.context).to(self.device)
+            set_drop_path(model, config.model.drop_path)
+            self._train(index, stage, model, state if index == first else None)
+            if gated_vit.is_gated(model):
+                metrics.soft, metrics.hardened = self._soft_score(model), self._score(model)
+            model = stage.finish(model)
+            store.save(model, self._stage_folder(index))
+        metrics.extracted = self._score(model)
+        store.save(model, self.folders.model)
+        return _record(
+            config,
+            started,
+            status="finished",
+            metrics=metrics,
+            gap=metrics.gap,
+            size=Size(
+                dense_macs=self._macs(self.start),
+                dense_params=cost.params(self.start),
+                macs=self._macs(model),
+                params=cost.params(model),
+            ),
+            stages=self.bills,
+            epochs=self.epochs,
+            shape=shape_of(model),
+            resumed=self.resumed,
+        )
+
+    def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
+        """One stage, from its start or from a checkpoint's ``state``."""
+        config = self.config
+        phase = Phase(index, stage, model, make_optimizer(model, config), self._steps_per_epoch())
+        if state:
+            phase.restore(state, self.device)
+        forward = torch.compile(model) if config.run.compile else model
+        bar = tqdm(total=phase.total, initial=phase.step, desc=f"{config.run.label or config.run_id} {stage.name}",
+                   leave=False, disable=not (config.run.progress and sys.stderr.isatty()))  # fmt: skip
+        model.train()
+        while phase.step < phase.total:
+            for images, targets in self._rest_of_epoch(phase):
+                torch.manual_seed(derive(config.seed, "step", index, phase.step))  # gate noise, dropout, drop path
+                phase.rate = learning_rate(config, phase.step, phase.per_epoch, phase.total)
+                phase.tau = stage.anneal(model, phase.step / phase.total)
+                phase.add(self._step(phase, forward, images, targets))
+                bar.update()
+                self._after_step(phase, bar)
+        bar.close()
+
+    def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, position = divmod(phase.step, phase.per_epoch)
+        return iter(
+            data.train_batches(
+                self.config.data,
+                self.config.model.img_size,
+                batch_size=self.config.optim.batch_size,
+                seed=derive(self.config.seed, "data", phase.index),
+                epoch=epoch,
+                start=position,
+                workers=self.config.run.workers,
+            )
+        )
+
+    def _step(
+        self, phase: Phase, forward: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Forward, backward, update; the loss and its terms, detached."""
+        config = self.config
+        images = images.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                taught = self.teacher(images) if self.teacher else None
+            logits = forward(images)
+        task = task_loss(logits, targets, taught, config.distill, config.optim.label_smoothing)
+        terms = phase.stage.terms(phase.model)
+        loss = torch.stack([task, *terms.values()]).sum()
+        phase.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.optim.clip_norm:
+            nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = phase.rate * group["scale"]
+        phase.optimizer.step()
+        return {k: v.detach() for k, v in {"loss": loss, "task": task, **terms}.items()}
+
+    def _after_step(self, phase: Phase, bar: Any) -> None:
+        """Look at the loss, close the epoch, checkpoint, stop if asked to."""
+        ended = phase.step % phase.per_epoch == 0
+        if ended or phase.step % CHECK_EVERY == 0:
+            self._look(phase, bar)
+        if ended:
+            self._end_epoch(phase)
+        if phase.step == phase.total:
+            self._bill(phase)
+        every = self.config.run.checkpoint_steps
+        stop = self.stopping() and phase.step < phase.total
+        if ended or stop or (every and phase.step % every == 0):
+            self._checkpoint(phase)
+        if stop:
+            raise Interrupted(
+                f"{self.config.run_id}: stopped at step {phase.step} of {phase.total}; run again to resume"
+            )
+
+    def _look(self, phase: Phase, bar: Any) -> None:
+        """Stop on a loss that is not finite; tell the progress bar and status.json."""
+        mean = float(phase.sums["loss"]) / ((phase.step - 1) % phase.per_epoch + 1)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"loss is {mean} by step {phase.step} of stage {phase.stage.name}; a lower optim.lr may help"
+            )
+        bar.set_postfix(loss=f"{mean:.3f}")
+        if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
+            self._last_status = time.monotonic()
+            before = sum(s.epochs for s in self.stages[: phase.index])
+            _status(
+                self.folders,
+                state="running",
+                stage=phase.stage.name,
+                epoch=before + phase.step // phase.per_epoch,
+                epochs=sum(s.epochs for s in self.stages),
+                loss=mean,
+                eta_s=phase.elapsed() / phase.step * (phase.total - phase.step),
+            )
+
+    def _end_epoch(self, phase: Phase) -> None:
+        means = {k: float(v) / phase.per_epoch for k, v in phase.sums.items()}
+        phase.sums = {}
+        log = EpochLog(
+            stage=phase.stage.name,
+            epoch=phase.step // phase.per_epoch - 1,
+            loss=means.pop("loss"),
+            terms=means,
+            lr=phase.rate,
+            tau=phase.tau,
+        )
+        if gated_vit.is_gated(phase.model):
+            kept = gated_vit.masks(phase.model)
+            log.head_dims = [[w for w in (m.dims.sum(-1) * m.heads).tolist() if w] for m in kept]
+            log.heads = [len(block) for block in log.head_dims]
+            log.neurons = [int(m.neurons.sum() * m.ffn) for m in kept]
+            log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, self.config.gates.dims != "v")
+        self.epochs.append(log)
+        self._tensorboard(log)
+
+    def _tensorboard(self, log: EpochLog) -> None:
+        if not self.config.run.tensorboard:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.writer = SummaryWriter(self.folders.work / "tensorboard", purge_step=len(self.epochs) - 1)
+        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, **log.terms}
+        if log.heads is not None and log.neurons is not None:
+            scalars |= {"heads": sum(log.heads), "neurons": sum(log.neurons)}
+        for name, value in scalars.items():
+            if value is not None:
+                self.writer.add_scalar(f"{log.stage}/{name}", value, len(self.epochs) - 1)
+        self.writer.flush()
+
+    def _bill(self, phase: Phase) -> None:
+        images = phase.total * min(self.config.optim.batch_size, self.info.train)
+        per_image = 3 * self._macs(phase.model) + (self._macs(self.start) if self.teacher else 0)
+        self.bills.append(
+            StageBill(
+                name=phase.stage.name,
+                epochs=phase.stage.epochs,
+                steps=phase.total,
+                images=images,
+                seconds=round(phase.elapsed(), 2),
+                train_macs=float(per_image * images),
+            )
+        )
+
+    def _checkpoint(self, phase: Phase) -> None:
+        run = {
+            "resumed": self.resumed,
+            "bills": [b.model_dump() for b in self.bills],
+            "epochs": [e.model_dump() for e in self.epochs],
+        }
+        checkpoint.save(self.folders.work / "checkpoints", phase.index, phase.step, {**phase.state(), **run})
+
+    def _teacher(self) -> Any:
+        """The network that the run starts from, frozen (paper, section 5); None for dense runs and at alpha 0."""
+        if self.config.method == "dense" or self.config.distill.alpha == 0:
+            return None
+        return copy.deepcopy(self.start).eval().requires_grad_(False).to(self.device)
+
+    def _score(self, model: Any, soft: bool = False) -> Score:
+        config = self.config
+        size = max(config.optim.batch_size, 250)
+        batches = data.test_batches(config.data, config.model.img_size, batch_size=size, workers=config.run.workers)
+        return evaluate(model.to(self.device), batches, self.device, self.bf16, soft)
+
+    def _soft_score(self, model: Any) -> Score:
+        """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
+        gated_vit.set_temperature(model, self.config.gates.tau_end)
+        torch.manual_seed(derive(self.config.seed, "soft"))
+        return self._score(model, soft=True)
+
+    def _macs(self, model: Any) -> int:
+        return cost.macs(model, self.image)
+
+    def _steps_per_epoch(self) -> int:
+        return data.steps_per_epoch(self.config.data, self.config.model.img_size, self.config.optim.batch_size)
+
+    def _stage_folder(self, index: int) -> Path:
+        return self.folders.work / f"stage-{index}"
+
+
+@dataclass
+class Phase:
+    """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch."""
+
+    index: int
+    stage: method.Stage
+    model: Any
+    optimizer: torch.optim.Optimizer
+    per_epoch: int
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    clock: float = field(default_factory=time.perf_counter)
+    rate: float = 0.0
+    tau: float | None = None
+
+    @property
+    def total(self) -> int:
+        return self.stage.epochs * self.per_epoch
+
+    def elapsed(self) -> float:
+        """Seconds spent in this stage, earlier tries included."""
+        return self.seconds + time.perf_counter() - self.clock
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "stage": self.index,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+            "seconds": self.elapsed(),
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
+
+
+def make_optimizer(model: Any, config: Config) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only (timm's usual rule) and the gates' own rate and decay (A6)."""
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decay, plain, logits = [], [], []
+    for name, p in model.named_parameters():
+        if name.endswith(".logit"):
+            logits.append(p)
+        elif p.ndim < 2 or name in skip:
+            plain.append(p)
+        else:
+            decay.append(p)
+    gates = config.gates
+    groups = [
+        {"params": decay, "weight_decay": config.optim.weight_decay, "scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "scale": 1.0},
+        {
+            "params": logits,
+            "weight_decay": gates.weight_decay,
+            "scale": (gates.lr or config.optim.lr) / config.optim.lr,
+        },
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.optim.lr, fused=True)
+
+
+def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> float:
+    """The weights' rate at ``step``: linear warm-up, then cosine to ``min_lr`` or constant."""
+    optim = config.optim
+    warmup = min(round(optim.warmup_epochs * per_epoch), total - 1)
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - warmup) / (total - warmup)
+    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def target_macs(config: Config, folders: Folders, dense: int) -> int | None:
+    """``budget.macs`` in MACs: a share of ``dense``, a number, or what another run's extracted model has."""
+    wanted = config.budget.macs
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        size = read(folders.sibling(wanted.removeprefix("run:")).record).size
+        if size is None:
+            raise ConfigError(f"budget.macs {wanted}: that record holds no size")
+        return size.macs
+    return round(wanted * dense) if wanted < 1 else round(wanted)
+
+
+def shape_of(model: Any) -> list[BlockShape]:
+    """What is left of each block of a dense or extracted network."""
+    shapes = []
+    for block in model.blocks:
+        attn = block.attn
+        if attn is None:
+            dims = []
+        else:
+            dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
+        shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
+    return shapes
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is CUDA where it exists. Raises ``ConfigError`` if 'cuda' is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device 'cuda': no CUDA device here; expected 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _preflight(config: Config, folders: Folders) -> None:
+    """Everything that can be known to be wrong before the run writes anything."""
+    data.check(config.data, config.model.img_size)
+    if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
+        raise ConfigError(
+            "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
+        )
+    if config.method not in ("dense", "hiap") and config.budget.macs is None:
+        raise ConfigError(f"method '{config.method}' needs a target: set budget.macs (a share, MACs, or run:<run_id>)")
+    try:
+        for folder in (folders.runs, folders.work):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / ".writable", {})
+            (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"run.results '{config.run.results}': cannot write there ({error.strerror})") from None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM and SIGINT ask the loop to checkpoint and stop at the next step; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _status(folders: Folders, **fields: Any) -> None:
+    write_json(folders.status, {**fields, "updated": now()})
+
+
+def _record(config: Config, started: str, **fields: Any) -> Record:
+    return Record(
+        run_id=config.run_id,
+        grid=config.run.grid,
+        label=config.run.label or config.method,
+        # Where the files lie says nothing about the result and does not travel.
+        config=config.model_copy(update={"run": config.run.model_copy(update={"results": ""})}),
+        seed=config.seed,
+        environment=environment(pick_device(config.run.device)),
+        started=started,
+        finished=now(),
+        **fields,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 finished, 1 the run failed (and left a record), 2 bad configuration, 143 stopped, resumable."""
+    try:
+        config = from_dict(parse_overrides(sys.argv[1:] if arguments is None else arguments), "arguments")
+        record = run(config)
+    except (ConfigError, gated_vit.UnsupportedModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 143
+    assert record.size is not None
+    assert record.metrics.extracted is not None
+    share = record.size.macs / record.size.dense_macs
+    print(
+        f"{record.run_id}: top-1 {record.metrics.extracted.top1:.2f} %, {record.size.macs / 1e6:.2f} M MACs "
+        f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters\n{Folders.of(config).record}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -179,7 +179,10 @@ class _Photographs:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it would draw from the global one, as often as a run is resumed
         )
-        yield from loader
+        try:
+            yield from loader
+        except ConfigError as error:  # a worker's error comes inside the text of its traceback
+            raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")) from None
 
 
 @dataclass(frozen=True)

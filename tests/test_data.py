@@ -1,0 +1,429 @@
+"""Data: what a batch holds, that it follows from the configuration, seed and position alone, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hiap import affine_digits, data
+from hiap.config import ConfigError, DataConfig
+
+SMALL = DataConfig(train_size=600, test_size=300)
+RNG = np.random.default_rng(0)
+
+
+def batches(config: DataConfig, size: int = 32, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(data.train_batches(config, size, **{"batch_size": 4, "seed": 1, "epoch": 0, **kwargs}))
+
+
+def equal(left, right) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(left, right, strict=True)
+    )
+
+
+# --- embedded digits ---------------------------------------------------------------------------------------------
+
+
+def test_originals_are_split_in_two_disjoint_stratified_parts():
+    train, test = affine_digits.original_indices("train"), affine_digits.original_indices("test")
+    assert sorted([*train, *test]) == list(range(1797))
+    for split, share in (("train", 0.75), ("test", 0.25)):
+        images, labels = affine_digits.originals(split)
+        assert images.shape[1:] == (1, 8, 8)
+        assert images.max() == 1
+        counts = torch.bincount(labels, minlength=10)
+        assert counts.min() > 0.95 * share * 174
+        assert counts.max() < 1.05 * share * 183
+
+
+def test_canvases_come_from_their_own_split_only(monkeypatch):
+    """With the other split's originals blanked, a split's canvases stay the same; with its own blanked they change."""
+    whole = {split: affine_digits.canvases(split, 100, 32, 0)[0] for split in ("train", "test")}
+    images, labels = affine_digits._load_digits()
+    for blanked, other in (("train", "test"), ("test", "train")):
+        changed = images.copy()
+        changed[affine_digits.original_indices(blanked)] = 0
+        monkeypatch.setattr(affine_digits, "_load_digits", lambda changed=changed: (changed, labels))
+        assert torch.equal(affine_digits.canvases(other, 100, 32, 0)[0], whole[other])
+        assert not torch.equal(affine_digits.canvases(blanked, 100, 32, 0)[0], whole[blanked])
+
+
+def test_canvases_repeat_for_any_number_of_threads_and_in_another_process():
+    """A process that is given two threads, and keeps them, draws what this one draws with one."""
+    code = (
+        "import hashlib, torch; from hiap.affine_digits import canvases; torch.set_num_threads(2);"
+        "print(hashlib.sha256(canvases('train', 600, 32, 3)[0].numpy().tobytes()).hexdigest(), torch.get_num_threads())"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = affine_digits.canvases("train", 600, 32, 3)[0]
+    torch.set_num_threads(threads)
+    assert there == [hashlib.sha256(here.numpy().tobytes()).hexdigest(), "2"]
+
+
+def test_canvases_depend_on_seed_and_split_and_a_small_set_starts_a_large_one():
+    pixels, labels = affine_digits.canvases("train", 300, 32, 0)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (300, 1, 32, 32)
+    assert torch.equal(affine_digits.canvases("train", 40, 32, 0)[0], pixels[:40])
+    assert not torch.equal(affine_digits.canvases("train", 40, 32, 1)[0], pixels[:40])
+    assert not torch.equal(affine_digits.canvases("test", 40, 32, 0)[0], pixels[:40])
+    assert torch.bincount(labels, minlength=10).min() > 10
+    assert len({tuple(image.flatten().tolist()) for image in pixels}) == 300
+
+
+def test_the_affine_map_places_ink_where_it_should():
+    """Half width, full height, a quarter turn, moved right: source (u, v) lands at (0.5 - v, u / 2)."""
+    source = torch.zeros(1, 1, 40, 40)
+    source[0, 0, 20:24, 32:36] = 1  # centre (u, v) = (0.7, 0.1)
+    one = torch.ones(1)
+    maps = affine_digits._inverse_maps(one / 2, one, one * torch.pi / 2, one * 0, one / 2, one * 0)
+    y, x = torch.nonzero(affine_digits._warp(source, maps, 40)[0, 0] > 0.5).float().mean(0)
+    assert (x + 0.5) / 20 - 1 == pytest.approx(0.5 - 0.1, abs=0.05)
+    assert (y + 0.5) / 20 - 1 == pytest.approx(0.7 / 2, abs=0.05)
+
+
+@pytest.mark.parametrize(("config", "size"), [(DataConfig(name="digits"), 8), (DataConfig(), 32)])
+def test_normalised_training_images_have_mean_0_and_deviation_1(config, size):
+    pixels = torch.cat([images for images, _ in batches(config, size, batch_size=500)])
+    assert pixels.dtype == torch.float32
+    assert pixels.mean().item() == pytest.approx(0, abs=0.03)
+    assert pixels.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_digits_are_the_originals_enlarged():
+    config = DataConfig(name="digits")
+    images, labels = next(data.test_batches(config, 8, batch_size=500))
+    truth, true_labels = affine_digits.originals("test")
+    mean, std = (values[0] for values in data.NORMALISATION["digits"])
+    assert torch.allclose(images * std + mean, truth, atol=0.5 / 255 + 1e-6)
+    assert torch.equal(labels, true_labels)
+    large = next(data.test_batches(config, 32, batch_size=500))[0]
+    assert (torch.nn.functional.avg_pool2d(large, 4) - images).abs().mean() < 0.25
+    assert data.info(config, 32) == data.Info(1, 10, 8, 1352, 445)
+
+
+# --- order, resumption, mixing -----------------------------------------------------------------------------------
+
+
+def test_an_epoch_holds_each_image_once_and_epochs_and_seeds_differ():
+    assert data.steps_per_epoch(SMALL, 32, 64) == 9
+    whole = batches(SMALL, batch_size=200)
+    assert len({image.numpy().tobytes() for images, _ in whole for image in images}) == 600
+    assert equal(whole, batches(SMALL, batch_size=200))
+    assert not equal(whole, batches(SMALL, batch_size=200, epoch=1))
+    assert not equal(whole, batches(SMALL, batch_size=200, seed=2))
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    assert data.steps_per_epoch(SMALL, 32, 1000) == 1
+    assert [len(y) for _, y in batches(SMALL, batch_size=1000)] == [600]
+
+
+def test_test_batches_hold_each_image_once_in_order():
+    parts = list(data.test_batches(SMALL, 32, batch_size=77))
+    assert [len(y) for _, y in parts] == [77, 77, 77, 69]
+    assert torch.equal(torch.cat([y for _, y in parts]), affine_digits.canvases("test", 300, 32, 0)[1])
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_mixed_targets_are_probabilities_and_resume(mixing):
+    config = SMALL.model_copy(update=mixing)
+    whole = batches(config, batch_size=100)
+    for images, targets in whole:
+        assert images.shape == (100, 1, 32, 32)
+        assert targets.shape == (100, 10)
+        assert torch.allclose(targets.sum(1), torch.ones(100))
+    assert any(((targets > 0.01) & (targets < 0.99)).any() for _, targets in whole)
+    assert equal(whole[4:], batches(config, batch_size=100, start=4))
+
+
+def test_mixing_refuses_an_odd_batch():
+    with pytest.raises(ConfigError, match="even number, not 5"):
+        batches(SMALL.model_copy(update={"mixup": 0.8}), batch_size=5)
+
+
+# --- CIFAR-10 ----------------------------------------------------------------------------------------------------
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2's numpy wrote in the published files: protocol 2, byte strings, numpy.core's old name."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value):
+        raw = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_bytes
+
+    def save_global(self, value, name=None):
+        module = "numpy.core.multiarray" if value.__name__ == "_reconstruct" else value.__module__
+        self.write(pickle.GLOBAL + f"{module}\n{value.__name__}\n".encode())
+        self.memoize(value)
+
+    dispatch[type] = dispatch[type(len)] = dispatch[type(pickle.dumps)] = save_global
+
+
+def write_cifar(root: Path, layout: str, per_file: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """A tiny CIFAR-10 in one of the published layouts; returns training planes (n, 3, 32, 32) and labels."""
+    folder = root / {"python": data.CIFAR_PICKLES, "binary": data.CIFAR_BINARIES}[layout]
+    folder.mkdir(parents=True)
+    planes = RNG.integers(0, 256, (6 * per_file, 3072), dtype=np.uint8)
+    labels = RNG.integers(0, 10, 6 * per_file)
+    for i, name in enumerate([*data.CIFAR_FILES["train"], *data.CIFAR_FILES["test"]]):
+        part = slice(i * per_file, (i + 1) * per_file)
+        if layout == "binary":
+            np.hstack([labels[part, None].astype(np.uint8), planes[part]]).tofile(folder / f"{name}.bin")
+            continue
+        files = [f"{label}_{k}.png" for k, label in enumerate(labels[part])]
+        entry = {"batch_label": name, "labels": labels[part].tolist(), "data": planes[part], "filenames": files}
+        with (folder / name).open("wb") as stream:
+            Python2Pickler(stream, protocol=2).dump(entry)
+    return planes.reshape(-1, 3, 32, 32), labels
+
+
+@pytest.mark.parametrize("layout", ["python", "binary"])
+def test_cifar_is_read_with_its_pixels_and_labels(tmp_path, layout):
+    planes, labels = write_cifar(tmp_path, layout)
+    config = DataConfig(name="cifar10", root=str(tmp_path))
+    assert data.info(config, 32) == data.Info(3, 10, 32, 20, 4)
+    images, targets = next(data.test_batches(config, 32, batch_size=10))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in data.NORMALISATION["cifar10"])
+    assert torch.equal((images * std + mean).mul(255).round(), torch.from_numpy(planes[20:]).float())
+    assert targets.tolist() == labels[20:].tolist()
+    [(images, targets)] = batches(config, batch_size=20)
+    shuffled = (images * std + mean).mul(255).round().to(torch.uint8).numpy()
+    ours = {(image.tobytes(), int(label)) for image, label in zip(shuffled, targets, strict=True)}
+    assert ours == {(image.tobytes(), int(label)) for image, label in zip(planes[:20], labels[:20], strict=True)}
+    assert next(data.test_batches(config, 64, batch_size=10))[0].shape == (4, 3, 64, 64)
+
+
+def test_torchvision_reads_the_same_python_files(tmp_path, monkeypatch):
+    """The layout that the tests write is torchvision's: its own reader (checksums aside) agrees with ours."""
+    from torchvision.datasets import CIFAR10, cifar
+
+    write_cifar(tmp_path, "python")
+    with (tmp_path / data.CIFAR_PICKLES / "batches.meta").open("wb") as stream:
+        Python2Pickler(stream, protocol=2).dump({"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    theirs = CIFAR10(str(tmp_path), train=True)
+    ours = data._cifar(str(tmp_path), "train")
+    assert np.array_equal(theirs.data, ours.pixels)
+    assert theirs.targets == ours.labels.tolist()
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("/tmp/hiap-test-evil"),)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"data": Evil(), "labels": [0]}])
+def test_the_unpickler_calls_nothing_but_numpy(tmp_path, content):
+    write_cifar(tmp_path, "python")
+    (tmp_path / data.CIFAR_PICKLES / "data_batch_3").write_bytes(pickle.dumps(content, protocol=2))
+    Path("/tmp/hiap-test-evil").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match=r"data_batch_3: not a CIFAR-10 batch .*refused to load") as caught:
+        data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
+    assert "\n" not in str(caught.value)
+    assert not Path("/tmp/hiap-test-evil").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [b"not a pickle", pickle.dumps([1]), pickle.dumps({"labels": [1, 2], "data": [[1] * 3072] * 2}), b""],
+)
+def test_a_damaged_cifar_pickle_is_one_clear_line(tmp_path, entry):
+    write_cifar(tmp_path, "python")
+    (tmp_path / data.CIFAR_PICKLES / "test_batch").write_bytes(entry)
+    with pytest.raises(ConfigError, match="test_batch: not a CIFAR-10 batch") as caught:
+        data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 3072, b"\x0a" + b"\x00" * 3072])
+def test_a_damaged_cifar_binary_is_one_clear_line(tmp_path, content):
+    write_cifar(tmp_path, "binary")
+    (tmp_path / data.CIFAR_BINARIES / "test_batch.bin").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"test_batch\.bin: not a CIFAR-10 batch"):
+        data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
+
+
+# --- ImageNet ----------------------------------------------------------------------------------------------------
+
+CLASSES = {"n01440764": (200, 30, 30), "n01443537": (30, 200, 30), "n02102040": (30, 30, 200)}
+
+
+def write_imagenet(root: Path, train: int = 4, val: int = 2) -> Path:
+    """Class folders of JPEGs, each class of its own colour, of various sizes and one in greyscale."""
+    for split, count in (("train", train), ("val", val)):
+        for name, colour in CLASSES.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (70 + 10 * i, 90 - 10 * i), colour)
+                image.save(root / split / name / f"{name}_{i}.JPEG", quality=95)
+    Image.new("L", (80, 60), 120).save(root / "train" / "n01440764" / "n01440764_0.JPEG")
+    return root
+
+
+def test_imagenet_is_read_with_its_pixels_and_labels(tmp_path):
+    config = DataConfig(name="imagenet", root=str(write_imagenet(tmp_path)))
+    assert data.info(config, 64) == data.Info(3, 3, None, 12, 6)
+    images, labels = next(data.test_batches(config, 64, batch_size=10))
+    assert images.shape == (6, 3, 64, 64)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    colours = torch.tensor(list(CLASSES.values()))[labels].view(6, 3, 1, 1)
+    assert (images.mul(std).add(mean).mul(255) - colours).abs().max() < 6
+
+
+@pytest.mark.parametrize("augment", ["none", "basic", "deit"])
+@pytest.mark.parametrize("name", ["imagenet", "cifar10"])
+def test_augmented_batches_resume_with_any_number_of_workers(tmp_path, name, augment):
+    if name == "imagenet":
+        write_imagenet(tmp_path)
+    else:
+        write_cifar(tmp_path, "binary")
+    config = DataConfig(name=name, root=str(tmp_path), augment=augment, mixup=0.8, cutmix=1.0)
+    whole = batches(config, epoch=2)
+    assert len(whole) == {"imagenet": 3, "cifar10": 5}[name]
+    assert equal(whole[1:], batches(config, epoch=2, start=1))
+    if augment == "deit":
+        assert equal(whole[1:], batches(config, epoch=2, start=1, workers=2))
+    other = batches(config, epoch=3)
+    assert not equal(whole, other)
+
+
+def test_augmentation_differs_between_epochs(tmp_path):
+    write_cifar(tmp_path, "binary")
+    config = DataConfig(name="cifar10", root=str(tmp_path), augment="basic")
+    dataset = data._dataset(config, 32, "train")
+    order = [np.arange(20)]
+    first, second = (next(dataset.load(order, (1, epoch), 0))[0] for epoch in (0, 1))
+    assert sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True)) > 15
+
+
+def test_batches_leave_the_global_random_state_alone(tmp_path):
+    write_cifar(tmp_path, "binary")
+    config = DataConfig(name="cifar10", root=str(tmp_path), augment="deit", mixup=0.8)
+    for workers in (0, 1):
+        states = []
+        for use in (False, True):
+            random.seed(0), np.random.seed(0), torch.manual_seed(0)
+            if use:
+                batches(config, workers=workers)
+            states.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        assert states[0] == states[1]
+
+
+def test_a_broken_photograph_is_an_error_that_names_it(tmp_path):
+    write_imagenet(tmp_path)
+    broken = tmp_path / "val" / "n01443537" / "n01443537_1.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
+    config = DataConfig(name="imagenet", root=str(tmp_path))
+    for workers in (0, 1):
+        with pytest.raises(ConfigError, match=r"n01443537_1\.JPEG: not a readable image") as caught:
+            list(data.test_batches(config, 64, batch_size=4, workers=workers))
+        assert "\n" not in str(caught.value)
+
+
+# --- check -------------------------------------------------------------------------------------------------------
+
+
+def prepare(root: Path, problem: str) -> Path:
+    """A data folder with one thing wrong."""
+    if problem == "file":
+        (root / "file").write_text("")
+        return root / "file"
+    if problem in ("train only", "val class", "no image", "no class"):
+        write_imagenet(root)
+    if problem == "train only":
+        (root / "val").rename(root / "valid")
+    if problem == "val class":
+        (root / "val" / "n02102040").rename(root / "val" / "spaniel")
+    if problem == "no image":
+        for file in (root / "val" / "n02102040").iterdir():
+            file.rename(file.with_suffix(".txt"))
+    if problem == "no class":
+        (root / "train").rename(root / "old")
+        (root / "train").mkdir()
+    if problem == "cifar file":
+        write_cifar(root, "python")
+        (root / data.CIFAR_PICKLES / "data_batch_4").unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "message"),
+    [
+        ("cifar10", "file", "file' is not a folder; expected a folder with 'cifar-10-batches-py/'"),
+        ("cifar10", "empty", "holds neither; expected a folder with 'cifar-10-batches-py/'"),
+        ("cifar10", "cifar file", "data_batch_4 is missing"),
+        ("imagenet", "empty", "train is missing; data.root must hold"),
+        ("imagenet", "train only", "val is missing; data.root must hold"),
+        ("imagenet", "no class", "train has no class folders"),
+        ("imagenet", "val class", "class folder 'n02102040' is in .*train but not in .*val"),
+        ("imagenet", "no image", "n02102040 holds no image"),
+    ],
+)
+def test_wrong_folders_are_one_line_before_anything_is_read(tmp_path, name, problem, message):
+    root = prepare(tmp_path, problem)
+    with pytest.raises(ConfigError, match=message) as caught:
+        data.check(DataConfig(name=name, root=str(root)), 32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({"name": "cifar10"}, 32, "data.root is empty"),
+        ({"name": "imagenet", "root": "/does/not/exist"}, 224, "'/does/not/exist' is not a folder; expected .*train/"),
+        ({"name": "affine-digits"}, 8, "model.img_size 8: data.name 'affine-digits' needs at least 16"),
+        ({"name": "digits", "augment": "deit"}, 32, "data.augment 'deit': .* takes only 'none'"),
+    ],
+)
+def test_impossible_settings_are_one_line(fields, size, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        data.check(DataConfig(**fields), size)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError):
+        batches(DataConfig(**fields), size)
+
+
+def test_missing_scikit_learn_is_one_line(monkeypatch):
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs scikit-learn"):
+        data.check(DataConfig(), 32)
+
+
+def test_good_folders_pass_and_endings_are_timms(tmp_path):
+    from timm.data import get_img_extensions
+
+    data.check(DataConfig(name="imagenet", root=str(write_imagenet(tmp_path / "i"))), 224)
+    write_cifar(tmp_path, "binary")
+    data.check(DataConfig(name="cifar10", root=str(tmp_path)), 32)
+    assert set(get_img_extensions()) == set(data.IMAGE_ENDINGS)
+
+
+def test_check_needs_no_torch():
+    code = (
+        "import sys; from hiap.data import check; from hiap.config import DataConfig; check(DataConfig(), 32);"
+        "print(sorted({'torch', 'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,236 @@
+"""Tables: one definition (columns, panels of rows), rendered as plain text, Markdown, LaTeX (booktabs) and CSV.
+
+Every number is formatted once, so the renderings agree to the last digit. ``python -m analysis.tables [--results DIR]
+[--grid NAME]`` prints the table of a grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import collect
+from hiap.config import ConfigError
+from hiap.record import atomic_write
+
+TEXT_WIDTH = 100
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``show`` turns a row's value of ``key`` into a cell; a missing value becomes a dash."""
+
+    key: str
+    header: str
+    show: Callable[[object], str] = str
+    left: bool = False
+
+    def cell(self, row: pd.Series) -> str:
+        value = row.get(self.key)
+        return MISSING if value is None or (isinstance(value, float) and math.isnan(value)) else self.show(value)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Rows measured under one setting, which ``heading`` states."""
+
+    heading: str
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[Column, ...]
+    panels: tuple[Panel, ...]
+    notes: tuple[str, ...] = ()
+
+    def cells(self, panel: Panel) -> list[list[str]]:
+        return [[column.cell(row) for column in self.columns] for _, row in panel.rows.iterrows()]
+
+
+def number(digits: int, scale: float = 1.0) -> Callable[[object], str]:
+    """Formatter: ``value / scale`` with this many decimals."""
+    return lambda value: f"{float(value) / scale:.{digits}f}"  # type: ignore[arg-type]
+
+
+# Table 3's columns, and what a reader needs to judge them.
+COLUMNS = (
+    Column("label", "Method", left=True),
+    Column("macs", "MMACs", number(2, 1e6)),
+    Column("reduction", "Red. %", number(1)),
+    Column("params", "Params (M)", number(3, 1e6)),
+    Column("top1", "Top-1 %", number(2)),
+    Column("interval", "± 95 %", number(2)),
+    Column("n", "n", number(0)),
+    Column("epochs", "Epochs", number(0)),
+    Column("train_macs", "Train TMACs", number(2, 1e12)),
+    Column("seconds", "Train min", number(1, 60)),
+)
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per data set and label: means over seeds, ``n`` of them, and for n > 1 the half width of Student's 95 %
+    interval of the mean top-1. Dense first, then by falling MACs. Raises ``ConfigError`` if a label is used twice."""
+    runs = runs.drop_duplicates("run_id")
+    if (twice := runs.duplicated(["data", "label", "seed"], keep=False)).any():
+        label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
+        raise ConfigError(f"label '{label}' names different runs of one seed ({ids}); choose a grid or rename one")
+    keys = ["data", "label", "method"]
+    means = ["macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds"]
+    groups = runs.astype(dict.fromkeys(means, float)).groupby(keys, sort=False)
+    rows = groups[means].mean()
+    rows["n"] = groups.size()
+    rows["interval"] = groups["top1"].apply(half_width)
+    rows["test_images"] = groups["test_images"].first()
+    rows["reduction"] = 100 * (1 - rows["macs"] / rows["macs_dense"])
+    rows = rows.reset_index()
+    rows["_dense"] = rows["method"] != "dense"
+    return rows.sort_values(["_dense", "macs", "label"], ascending=[True, False, True], ignore_index=True).drop(
+        columns="_dense"
+    )
+
+
+def half_width(values: pd.Series) -> float:
+    """Half width of Student's 95 % confidence interval of the mean; NaN for one value."""
+    from scipy.stats import t  # here: half a second that reading records should not cost
+
+    n = len(values)
+    return float("nan") if n < 2 else float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+
+
+def published_table3() -> pd.DataFrame:
+    """Table 3 as printed, in the columns of ``summary``; reductions computed from the printed MACs."""
+    rows = collect.published("table3_cifar10_vit_tiny")
+    methods = {"Dense": "dense", "Uniform": "uniform", "l1": "l1", "HiAP": "hiap"}
+    return pd.DataFrame(
+        {
+            "label": rows["method"],
+            "method": [
+                next(m for prefix, m in methods.items() if label.startswith(prefix)) for label in rows["method"]
+            ],
+            "macs": rows["mmacs"] * 1e6,
+            "macs_dense": rows["mmacs"].max() * 1e6,
+            "reduction": 100 * (1 - rows["mmacs"] / rows["mmacs"].max()),
+            "top1": rows["final_acc"],
+            "data": "CIFAR-10",
+        }
+    )
+
+
+def table3(runs: pd.DataFrame) -> Table:
+    """Table 3's shape: the paper's rows, and ours below, one panel per data set so that none is taken for another."""
+    panels = [Panel("As published (arXiv 2603.12222 v1, Table 3): CIFAR-10. Not rerun here.", published_table3())]
+    for data, rows in summary(runs).groupby("data", sort=True):
+        images = int(rows["test_images"].iloc[0])
+        panels.append(Panel(f"This repository: {data}, {images:,} test images. Not comparable with CIFAR-10.", rows))
+    return Table("Accuracy and cost at matched MACs (the shape of the paper's Table 3)", COLUMNS, tuple(panels), NOTES)
+
+
+NOTES = (
+    "MACs: multiply-adds of one image through the extracted model, counted (published: as the paper has it).",
+    "Top-1: extracted model, mean over n seeds; ± is half of Student's 95 % interval of that mean (n > 1).",
+    "Epochs and training cost are the run's own; the dense start that pruned runs share is its own row.",
+)
+
+
+def text(table: Table) -> str:
+    """Plain text, at most ``TEXT_WIDTH`` columns wide."""
+    grids = [table.cells(panel) for panel in table.panels]
+    headers = [column.header for column in table.columns]
+    widths = [max(map(len, cells)) for cells in zip(headers, *(row for grid in grids for row in grid), strict=True)]
+    widths[0] = max(8, min(widths[0], TEXT_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+
+    def line(cells: list[str]) -> str:
+        parts = zip(table.columns, cells, widths, strict=True)
+        return "  ".join(_clip(c, w).ljust(w) if col.left else c.rjust(w) for col, c, w in parts).rstrip()
+
+    rule = "-" * len(line([h.ljust(w) for h, w in zip(headers, widths, strict=True)]))
+    lines = [table.title, rule, line(headers), rule]
+    for panel, grid in zip(table.panels, grids, strict=True):
+        lines += [panel.heading, *map(line, grid), rule]
+    return "\n".join([*lines, *table.notes]) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown: one table per panel, the heading above it."""
+    head = "| " + " | ".join(column.header for column in table.columns) + " |"
+    align = "|" + "|".join(":---" if column.left else "---:" for column in table.columns) + "|"
+    parts = [f"**{table.title}**"]
+    for panel in table.panels:
+        rows = ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in table.cells(panel)]
+        parts.append("\n".join([f"{panel.heading}\n", head, align, *rows]))
+    return "\n\n".join([*parts, *table.notes]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A booktabs ``tabular`` with a full-width line above each panel; needs ``\\usepackage{booktabs}``."""
+    columns = "".join("l" if column.left else "r" for column in table.columns)
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _latex_row([c.header for c in table.columns])]
+    for panel in table.panels:
+        heading = f"\\multicolumn{{{len(table.columns)}}}{{l}}{{\\emph{{{_latex(panel.heading)}}}}} \\\\"
+        lines += ["\\midrule", heading, *(_latex_row(cells) for cells in table.cells(panel))]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def csv(table: Table) -> str:
+    """The rows' unrounded values, with the panel's heading in a column of its own."""
+    keys = [column.key for column in table.columns]
+    frames = [panel.rows.reindex(columns=keys).assign(panel=panel.heading) for panel in table.panels]
+    rows = pd.DataFrame([row for frame in frames for row in frame.to_dict("records")], columns=["panel", *keys])
+    return rows.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def save(table: Table, name: str, root: str | Path) -> list[Path]:
+    """Write ``<root>/tables/<name>.txt``, ``.md``, ``.tex`` and ``.csv``."""
+    paths = []
+    for suffix, render in (("txt", text), ("md", markdown), ("tex", latex), ("csv", csv)):
+        path = Path(root) / "tables" / f"{name}.{suffix}"
+        atomic_write(path, render(table).encode())
+        paths.append(path)
+    return paths
+
+
+def _clip(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(_latex(cell) for cell in cells) + " \\\\"
+
+
+def _latex(value: str) -> str:
+    for plain, escaped in (("\\", "\\textbackslash{}"), ("±", "$\\pm$"), ("λ", "$\\lambda$")):
+        value = value.replace(plain, escaped)
+    for character in "&%#_":
+        value = value.replace(character, f"\\{character}")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Print the table of a grid.")
+    parser.add_argument("--results", default=None, help="results root (default: $HIAP_RESULTS or results/)")
+    parser.add_argument("--grid", default=None, help="grid (default: all)")
+    options = parser.parse_args(arguments)
+    root = Path(options.results) if options.results else collect.results_root()
+    try:
+        runs = collect.load(root, options.grid)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if runs.empty:
+        print(f"error: no finished run below {root / 'runs' / (options.grid or '')}", file=sys.stderr)
+        return 2
+    print(text(table3(runs)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,7 +38,7 @@ class Gate(nn.Module):
         gate = torch.sigmoid((self.logit + noise) / self.tau)  # Eq. 6
         if not self.soft:
             # A1: the 0-1 value forward, the soft sample's gradient backward. `gate - gate.detach()` is exactly 0.
-            gate = (gate > 0.5).to(gate.dtype) + gate - gate.detach()
+            gate = (gate > 0.5).to(gate.dtype) + (gate - gate.detach())
         if self.sampled_expectation:
             self.sample = gate
         return gate

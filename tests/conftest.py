@@ -1,0 +1,52 @@
+"""Small networks and configurations that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import hiap
+from hiap.config import Config, from_dict, merge
+
+torch.set_num_threads(1)
+
+
+def small_vit(**changes: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 3}
+    model = VisionTransformer(**{**sizes, "num_heads": 4, **changes})
+    with torch.no_grad():  # biases start at zero in timm, and would hide errors in them
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_(std=0.1)
+    return model.eval()
+
+
+def scatter_logits(gated: Any, seed: int = 0, spread: float = 1.0) -> None:
+    """Random logits, about half of them closed."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, gate in hiap.named_gates(gated):
+        gate.logit.data = spread * torch.randn(gate.logit.shape, generator=generator)
+
+
+def tiny(results: Path | str, **sections: Any) -> Config:
+    """A run of a few seconds: the 1,797 digits at 16 pixels, a two-block network, two epochs."""
+    base: dict[str, Any] = {
+        "method": "dense",
+        "model": {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2},
+        "data": {"name": "digits"},
+        "optim": {"epochs": 2, "batch_size": 128, "lr": 3e-3},
+        "gates": {"lr": 0.2},
+        "distill": {"alpha": 0.0},
+        "run": {"results": str(results), "device": "cpu", "threads": 1, "tensorboard": False},
+    }
+    return from_dict(merge(base, sections))
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    return torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,95 @@
+"""What a run will cost, computed without building a network (for ``--dry-run``)."""
+
+from __future__ import annotations
+
+from hiap.config import Config, ConfigError, DataConfig
+from hiap.ledger import Dims, dense_macs, known_dims
+from hiap.record import Folders, read
+
+# Training images, classes, channels. 'affine-digits' has as many images as its configuration says.
+DATA = {
+    "digits": (1_352, 10, 1),
+    "affine-digits": (0, 10, 1),
+    "cifar10": (50_000, 10, 3),
+    "imagenet": (1_281_167, 1000, 3),
+}
+
+
+def images(data: DataConfig) -> int:
+    """Training images in the data set."""
+    return data.train_size if data.name == "affine-digits" else DATA[data.name][0]
+
+
+def images_seen(config: Config) -> int:
+    """Training images of the whole run; an incomplete last batch of an epoch is left out."""
+    count, batch = images(config.data), config.optim.batch_size
+    return config.optim.epochs * max(1, count // batch) * min(batch, count)
+
+
+def dims(config: Config) -> Dims | None:
+    """Sizes of the dense network; None for a timm model that the ledger does not know."""
+    model = config.model
+    _, classes, channels = DATA[config.data.name]
+    if model.name != "vit":
+        return known_dims(model.name, model.img_size, classes, channels)
+    # ModelConfig has checked that they are there.
+    assert model.embed_dim
+    assert model.depth
+    assert model.num_heads
+    assert model.patch_size
+    hidden = int(model.embed_dim * (model.mlp_ratio or 4))
+    head_dim = model.embed_dim // model.num_heads
+    return Dims(
+        model.embed_dim,
+        model.depth,
+        model.num_heads,
+        head_dim,
+        hidden,
+        model.patch_size,
+        model.img_size,
+        channels,
+        classes,
+    )
+
+
+def train_macs(config: Config) -> float | None:
+    """MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x; None if the model is unknown.
+
+    A method with a budget trains the pruned network; while its budget is another run's result, the dense network's MACs
+    stand in, an upper bound.
+    """
+    size = dims(config)
+    if size is None:
+        return None
+    dense = dense_macs(size)
+    per_image = 3 * _trained_macs(config, dense)
+    if config.method != "dense" and config.distill.alpha > 0:
+        per_image += dense
+    return per_image * images_seen(config)
+
+
+def _trained_macs(config: Config, dense: int) -> float:
+    budget = config.budget.macs
+    if config.method in ("dense", "hiap") or budget is None:
+        return dense
+    if isinstance(budget, str):
+        try:
+            size = read(Folders.of(config).sibling(budget.removeprefix("run:")).record).size
+        except ConfigError:
+            return dense
+        return size.macs if size else dense
+    return budget * dense if budget < 1 else budget
+
+
+def params(size: Dims) -> int:
+    """Parameters of the dense network, norms and biases included."""
+    block = 4 * size.dim**2 + 2 * size.dim * size.hidden + size.hidden + 9 * size.dim
+    patch = (size.patch**2 * size.channels + 1) * size.dim
+    tokens = (size.tokens + size.prefix) * size.dim
+    return patch + tokens + size.depth * block + 2 * size.dim + size.classifiers * (size.dim + 1) * size.classes
+
+
+def disk_bytes(config: Config) -> int | None:
+    """Two checkpoints of weights and both AdamW moments, and the final network, all fp32; None if unknown."""
+    size = dims(config)
+    return None if size is None else (2 * 3 + 1) * 4 * params(size)

@@ -1,0 +1,217 @@
+"""Where runs execute: in this process, in processes of this machine, or on SLURM; three classes with one interface.
+
+``submit(runs)`` starts or queues them, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it
+is not (the last line of its log), ``stop()`` ends what must not outlive the launcher and says what becomes of the rest.
+Whether a run succeeded is never asked here: its record says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import submitit
+
+from hiap.config import ConfigError
+from hiap.record import write_json
+from slurm.grid import Run
+from slurm.job import Job
+
+MONTH_MIN = 30 * 24 * 60
+
+
+class Executor(Protocol):
+    """``slots``: runs at once; None if a queue decides, which then takes all runs with their dependencies."""
+
+    slots: int | None
+    poll_s: float
+
+    def submit(self, runs: list[Run]) -> None: ...
+    def alive(self, run: Run) -> bool: ...
+    def reason(self, run: Run) -> str: ...
+    def stop(self) -> str: ...
+
+
+class Debug:
+    """Each run in this process, one after the other: for debuggers and tests."""
+
+    slots: int | None = 1
+    poll_s = 0.0
+
+    def __init__(self) -> None:
+        self.errors: dict[Run, str] = {}
+
+    def submit(self, runs: list[Run]) -> None:
+        for run in runs:
+            try:
+                Job(run.config)()
+            except Exception as error:
+                if type(error).__name__ == "Interrupted":
+                    raise KeyboardInterrupt from None
+                traceback.print_exc()
+                self.errors[run] = one_line(f"{type(error).__name__}: {error}")
+
+    def alive(self, run: Run) -> bool:
+        return False
+
+    def reason(self, run: Run) -> str:
+        return self.errors.get(run, "")
+
+    def stop(self) -> str:
+        return "finished runs are kept, the others resume when launched again"
+
+
+class Local:
+    """Processes of this machine through submitit, ``slots`` at once, each with one of the GPUs if there are any."""
+
+    poll_s = 0.3
+
+    def __init__(self, logs: Path, slots: int):
+        self.slots: int | None = slots
+        self.executor = submitit.LocalExecutor(logs)
+        self.executor.update_parameters(timeout_min=MONTH_MIN)
+        self.jobs: dict[Run, submitit.Job[None]] = {}
+        self.gpus = visible_gpus()
+
+    def submit(self, runs: list[Run]) -> None:
+        for run in runs:
+            gpu = self.gpus[len(self.jobs) % len(self.gpus)] if self.gpus else ""
+            with _ctrl_c_held():
+                self.jobs[run] = self.executor.submit(Job(run.config, gpu))
+
+    def alive(self, run: Run) -> bool:
+        return run in self.jobs and not self.jobs[run].done()
+
+    def reason(self, run: Run) -> str:
+        return last_line(self.jobs[run].paths.stderr)
+
+    def stop(self) -> str:
+        """SIGTERM, which a run answers with a checkpoint at its next step; again after a while, to stop at once."""
+        for patience_s in (30, 5):
+            running = [job for run, job in self.jobs.items() if self.alive(run)]
+            for job in running:
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
+            end = time.monotonic() + patience_s
+            while time.monotonic() < end and not all(job.done() for job in running):
+                time.sleep(0.1)
+        return "finished runs are kept, the others resume when launched again"
+
+
+class Slurm:
+    """One job array per stage, started after the arrays that its runs need. Which job has which run is kept in a file,
+    so that a launcher started again follows the jobs of the one before and submits nothing twice. Needs sbatch and
+    squeue, not sacct. Partition, account and the like: sbatch reads SBATCH_PARTITION, SBATCH_ACCOUNT, ..."""
+
+    slots: int | None = None
+    poll_s = 5.0
+    grace_s = 20.0  # between a job's leaving the queue and its record's being seen on a shared file system
+
+    def __init__(self, logs: Path, at_once: int | None):
+        self.logs, self.at_once, self.file = logs, at_once, logs / "jobs.json"
+        self.jobs: dict[str, str] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.listed: set[str] | None = None
+        self.listed_at = float("-inf")
+        self.seen: dict[str, float] = {}
+
+    def submit(self, runs: list[Run]) -> None:
+        for stage in sorted({run.stage for run in runs}):
+            array = [run for run in runs if run.stage == stage]
+            try:
+                jobs = self._executor(array).submit_array([Job(run.config) for run in array])
+            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+                raise ConfigError(
+                    f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}"
+                ) from None
+            self.jobs |= {run.run_id: job.job_id for run, job in zip(array, jobs, strict=True)}
+            write_json(self.file, self.jobs)
+        self.listed_at = float("-inf")
+
+    def alive(self, run: Run) -> bool:
+        job, now = self.jobs.get(run.run_id), time.monotonic()
+        if job is None:
+            return False
+        queue = self._queue()
+        if queue is None or job in queue:
+            self.seen[job] = now
+        return now - self.seen.get(job, float("-inf")) < self.grace_s
+
+    def reason(self, run: Run) -> str:
+        return last_line(submitit.core.utils.JobPaths(self.logs, self.jobs[run.run_id]).stderr)
+
+    def stop(self) -> str:
+        return "jobs stay in the queue; launch again to follow them, or cancel them with scancel"
+
+    def _executor(self, array: list[Run]) -> submitit.SlurmExecutor:
+        threads = array[0].config.run.threads
+        needs = {self.jobs[n.run_id].split("_")[0] for run in array for n in run.needs if n.run_id in self.jobs}
+        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100)
+        executor.update_parameters(
+            job_name=f"hiap-{array[0].config.run.grid}",
+            time=24 * 60,
+            cpus_per_task=threads + max(run.config.run.workers for run in array),
+            gpus_per_node=1 if any(run.config.run.device == "cuda" for run in array) else None,
+            array_parallelism=self.at_once or len(array),
+            # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
+            dependency="afterany:" + ":".join(sorted(needs)) if needs else None,
+        )
+        return executor
+
+    def _queue(self) -> set[str] | None:
+        """Ids of this user's jobs; None if the controller does not answer."""
+        if time.monotonic() - self.listed_at >= self.poll_s:
+            listing = subprocess.run(["squeue", "--me", "-r", "-h", "-o", "%i"], capture_output=True, text=True)
+            self.listed = set(listing.stdout.split()) if listing.returncode == 0 else None
+            self.listed_at = time.monotonic()
+        return self.listed
+
+
+def slurm_answers() -> bool:
+    """Whether a SLURM controller can be reached from here."""
+    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
+        return False
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return False
+    return ping.returncode == 0 and "UP" in ping.stdout
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES says, else all that this machine has."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in chosen.split(",") if gpu]
+    return [str(i) for i, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
+
+
+def last_line(log: Path) -> str:
+    """What a log ends with: the exception, if the job died of one."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "no log"
+    # A configuration problem speaks for itself; of other exceptions the class says what they are.
+    return one_line(re.sub(r"^hiap\.config\.ConfigError: ", "", lines[-1])) if lines else f"see {log}"
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Children started within never see Ctrl-C, which a terminal sends to all: the launcher alone answers it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,211 @@
+"""A grid file becomes runs: read, checked, references between runs resolved, in an order that can be executed.
+
+A grid file is YAML::
+
+    name: laptop                 # results go to runs/laptop/
+    about: what it reproduces, on which data
+    published: where the paper's numbers are, in words or claim ids
+    seeds: [0]                   # every run is made once per seed
+    jobs: 2                      # runs at once on one machine, and CPU threads of each: hints,
+    threads: 1                   # not part of what a run is
+    base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
+    runs:
+      dense: {method: dense}     # label: Config keys over base
+      hiap: {method: hiap, model.weights: run:dense}
+
+``run:<label>`` names another run of the grid, with the same seed; it is replaced by ``run:<run_id>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hiap.config import Config, ConfigError, from_dict, merge, unknown_key
+from hiap.record import Folders
+
+GRIDS = Path(__file__).parent / "grids"
+REFERENCE = "run:"
+SET_BY_LAUNCHER = ("seed", "run.grid", "run.label", "run.results", "run.threads")
+
+
+class Grid(BaseModel):
+    """A grid file as written (see the module docstring)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    about: str
+    published: str = ""
+    seeds: list[int] = Field([0], min_length=1)
+    jobs: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)
+    base: dict[str, Any] = {}
+    runs: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a grid, and the runs whose results it starts from."""
+
+    label: str
+    config: Config
+    needs: tuple[Run, ...]
+
+    @property
+    def run_id(self) -> str:
+        return self.config.run_id
+
+    @property
+    def folders(self) -> Folders:
+        return Folders.of(self.config)
+
+    @property
+    def finished(self) -> bool:
+        return self.folders.record.exists()
+
+    @property
+    def stage(self) -> int:
+        """0 for a run that needs no other; else one more than the latest of its needs."""
+        return 1 + max((need.stage for need in self.needs), default=-1)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def find(name: str) -> Path:
+    """The file of a grid given by name (``slurm/grids/<name>.yaml``) or by path. Raises ``ConfigError``."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.yaml")))
+        raise ConfigError(f"no grid '{name}': expected a .yaml file, or one of {known}")
+    return path
+
+
+def load(path: Path) -> Grid:
+    """Raises ``ConfigError`` (one line with file and key) for anything that is not a grid."""
+    try:
+        values = yaml.load(path.read_text(), _StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a grid with the keys {', '.join(Grid.model_fields)}")
+    try:
+        return Grid.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{path}: {unknown_key(key, list(Grid.model_fields))}") from None
+        raise ConfigError(f"{path}: {key}: {first['msg']}") from None
+
+
+def expand(grid: Grid, source: str | Path, settings: dict[str, Any]) -> list[Run]:
+    """Every run of ``grid`` for every seed, each after what it needs, else in the order of the file.
+
+    ``settings`` go into the ``run`` section of all (results, threads, ...). Raises ``ConfigError`` naming ``source``.
+    """
+    values = {label: merge(_nested(grid.base), _nested(own)) for label, own in grid.runs.items()}
+    for label, nested in values.items():
+        _refuse_launcher_keys(nested, f"{source}: run '{label}'")
+    runs: list[Run] = []
+    for seed in dict.fromkeys(grid.seeds):
+        made: dict[str, Run] = {}
+        for label, needs in _ordered(values, source):
+            own = _map_references(values[label], lambda other, made=made: made[other].run_id)  # type: ignore[misc]
+            own["seed"] = seed
+            merge(own, {"run": {**settings, "grid": grid.name, "label": label}})
+            config = from_dict(own, f"{source}: run '{label}'")
+            made[label] = Run(label, config, tuple(made[need] for need in needs))
+        runs += made.values()
+    _refuse_twins(runs, source)
+    labels = list(values)
+    return sorted(runs, key=lambda run: (run.stage, labels.index(run.label)))
+
+
+def select(runs: list[Run], labels: list[str]) -> list[Run]:
+    """The runs with these labels (all without labels) and what they need, in the same order."""
+    known = {run.label for run in runs}
+    for label in labels:
+        if label not in known:
+            raise ConfigError(f"--only: {unknown_key(label, sorted(known)).replace('key', 'label', 1)}")
+    wanted: dict[Run, None] = {}
+    for run in runs:
+        if not labels or run.label in labels:
+            wanted |= dict.fromkeys(_with_needs(run))
+    return [run for run in runs if run in wanted]
+
+
+def _with_needs(run: Run) -> Iterator[Run]:
+    yield run
+    for need in run.needs:
+        yield from _with_needs(need)
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """``{'optim.epochs': 5}`` to ``{'optim': {'epochs': 5}}``: a grid may use the dotted keys of the command line."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        value = _nested(value) if isinstance(value, dict) else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        merge(nested, value)
+    return nested
+
+
+def _refuse_launcher_keys(values: dict[str, Any], where: str) -> None:
+    section = values.get("run")
+    given = {*values, *(f"run.{key}" for key in section)} if isinstance(section, dict) else set(values)
+    for key in SET_BY_LAUNCHER:
+        if key in given:
+            hint = "use the grid's 'seeds'" if key == "seed" else "the launcher sets it"
+            raise ConfigError(f"{where}: {key} cannot be set in a grid; {hint}")
+
+
+def _ordered(values: dict[str, dict[str, Any]], source: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Labels with the labels that they refer to, needs first. Raises ``ConfigError`` for unknown labels and circles."""
+    needs: dict[str, list[str]] = {label: [] for label in values}
+    for label, nested in values.items():
+        _map_references(nested, lambda other, own=needs[label]: own.append(other) or other)  # type: ignore[misc]
+        for other in needs[label]:
+            if other not in values:
+                near = unknown_key(other, list(values)).replace("key", "label", 1)
+                raise ConfigError(f"{source}: run '{label}': {REFERENCE}{other}: {near}")
+    try:
+        for label in TopologicalSorter(needs).static_order():
+            yield label, needs[label]
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise ConfigError(f"{source}: runs need each other in a circle: {circle}") from None
+
+
+def _map_references(value: Any, replace: Callable[[str], str]) -> Any:
+    """A copy of nested ``value`` in which every 'run:<x>' is 'run:<replace(x)>'."""
+    if isinstance(value, dict):
+        return {key: _map_references(item, replace) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        return REFERENCE + replace(value.removeprefix(REFERENCE))
+    return value
+
+
+def _refuse_twins(runs: list[Run], source: str | Path) -> None:
+    first: dict[str, str] = {}
+    for run in runs:
+        if run.run_id in first:
+            raise ConfigError(f"{source}: runs '{first[run.run_id]}' and '{run.label}' are the same configuration")
+        first[run.run_id] = run.label

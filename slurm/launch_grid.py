@@ -1,0 +1,217 @@
+"""Run a grid: ``python slurm/launch_grid.py [--grid laptop] [--cluster auto] [--only LABEL ...] [--dry-run]``.
+
+Everything is checked before anything starts. Finished runs are skipped and interrupted ones resumed, so the same
+command can be given again at any time. A run starts when the runs that it needs are finished; when one fails, those
+that need it are reported as not run and all others go on. Exit status: 0 all finished, 1 some failed, 2 nothing could
+be started, 130 or 143 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hiap import data
+from hiap.config import ConfigError
+from hiap.record import read
+from slurm import grid as grids
+from slurm import report
+from slurm.grid import Grid, Run
+from slurm.job import THREAD_VARIABLES
+from slurm.report import Progress, Screen
+
+if TYPE_CHECKING:
+    from slurm.executors import Executor
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "results"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists the options)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, _stop_asked)
+    try:
+        args = _arguments(arguments)
+        path = grids.find(args.grid)
+        grid = grids.load(path)
+        jobs = args.jobs or grid.jobs
+        cluster = _cluster(args.cluster) if not args.dry_run else args.cluster
+        threads = grid.threads or (1 if cluster == "slurm" else max(1, _cores() // jobs))
+        settings = {"results": args.results, "threads": threads, "progress": cluster == "debug"}
+        runs = grids.select(grids.expand(grid, path, settings), args.only)
+        _check(runs, Path(args.results), path)
+        print(_title(grid, path))
+        if args.dry_run:
+            print(report.dry_run(runs))
+            return 0
+        with _threads(threads):
+            return _launch(runs, cluster, jobs if cluster != "slurm" else args.jobs)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _launch(runs: list[Run], cluster: str, jobs: int | None) -> int:
+    executor = _executor(cluster, runs[0].folders.root / "work" / runs[0].folders.grid / "_submitit", jobs)
+    try:
+        progress = execute(runs, executor, Screen(sys.stdout))
+    except KeyboardInterrupt as stop:
+        print("stopping ...", flush=True)
+        print(executor.stop())
+        return stop.args[0] if stop.args else 130
+    print(f"\n{report.results(runs, _published(runs[0].folders.root))}")
+    for p in progress:
+        if p.state in ("failed", "not run"):
+            print(f"{report.name(p.run)}: {p.state} ({p.note})")
+    print(f"\nrecords: {runs[0].folders.runs}")
+    return 0 if all(p.state == "finished" for p in progress) else 1
+
+
+def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progress]:
+    """Bring every run to an end: finished, failed, or not run because one that it needs failed."""
+    since = time.time()
+    progress = {run: Progress(run, "finished" if run.finished else "waiting") for run in runs}
+    for p in progress.values():
+        if p.state == "waiting" and executor.alive(p.run):  # a job of an earlier launcher
+            p.state = "running"
+    while any(p.state in ("waiting", "running") for p in progress.values()):
+        for p in progress.values():
+            if p.state == "running" and not executor.alive(p.run):
+                _settle(p, executor, since)
+            elif p.state == "waiting" and any(progress[need].state in ("failed", "not run") for need in p.run.needs):
+                _lacks_need(p)
+        start = _startable(list(progress.values()), executor)
+        for p in start:
+            p.state = "running"
+        screen.show(list(progress.values()))
+        executor.submit([p.run for p in start])
+        time.sleep(executor.poll_s)
+    screen.show(list(progress.values()))
+    return list(progress.values())
+
+
+def _settle(p: Progress, executor: Executor, since: float) -> None:
+    """A run whose job has ended: its record says whether it succeeded."""
+    if p.run.finished:
+        p.state = "finished"
+    elif not all(need.finished for need in p.run.needs):
+        _lacks_need(p)
+    else:
+        p.state, p.note = "failed", report.failure(p.run, since, executor.reason(p.run))
+
+
+def _lacks_need(p: Progress) -> None:
+    p.state, p.note = "not run", "needs " + ", ".join(need.label for need in p.run.needs if not need.finished)
+
+
+def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
+    """Waiting runs to submit now. A queue takes all of them, since it knows what waits for what."""
+    waiting = [p for p in progress if p.state == "waiting"]
+    if executor.slots is None:
+        return waiting
+    free = executor.slots - sum(p.state == "running" for p in progress)
+    return [p for p in waiting if all(need.finished for need in p.run.needs)][: max(0, free)]
+
+
+def _check(runs: list[Run], results: Path, source: Path) -> None:
+    """Everything that is wrong and can be known now, before anything is written. Raises ``ConfigError``."""
+    for run in runs:
+        try:
+            data.check(run.config.data, run.config.model.img_size)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: run '{run.label}': {error}") from None
+        if run.finished:
+            read(run.folders.record)
+    folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--results {results}: cannot write in {folder} ({error.strerror})") from None
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(description="Run a grid of experiments; finished runs are skipped, interrupted ones resumed.")
+    parser.add_argument("--grid", default="laptop", help="a name in slurm/grids, or a .yaml file (default: laptop)")
+    parser.add_argument(
+        "--cluster",
+        default="auto",
+        choices=("auto", "slurm", "local", "debug"),
+        help="auto: SLURM if a controller answers, else processes of this machine; debug: in this process",
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
+    parser.add_argument("--results", default="results/local", metavar="DIR", help="default: results/local")
+    parser.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
+    args = parser.parse_args(arguments)
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, not {args.jobs}")
+    return args
+
+
+def _cluster(asked: str) -> str:
+    from slurm.executors import slurm_answers
+
+    if asked == "auto":
+        return "slurm" if slurm_answers() else "local"
+    if asked == "slurm" and not slurm_answers():
+        raise ConfigError("--cluster slurm: no SLURM controller answers here; expected 'scontrol ping' to succeed")
+    return asked
+
+
+def _executor(cluster: str, logs: Path, jobs: int | None) -> Executor:
+    from slurm.executors import Debug, Local, Slurm
+
+    if cluster == "slurm":
+        return Slurm(logs, jobs)
+    return Local(logs, jobs or 1) if cluster == "local" else Debug()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Jobs inherit the number of threads, which must be known before torch is imported."""
+    from submitit.helpers import environment_variables
+
+    with environment_variables(**dict.fromkeys(THREAD_VARIABLES, count)):
+        yield
+
+
+def _published(root: Path) -> Path | None:
+    return None if root.resolve() == PUBLISHED else PUBLISHED
+
+
+def _title(grid: Grid, path: Path) -> str:
+    paragraphs = [f"Grid {grid.name} ({_short(path)}). {grid.about.strip()}"]
+    if grid.published:
+        paragraphs.append(f"Published: {grid.published.strip()}")
+    return "\n".join(textwrap.fill(p, 98) for p in paragraphs) + "\n"
+
+
+def _short(path: Path) -> Path:
+    """Relative to the current folder if it is below."""
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _stop_asked(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

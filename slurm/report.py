@@ -1,0 +1,209 @@
+"""What the launcher shows: the list of a dry run, progress while runs execute, the table at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from hiap.config import ConfigError
+from hiap.record import Folders, Record, now, read
+from slurm import estimate
+from slurm.grid import Run
+
+State = Literal["waiting", "running", "finished", "failed", "not run"]
+PLAIN_SECONDS = 30.0  # between two looks at running runs where lines cannot be updated in place
+
+
+@dataclass
+class Progress:
+    """Where a run stands. ``note``: why it failed, or which run it lacks."""
+
+    run: Run
+    state: State
+    note: str = ""
+
+
+class Screen:
+    """One line per run, updated in place on a terminal; elsewhere a line per event, and some as time passes."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.live = stream, stream.isatty()
+        self.since = now()
+        self.drawn = 0
+        self.told: dict[Run, tuple[State, float]] = {}
+
+    def show(self, progress: list[Progress]) -> None:
+        if self.live:
+            self._redraw(progress)
+        else:
+            self._tell(progress)
+
+    def _redraw(self, progress: list[Progress]) -> None:
+        width, height = shutil.get_terminal_size()
+        room = max(1, height - 2)
+        if len(progress) > room:  # what moves, or went wrong, is what one wants to see
+            rank = {"running": 0, "failed": 1, "not run": 2, "waiting": 3, "finished": 4}
+            progress = sorted(progress, key=lambda p: rank[p.state])[:room]
+        longest = max(len(name(p.run)) for p in progress)
+        lines = [self._line(p, longest)[: width - 1] for p in progress]
+        up = f"\x1b[{self.drawn}A" if self.drawn else ""
+        self.stream.write(up + "".join(f"\x1b[2K{line}\n" for line in lines))
+        self.stream.flush()
+        self.drawn = len(lines)
+
+    def _tell(self, progress: list[Progress]) -> None:
+        due = []
+        for p in progress:
+            state, at = self.told.get(p.run, ("waiting", 0.0))
+            if p.state != state or (p.state == "running" and time.monotonic() - at > PLAIN_SECONDS):
+                self.told[p.run] = (p.state, time.monotonic())
+                due.append(p)
+        width = max(len(name(p.run)) for p in progress)
+        for p in due:
+            print(self._line(p, width), file=self.stream, flush=True)
+
+    def _line(self, p: Progress, width: int) -> str:
+        return f"{name(p.run):<{width}}  {p.state:<8}  {self._detail(p)}".rstrip()
+
+    def _detail(self, p: Progress) -> str:
+        if p.state == "finished":
+            return _summary(p.run.folders.record)
+        if p.state == "waiting":
+            return " ".join(f"needs {need.label}" for need in p.run.needs if not need.finished)
+        if p.state != "running":
+            return p.note
+        status = _status(p.run.folders.status)
+        if status.get("state") != "running" or status.get("updated", "") < self.since:
+            return "starting"
+        if status["epoch"] == status["epochs"]:
+            return f"epoch {status['epoch']}/{status['epochs']}  measuring"
+        return (
+            f"epoch {status['epoch']}/{status['epochs']}  loss {status['loss']:.3f}  {duration(status['eta_s'])} to go"
+        )
+
+
+def name(run: Run) -> str:
+    return run.label if run.config.seed == 0 else f"{run.label}/{run.config.seed}"
+
+
+def dry_run(runs: list[Run]) -> str:
+    """The runs in the order in which they would start, and the bill of those that are not finished."""
+    rows, todo = [], [run for run in runs if not run.finished]
+    for run in runs:
+        macs = estimate.train_macs(run.config)
+        rows.append(
+            [
+                run.label,
+                str(run.config.seed),
+                run.run_id,
+                "finished" if run.finished else "would resume" if _has_checkpoint(run) else "would run",
+                ", ".join(need.label for need in run.needs) or "-",
+                str(run.config.optim.epochs),
+                f"{estimate.images(run.config.data):,}",
+                "unknown" if macs is None else f"{macs / 1e12:,.1f}",
+            ]
+        )
+    header = ["label", "seed", "run id", "state", "needs", "epochs", "images", "TMACs"]
+    return f"{table(header, rows, left=(0, 2, 3, 4))}\n\n{_bill(todo)}"
+
+
+def _bill(todo: list[Run]) -> str:
+    macs = [estimate.train_macs(run.config) for run in todo]
+    sizes = [estimate.disk_bytes(run.config) for run in todo]
+    total = sum(m for m in macs if m is not None)
+    disk = sum(s for s in sizes if s is not None)
+    cost = f"{total / 1e15:,.2f} PMACs" if total >= 1e15 else f"{total / 1e12:,.1f} TMACs"
+    unknown = f", {macs.count(None)} of unknown cost" if None in macs else ""
+    return (
+        f"{len(todo)} of them to do{unknown}: about {cost} of training, {disk / 1e6:,.0f} MB on disk.\n"
+        "Counted: forward, backward (twice the forward) and the teacher's forward; a network that is to be pruned to\n"
+        "what another run leaves counts as dense until that run is finished."
+    )
+
+
+def results(runs: list[Run], published: Path | None) -> str:
+    """The finished runs; beside them the accuracy that the results root ``published``, if any, has for the same run."""
+    rows = []
+    for run in runs:
+        if not run.finished:
+            continue
+        record = read(run.folders.record)
+        row = _result_row(record)
+        there = Folders(published, run.folders.grid, run.run_id).record if published else None
+        row.append(_top1(there) if there and there.exists() else "")
+        rows.append(row)
+    header = ["run", "seed", "top-1 %", "soft", "hardened", "MACs M", "of dense", "params", "epochs", "s", "published"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return table(header, rows, left=(0,))
+
+
+def _result_row(record: Record) -> list[str]:
+    scores = (record.metrics.extracted, record.metrics.soft, record.metrics.hardened)
+    top1, soft, hardened = ("" if score is None else f"{score.top1:.2f}" for score in scores)
+    size = record.size
+    cost = (
+        [f"{size.macs / 1e6:,.2f}", f"{size.macs / size.dense_macs:.1%}", f"{size.params / 1e6:,.3f} M"]
+        if size
+        else [""] * 3
+    )
+    epochs, seconds = sum(s.epochs for s in record.stages), sum(s.seconds for s in record.stages)
+    return [record.label, str(record.seed), top1, soft, hardened, *cost, str(epochs), f"{seconds:,.0f}"]
+
+
+def table(header: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
+    """Columns two spaces apart; those in ``left`` aligned left, numbers right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
+
+
+@cache
+def _summary(record: Path) -> str:
+    """A finished record is never rewritten, so it is read once."""
+    found = read(record)
+    seconds = sum(stage.seconds for stage in found.stages)
+    return f"top-1 {_top1(record)} % in {duration(seconds)}"
+
+
+def _top1(record: Path) -> str:
+    score = read(record).metrics.extracted
+    return "" if score is None else f"{score.top1:.2f}"
+
+
+def _has_checkpoint(run: Run) -> bool:
+    folder = run.folders.work / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _status(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def failure(run: Run, since: float, log: str) -> str:
+    """Why a run failed: its newest failed record written after ``since`` (unix time), else its ``log``'s last line."""
+    attempts = sorted(run.folders.runs.glob(f"{run.run_id}.failed-*.json"), key=lambda path: path.stat().st_mtime)
+    if attempts and attempts[-1].stat().st_mtime >= since:
+        try:
+            return read(attempts[-1]).error
+        except ConfigError as error:
+            return str(error)
+    return log or "ended without a record"

@@ -23,8 +23,16 @@ Split = Literal["train", "test"]
 # Canvases are drawn so many at once (they fit a cache), each chunk from its own generator, so that a small set is the
 # start of a larger one.
 CHUNK = 250
-FRAGMENTS = 3
-STROKES = 2
+# How hard the canvases are. Lengths are shares of the canvas, shifts of half its side, intensities of full scale.
+SIDES = (0.65, 0.95)  # of the digit's box, width and height apart
+ROTATION = math.radians(20)  # beyond 30 degrees 1 and 7 begin to meet
+SHEAR = 0.2
+SHIFT = 0.15
+FRAGMENTS = 2
+STROKES = 1
+CLUTTER = (0.2, 0.6)
+CONTRAST = (0.4, 0.7)
+NOISE = (0.02, 0.10)
 
 
 def original_indices(split: Split) -> np.ndarray:
@@ -74,20 +82,19 @@ def _draw_chunk(source: Tensor, labels: Tensor, size: int, g: torch.Generator) -
     chosen = torch.randint(len(source), (CHUNK,), generator=g)
     ink = _warp(source[chosen], _digit_maps(g), size)
     clutter = torch.maximum(_fragments(source, size, g), _strokes(size, g))
-    clutter = clutter * _uniform(g, 0.3, 0.8, CHUNK, 1, 1, 1)
+    clutter = clutter * _uniform(g, *CLUTTER, CHUNK, 1, 1, 1)
     ink = torch.maximum(ink * _uniform(g, 0.7, 1.0, CHUNK, 1, 1, 1), clutter)
     paper = _background(size, g)
-    contrast = _uniform(g, 0.35, 0.7, CHUNK, 1, 1, 1)
-    noise = torch.randn(ink.shape, generator=g) * _uniform(g, 0.02, 0.12, CHUNK, 1, 1, 1)
+    contrast = _uniform(g, *CONTRAST, CHUNK, 1, 1, 1)
+    noise = torch.randn(ink.shape, generator=g) * _uniform(g, *NOISE, CHUNK, 1, 1, 1)
     return _to_bytes(paper + contrast * ink + noise), labels[chosen]
 
 
 def _digit_maps(g: torch.Generator) -> Tensor:
-    """Affine maps (CHUNK, 2, 3) for the digit itself: rotation within 30 degrees (beyond it 6 and 9, 1 and 7 meet)."""
-    width, height = _uniform(g, 0.5, 0.9, CHUNK), _uniform(g, 0.5, 0.9, CHUNK)
-    angle, shear = _uniform(g, -1, 1, CHUNK) * math.radians(30), _uniform(g, -0.3, 0.3, CHUNK)
-    room = 0.3
-    return _inverse_maps(width, height, angle, shear, _uniform(g, -room, room, CHUNK), _uniform(g, -room, room, CHUNK))
+    """Affine maps (CHUNK, 2, 3) for the digits themselves."""
+    width, height = _uniform(g, *SIDES, CHUNK), _uniform(g, *SIDES, CHUNK)
+    angle, shear = _uniform(g, -ROTATION, ROTATION, CHUNK), _uniform(g, -SHEAR, SHEAR, CHUNK)
+    return _inverse_maps(width, height, angle, shear, *_uniform(g, -SHIFT, SHIFT, 2, CHUNK))
 
 
 def _fragments(source: Tensor, size: int, g: torch.Generator) -> Tensor:

@@ -30,7 +30,8 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers; any other name is timm's."""
+    """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
+    CIFAR-10 model); any other name is timm's, which brings its own numbers."""
 
     name: str = "vit"
     img_size: int = Field(32, ge=4)
@@ -44,12 +45,19 @@ class ModelConfig(_Section):
     weights: str = ""
     drop_path: float = Field(0.0, ge=0, lt=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_of_the_cifar_model(cls, values: Any) -> Any:
+        # A11: patch 4 and MLP ratio 4 are unstated and follow from the paper's MAC count (see analysis/findings.py).
+        if isinstance(values, dict) and values.get("name", "vit") == "vit":
+            given = {k: v for k, v in values.items() if v is not None}
+            return {"patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "mlp_ratio": 4.0, **given}
+        return values
+
     @model_validator(mode="after")
     def _numbers_belong_to_vit(self) -> ModelConfig:
         numbers = {k: getattr(self, k) for k in ("patch_size", "embed_dim", "depth", "num_heads")}
         if self.name == "vit":
-            if missing := [k for k, v in numbers.items() if v is None]:
-                raise ValueError(f"model.name 'vit' needs {', '.join('model.' + k for k in missing)}")
             if self.embed_dim % self.num_heads:  # type: ignore[operator]
                 raise ValueError(f"model.embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}")
             if self.img_size % self.patch_size:  # type: ignore[operator]
@@ -127,8 +135,8 @@ class PenaltyConfig(_Section):
 
 
 class FeasibilityConfig(_Section):
-    """Eq. 8. A7: every number is unstated. Layers reach zero heads in Figs. 5-8, so the floor is soft: the weights are of
-    the order of one unit's price in Eq. 7, which discourages an empty layer and cannot forbid it."""
+    """Eq. 8. A7: every number is unstated. Layers reach zero heads in Figs. 5-8, so the floor is soft: the weights are
+    of the order of one head's price in Eq. 7, which discourages an empty layer and cannot forbid it."""
 
     k_min: float = Field(1.0, ge=0)
     gamma_attn: float = Field(0.1, ge=0, le=1)
@@ -182,7 +190,7 @@ class Config(_Section):
 
     method: Literal["dense", "hiap", "uniform", "l1"] = "hiap"
     seed: int = Field(0, ge=0)
-    model: ModelConfig = ModelConfig(patch_size=4, embed_dim=192, depth=6, num_heads=3)
+    model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     gates: GateConfig = GateConfig()

@@ -67,7 +67,7 @@ def _fresh(config: ModelConfig, channels: int, classes: int, seed: int) -> Any:
             embed_dim=config.embed_dim,
             depth=config.depth,
             num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio or 4.0,
+            mlp_ratio=config.mlp_ratio,
             **common,
         )
     else:

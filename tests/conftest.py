@@ -40,7 +40,8 @@ def tiny(results: Path | str, **sections: Any) -> Config:
         "model": {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2},
         "data": {"name": "digits"},
         "optim": {"epochs": 2, "batch_size": 128, "lr": 3e-3},
-        "gates": {"lr": 0.2},
+        "gates": {"lr": 0.1, "init_logit": 1.0},
+        "penalty": {"lambda_macro": 0.3, "lambda_micro": 0.3},
         "distill": {"alpha": 0.0},
         "run": {"results": str(results), "device": "cpu", "threads": 1, "tensorboard": False},
     }

@@ -1,0 +1,334 @@
+"""Resumed = undisturbed, every run leaves one record, bad input is one clear line and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+from conftest import small_vit, tiny
+
+import hiap
+from hiap import checkpoint, data, train
+from hiap.config import Config, ConfigError, from_dict
+from hiap.record import Folders, Record, read
+
+KILLS = 20
+
+
+class Killed(BaseException):
+    """Not an Exception: like a SIGKILL, nothing in the package may catch it."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """kill_at(n): the n-th batch drawn from now on is never delivered."""
+    original = data.train_batches
+
+    def arm(count: int | None) -> None:
+        def batches(*args, **kwargs):
+            nonlocal count
+            for batch in original(*args, **kwargs):
+                if count is not None:
+                    count -= 1
+                    if count < 0:
+                        raise Killed
+                yield batch
+
+        monkeypatch.setattr(data, "train_batches", batches)
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Config:
+    """A finished dense run, the start of the others."""
+    config = tiny(tmp_path_factory.mktemp("results"), optim={"epochs": 12, "lr": 1e-2})
+    train.run(config)
+    return config
+
+
+def hiap_run(dense: Config, label: str = "", **sections) -> Config:
+    sections.setdefault("model", {})["weights"] = f"run:{dense.run_id}"
+    sections.setdefault("distill", {})["alpha"] = 0.7
+    sections.setdefault("run", {}).update(checkpoint_steps=3, label=label)
+    return tiny(dense.run.results, method="hiap", **sections)
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    return hiap.load(Folders.of(config).model).state_dict()
+
+
+def same_result(a: Record, b: Record) -> None:
+    hide = {"started", "finished", "resumed", "environment"}
+    left, right = (r.model_dump(exclude=hide) for r in (a, b))
+    for record in (left, right):
+        for stage in record["stages"]:
+            stage.pop("seconds")
+        record["config"].pop("run")
+        record.pop("grid")
+        record.pop("label")
+    assert left == right
+
+
+def test_killed_at_random_steps_a_run_ends_with_the_same_bits(dense, kill_at):
+    config = hiap_run(dense, optim={"epochs": 3})
+    undisturbed = train.run(config)
+    reference = weights(config)
+    assert undisturbed.size.macs < undisturbed.size.dense_macs, "the run prunes, so shapes are at stake too"
+    steps = undisturbed.stages[0].steps
+
+    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": "disturbed"})})
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(KILLS):
+        kill_at(generator.randrange(1, steps // 3))
+        try:
+            train.run(disturbed)
+            break
+        except Killed:
+            kills += 1
+            assert not Folders.of(disturbed).record.exists()
+    kill_at(None)
+    record = train.run(disturbed)
+    assert 3 <= record.resumed <= kills, "a kill before the first checkpoint starts over"
+    same_result(undisturbed, record)
+    resumed = weights(disturbed)
+    assert resumed.keys() == reference.keys()
+    assert all(torch.equal(reference[k], v) for k, v in resumed.items())
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(dense, kill_at):
+    config = hiap_run(dense, seed=5)
+    folder = Folders.of(config).work / "checkpoints"
+    kill_at(14)
+    with pytest.raises(Killed):
+        train.run(config)
+    kill_at(None)
+    newest, before = checkpoint.newest_first(folder)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"damaged.*falling back"):
+        record = train.run(config)
+    assert record.resumed == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = config.model_copy(update={"run": config.run.model_copy(update={"grid": "other"})})
+        same_result(train.run(other), record)
+    assert before.name < newest.name
+
+
+def test_a_process_killed_for_good_resumes(dense, tmp_path):
+    """SIGKILL from outside, wherever it falls, then the same command again."""
+    config = hiap_run(dense, seed=7, optim={"epochs": 6})
+    arguments = [f"{s}.{k}={v}" for s in ("model", "data", "optim", "gates", "penalty", "distill")
+                 for k, v in getattr(config, s).model_dump(exclude_defaults=True).items()]  # fmt: skip
+    command = [sys.executable, "-m", "hiap.train", "method=hiap", "seed=7", *arguments]
+    command += [f"run.{k}={v}" for k, v in config.run.model_dump(exclude_defaults=True).items()]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    folder = Folders.of(config).work / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    record = train.run(config)
+    assert record.resumed == 1
+    other = config.model_copy(update={"run": config.run.model_copy(update={"grid": "again"})})
+    same_result(train.run(other), record)
+
+
+def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
+    config = hiap_run(dense, seed=8)
+    original = train.Run._step
+
+    def step(self, phase, *args):
+        if phase.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, phase, *args)
+
+    monkeypatch.setattr(train.Run, "_step", step)
+    with pytest.raises(train.Interrupted, match="run again to resume"):
+        train.run(config)
+    monkeypatch.undo()
+    assert checkpoint.load(Folders.of(config).work / "checkpoints")["step"] == 5
+    assert train.run(config).resumed == 1
+
+
+def test_checkpoints_keep_two_and_never_unpickle_code(tmp_path):
+    for step in range(4):
+        checkpoint.save(tmp_path, 0, step, {"step": step, "tensor": torch.ones(2)})
+    assert [p.name.split("-")[1] for p in checkpoint.newest_first(tmp_path)] == ["000000003", "000000002"]
+    assert checkpoint.load(tmp_path)["step"] == 3
+    checkpoint.save(tmp_path, 0, 9, {"code": print})  # what torch.save would happily pickle
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_hiap_run_reports_dense_soft_hardened_and_extracted(dense):
+    record = train.run(hiap_run(dense, optim={"epochs": 3}))
+    metrics, shape = record.metrics, record.shape
+    assert metrics.dense.top1 == read(Folders.of(dense).record).metrics.extracted.top1
+    assert metrics.extracted.top1 == metrics.hardened.top1
+    assert metrics.extracted.loss == pytest.approx(metrics.hardened.loss, rel=1e-5)
+    assert record.gap == metrics.extracted.top1 - metrics.soft.top1
+    last = record.epochs[-1]
+    assert [sorted(b.head_dims) for b in shape] == [sorted(d) for d in last.head_dims]
+    assert [b.neurons for b in shape] == last.neurons
+    assert last.macs == record.size.macs
+    assert record.epochs[0].tau > last.tau > 0.5
+    assert {"task", "macro", "micro", "feasibility"} <= last.terms.keys()
+    bill = record.stages[0]
+    assert bill.train_macs == bill.images * 4 * record.size.dense_macs, "three for the student, one for the teacher"
+
+
+@pytest.mark.parametrize("method", ["uniform", "l1"])
+def test_baselines_land_just_below_the_macs_of_another_run(dense, method):
+    target = train.run(hiap_run(dense, optim={"epochs": 3}))
+    sections = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"macs": f"run:{target.run_id}"}}
+    record = train.run(tiny(dense.run.results, method=method, optim={"epochs": 1}, **sections))
+    short = target.size.macs - record.size.macs
+    assert 0 <= short < 2 * 17 * 16 + 17 * 17, "less than one value dimension"
+    assert record.metrics.dense is not None
+    assert record.metrics.soft is None
+
+
+def test_a_finished_run_is_not_run_again(dense, monkeypatch):
+    monkeypatch.setattr(train, "Run", None)
+    assert train.run(dense).run_id == dense.run_id
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_record(dense, tmp_path):
+    config = tiny(tmp_path, optim={"lr": 1e30, "epochs": 1})
+    with pytest.raises(train.TrainingFailedError, match="loss is"):
+        train.run(config)
+    folders = Folders.of(config)
+    failed = read(folders.runs / f"{config.run_id}.failed-1.json")
+    assert failed.status == "failed"
+    assert "loss is" in failed.error
+    assert not folders.record.exists()
+    assert json.loads(folders.status.read_text())["state"] == "failed"
+    with pytest.raises(train.TrainingFailedError):
+        train.run(config)
+    assert len(list(folders.runs.iterdir())) == 2, "failed records stay"
+
+
+def test_runtime_settings_do_not_change_the_run_id_and_science_does():
+    base = Config()
+    same = from_dict({"run": {"label": "x", "threads": 3, "compile": True}})
+    other = from_dict({"penalty": {"lambda_macro": 1.0}})
+    spelled_out = from_dict({"penalty": {"lambda_macro": 0.9}})
+    assert base.run_id == same.run_id == spelled_out.run_id != other.run_id
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    config = from_dict({"optim": {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 1, "epochs": 10}})
+    rates = [train.learning_rate(config, step, 10, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_gate_logits_have_their_own_rate_and_no_decay(dense):
+    config = tiny("unused", gates={"lr": 0.3})
+    groups = train.make_optimizer(hiap.gate(small_vit()), config).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
+    assert groups[2]["scale"] * config.optim.lr == pytest.approx(0.3)
+    assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)
+
+
+BAD = {
+    "unknown section": (["modle.depth=3"], "unknown key 'modle' (did you mean 'model'?)"),
+    "unknown key": (["optim.epoch=3"], "did you mean 'optim.epochs'?"),
+    "wrong type": (["optim.lr=fast"], "optim.lr: Input should be a valid number"),
+    "no value": (["optim.lr"], "expected key=value"),
+    "negative strength": (["penalty.lambda_macro=-1"], "penalty.lambda_macro: Input should be greater than or equal to 0"),
+    "zero epochs": (["optim.epochs=0"], "optim.epochs: Input should be greater than or equal to 1"),
+    "unknown reading": (["gates.forward=sof"], "'straight-through' or 'soft'"),
+    "unknown method": (["method=magic"], "method: Input should be 'dense', 'hiap'"),
+    "heads do not divide": (["model.num_heads=5"], "must be a multiple of num_heads"),
+    "numbers for a named model": (["model.name=deit_tiny_patch16_224"], "is fixed by model.name"),
+    "missing data": (["data.name=cifar10", "data.root=/nowhere"], "/nowhere"),
+    "missing weights": (["model.weights=/nowhere.pth"], "no such file or folder"),
+    "unfinished start": (["model.weights=run:dense-0"], "no finished run of that id"),
+    "no teacher": (["distill.alpha=0.5"], "needs a trained network to learn from"),
+    "no target": (["method=l1"], "needs a target: set budget.macs"),
+    "impossible target": (["method=l1", "budget.macs=0.05"], "reachable:"),
+    "no such device": (["run.device=cuda"], "no CUDA device here"),
+    "target form": (["budget.macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(case, tmp_path, capsys):
+    if case == "no such device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    arguments, message = BAD[case]
+    base = ["data.name=digits", "model.img_size=16", "model.embed_dim=16", "model.num_heads=2", "model.depth=1",
+            "distill.alpha=0", "optim.epochs=1", "run.progress=false", f"run.results={tmp_path}"]  # fmt: skip
+    if "named model" in case:
+        base = [b for b in base if "img_size" not in b]
+    assert train.main([*base, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    left = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert left == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_an_unwritable_results_folder_is_one_line(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert train.main(["data.name=digits", "distill.alpha=0", f"run.results={tmp_path / 'x'}"]) == 2
+    assert "cannot write there" in capsys.readouterr().err
+
+
+def test_results_under_a_file_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train.main(["data.name=digits", "distill.alpha=0", f"run.results={tmp_path / 'file' / 'x'}"]) == 2
+    assert "cannot write there" in capsys.readouterr().err
+
+
+def test_weights_from_files_and_their_errors(tmp_path):
+    from safetensors.torch import save_file
+
+    state = {k: v.contiguous() for k, v in small_vit().state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save({"model": state}, tmp_path / "b.pth")
+    torch.save({"model": print}, tmp_path / "code.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "b.pth").read_bytes()[:500])
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "num_heads": 4, "depth": 3, "mlp_ratio": 4}
+
+    def build(weights, **changes):
+        config = tiny(tmp_path, model={**sizes, "weights": str(tmp_path / weights), **changes})
+        return train.build(config.model, 1, 10, Folders.of(config))
+
+    for name in ("a.safetensors", "b.pth"):
+        assert all(torch.equal(v, state[k]) for k, v in build(name).state_dict().items())
+    for name in ("code.pth", "cut.pth"):
+        with pytest.raises(ConfigError, match=name):
+            build(name)
+    with pytest.raises(ConfigError, match="size mismatch"):
+        build("b.pth", embed_dim=16)
+    hiap.save(small_vit(), tmp_path / "net")
+    assert build("net").embed_dim == 32
+    with pytest.raises(ConfigError, match="are for 16x16 images"):
+        build("net", img_size=32)
+
+
+def test_a_hub_that_cannot_be_reached_says_how_to_pass_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = from_dict({"model": {"name": "deit_tiny_patch16_224", "img_size": 224, "weights": "hub"}})
+    with pytest.raises(ConfigError, match=r"offline, pass a local file: model\.weights=") as error:
+        train.build(config.model, 3, 1000, Folders.of(config))
+    assert "\n" not in str(error.value)

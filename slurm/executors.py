@@ -16,7 +16,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -56,7 +56,9 @@ class Debug:
             try:
                 Job(run.config)()
             except Exception as error:
-                if type(error).__name__ == "Interrupted":
+                from hiap.train import Interrupted  # with torch, which the other executors leave to their children
+
+                if isinstance(error, Interrupted):
                     raise KeyboardInterrupt from None
                 traceback.print_exc()
                 self.errors[run] = one_line(f"{type(error).__name__}: {error}")
@@ -96,14 +98,16 @@ class Local:
         return last_line(self.jobs[run].paths.stderr)
 
     def stop(self) -> str:
-        """SIGTERM, which a run answers with a checkpoint at its next step; again after a while, to stop at once."""
+        """SIGTERM, which a run answers with a checkpoint at its next step; a second one, after a while or when the user
+        asks again, ends it at once."""
         for patience_s in (30, 5):
-            running = [job for run, job in self.jobs.items() if self.alive(run)]
-            for job in running:
-                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
-            end = time.monotonic() + patience_s
-            while time.monotonic() < end and not all(job.done() for job in running):
-                time.sleep(0.1)
+            with suppress(KeyboardInterrupt):
+                running = [job for run, job in self.jobs.items() if self.alive(run)]
+                for job in running:
+                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
+                end = time.monotonic() + patience_s
+                while time.monotonic() < end and not all(job.done() for job in running):
+                    time.sleep(0.1)
         return "finished runs are kept, the others resume when launched again"
 
 

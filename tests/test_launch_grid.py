@@ -1,0 +1,385 @@
+"""The launcher: nothing starts before everything is checked, nothing finished is lost or run twice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import fake_train
+import pytest
+import yaml
+
+from hiap.config import Config, ConfigError, from_dict
+from hiap.ledger import dense_macs
+from hiap.record import Folders, write
+from slurm import estimate, grid, launch_grid, report
+from slurm.grid import GRIDS, expand, load, select
+
+REPOSITORY = Path(__file__).parents[1]
+BASE = {
+    "model": {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "data": {"name": "digits"},
+    "optim": {"epochs": 1},
+}
+RUNS = {
+    "uniform": {"method": "uniform", "model.weights": "run:dense", "budget.macs": "run:hiap"},
+    "hiap": {"method": "hiap", "model.weights": "run:dense"},
+    "dense": {"method": "dense"},
+}
+
+
+def write_grid(folder: Path, **changes: object) -> Path:
+    values = {"name": "tiny", "about": "a test", "base": BASE, "runs": RUNS, **changes}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def runs_of(path: Path, results: Path, *labels: str) -> list[grid.Run]:
+    return select(expand(load(path), path, {"results": str(results)}), list(labels))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in for ``hiap.train``, here and in child processes; returns the log of starts and ends."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys, fake_train\nsys.modules['hiap.train'] = fake_train\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    return tmp_path / "log"
+
+
+def launch(path: Path, *options: str, cluster: str = "debug") -> int:
+    results = path.parent / "out"
+    return launch_grid.main(["--grid", str(path), "--results", str(results), "--cluster", cluster, *options])
+
+
+def start(path: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--cluster", "local"]
+    command += ["--results", str(path.parent / "out")]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def events(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def wait_for(condition: object, seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# Grid files to runs
+
+
+def test_references_become_run_ids_of_the_same_seed_and_needs_come_first(tmp_path: Path) -> None:
+    runs = runs_of(write_grid(tmp_path, seeds=[0, 1]), tmp_path)
+    assert [(r.label, r.config.seed) for r in runs] == [(n, s) for n in ("dense", "hiap", "uniform") for s in (0, 1)]
+    dense, _, hiap, hiap1, uniform, _ = runs
+    assert uniform.config.model.weights == f"run:{dense.run_id}"
+    assert uniform.config.budget.macs == f"run:{hiap.run_id}"
+    assert uniform.needs == (dense, hiap)
+    assert [r.stage for r in runs] == [0, 0, 1, 1, 2, 2]
+    assert hiap1.run_id != hiap.run_id
+    assert hiap1.needs[0].config.seed == 1
+    assert {r.config.run.label for r in runs} == set(RUNS)
+
+
+def test_hints_and_folders_do_not_change_run_ids(tmp_path: Path) -> None:
+    one = runs_of(write_grid(tmp_path), tmp_path / "a")
+    two = runs_of(write_grid(tmp_path, jobs=7, threads=3, name="other"), tmp_path / "b")
+    assert [r.run_id for r in one] == [r.run_id for r in two]
+
+
+def test_only_takes_what_the_chosen_runs_need(tmp_path: Path) -> None:
+    assert [r.label for r in runs_of(write_grid(tmp_path), tmp_path, "hiap")] == ["dense", "hiap"]
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_in_the_repository_is_valid(path: Path) -> None:
+    loaded = load(path)
+    assert loaded.name == path.stem
+    assert len(expand(loaded, path, {})) == len(loaded.runs) * len(loaded.seeds)
+
+
+# Bad input
+
+BAD = {
+    "unknown grid key": ({"sedes": [0]}, [], ["tiny.yaml", "sedes", "'seeds'"]),
+    "unknown config key": (
+        {"runs": {"a": {"penalty.lamda_macro": 1}}},
+        [],
+        ["tiny.yaml", "'a'", "penalty.lamda_macro", "'penalty.lambda_macro'"],
+    ),
+    "wrong type": ({"runs": {"a": {"model.depth": "four"}}}, [], ["tiny.yaml", "'a'", "model.depth", "'four'"]),
+    "wrong type of a grid key": ({"seeds": "0, 1"}, [], ["tiny.yaml", "seeds", "list"]),
+    "no runs": ({"runs": {}}, [], ["tiny.yaml", "runs"]),
+    "unknown label": ({"runs": {"dense": {}, "b": {"model.weights": "run:dens"}}}, [], ["'b'", "dens", "'dense'"]),
+    "circle": (
+        {"runs": {"a": {"model.weights": "run:b"}, "b": {"model.weights": "run:a"}}},
+        [],
+        ["tiny.yaml", "circle", "a -> b"],
+    ),
+    "same run twice": ({"runs": {"a": {}, "b": {}}}, [], ["tiny.yaml", "'a' and 'b'"]),
+    "key of the launcher": ({"runs": {"a": {"run": {"label": "x"}}}}, [], ["'a'", "run.label"]),
+    "seed in a run": ({"runs": {"a": {"seed": 3}}}, [], ["'a'", "seeds"]),
+    "missing data": ({"base": {"data": {"name": "cifar10", "root": "/no/such"}}}, [], ["'dense'", "/no/such", "cifar"]),
+    "negative lambda": ({"runs": {"a": {"penalty": {"lambda_macro": -1}}}}, [], ["penalty.lambda_macro", "-1"]),
+    "zero epochs": ({"runs": {"a": {"optim": {"epochs": 0}}}}, [], ["optim.epochs", "0"]),
+    "unwritable results": ({}, ["--results", "/proc/results"], ["--results /proc/results", "/proc"]),
+    "results in a file": ({}, ["--results", __file__ + "/x"], ["--results", "Not a directory"]),
+    "unknown --only": ({}, ["--only", "dens"], ["--only", "'dens'", "'dense'"]),
+    "no jobs": ({}, ["--jobs", "0"], ["--jobs", "at least 1"]),
+    "unknown option": ({}, ["--job-count", "3"], ["--job-count"]),
+    "unknown grid": ({}, ["--grid", "labtop"], ["labtop", "laptop"]),
+    "no such file": ({}, ["--grid", "/no/such.yaml"], ["/no/such.yaml"]),
+    "no slurm": ({}, ["--cluster", "slurm"], ["scontrol ping"]),
+}
+
+
+@pytest.mark.parametrize(("changes", "options", "parts"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_writes_nothing(
+    changes: dict, options: list[str], parts: list[str], tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(write_grid(tmp_path, **changes), *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+    assert not (tmp_path / "out").exists()
+    assert not events(fake)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("name: [", "not YAML"), ("", "expected a grid"), ("name: a\nruns:\n  x: {}\n  x: {}\n", "'x' is given twice")],
+)
+def test_bad_yaml_is_one_line(text: str, part: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_broken_record_is_reported_not_overwritten(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_grid(tmp_path)
+    record = runs_of(path, tmp_path / "out")[0].folders.record
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    assert launch(path) == 2
+    assert str(record) in capsys.readouterr().err
+    assert record.read_text() == "{"
+    assert not events(fake)
+
+
+# Execution
+
+
+def test_runs_follow_what_they_need_and_are_done_once(tmp_path: Path, fake: Path) -> None:
+    path = write_grid(tmp_path)
+    assert launch(path) == 0
+    assert [e.split()[1] for e in events(fake) if e.startswith("end")] == ["dense", "hiap", "uniform"]
+    assert launch(path) == 0
+    assert Counter(e.split()[0] for e in events(fake)) == {"start": 3, "end": 3}
+
+
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_a_failure_stops_only_what_needs_it(
+    cluster: str, tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {
+        "dense": {"method": "dense"},
+        "bad": {"method": "hiap", "model.weights": "run:dense"},
+        "after-bad": {"method": "l1", "budget.macs": "run:bad"},
+        "after-after": {"method": "l1", "budget.macs": "run:after-bad"},
+        "good": {"method": "hiap", "model.weights": "run:dense", "gates.init_logit": 2},
+        "wrong": {"method": "dense", "optim.lr": 1},
+    }
+    assert launch(write_grid(tmp_path, runs=runs, jobs=3), cluster=cluster) == 1
+    out = capsys.readouterr().out
+    assert "bad: failed (FloatingPointError: the loss is nan)" in out
+    assert "wrong: failed (" in out
+    assert "this cannot be run)" in out
+    assert "after-bad: not run (needs bad)" in out
+    assert "after-after: not run (needs after-bad)" in out
+    assert {e.split()[1] for e in events(fake) if e.startswith("end")} == {"dense", "good"}
+    assert len(list((tmp_path / "out" / "runs" / "tiny").glob("*.json"))) == 3  # two finished, one failed
+
+
+def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(write_grid(tmp_path, runs={"dies": {}}), cluster="local") == 1
+    assert "dies: failed" in capsys.readouterr().out
+
+
+def test_jobs_run_side_by_side_and_never_more_than_asked(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.6")
+    runs = {f"r{i}": {"optim.lr": i + 1} for i in range(3)}
+    assert launch(write_grid(tmp_path, runs=runs, threads=5), "--jobs", "2", cluster="local") == 0
+    active = most = 0
+    for event in events(fake):
+        active += 1 if event.startswith("start") else -1
+        most = max(most, active)
+    assert most == 2
+    assert all(event.endswith(" 5") for event in events(fake) if event.startswith("end"))  # OMP_NUM_THREADS
+    assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "5"
+
+
+def test_a_killed_launcher_started_again_runs_nothing_twice(tmp_path: Path, fake: Path) -> None:
+    path = write_grid(tmp_path)
+    dense = runs_of(path, tmp_path / "out")[0]
+    write(fake_train.make_record(dense.config, "finished"), dense.folders)
+    first = start(path, FAKE_SECONDS="1")
+    wait_for(lambda: "start hiap" in events(fake))
+    first.kill()  # its job lives on
+    first.communicate()
+    second = start(path, FAKE_SECONDS="0")
+    out, _ = second.communicate(timeout=20)
+    assert second.returncode == 0, out
+    assert Counter(e.split()[1] for e in events(fake) if e.startswith("start")) == {"hiap": 1, "uniform": 1}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_launcher_leaves_no_process_and_keeps_what_is_finished(
+    number: int, status: int, tmp_path: Path, fake: Path
+) -> None:
+    path = write_grid(tmp_path, runs={"dense": {"method": "dense"}, "slow": {"model.weights": "run:dense"}})
+    dense, slow = runs_of(path, tmp_path / "out")
+    write(fake_train.make_record(dense.config, "finished"), dense.folders)
+    launcher = start(path, FAKE_SECONDS="60")
+    wait_for(lambda: "start slow" in events(fake))
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=20)
+    assert launcher.returncode == status, out
+    assert "Traceback" not in out
+    with (slow.folders.work / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the job still lives
+    assert dense.finished
+    assert not slow.finished
+
+
+# What is shown
+
+
+def test_the_table_holds_the_records(tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launch(write_grid(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split() for line in lines if re.match(r"(dense|hiap|uniform) +0 ", line)}
+    assert rows["hiap"][1:] == ["0", "91.25", "90.50", "91.25", "1.00", "50.0%", "0.020", "M", "3", "12"]
+    assert rows["uniform"][1:] == ["0", "91.25", "1.00", "50.0%", "0.020", "M", "3", "12"]
+    assert f"records: {tmp_path / 'out' / 'runs' / 'tiny'}" in lines
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_table_compares_with_a_published_record(tmp_path: Path) -> None:
+    path = write_grid(tmp_path)
+    ours, published = runs_of(path, tmp_path / "out"), runs_of(path, tmp_path / "published")
+    for run in ours:
+        write(fake_train.make_record(run.config, "finished"), run.folders)
+    assert "published" not in report.results(ours, tmp_path / "published")
+    write(fake_train.make_record(published[1].config, "finished", top1=88.5), published[1].folders)
+    lines = report.results(ours, tmp_path / "published").splitlines()
+    assert lines[0].endswith("published")
+    assert lines[3].endswith("88.50")
+    assert not lines[2].endswith("88.50")
+
+
+def test_progress_is_updated_in_place_on_a_terminal_and_told_once_elsewhere(tmp_path: Path, fake: Path) -> None:
+    path = write_grid(tmp_path)
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--cluster", "debug", "--results"]
+    main, terminal = pty.openpty()
+    subprocess.run([*command, str(tmp_path / "a")], cwd=REPOSITORY, stdout=terminal, check=True)
+    shown = os.read(main, 100_000).decode()
+    assert shown.count("\x1b[3A") >= 3
+    plain = subprocess.run([*command, str(tmp_path / "b")], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "\x1b" not in plain.stdout
+    assert len(re.findall(r"^hiap +finished +top-1 91.25 % in 12 s$", plain.stdout, re.MULTILINE)) == 1
+
+
+def test_dry_run_lists_the_order_and_starts_nothing(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_grid(tmp_path)
+    dense = runs_of(path, tmp_path / "out")[0]
+    write(fake_train.make_record(dense.config, "finished"), dense.folders)
+    assert launch(path, "--dry-run") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r"(dense|hiap|uniform) ", line)]
+    assert [row[0] for row in rows] == ["dense", "hiap", "uniform"]
+    assert [row[2] for row in rows] == [run.run_id for run in runs_of(path, tmp_path / "out")]
+    assert rows[0][3] == "finished"
+    assert rows[2][3:8] == ["would", "run", "dense,", "hiap", "1"]
+    assert not events(fake)
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_dry_run_imports_no_torch(tmp_path: Path) -> None:
+    path = write_grid(tmp_path)
+    script = (
+        "import sys; from slurm.launch_grid import main\n"
+        f"status = main(['--grid', {str(path)!r}, '--results', {str(tmp_path)!r}, '--dry-run'])\n"
+        "heavy = {'torch', 'timm', 'sklearn', 'submitit', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(status or ', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Cost
+
+
+def test_training_cost_counts_backward_and_teacher() -> None:
+    values = {**BASE, "method": "dense", "optim": {"epochs": 3, "batch_size": 100}}
+    dense = from_dict(values)
+    size = estimate.dims(dense)
+    assert size is not None
+    per_image = dense_macs(size)
+    assert estimate.train_macs(dense) == 3 * per_image * 3 * 1300  # 1,352 images, incomplete batch left out
+    assert estimate.train_macs(from_dict({**values, "method": "hiap"})) == 4 * per_image * 3 * 1300
+    half = {**values, "method": "uniform", "budget": {"macs": 0.5}, "distill": {"alpha": 0}}
+    assert estimate.train_macs(from_dict(half)) == 1.5 * per_image * 3 * 1300
+
+
+def test_cost_of_an_unlisted_model_is_unknown() -> None:
+    config = from_dict({"model": {"name": "vit_large_patch16_224", "img_size": 224}})
+    assert estimate.train_macs(config) is None
+    assert estimate.disk_bytes(config) is None
+
+
+def test_parameter_estimate_is_exact_for_a_built_network() -> None:
+    from hiap import cost
+    from hiap.model import build
+
+    config: Config = from_dict(BASE)
+    size = estimate.dims(config)
+    assert size is not None
+    model = build(config.model, 1, 10, Folders("/nowhere", "g", "r"))
+    assert estimate.params(size) == cost.params(model)
+    assert dense_macs(size) == cost.macs(model, (1, 8, 8))

@@ -14,16 +14,30 @@ from typing import Any
 import pandas as pd
 
 from hiap.config import ConfigError
+from hiap.ledger import known_dims
 from hiap.record import Folders, Record, read
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = REPOSITORY / "results" / "published"
 
+# Methods under the names that tables and legends have.
+METHODS = {
+    "dense": "Dense",
+    "hiap": "HiAP",
+    "uniform": "Uniform",
+    "l1": "l1 FFN",
+    "taylor": "Taylor",
+    "magnitude": "Head magnitude",
+    "vit_slim": "ViT-Slim",
+    "cofi": "CoFi",
+    "random": "Random",
+}
+
 # Data dictionary of ``load``: column -> meaning and unit.
 COLUMNS = {
     "grid": "grid that the run belongs to",
     "run_id": "method and a hash of everything that decides the result",
-    "label": "name in tables, shared by the seeds of one configuration; the method where the run has none",
+    "label": "name in its grid, shared by the seeds of one configuration; the method where the run has none",
     "method": "dense, hiap or a baseline's name",
     "seed": "seed of initialisation, gates and data order",
     "data": "data set",
@@ -107,6 +121,11 @@ def load(root: str | Path, grid: str | None = None) -> pd.DataFrame:
     return pd.DataFrame([_row(r) for r in finished], columns=list(COLUMNS))
 
 
+def gated_records(root: str | Path, grid: str | None = None) -> list[Record]:
+    """Finished runs that had gates."""
+    return [r for r in records(root, grid) if r.status == "finished" and not gate_trajectory(r).empty]
+
+
 def failures(root: str | Path, grid: str | None = None) -> pd.DataFrame:
     """One row per failed attempt; columns as in ``FAILURE_COLUMNS``."""
     failed = [r for r in records(root, grid) if r.status == "failed"]
@@ -154,6 +173,30 @@ def topology(record: Record) -> pd.DataFrame:
         for i, block in enumerate(record.shape or [])
     ]
     return pd.DataFrame(rows, columns=list(SHAPE_COLUMNS))
+
+
+def dense_units(record: Record) -> dict[str, int]:
+    """What one block of the dense network has: ``heads``, ``mean_dims`` per head, ``neurons``."""
+    model = record.config.model
+    if model.name == "vit":
+        width, heads, ratio = model.embed_dim or 0, model.num_heads or 1, model.mlp_ratio or 4.0
+        return {"heads": heads, "mean_dims": width // heads, "neurons": int(width * ratio)}
+    if dims := known_dims(model.name):
+        return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}
+    raise ConfigError(f"{record.run_id}: hiap.ledger.known_dims does not know the sizes of model '{model.name}'")
+
+
+def title(label: str, method: str) -> str:
+    """A label as a reader sees it: 'hiap-moderate' is 'HiAP (moderate)'."""
+    name = METHODS.get(method, method)
+    return (
+        f"{name} ({label[len(method) + 1 :]})" if label.startswith(f"{method}-") else name if label == method else label
+    )
+
+
+def nothing(grid: str) -> str:
+    """What to say in place of a picture."""
+    return f"No finished run of grid '{grid}' yet; `python slurm/launch_grid.py --grid {grid}` makes them."
 
 
 def published(name: str) -> pd.DataFrame:

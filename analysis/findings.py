@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -216,8 +216,18 @@ def sample_variance(tau: float, logit: float = 0.0, points: int = 200_001) -> fl
 
 # Figs. 5-9: what the digitised runs end as
 
-Figure = Literal[5, 6, 7, 8, 9]
+FIGURES = (5, 6, 7, 8, 9)
 READ_AS_FULL = 1520  # the colour scale does not separate 1520 from 1536 neurons
+
+
+def dense_units(dims: Dims = DEIT_SMALL) -> dict[str, int]:
+    """What one dense block has, under the names of ``collect.dense_units``."""
+    return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}
+
+
+def figure_title(figure: int) -> str:
+    row = collect.published("fig5_9_gate_heatmaps").query("figure == @figure").iloc[0]
+    return f"Fig. {figure} of the paper: λ_macro = {row['lambda_macro']:g}, λ_micro = {row['lambda_micro']:g}"
 
 
 def final_sizes(dims: Dims = DEIT_SMALL) -> pd.DataFrame:
@@ -225,7 +235,7 @@ def final_sizes(dims: Dims = DEIT_SMALL) -> pd.DataFrame:
     all are kept, and neurons from ``READ_AS_FULL`` up count as full. Norms stay; a part that is gone takes its biases
     along (A9)."""
     rows = []
-    for figure in get_args(Figure):
+    for figure in FIGURES:
         last = collect.published_heatmap(figure).query("epoch == epoch.max()")
         heads = last["heads"].tolist()
         neurons = last["neurons"].where(last["neurons"] < READ_AS_FULL, dims.hidden).tolist()
@@ -254,3 +264,51 @@ def _params(dims: Dims, heads: list[int], neurons: list[int]) -> int:
     removed_heads = sum((dims.heads - h) * per_head + (d if h == 0 else 0) for h in heads)
     removed_neurons = sum((dims.hidden - k) * per_neuron + (d if k == 0 else 0) for k in neurons)
     return parameters(dims) - removed_heads - removed_neurons
+
+
+# Everything above as one table
+
+
+def overview() -> pd.DataFrame:
+    """The findings' numbers, one per row: ``finding``, ``quantity``, ``value``, ``unit``."""
+    deit, value, parts, search = units(), value_dimension(), cost_parts(), search_conventions()
+    counted = search["hit"] & (search["attention_products"] == 2)
+    one, two = hardening_gap(0.1), hardening_gap(0.1, gates=2)
+    rows = [
+        (1, "Eq. 5 over dense DeiT-Small", deit.paper / 1e9, "GFLOPs"),
+        (1, "prunable part of dense DeiT-Small", deit.prunable_macs / 1e9, "GMACs"),
+        (1, "Eq. 5 / prunable MACs", deit.ratio, ""),
+        (1, "dense DeiT-Small", deit.total_macs / 1e9, "GMACs"),
+        (1, "dense DeiT-Small", deit.params / 1e6, "M parameters"),
+        (2, "credited by Eq. 5 for one value dimension", value.credited, "MACs"),
+        (2, "saved by removing one value dimension", value.saved, "MACs"),
+        (2, "credited / saved", 100 * value.share, "%"),
+        *((3, f"CIFAR-10 model: {name}", macs / 1e6, "MMACs") for name, macs in parts.items()),
+        (3, "CIFAR-10 model: all", sum(parts.values()) / 1e6, "MMACs"),
+        (3, "CIFAR-10 model: as thop counts", thop_count() / 1e6, "MMACs"),
+        (3, "ways of counting that were tried", len(search), ""),
+        (3, "of them, round to 174.0 M", search["hit"].sum(), ""),
+        (3, "of these, count both attention products", counted.sum(), ""),
+        (3, "of these, with a whole MLP ratio", (counted & (search["mlp_ratio"] % 1 == 0)).sum(), ""),
+        (4, "ten units at logit 0.1: expected", one.expected, "units"),
+        (4, "ten units at logit 0.1: hardened", one.hardened, "units"),
+        (4, "ten units behind two gates at logit 0.1: expected", two.expected, "units"),
+        (4, "ten units behind two gates at logit 0.1: hardened", two.hardened, "units"),
+        (5, "samples in (0.05, 0.95) at logit 0, temperature 0.5", 100 * undecided_share(0.5), "%"),
+    ]
+    return pd.DataFrame(rows, columns=["finding", "quantity", "value", "unit"]).astype({"value": float})
+
+
+def counting_conventions(dims: Dims = CIFAR_VIT) -> pd.DataFrame:
+    """The CIFAR-10 model counted in four ways: ``counted``, ``macs``."""
+    parts = cost_parts(dims)
+    ends = parts["patch"] + parts["head"]
+    return pd.DataFrame(
+        [
+            ("linear maps of the blocks", parts["linear"]),
+            ("+ patch embedding, classifier", parts["linear"] + ends),
+            ("thop (no attention products)", thop_count(dims)),
+            ("every multiply-add", sum(parts.values())),
+        ],
+        columns=["counted", "macs"],
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def number(digits: int, scale: float = 1.0) -> Callable[[object], str]:
 
 # Table 3's columns, and what a reader needs to judge them.
 COLUMNS = (
-    Column("label", "Method", left=True),
+    Column("title", "Method", left=True),
     Column("macs", "MMACs", number(2, 1e6)),
     Column("reduction", "Red. %", number(1)),
     Column("params", "Params (M)", number(3, 1e6)),
@@ -86,16 +87,16 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     keys = ["data", "label", "method"]
     means = ["macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds"]
     groups = runs.astype(dict.fromkeys(means, float)).groupby(keys, sort=False)
-    rows = groups[means].mean()
-    rows["n"] = groups.size()
-    rows["interval"] = groups["top1"].apply(half_width)
-    rows["test_images"] = groups["test_images"].first()
-    rows["reduction"] = 100 * (1 - rows["macs"] / rows["macs_dense"])
-    rows = rows.reset_index()
-    rows["_dense"] = rows["method"] != "dense"
-    return rows.sort_values(["_dense", "macs", "label"], ascending=[True, False, True], ignore_index=True).drop(
-        columns="_dense"
-    )
+    table = groups[means].mean()
+    table["n"] = groups.size()
+    table["interval"] = groups["top1"].agg(half_width)
+    table["test_images"] = groups["test_images"].first()
+    table["reduction"] = 100 * (1 - table["macs"] / table["macs_dense"])
+    found = table.reset_index()
+    found["title"] = list(map(collect.title, found["label"], found["method"]))
+    found["pruned"] = found["method"] != "dense"
+    order = found.sort_values(["pruned", "macs", "label"], ascending=[True, False, True], ignore_index=True)
+    return order.drop(columns="pruned")
 
 
 def half_width(values: pd.Series) -> float:
@@ -112,6 +113,7 @@ def published_table3() -> pd.DataFrame:
     methods = {"Dense": "dense", "Uniform": "uniform", "l1": "l1", "HiAP": "hiap"}
     return pd.DataFrame(
         {
+            "title": rows["method"],
             "label": rows["method"],
             "method": [
                 next(m for prefix, m in methods.items() if label.startswith(prefix)) for label in rows["method"]
@@ -120,7 +122,7 @@ def published_table3() -> pd.DataFrame:
             "macs_dense": rows["mmacs"].max() * 1e6,
             "reduction": 100 * (1 - rows["mmacs"] / rows["mmacs"].max()),
             "top1": rows["final_acc"],
-            "data": "CIFAR-10",
+            "data": "CIFAR-10, as published",
         }
     )
 
@@ -156,7 +158,7 @@ def text(table: Table) -> str:
     lines = [table.title, rule, line(headers), rule]
     for panel, grid in zip(table.panels, grids, strict=True):
         lines += [panel.heading, *map(line, grid), rule]
-    return "\n".join([*lines, *table.notes]) + "\n"
+    return "\n".join([*lines, *(textwrap.fill(note, TEXT_WIDTH) for note in table.notes)]) + "\n"
 
 
 def markdown(table: Table) -> str:
@@ -180,22 +182,25 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def csv(table: Table) -> str:
-    """The rows' unrounded values, with the panel's heading in a column of its own."""
+def values(table: Table) -> pd.DataFrame:
+    """The unrounded values of all panels, with the panel's heading in a column of its own."""
     keys = [column.key for column in table.columns]
     frames = [panel.rows.reindex(columns=keys).assign(panel=panel.heading) for panel in table.panels]
-    rows = pd.DataFrame([row for frame in frames for row in frame.to_dict("records")], columns=["panel", *keys])
-    return rows.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    return pd.DataFrame([row for frame in frames for row in frame.to_dict("records")], columns=["panel", *keys])
 
 
-def save(table: Table, name: str, root: str | Path) -> list[Path]:
+def save(table: Table, name: str, root: str | Path) -> None:
     """Write ``<root>/tables/<name>.txt``, ``.md``, ``.tex`` and ``.csv``."""
-    paths = []
-    for suffix, render in (("txt", text), ("md", markdown), ("tex", latex), ("csv", csv)):
-        path = Path(root) / "tables" / f"{name}.{suffix}"
-        atomic_write(path, render(table).encode())
-        paths.append(path)
-    return paths
+    for suffix, render in (("txt", text), ("md", markdown), ("tex", latex)):
+        atomic_write(Path(root) / "tables" / f"{name}.{suffix}", render(table).encode())
+    save_frame(values(table), name, root)
+
+
+def save_frame(frame: pd.DataFrame, name: str, root: str | Path, folder: str = "tables") -> Path:
+    """Write ``<root>/<folder>/<name>.csv``; numbers to ten digits, so that equal input gives equal bytes."""
+    path = Path(root) / folder / f"{name}.csv"
+    atomic_write(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
+    return path
 
 
 def _clip(cell: str, width: int) -> str:

@@ -1,0 +1,71 @@
+"""Run the notebooks headless: ``python -m analysis.execute [--results DIR] [--out DIR | --in-place]``.
+
+Executed copies go to ``<out>/notebooks``, figures and tables to ``<results>``. Nothing in them depends on when or how
+long they ran, so a second run on the same records writes the same CSV and TeX files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from analysis import collect
+from hiap.record import atomic_write
+
+FOLDER = Path(__file__).parent
+
+
+class NotebookError(RuntimeError):
+    """A cell failed; the message is one line: the notebook, and the last line of the traceback."""
+
+
+def execute(path: Path, results: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs, run in ``analysis/`` on the records below ``results``."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
+    try:
+        client.execute(env={**os.environ, "HIAP_RESULTS": str(results.resolve())})
+    except CellExecutionError as error:
+        raise NotebookError(f"{path.name}: {error.ename}: {error.evalue.splitlines()[0]}") from None
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    return notebook
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.execute", description="Run the notebooks headless.")
+    parser.add_argument("--results", type=Path, default=None, help="results root (default: $HIAP_RESULTS or results/)")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--out", type=Path, default=None, help="executed copies go to OUT/notebooks (default: results)")
+    target.add_argument("--in-place", action="store_true", help="write the outputs into analysis/*.ipynb")
+    options = parser.parse_args(arguments)
+    results = options.results or collect.results_root()
+    out = FOLDER if options.in_place else (options.out or results) / "notebooks"
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        try:
+            notebook = execute(path, results)
+        except NotebookError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        atomic_write(out / path.name, nbformat.writes(notebook).encode() + b"\n")
+    print((results / "tables" / "table3.txt").read_text())
+    for figure in sorted((results / "figures").glob("*.pdf")):
+        print(figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Figures: functions from data frames to ``Figure``, in one style, and one ``save``.
+
+Widths are those of a two-column paper. Colours are Okabe and Ito's, which the colour-blind can tell apart; methods
+differ in their markers too.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from analysis import collect
+from analysis.tables import save_frame
+from hiap.record import atomic_write
+
+COLUMN, PAGE = 3.3, 6.8  # inches
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so figures do not depend on the machine's fonts
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 5,
+    "figure.dpi": 200,
+    "pdf.fonttype": 42,
+}
+matplotlib.rcParams.update(STYLE)
+
+SMALLEST = 5.0  # points; numbers that would have to be smaller are left out
+GREY = "#8c8c8c"
+SEQUENTIAL = "cividis"
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+
+
+LOOKS = {
+    "dense": Look("#000000", "*"),
+    "hiap": Look("#D55E00", "o"),
+    "uniform": Look("#0072B2", "s"),
+    "l1": Look("#009E73", "^"),
+    "taylor": Look("#E69F00", "D"),
+    "magnitude": Look("#CC79A7", "v"),
+    "vit_slim": Look("#56B4E9", "P"),
+    "cofi": Look("#F0E442", "X"),
+    "random": Look(GREY, "d"),
+}
+
+
+def look(method: str) -> Look:
+    """A method without an entry is grey."""
+    return LOOKS.get(method, Look(GREY, "h"))
+
+
+def pareto(rows: pd.DataFrame) -> Figure:
+    """Top-1 against MMACs, one mark per row of ``tables.summary``; bars are 95 % intervals where a row has one."""
+    fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+    ax = fig.add_subplot()
+    for method, group in rows.groupby("method", sort=False):
+        style, group = look(str(method)), group.sort_values("macs")
+        if method == "dense":
+            ax.axhline(group["top1"].mean(), color=style.colour, linestyle="--", linewidth=0.7, zorder=1)
+        else:
+            ax.plot(group["macs"] / 1e6, group["top1"], color=style.colour, linewidth=0.6, alpha=0.5, zorder=2)
+        ax.errorbar(
+            group["macs"] / 1e6,
+            group["top1"],
+            yerr=group.get("interval"),
+            fmt=style.marker,
+            color=style.colour,
+            markersize=8 if method == "dense" else None,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            capsize=2,
+            label=collect.METHODS.get(str(method), str(method)) + _n(group),
+            zorder=3,
+        )
+    ax.set_xlabel("MMACs per image")
+    ax.set_ylabel(f"Top-1 on {rows['data'].iloc[0]} (%)")
+    ax.margins(0.08, 0.12)
+    ax.grid(True)
+    fig.legend(loc="outside upper center", ncols=2, columnspacing=1.2, handletextpad=0.3)
+    return fig
+
+
+def _n(group: pd.DataFrame) -> str:
+    if "n" not in group:
+        return ""
+    low, high = int(group["n"].min()), int(group["n"].max())
+    return f" (n = {low})" if low == high else f" (n = {low} to {high})"
+
+
+class Quantity(NamedTuple):
+    column: str
+    title: str
+    unit: str
+    number: str
+
+
+QUANTITIES = (
+    Quantity("heads", "Active heads", "heads per block", "{:.0f}"),
+    Quantity("neurons", "Active FFN neurons", "neurons per block", "{:.0f}"),
+    Quantity("mean_dims", "Value dimensions kept", "dimensions per active head, mean", "{:.0f}"),
+)
+
+
+def gate_heatmaps(gates: pd.DataFrame, full: dict[str, int], title: str = "") -> Figure:
+    """Figs. 5-9: block x epoch, one map each for heads, neurons and, where known, value dimensions per head.
+
+    ``gates`` is a ``collect.gate_trajectory``; ``full`` (``collect.dense_units``) gives each map's value in the dense
+    network: the end of its colour scale, so that maps of one network can be compared. Numbers stand where a
+    value changes if they are legible there, else the last epoch's stand at the right."""
+    shown = [q for q in QUANTITIES if q.column in gates and gates[q.column].notna().any()]
+    blocks = gates["block"].nunique()
+    fig = Figure(figsize=(PAGE, 1.15 + 0.115 * max(blocks, 8)), layout="constrained")
+    fig.suptitle(title, fontsize=STYLE["axes.titlesize"])
+    for ax, quantity in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        grid = gates.pivot(index="block", columns="epoch", values=quantity.column).astype(float)
+        image = ax.imshow(
+            np.ma.masked_invalid(grid), cmap=SEQUENTIAL, vmin=0, vmax=full[quantity.column], aspect="auto"
+        )
+        ax.set_facecolor("white")
+        ax.spines[:].set_visible(False)
+        ax.set_title(quantity.title)
+        ax.set_xlabel("Epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+        _numbers(ax, grid.to_numpy(), quantity.number, full[quantity.column], width=5.6 / len(shown), changes=True)
+        bar = fig.colorbar(image, ax=ax, location="bottom", aspect=30, pad=0.02)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.set_label(quantity.unit, fontsize=STYLE["ytick.labelsize"])
+    fig.axes[0].set_ylabel("Block")
+    return fig
+
+
+def _numbers(ax: Axes, grid: np.ndarray, form: str, full: float, width: float, changes: bool = False) -> None:
+    """Write the values into the cells of a map ``width`` inches wide (``changes``: only where one changes along its
+    row), or, where cells are too narrow, each row's last value beside the map. Missing values are left blank."""
+    labels = [[form.format(v) if np.isfinite(v) else "" for v in values] for values in grid]
+    size = min(72 * width / grid.shape[1] / (0.68 * len(form.format(full))), 6.5)
+    for row, cells in enumerate(labels):
+        if size < SMALLEST:
+            ax.text(1.01, row, cells[-1], va="center", fontsize=5.5, transform=ax.get_yaxis_transform())
+            continue
+        for column, cell in enumerate(cells):
+            if column == 0 or not changes or cell != cells[column - 1]:
+                colour = "white" if grid[row, column] < 0.55 * full else "black"
+                ax.text(column, row, cell, va="center", ha="center", fontsize=size, color=colour)
+
+
+def topology(shape: pd.DataFrame, full: dict[str, int], title: str = "") -> Figure:
+    """Fig. 3: what is left of each block. Above, heads (largest first) with the value dimensions each keeps; below, FFN
+    neurons, the dense network's outlined. ``shape`` is a ``collect.topology``; ``full`` as in ``gate_heatmaps``."""
+    blocks, heads = len(shape), full["heads"]
+    dims = np.full((heads, blocks), np.nan)
+    for block, kept in enumerate(shape["head_dims"]):
+        dims[: len(kept), block] = kept
+    fig = Figure(figsize=(COLUMN, 1.6 + 0.17 * heads), layout="constrained")
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[0.17 * heads + 0.1, 0.9])
+    image = top.imshow(np.ma.masked_invalid(dims), cmap=SEQUENTIAL, vmin=0, vmax=full["mean_dims"], aspect="auto")
+    _numbers(top, dims, "{:.0f}", full["mean_dims"], width=2.5)
+    top.set_yticks(range(heads), [str(h + 1) for h in range(heads)])
+    top.set_ylabel("Head, by size")
+    top.spines[:].set_visible(False)
+    top.tick_params(length=0)
+    top.set_title(title)
+    bar = fig.colorbar(image, ax=top, aspect=8, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label("dims kept", fontsize=STYLE["ytick.labelsize"])
+    bottom.bar(shape["block"], full["neurons"], color="none", edgecolor=GREY, linewidth=0.6, linestyle=":")
+    bars = bottom.bar(shape["block"], shape["neurons"], color="#0072B2")
+    bottom.bar_label(bars, fontsize=6, padding=1)
+    bottom.set_ylim(0, 1.2 * full["neurons"])
+    bottom.set_ylabel("FFN neurons")
+    bottom.set_xlabel("Block")
+    bottom.set_xticks(shape["block"])
+    return fig
+
+
+INHERITED: dict[str, Any] = {"facecolor": "#e5e5e5", "edgecolor": GREY, "hatch": "////"}
+
+
+def training_cost(bills: pd.DataFrame) -> Figure:
+    """Training bill per label, stacked by stage, means over seeds; what a run inherited from the run that it started
+    from is hatched. ``bills`` is a ``collect.stages``."""
+    bars = bill_per_label(bills)
+    labels = list(dict.fromkeys(bars["title"]))
+    fig = Figure(figsize=(COLUMN, 0.9 + 0.24 * len(labels)), layout="constrained")
+    ax = fig.add_subplot()
+    left = dict.fromkeys(labels, 0.0)
+    for bar in bars.to_dict("records"):
+        label, width = bar["title"], bar["train_macs"] / 1e12
+        style = {**INHERITED} if bar["inherited"] else {"facecolor": look(bar["method"]).colour, "edgecolor": "white"}
+        ax.barh(label, width, left=left[label], height=0.65, linewidth=0.4, **style)
+        left[label] += width
+    for label in labels:
+        rows = bars[bars["title"] == label]
+        ax.text(left[label], label, f" {rows['epochs'].sum():.0f} ep., {_minutes(rows['seconds'].sum())}", va="center")
+    ax.set_xlim(0, 1.6 * max(left.values()))
+    ax.invert_yaxis()
+    ax.set_xlabel("Training cost (TMACs)")
+    if bars["inherited"].any():
+        shared = Patch(
+            facecolor="#e5e5e5", hatch="////", edgecolor=GREY, linewidth=0.4, label="training of the dense start"
+        )
+        fig.legend(handles=[shared], loc="outside upper center")
+    return fig
+
+
+def bill_per_label(bills: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of each stage's epochs, seconds and MACs, in the order in which the stages were run."""
+    keys = ["label", "method", "inherited", "stage"]
+    sums = bills.groupby([*keys, "seed"], sort=False)[["epochs", "seconds", "train_macs"]].sum()
+    rows = sums.groupby(keys, sort=False).mean().reset_index()
+    rows["title"] = list(map(collect.title, rows["label"], rows["method"]))
+    dense_first = rows.assign(_other=rows["method"] != "dense").sort_values("_other", kind="stable")
+    return dense_first.drop(columns="_other").reset_index(drop=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+UNITS = {"head": "head", "value_dim": "value dimension", "neuron": "FFN neuron"}
+UNIT_COLOURS = {"head": "#0072B2", "value_dim": "#E69F00", "neuron": "#999999"}
+LEDGERS = ("Eq. 5", "true")
+
+
+def _on(unit: str) -> str:
+    """Colour of text upon a unit's colour."""
+    return "white" if unit == "head" else "black"
+
+
+def cost_ledger(prices: pd.DataFrame) -> Figure:
+    """By Eq. 5 (FLOPs halved to MACs) and in truth: what one unit is credited with (left), and to which units the cost
+    of a block is billed (right). ``prices`` is a ``findings.price_list``."""
+    fig = Figure(figsize=(PAGE, 1.9), layout="constrained")
+    left, right = fig.subplots(1, 2, width_ratios=[1, 1.25])
+    paper, true = (prices[prices["ledger"] == name].set_index("unit")["macs"] for name in LEDGERS)
+    for position, unit in enumerate(UNITS):
+        share = 100 * paper[unit] / true[unit]
+        left.barh(position, share, height=0.6, color=UNIT_COLOURS[unit])
+        left.text(share, position, f" {share:.0f} %", va="center")
+        left.text(3, position, f"{paper[unit]:,} : {true[unit]:,}", va="center", fontsize=5.5, color=_on(unit))
+    left.axvline(100, color="black", linewidth=0.7, linestyle="--")
+    left.set_yticks(range(len(UNITS)), [f"one {name}" for name in UNITS.values()])
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.set_xlabel("Price in Eq. 5, % of the MACs that removal saves")
+    for position, ledger in enumerate(LEDGERS):
+        start = 0.0
+        for unit in UNITS:
+            row = prices[(prices["ledger"] == ledger) & (prices["unit"] == unit)].iloc[0]
+            value = row["macs_per_block"] / 1e6
+            right.barh(position, value, left=start, height=0.6, color=UNIT_COLOURS[unit], edgecolor="white")
+            right.text(start + value / 2, position, f"{value:.1f}", ha="center", va="center", color=_on(unit))
+            start += value
+        right.text(start, position, f" {start:.1f}", va="center")
+    right.set_yticks(range(2), LEDGERS)
+    right.invert_yaxis()
+    right.margins(x=0.12)
+    right.set_xlabel("MMACs of one block, by what they are billed to")
+    right.legend(
+        handles=[Patch(color=UNIT_COLOURS[u], label=f"{name}s") for u, name in UNITS.items()],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=3,
+    )
+    return fig
+
+
+def conventions(counts: pd.DataFrame, printed: float) -> Figure:
+    """One network counted in several ways (columns ``counted``, ``macs``) against the number that was printed."""
+    fig = Figure(figsize=(COLUMN, 0.75 + 0.22 * len(counts)), layout="constrained")
+    ax = fig.add_subplot()
+    ax.axvline(printed / 1e6, color=LOOKS["hiap"].colour, linewidth=0.9)
+    ax.scatter(counts["macs"] / 1e6, counts["counted"], color="black", s=14, zorder=3)
+    for row, macs in enumerate(counts["macs"]):
+        ax.text(1.02, row, f"{macs / 1e6:.2f}", va="center", transform=ax.get_yaxis_transform())
+    ax.invert_yaxis()
+    ax.margins(0.08, 0.15)
+    ax.grid(True, axis="y")
+    ax.set_xlabel("MMACs per image")
+    fig.legend(
+        handles=[Line2D([], [], color=LOOKS["hiap"].colour, label=f"printed in Table 3: {printed / 1e6:.1f}")],
+        loc="outside upper right",
+    )
+    return fig
+
+
+def save(fig: Figure, name: str, data: pd.DataFrame, root: str | Path) -> list[Path]:
+    """Write ``<root>/figures/<name>.pdf``, ``.png`` and ``.csv`` (what was plotted). Equal input gives equal bytes."""
+    folder = Path(root) / "figures"
+    paths = []
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=suffix, dpi=300, metadata=metadata)
+        paths.append(folder / f"{name}.{suffix}")
+        atomic_write(paths[-1], buffer.getvalue())
+    return [*paths, save_frame(data, name, root, "figures")]

@@ -41,8 +41,8 @@ class PruneThenTune(Stage):
 
 
 def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMask]:
-    """Masks that keep the highest-ranked units such that the extracted model has at most ``target`` MACs, and no further
-    unit would fit. Raises ``ConfigError`` with the reachable range if removing every ranked unit is not enough."""
+    """Masks that keep the highest-ranked units such that the extracted model has at most ``target`` MACs, and no
+    further unit would fit. Raises ``ConfigError`` with the reachable range if removing all is not enough."""
     keys = torch.cat([t.flatten() for t in (ranking.dims, ranking.neurons) if t is not None])
     order = keys.argsort(descending=True, stable=True)
 
@@ -95,7 +95,7 @@ def _first(order: Tensor, count: int) -> Tensor:
 
 
 def _top_up(dims: ledger.Dims, ranking: Ranking, chosen: Tensor, rest: Tensor, slack: int) -> Tensor:
-    """Add the best remaining units that still fit; one of a head that is gone would bring the head back, so it waits."""
+    """Add the best remaining units that still fit; one of a head that is gone would bring the head back: not it."""
     price = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     n_dims = 0 if ranking.dims is None else ranking.dims.numel()
     for unit in rest.tolist():

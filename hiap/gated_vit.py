@@ -90,7 +90,7 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.fc1, self.act, self.drop1, self.fc2, self.drop2 = mlp.fc1, mlp.act, mlp.drop1, mlp.fc2, mlp.drop2
         self.block_gate = Gate((), "macro", config, generator)
-        self.neuron_gate = Gate((mlp.fc1.out_features,), "micro", config, generator)
+        self.neuron_gate = Gate((mlp.fc1.weight.shape[0],), "micro", config, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         block, neurons = self.block_gate(), self.neuron_gate()
@@ -102,14 +102,14 @@ class GatedMlp(nn.Module):
 def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: int = 0, **options: Any) -> Any:
     """A copy of ``model`` whose attention and FFN carry gates; the model itself is left alone.
 
-    ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the noise
-    of ``harden='sample'``. The result is still a ``VisionTransformer``: in training mode it samples its gates, in eval
-    mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module that has no gated form.
+    ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the
+    noise of ``harden='sample'``. The result is still a ``VisionTransformer``: in training mode it samples its gates, in
+    eval mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module that has no gated form.
     """
     config = config or GateConfig(**options)
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
-    gated = copy.deepcopy(model)
+    gated: Any = copy.deepcopy(model)
     for block in gated.blocks:
         device = block.attn.qkv.weight.device
         block.attn = GatedAttention(block.attn, config, generator).to(device)

@@ -52,7 +52,9 @@ class Prices:
 
 def paper_prices(n: int, d: int, head_dim: int) -> Prices:
     """C1, C2, C3 of Eq. 5, FLOPs. C1 bills the V projection to the head, so C2 lacks it."""
-    return Prices(head=2 * n * d * 3 * head_dim + 2 * n * n * head_dim, value_dim=2 * n * d + 2 * n * n, neuron=4 * n * d)
+    return Prices(
+        head=2 * n * d * 3 * head_dim + 2 * n * n * head_dim, value_dim=2 * n * d + 2 * n * n, neuron=4 * n * d
+    )
 
 
 def true_prices(n: int, d: int, head_dim: int) -> Prices:
@@ -80,7 +82,9 @@ def dense_macs(dims: Dims) -> int:
 
 def attention_macs(n: int, d: int, qk_dims: Sequence[int], value_dims: Sequence[int]) -> int:
     """MACs of one attention layer whose heads keep these many query/key and value dimensions."""
-    return sum(2 * n * d * qk + n * n * qk + 2 * n * d * v + n * n * v for qk, v in zip(qk_dims, value_dims, strict=True))
+    return sum(
+        2 * n * d * qk + n * n * qk + 2 * n * d * v + n * n * v for qk, v in zip(qk_dims, value_dims, strict=True)
+    )
 
 
 def ffn_macs(n: int, d: int, neurons: int) -> int:

@@ -38,7 +38,8 @@ def build(config: ModelConfig, channels: int, classes: int, folders: Folders, se
 
 def set_drop_path(model: Any, rate: float) -> None:
     """Stochastic depth rising linearly to ``rate`` at the last block, on a dense, gated or extracted ViT."""
-    for block, p in zip(model.blocks, calculate_drop_path_rates(rate, len(model.blocks)), strict=True):
+    rates: list[Any] = calculate_drop_path_rates(rate, len(model.blocks))
+    for block, p in zip(model.blocks, rates, strict=True):
         for name in ("drop_path1", "drop_path2"):
             if getattr(block, name) is not None:
                 setattr(block, name, DropPath(p) if p else nn.Identity())
@@ -62,14 +63,8 @@ def _fresh(config: ModelConfig, channels: int, classes: int, seed: int) -> Any:
     torch.manual_seed(seed)
     common: dict[str, Any] = {"img_size": config.img_size, "in_chans": channels, "num_classes": classes}
     if config.name == "vit":
-        model = VisionTransformer(
-            patch_size=config.patch_size,
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            **common,
-        )
+        numbers = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        model = VisionTransformer(**{k: getattr(config, k) for k in numbers}, **common)
     else:
         model = _timm_model(config, common)
     if config.weights not in ("", "hub"):
@@ -99,8 +94,8 @@ def _fill(model: nn.Module, path: Path) -> None:
     """Load a local state dict: .safetensors, or a torch file (tensors only, nothing else is unpickled)."""
     if not path.is_file():
         raise ConfigError(
-            f"model.weights '{path}': no such file or folder; expected '', 'hub', 'run:<run_id>', a folder of hiap.save, "
-            "or a .safetensors or .pth state dict"
+            f"model.weights '{path}': no such file or folder; expected '', 'hub', 'run:<run_id>', a folder of "
+            "hiap.save, or a .safetensors or .pth state dict"
         )
     try:
         if path.suffix == ".safetensors":

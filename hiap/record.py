@@ -28,7 +28,7 @@ from hiap.config import Config, ConfigError
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 

@@ -1,8 +1,8 @@
 """Randomness as a function of position.
 
-Every random number of a run comes from a generator seeded by where it is used (run seed, stage, epoch, step, image), not
-from a stream that depends on what was drawn before. So a run resumed at a step continues exactly, whatever the number
-of workers, and no generator state needs to be stored.
+Every random number of a run comes from a generator seeded by where it is used (run seed, stage, epoch, step, image),
+not from a stream that depends on what was drawn before. So a run resumed at a step continues exactly, whatever the
+number of workers, and no generator state needs to be stored.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from hiap.extraction import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.record import atomic_write
 
-FORMAT, VERSION = "hiap-vit", 1
+FORMAT: Literal["hiap-vit"] = "hiap-vit"
+VERSION: Literal[1] = 1
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -108,8 +109,8 @@ class Architecture(_Spec):
 def save(model: Any, folder: str | Path) -> None:
     """Write a dense or extracted ViT to ``folder``, atomically: a reader finds the old network or the new one.
 
-    Raises ``UnsupportedModelError`` if the network cannot be described by this format (a gated one, for example: extract
-    it first), before anything is written.
+    Raises ``UnsupportedModelError`` if the network cannot be described by this format (a gated one, for example:
+    extract it first), before anything is written.
     """
     folder = Path(folder)
     spec = describe(model)
@@ -184,7 +185,9 @@ def describe(model: Any) -> Architecture:
 def build(spec: Architecture, meta: bool = False) -> Any:
     """An untrained network of this architecture (``meta``: without storage)."""
     kind = VisionTransformerDistilled if spec.distilled else VisionTransformer
-    extra = {} if spec.distilled else {"reg_tokens": spec.reg_tokens, "pool_include_prefix": spec.pool_include_prefix}
+    extra: dict[str, Any] = (
+        {} if spec.distilled else {"reg_tokens": spec.reg_tokens, "pool_include_prefix": spec.pool_include_prefix}
+    )
     with torch.device("meta" if meta else "cpu"):
         model = kind(
             img_size=spec.img_size,
@@ -281,7 +284,7 @@ def _build_block(dim: int, spec: BlockSpec) -> nn.Module:
 
 
 def _build_attention(dim: int, spec: AttentionSpec) -> nn.Module:
-    norms = {"q_norm": _build_norm(spec.q_norm), "k_norm": _build_norm(spec.k_norm)}
+    norms: dict[str, Any] = {"q_norm": _build_norm(spec.q_norm), "k_norm": _build_norm(spec.k_norm)}
     if spec.heads is None:
         if not spec.qk_dims or not spec.value_dims or len(spec.qk_dims) != len(spec.value_dims):
             raise UnsupportedModelError("attention: expected as many qk_dims as value_dims, at least one")

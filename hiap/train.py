@@ -428,10 +428,8 @@ def shape_of(model: Any) -> list[BlockShape]:
     """What is left of each block of a dense or extracted network."""
     shapes = []
     for block in model.blocks:
-        attn = block.attn
-        if attn is None:
-            dims = []
-        else:
+        attn, dims = block.attn, list[int]()
+        if attn is not None:
             dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
         shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
     return shapes

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
         return original(self, phase, *args)
 
     monkeypatch.setattr(train.Run, "_step", step)
-    with pytest.raises(train.Interrupted, match="run again to resume"):
+    with pytest.raises(train.Interrupted, match=r"run again to resume"):
         train.run(config)
     monkeypatch.undo()
     assert checkpoint.load(Folders.of(config).work / "checkpoints")["step"] == 5
@@ -167,7 +168,7 @@ def test_checkpoints_keep_two_and_never_unpickle_code(tmp_path):
     assert [p.name.split("-")[1] for p in checkpoint.newest_first(tmp_path)] == ["000000003", "000000002"]
     assert checkpoint.load(tmp_path)["step"] == 3
     checkpoint.save(tmp_path, 0, 9, {"code": print})  # what torch.save would happily pickle
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
         checkpoint.load(tmp_path)
 
 
@@ -233,7 +234,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
 
 
@@ -250,7 +251,10 @@ BAD = {
     "unknown key": (["optim.epoch=3"], "did you mean 'optim.epochs'?"),
     "wrong type": (["optim.lr=fast"], "optim.lr: Input should be a valid number"),
     "no value": (["optim.lr"], "expected key=value"),
-    "negative strength": (["penalty.lambda_macro=-1"], "penalty.lambda_macro: Input should be greater than or equal to 0"),
+    "negative strength": (
+        ["penalty.lambda_macro=-1"],
+        "penalty.lambda_macro: Input should be greater than or equal to 0",
+    ),
     "zero epochs": (["optim.epochs=0"], "optim.epochs: Input should be greater than or equal to 1"),
     "unknown reading": (["gates.forward=sof"], "'straight-through' or 'soft'"),
     "unknown method": (["method=magic"], "method: Input should be 'dense', 'hiap'"),

@@ -38,7 +38,7 @@ SMALLEST = {"digits": 8, "affine-digits": 16, "cifar10": 8, "imagenet": 32}
 
 # Mean and standard deviation per channel of the training images in [0, 1]. ImageNet's are timm's constants.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "digits": ((0.305,), (0.36,)),
+    "digits": ((0.305,), (0.376,)),
     "affine-digits": ((0.22,), (0.157,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
@@ -181,8 +181,10 @@ class _Photographs:
         )
         try:
             yield from loader
+            return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
-            raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")) from None
+            message = str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")
+        raise ConfigError(message)  # out here, where nothing keeps the workers alive any more
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: in
 
     ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the
     noise of ``harden='sample'``. The result is still a ``VisionTransformer``: in training mode it samples its gates, in
-    eval mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module that has no gated form.
+    eval mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module without a gated form.
     """
     config = config or GateConfig(**options)
     check_supported(model, config)

@@ -88,7 +88,7 @@ def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progres
             p.state = "running"
     while any(p.state in ("waiting", "running") for p in progress.values()):
         for p in progress.values():
-            if p.state == "running" and not executor.alive(p.run):
+            if p.state == "running" and (p.run.finished or not executor.alive(p.run)):
                 _settle(p, executor, since)
             elif p.state == "waiting" and any(progress[need].state in ("failed", "not run") for need in p.run.needs):
                 _lacks_need(p)
@@ -103,7 +103,7 @@ def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progres
 
 
 def _settle(p: Progress, executor: Executor, since: float) -> None:
-    """A run whose job has ended: its record says whether it succeeded."""
+    """A run that has its record, or whose job has ended without one."""
     if p.run.finished:
         p.state = "finished"
     elif not all(need.finished for need in p.run.needs):
@@ -113,7 +113,7 @@ def _settle(p: Progress, executor: Executor, since: float) -> None:
 
 
 def _lacks_need(p: Progress) -> None:
-    p.state, p.note = "not run", "needs " + ", ".join(need.label for need in p.run.needs if not need.finished)
+    p.state, p.note = "not run", report.lacking(p.run)
 
 
 def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:

@@ -74,7 +74,7 @@ class Screen:
         if p.state == "finished":
             return _summary(p.run.folders.record)
         if p.state == "waiting":
-            return " ".join(f"needs {need.label}" for need in p.run.needs if not need.finished)
+            return lacking(p.run)
         if p.state != "running":
             return p.note
         status = _status(p.run.folders.status)
@@ -85,6 +85,12 @@ class Screen:
         return (
             f"epoch {status['epoch']}/{status['epochs']}  loss {status['loss']:.3f}  {duration(status['eta_s'])} to go"
         )
+
+
+def lacking(run: Run) -> str:
+    """'needs dense, hiap': the runs that this one still waits for; '' if it waits for none."""
+    labels = ", ".join(need.label for need in run.needs if not need.finished)
+    return labels and f"needs {labels}"
 
 
 def name(run: Run) -> str:

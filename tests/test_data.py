@@ -100,7 +100,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(config, size):
     pixels = torch.cat([images for images, _ in batches(config, size, batch_size=500)])
     assert pixels.dtype == torch.float32
     assert pixels.mean().item() == pytest.approx(0, abs=0.03)
-    assert pixels.std().item() == pytest.approx(1, abs=0.05)
+    assert pixels.std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_digits_are_the_originals_enlarged():

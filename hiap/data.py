@@ -184,7 +184,8 @@ class _Photographs:
             return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
             message = str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")
-        raise ConfigError(message)  # out here, where nothing keeps the workers alive any more
+            error.__traceback__ = None  # it would keep the workers alive
+        raise ConfigError(message)
 
 
 @dataclass(frozen=True)

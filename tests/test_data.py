@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import random
 import subprocess
@@ -228,19 +229,27 @@ def test_torchvision_reads_the_same_python_files(tmp_path, monkeypatch):
 
 
 class Evil:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/hiap-test-evil"),)
+        return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("content", [Evil(), {"data": Evil(), "labels": [0]}])
-def test_the_unpickler_calls_nothing_but_numpy(tmp_path, content):
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"data": evil, "labels": [0]}])
+def test_the_unpickler_calls_nothing_but_numpy(tmp_path, wrap):
     write_cifar(tmp_path, "python")
-    (tmp_path / data.CIFAR_PICKLES / "data_batch_3").write_bytes(pickle.dumps(content, protocol=2))
-    Path("/tmp/hiap-test-evil").unlink(missing_ok=True)
+    harm = tmp_path / "harm"
+    content = pickle.dumps(wrap(Evil(harm)), protocol=2)
+    (tmp_path / data.CIFAR_PICKLES / "data_batch_3").write_bytes(content)
     with pytest.raises(ConfigError, match=r"data_batch_3: not a CIFAR-10 batch .*refused to load") as caught:
         data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
     assert "\n" not in str(caught.value)
-    assert not Path("/tmp/hiap-test-evil").exists()
+    assert not harm.exists()
+    pickle.loads(content)
+    assert harm.exists()
 
 
 @pytest.mark.parametrize(

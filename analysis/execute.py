@@ -7,6 +7,7 @@ long they ran, so a second run on the same records writes the same CSV and TeX f
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ class NotebookError(RuntimeError):
     """A cell failed; the message is one line: the notebook, and the last line of the traceback."""
 
 
-def execute(path: Path, results: Path) -> nbformat.NotebookNode:
+async def execute(path: Path, results: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs, run in ``analysis/`` on the records below ``results``."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -38,11 +39,26 @@ def execute(path: Path, results: Path) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(FOLDER)}},
     )
     try:
-        client.execute(env={**os.environ, "HIAP_RESULTS": str(results.resolve())})
+        await client.async_execute(env={**os.environ, "HIAP_RESULTS": str(results.resolve())})
     except CellExecutionError as error:
         raise NotebookError(f"{path.name}: {error.ename}: {error.evalue.splitlines()[0]}") from None
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
+
+
+async def execute_all(results: Path, out: Path) -> list[NotebookError]:
+    """All notebooks, side by side; writes those that ran through and returns the errors of the others."""
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    done = await asyncio.gather(*(execute(path, results) for path in paths), return_exceptions=True)
+    errors = []
+    for path, notebook in zip(paths, done, strict=True):
+        if isinstance(notebook, NotebookError):
+            errors.append(notebook)
+        elif isinstance(notebook, BaseException):
+            raise notebook
+        else:
+            atomic_write(out / path.name, nbformat.writes(notebook).encode() + b"\n")
+    return errors
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,16 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = options.results or collect.results_root()
     out = FOLDER if options.in_place else (options.out or results) / "notebooks"
-    for path in sorted(FOLDER.glob("*.ipynb")):
-        try:
-            notebook = execute(path, results)
-        except NotebookError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        atomic_write(out / path.name, nbformat.writes(notebook).encode() + b"\n")
+    errors = asyncio.run(execute_all(results, out))
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        return 1
     print((results / "tables" / "table3.txt").read_text())
-    for figure in sorted((results / "figures").glob("*.pdf")):
-        print(figure)
+    print(*sorted((results / "figures").glob("*.pdf")), sep="\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from scipy.special import stdtrit  # Student's quantile
 
 from analysis import collect
 from hiap.config import ConfigError
@@ -101,10 +102,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 def half_width(values: pd.Series) -> float:
     """Half width of Student's 95 % confidence interval of the mean; NaN for one value."""
-    from scipy.stats import t  # here: half a second that reading records should not cost
-
     n = len(values)
-    return float("nan") if n < 2 else float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return float("nan") if n < 2 else float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
 
 
 def published_table3() -> pd.DataFrame:

@@ -1,0 +1,431 @@
+"""Records to rows, tables, figures and notebooks; the findings' arithmetic. Records are made up, in tmp folders."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import collect, execute, findings, plots, tables
+from hiap.config import ConfigError, from_dict
+from hiap.record import BlockShape, Environment, EpochLog, Folders, Metrics, Record, Score, Size, StageBill, write
+
+DEPTH, HEADS, HEAD_DIM, NEURONS, EPOCHS = 4, 3, 32, 384, 6
+DENSE_MACS, DENSE_PARAMS = 31_234_560, 461_290
+
+
+def made_up(
+    label: str, method: str, seed: int = 0, macs: int = DENSE_MACS, top1: float = 90.0, **config: Any
+) -> Record:
+    """A record of the right form whose numbers nobody measured."""
+    model = {"patch_size": 4, "embed_dim": 96, "depth": DEPTH, "num_heads": HEADS, **config.pop("model", {})}
+    full = from_dict(
+        {"method": method, "seed": seed, "model": model, "run": {"label": label, "grid": "laptop"}, **config}
+    )
+    gated = method == "hiap"
+    scores = {"hardened": top1, "soft": top1 - 1.5} if gated else {}
+    scores |= {"dense": 90.0} if method != "dense" else {}
+    bill = StageBill(name=method, epochs=EPOCHS, steps=60, images=7_680, seconds=61.5, train_macs=3.0 * macs * 7_680)
+    return Record(
+        run_id=full.run_id,
+        grid="laptop",
+        label=label,
+        status="finished",
+        config=full,
+        seed=seed,
+        metrics=Metrics(extracted=score(top1), **{name: score(value) for name, value in scores.items()}),
+        size=Size(
+            dense_macs=DENSE_MACS, dense_params=DENSE_PARAMS, macs=macs, params=DENSE_PARAMS * macs // DENSE_MACS
+        ),
+        stages=[bill],
+        epochs=gate_logs(seed) if gated else [],
+        shape=[BlockShape(head_dims=[30, 12, 21], neurons=300), *[BlockShape(head_dims=[32], neurons=0)] * 3],
+        environment=Environment(
+            device="cpu",
+            device_name="a processor",
+            threads=1,
+            python="3.11",
+            platform="Linux",
+            libraries={},
+            commit="0" * 40,
+            dirty=False,
+            command="train",
+        ),
+        started="2026-01-01T00:00:00+00:00",
+        finished="2026-01-01T00:01:00+00:00",
+    )
+
+
+def score(top1: float) -> Score:
+    return Score(top1=top1, loss=0.5, n=10_000)
+
+
+def gate_logs(seed: int) -> list[EpochLog]:
+    rng, logs = np.random.default_rng(seed), []
+    for epoch in range(EPOCHS):
+        heads = [max(0, HEADS - int(rng.integers(0, 2 + epoch))) for _ in range(DEPTH)]
+        logs.append(
+            EpochLog(
+                stage="hiap",
+                epoch=epoch,
+                loss=1.0,
+                lr=1e-3,
+                heads=heads,
+                head_dims=[[HEAD_DIM - 4 * epoch + h for h in range(n)] for n in heads],
+                neurons=[NEURONS - 40 * epoch - 7 * block for block in range(DEPTH)],
+                macs=DENSE_MACS,
+            )
+        )
+    return logs
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A results root with the runs of Table 3's shape, HiAP at two seeds, and a failed attempt."""
+    dense = put(tmp_path, made_up("dense", "dense"))
+    start = {"model": {"weights": f"run:{dense.run_id}"}}
+    for seed, top1 in ((0, 87.0), (1, 88.0)):
+        put(tmp_path, made_up("hiap-moderate", "hiap", seed, 20_990_000, top1, **start))
+    put(tmp_path, made_up("hiap-aggressive", "hiap", 0, 15_600_000, 85.0, penalty={"lambda_macro": 1.8}, **start))
+    put(tmp_path, made_up("uniform-moderate", "uniform", 0, 20_950_000, 86.1, **start))
+    put(tmp_path, made_up("l1-moderate", "l1", 0, 20_980_000, 86.4, **start))
+    failed = made_up("l1-aggressive", "l1", 0, 15_600_000, budget={"macs": 0.5}, **start)
+    put(tmp_path, failed.model_copy(update={"status": "failed", "error": "out of patience", "size": None}))
+    return tmp_path
+
+
+def put(root: Path, record: Record) -> Record:
+    write(record, Folders(root, record.grid, record.run_id))
+    return record
+
+
+# Records to rows
+
+
+def test_a_record_becomes_one_row_with_its_numbers(root: Path) -> None:
+    runs = collect.load(root)
+    assert list(runs) == list(collect.COLUMNS)
+    assert len(runs) == 6
+    row = runs.query("label == 'hiap-moderate' and seed == 1").iloc[0]
+    assert (row["top1"], row["top1_soft"], row["top1_hardened"], row["top1_dense"]) == (88.0, 86.5, 88.0, 90.0)
+    assert (row["gap"], row["macs"], row["epochs"], row["images"]) == (1.5, 20_990_000, EPOCHS, 7_680)
+    assert row["macs_share"] == 20_990_000 / DENSE_MACS
+    assert row["train_macs"] == 3 * 20_990_000 * 7_680
+    assert row["start"] == runs.query("method == 'dense'")["run_id"].item()
+    assert row["test_images"] == 10_000
+
+
+def test_failed_attempts_are_kept_apart(root: Path) -> None:
+    failed = collect.failures(root, "laptop")
+    assert failed[["label", "error"]].values.tolist() == [["l1-aggressive", "out of patience"]]
+    assert list(failed) == list(collect.FAILURE_COLUMNS)
+    assert collect.load(root, "another").empty
+    assert collect.failures(root, "another").empty
+
+
+def test_a_file_that_is_no_record_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "laptop" / "dense-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(ConfigError, match=r"dense-0\.json: not a run record") as error:
+        collect.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_bills_begin_with_what_the_start_cost(root: Path) -> None:
+    bills = collect.stages(root)
+    assert list(bills) == list(collect.STAGE_COLUMNS)
+    run = bills.query("label == 'l1-moderate'")
+    assert run["stage"].tolist() == ["dense", "l1"]
+    assert run["inherited"].tolist() == [True, False]
+    assert run["train_macs"].iloc[0] == bills.query("label == 'dense'")["train_macs"].item()
+
+
+def test_gate_trajectory_counts_what_is_open() -> None:
+    record = made_up("hiap", "hiap")
+    gates = collect.gate_trajectory(record)
+    assert list(gates) == list(collect.GATE_COLUMNS)
+    assert len(gates) == EPOCHS * DEPTH
+    for row in gates.to_dict("records"):
+        log = record.epochs[row["epoch"]]
+        assert log.heads is not None
+        assert log.head_dims is not None
+        assert row["heads"] == log.heads[row["block"]]
+        if row["heads"]:
+            assert row["mean_dims"] == pytest.approx(np.mean(log.head_dims[row["block"]]))
+        else:
+            assert math.isnan(row["mean_dims"])
+    assert (gates["heads"] == 0).any()
+    assert collect.gate_trajectory(made_up("dense", "dense")).empty
+
+
+def test_topology_lists_heads_by_size() -> None:
+    shape = collect.topology(made_up("hiap", "hiap"))
+    assert list(shape) == list(collect.SHAPE_COLUMNS)
+    assert shape["head_dims"].iloc[0] == [30, 21, 12]
+    assert shape["heads"].tolist() == [3, 1, 1, 1]
+
+
+def test_published_numbers_are_as_their_readme_says() -> None:
+    readme = (collect.PUBLISHED / "README.md").read_text()
+    for path in collect.PUBLISHED.glob("*.csv"):
+        section = readme.split(f"## `{path.name}`")[1].split("\n## ")[0]
+        assert set(collect.published(path.stem)) == set(re.findall(r"`(\w+)`", section)), path.name
+    assert collect.published("table1_frameworks")["macro"].iloc[0] == "None"
+    assert len(collect.published_heatmap(5)) == 600
+    with pytest.raises(ConfigError, match="table3_cifar10_vit_tiny"):
+        collect.published("table9")
+
+
+# Tables
+
+
+def test_reductions_and_intervals_are_computed(root: Path) -> None:
+    rows = tables.summary(collect.load(root)).set_index("label")
+    assert rows.index[0] == "dense"
+    assert rows.loc["hiap-moderate", "reduction"] == pytest.approx(100 * (1 - 20_990_000 / DENSE_MACS))
+    assert rows.loc["hiap-moderate", ["top1", "n"]].tolist() == [87.5, 2]
+    assert rows.loc["hiap-moderate", "interval"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
+    assert math.isnan(rows.loc["dense", "interval"])
+
+
+def test_published_reductions_agree_with_the_printed_ones() -> None:
+    printed = collect.published("table3_cifar10_vit_tiny")["reduction_pct"]
+    assert (tables.published_table3()["reduction"] - printed).abs().max() < 0.1
+
+
+def test_one_label_for_two_configurations_is_refused(root: Path) -> None:
+    put(root, made_up("l1-moderate", "l1", 0, optim={"epochs": 7}))
+    with pytest.raises(ConfigError, match="label 'l1-moderate' names different runs"):
+        tables.summary(collect.load(root))
+
+
+def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:
+    table = tables.table3(collect.load(root))
+    text, markdown, latex = tables.text(table), tables.markdown(table), tables.latex(table)
+    assert max(map(len, text.splitlines())) <= tables.TEXT_WIDTH
+    for panel in table.panels:
+        for cells in table.cells(panel):
+            assert "| " + " | ".join(cells) + " |" in markdown
+            assert " & ".join(cells).replace("%", "\\%") + " \\\\" in latex
+            assert re.search(r"\s+".join(map(re.escape, cells)) + "\n", text)
+    assert text.count("87.50") == 1
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    assert "bf" not in latex
+
+
+def test_each_panel_names_its_data(root: Path) -> None:
+    paper, ours = tables.table3(collect.load(root)).panels
+    assert "CIFAR-10" in paper.heading
+    assert "published" in paper.heading
+    assert ours.heading.startswith("This repository: affine-digits, 10,000 test images")
+    assert len(paper.rows) == 6
+    assert len(ours.rows) == 5
+    assert [panel.heading for panel in tables.table3(collect.load(root, "another")).panels] == [paper.heading]
+
+
+def test_the_command_prints_the_table_or_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tables.main(["--results", str(root)]) == 0
+    assert "HiAP (aggressive)" in capsys.readouterr().out
+    assert tables.main(["--results", str(root), "--grid", "another"]) == 2
+    assert capsys.readouterr().err.startswith("error: no finished run")
+
+
+# Figures
+
+
+def figures(root: Path) -> dict[str, tuple[Any, pd.DataFrame]]:
+    runs, record = tables.summary(collect.load(root)), collect.gated_records(root)[0]
+    full, gates, shape = collect.dense_units(record), collect.gate_trajectory(record), collect.topology(record)
+    bills, prices, counts = collect.stages(root), findings.price_list(), findings.counting_conventions()
+    return {
+        "pareto": (plots.pareto(runs), runs),
+        "gates": (plots.gate_heatmaps(gates, full), gates),
+        "topology": (plots.topology(shape, full), shape),
+        "training_cost": (plots.training_cost(bills), bills),
+        "cost_ledger": (plots.cost_ledger(prices), prices),
+        "conventions": (plots.conventions(counts, 174.0e6), counts),
+    }
+
+
+def test_figures_are_saved_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        for name, (figure, data) in figures(root).items():
+            if name in ("pareto", "topology"):
+                plots.save(figure, name, data, tmp_path / folder)
+    files = sorted(path.name for path in (tmp_path / "a" / "figures").iterdir())
+    assert files == [f"{name}.{suffix}" for name in ("pareto", "topology") for suffix in ("csv", "pdf", "png")]
+    for name in files:
+        assert (tmp_path / "a" / "figures" / name).read_bytes() == (tmp_path / "b" / "figures" / name).read_bytes()
+    assert b"CreationDate" not in (tmp_path / "a" / "figures" / "pareto.pdf").read_bytes()
+    plotted = pd.read_csv(tmp_path / "a" / "figures" / "pareto.csv")
+    assert plotted["top1"].tolist() == tables.summary(collect.load(root))["top1"].tolist()
+
+
+def test_no_text_leaves_a_figure_or_covers_another(root: Path) -> None:
+    for name, (figure, _) in figures(root).items():
+        figure.draw_without_rendering()
+        page = figure.bbox.padded(1)
+        boxes = [t.get_window_extent() for ax in figure.axes for t in ax.texts if t.get_text().strip()]
+        for box in boxes:
+            assert page.x0 <= box.x0, name
+            assert box.x1 <= page.x1, name
+        tight = figure.get_tightbbox().padded(-0.02)
+        assert tight.x1 <= figure.get_figwidth(), name
+        for i, box in enumerate(boxes):
+            assert not any(box.padded(-1).overlaps(other) for other in boxes[:i]), name
+
+
+def test_methods_differ_in_colour_and_marker() -> None:
+    looks = plots.LOOKS.values()
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(collect.METHODS)
+    assert plots.LOOKS.keys() == collect.METHODS.keys()
+
+
+# Findings
+
+
+def test_finding_1_the_ledger_counts_flops() -> None:
+    units = findings.units()
+    assert units.paper == 9_081_391_104
+    assert units.prunable_macs == 4_540_695_552
+    assert units.ratio == 2
+    assert units.total_macs / 1e9 == pytest.approx(4.5989, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("deit_small_patch16_224", findings.DEIT_SMALL),
+        ("vit_tiny_patch16_224", findings.Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000)),
+        ("deit_tiny_distilled_patch16_224", findings.Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000, 2, 2)),
+    ],
+)
+def test_parameters_are_those_of_timm(name: str, dims: findings.Dims) -> None:
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert findings.parameters(dims) == sum(p.numel() for p in model.parameters())
+
+
+def test_finding_2_value_dimensions_are_credited_too_little() -> None:
+    value = findings.value_dimension()
+    assert (value.credited, value.saved) == (114_457, 190_105)
+    assert value.share == pytest.approx(0.602, abs=5e-4)
+    per_block = findings.price_list().groupby("ledger")["macs_per_block"].sum()
+    assert per_block["Eq. 5"] == per_block["true"] == 4_540_695_552 // 12
+
+
+def test_finding_3_mixed_conventions() -> None:
+    parts = findings.cost_parts()
+    assert parts == {"linear": 172_523_520, "attention": 9_734_400, "patch": 589_824, "head": 1_920}
+    assert sum(parts.values()) == 182_849_664
+    assert findings.thop_count() == 173_991_204
+
+
+def test_finding_3_search_agrees_with_the_ledger_and_finds_no_plain_count_with_attention() -> None:
+    search = findings.search_conventions()
+    assert len(search) == math.prod(map(len, findings.SEARCH.values()))
+    plain = "patch == 4 and mlp_ratio == 4 and prefix == 1 and classes == 10 and stem_and_head == 'both'"
+    plain += " and bias == 0 and norm == 0 and softmax == 0 and gelu == 0"
+    assert search.query(f"{plain} and attention_products == 2")["macs"].item() == sum(findings.cost_parts().values())
+    hits = search[search["hit"]]
+    assert ((hits["macs"] >= 173.95e6) & (hits["macs"] <= 174.05e6)).all()
+    assert len(hits.query("attention_products == 0")) > 0
+    assert hits.query("attention_products == 2 and mlp_ratio % 1 == 0").empty
+    odd = hits.query("attention_products == 2")[["mlp_ratio", "prefix", "gelu"]].drop_duplicates()
+    assert odd.values.tolist() == [[3.5, 2, 8]]
+
+
+def test_finding_4_hardening_misses_the_expectation_at_every_temperature() -> None:
+    gap = findings.hardening_gap(0.1)
+    assert (round(gap.expected, 2), gap.hardened) == (5.25, 10)
+    assert round(findings.hardening_gap(0.1, gates=2).expected, 2) == 2.76
+    p = 1 / (1 + math.exp(-0.1))
+    assert abs(gap.gap) == pytest.approx(10 * min(p, 1 - p))
+    assert findings.hardening_gap(-0.1).gap == pytest.approx(-gap.gap)
+    variances = [findings.sample_variance(tau, 0.1) for tau in (2.0, 0.5, 0.1, 0.001)]
+    assert variances == sorted(variances)
+    assert variances[-1] == pytest.approx(p * (1 - p), abs=1e-3)
+
+
+@pytest.mark.parametrize(("tau", "logit"), [(0.5, 0.0), (0.5, 1.0), (2.0, 0.0)])
+def test_finding_5_agrees_with_sampling(tau: float, logit: float) -> None:
+    noise = np.random.default_rng(0).logistic(size=400_000)
+    samples = findings.sigmoid((logit + noise) / tau)
+    sampled = np.mean((samples > 0.05) & (samples < 0.95))
+    assert findings.undecided_share(tau, logit) == pytest.approx(sampled, abs=3e-3)
+    assert round(findings.undecided_share(0.5), 2) == 0.63
+
+
+def test_final_sizes_of_the_digitised_runs() -> None:
+    sizes = findings.final_sizes().set_index("figure")
+    assert sizes["heads"].tolist() == [34, 20, 33, 16, 72]
+    assert (sizes["macs"] / 1e9).round(3).tolist() == [3.151, 3.235, 3.023, 3.236, 2.395]
+    assert (sizes["last_ffn_neurons"] > 0).tolist() == [False, True, False, True, False]
+    full = findings._macs(findings.DEIT_SMALL, [6] * 12, [1536] * 12)
+    assert full == findings.units().total_macs
+    assert findings._params(findings.DEIT_SMALL, [6] * 12, [1536] * 12) == findings.units().params
+
+
+# Notebooks
+
+
+def outputs(results: Path) -> dict[str, bytes]:
+    files = [p for folder in ("tables", "figures") for p in sorted((results / folder).iterdir())]
+    return {str(p.relative_to(results)): p.read_bytes() for p in files}
+
+
+def run(notebook: str, results: Path) -> str:
+    return nbformat.writes(asyncio.run(execute.execute(execute.FOLDER / f"{notebook}.ipynb", results))) + "\n"
+
+
+def test_notebooks_run_and_a_second_run_writes_the_same(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute.main(["--results", str(root)]) == 0
+    shown, errors = capfd.readouterr()
+    assert errors == ""
+    assert "HiAP (moderate)" in shown
+    assert "pareto.pdf" in shown
+    assert sorted(p.name for p in (root / "notebooks").iterdir()) == sorted(
+        p.name for p in execute.FOLDER.glob("*.ipynb")
+    )
+    written = outputs(root)
+    names = {record.run_id for record in collect.gated_records(root)}
+    assert {f"figures/gates_{name}.pdf" for name in names} | {"tables/table3.tex", "tables/findings.csv"} <= set(
+        written
+    )
+    again = run("02_laptop_table", root)
+    assert outputs(root) == written
+    assert again == (root / "notebooks" / "02_laptop_table.ipynb").read_text()
+
+
+def test_notebooks_say_so_when_nothing_has_run(tmp_path: Path) -> None:
+    assert run("02_laptop_table", tmp_path).count("No finished run of grid 'laptop'") > 2
+    assert not (tmp_path / "figures" / "pareto.pdf").exists()
+
+
+def test_a_failing_cell_is_one_line(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("raise ValueError('expected a record\\nand more')")
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    with pytest.raises(execute.NotebookError, match=r"^a\.ipynb: ValueError: expected a record$"):
+        asyncio.run(execute.execute(tmp_path / "a.ipynb", tmp_path))
+
+
+def test_committed_notebooks_hold_no_path_and_no_error() -> None:
+    for path in (collect.REPOSITORY / "analysis").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        text = json.dumps(notebook["cells"])
+        assert not re.search(r"/(home|Users|root|tmp|work)/", text), path.name
+        assert '"output_type": "error"' not in text
+        assert all("execution" not in cell["metadata"] for cell in notebook["cells"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from hiap import ledger
+from hiap.extraction import PrunedAttention
 from hiap.gated_vit import BlockMask
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
@@ -99,11 +100,12 @@ def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) 
     return total
 
 
-def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
+def macs(model: nn.Module, image: tuple[int, int, int], ideal: bool = False) -> int:
     """Multiply-adds of one image (channels, height, width) through a dense, gated or extracted ViT.
 
     Counted analytically from the modules as they execute; equals ``torch.utils.flop_counter`` / 2 to the last MAC (a
-    gated model executes densely, so it counts as dense). Raises ``ValueError`` if the image does not fit the model.
+    gated model executes densely, so it counts as dense). ``ideal`` leaves out the zeros that layout 'padded'
+    multiplies: what is left of the network, however it is run. Raises ``ValueError`` if the image does not fit.
     """
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
@@ -115,7 +117,7 @@ def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     patches = (height // embed.patch_size[0]) * (width // embed.patch_size[1])
     total = patches * embed.proj.weight.numel()
-    total += sum(_block_macs(block, patches + model.num_prefix_tokens) for block in model.blocks)
+    total += sum(_block_macs(block, patches + model.num_prefix_tokens, ideal) for block in model.blocks)
     return total + _classifiers(model) * model.embed_dim * model.num_classes
 
 
@@ -124,7 +126,7 @@ def params(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
 
 
-def _block_macs(block: Any, n: int) -> int:
+def _block_macs(block: Any, n: int, ideal: bool) -> int:
     total = 0
     if block.attn is not None:
         attn = block.attn
@@ -132,6 +134,8 @@ def _block_macs(block: Any, n: int) -> int:
         qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
         v = getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads
         total += ledger.attention_macs(n, d, qk, v)
+        if isinstance(attn, PrunedAttention) and not ideal:
+            total += n * n * attn.padding()
     if block.mlp is not None:
         total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc1.out_features)
     return total

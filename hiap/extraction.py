@@ -3,9 +3,11 @@
 Heads of one layer may keep different numbers of value dimensions. The extracted attention stores exactly the rows and
 columns that are left; ``layout`` says how it runs them:
 
-- 'ragged': heads of equal width together, one attention call per width. Executes exactly the MACs that are left.
-- 'padded': all heads in one call, narrow ones padded with zeros, so that fused attention stays. Executes more MACs in
-  the attention product (never in a projection).
+- 'ragged': heads of equal width together, one attention call per width. Executes exactly the MACs that are left, but
+  torch's fused kernels ask for equal widths of q, k and v, so narrow values fall to the slow path.
+- 'padded': all heads in one fused call, narrow ones padded with zeros. Executes more MACs in the attention products
+  (never in a projection) and is the faster one: on a CPU, 1.05-1.2 times a dense head's attention time at any width,
+  where 'ragged' takes 1.6-3 times (``python -m hiap.bench speed`` measures it on your machine).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from hiap.gated_vit import BlockMask, GatedAttention, GatedMlp, is_gated, masks
+from hiap.gated_vit import BlockMask, is_gated, masks
 
 LAYOUTS = ("ragged", "padded")
 
@@ -26,6 +28,10 @@ LAYOUTS = ("ragged", "padded")
 class PrunedAttention(nn.Module):
     """Self-attention whose head i has ``qk_dims[i]`` query/key and ``value_dims[i]`` value dimensions; both lists are
     sorted, widest head first. Input and output (B, N, D). ``scale`` multiplies Q K^T, as trained."""
+
+    _qk_pad: Tensor
+    _v_pad: Tensor
+    _v_keep: Tensor
 
     def __init__(
         self,
@@ -49,10 +55,8 @@ class PrunedAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.layout = "ragged"
         self._groups = _runs(list(zip(self.qk_dims, self.value_dims, strict=True)))
-        for name, widths in (("_qk_pad", self.qk_dims), ("_v_pad", self.value_dims)):
-            pad, keep = _padding(widths)
-            self.register_buffer(name, pad, persistent=False)
-            self.register_buffer(name.replace("pad", "keep"), keep, persistent=False)
+        # CUDA's fused kernels load 8 numbers at a time and do not check that rows and slices start at a multiple of 8.
+        self._unaligned = any(width % 8 for width in (*self.qk_dims, *self.value_dims))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         qk, v = sum(self.qk_dims), sum(self.value_dims)
@@ -69,19 +73,25 @@ class PrunedAttention(nn.Module):
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         # Zeros in q and k add nothing to the scores; zeros in v give columns that are dropped again.
-        heads, width = len(self.qk_dims), self.qk_dims[0]
-        if min(self.qk_dims) < width:
-            q, k = (F.pad(t, (0, 1)).index_select(-1, self._qk_pad) for t in (q, k))
-        if min(self.value_dims) < self.value_dims[0]:
-            v = F.pad(v, (0, 1)).index_select(-1, self._v_pad)
-        v_width = max(self.value_dims[0], width)
-        if v_width > self.value_dims[0]:  # equal widths of q, k and v are what the fused kernels ask for
-            v = F.pad(v.unflatten(-1, (heads, -1)), (0, v_width - self.value_dims[0])).flatten(-2)
-        x = self._attend(q, k, v, heads, mask, causal).unflatten(-1, (heads, v_width))
-        x = x[..., : self.value_dims[0]].flatten(-2)
-        return x if min(self.value_dims) == self.value_dims[0] else x.index_select(-1, self._v_keep)
+        qk_width, v_width = self._padded_widths()
+        q, k = _widen(q, self.qk_dims, qk_width), _widen(k, self.qk_dims, qk_width)
+        x = self._attend(q, k, _widen(v, self.value_dims, v_width), len(self.qk_dims), mask, causal)
+        return _narrow(x, self.value_dims, v_width)
+
+    def _padded_widths(self) -> tuple[int, int]:
+        qk_width = max(self.qk_dims)
+        return qk_width, max(qk_width, *self.value_dims)  # fused kernels want v as wide as q and k
+
+    def padding(self) -> int:
+        """Columns of zeros that the attention products run over in the present layout, in q, k (counted once) and v."""
+        if self.layout == "ragged":
+            return 0
+        qk_width, v_width = self._padded_widths()
+        return len(self.qk_dims) * (qk_width + v_width) - sum(self.qk_dims) - sum(self.value_dims)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, causal: bool) -> Tensor:
+        if q.is_cuda and self._unaligned:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         x = F.scaled_dot_product_attention(
             self.q_norm(q),
@@ -101,6 +111,17 @@ class PrunedAttention(nn.Module):
 class PrunedBlock(nn.Module):
     """A pre-norm transformer block whose attention or FFN may be gone (None), its norm with it. What is left of a gone
     branch is at most a constant vector (D,), the output bias that no closed gate multiplied (A9)."""
+
+    norm1: Any
+    attn: Any
+    ls1: Any
+    drop_path1: Any
+    norm2: Any
+    mlp: Any
+    ls2: Any
+    drop_path2: Any
+    attn_constant: Any
+    mlp_constant: Any
 
     def __init__(self, parts: dict[str, nn.Module | None], constants: dict[str, Tensor | None]):
         super().__init__()
@@ -124,11 +145,13 @@ class PrunedBlock(nn.Module):
 
 
 @torch.no_grad()
-def extract(gated: Any, layout: str = "ragged") -> Any:
+def extract(gated: Any, layout: str = "ragged", multiple: int = 1) -> Any:
     """The plain, smaller ``VisionTransformer`` that computes what ``gated.eval()`` computes. No fine-tuning.
 
-    ``layout`` (see the module docstring) can be changed later with ``set_layout``. Raises ``ValueError`` if the model
-    carries no gates, or if no head and no neuron is left anywhere (nothing would look at the image).
+    ``layout`` (see the module docstring) can be changed later with ``set_layout``. ``multiple`` rounds the value
+    dimensions of each head and the neurons of each FFN up to a multiple (GPUs run matrix sizes divisible by 8 best):
+    the units added are closed ones with zero output weights, so the function stays and the MACs grow. Raises
+    ``ValueError`` if the model carries no gates, or if no head is left anywhere (nothing would look at the image).
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
@@ -137,7 +160,7 @@ def extract(gated: Any, layout: str = "ragged") -> Any:
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     # The blocks are rebuilt from slices; everything else is copied (the memo keeps deepcopy from copying dense blocks).
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
-    blocks = [_extract_block(b, m) for b, m in zip(gated.blocks, kept, strict=True)]
+    blocks = [_extract_block(b, m, multiple) for b, m in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
     set_layout(model, layout)
     return model.train(gated.training)
@@ -152,9 +175,9 @@ def set_layout(model: nn.Module, layout: str) -> None:
             module.layout = layout
 
 
-def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
-    attn, attn_constant = _extract_attention(block.attn, mask)
-    mlp, mlp_constant = _extract_mlp(block.mlp, mask)
+def _extract_block(block: Any, mask: BlockMask, multiple: int) -> PrunedBlock:
+    attn, attn_constant = _extract_attention(block.attn, mask, multiple)
+    mlp, mlp_constant = _extract_mlp(block.mlp, mask, multiple)
     keep = copy.deepcopy
     parts = {
         "norm1": keep(block.norm1) if attn else None,
@@ -173,9 +196,10 @@ def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
     return PrunedBlock(parts, constants)
 
 
-def _extract_attention(attn: GatedAttention, mask: BlockMask) -> tuple[PrunedAttention | None, Tensor | None]:
+def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[PrunedAttention | None, Tensor | None]:
     """The surviving attention, or what is left of its output when no head survives."""
-    dims = mask.dims & mask.heads[:, None]
+    open_dims = mask.dims & mask.heads[:, None]
+    dims = _round_up(open_dims, multiple)
     widths = dims.sum(-1)
     # Widest first, stable, so that heads of equal width stand together.
     order = [h for h in widths.argsort(descending=True, stable=True).tolist() if widths[h]]
@@ -206,14 +230,19 @@ def _extract_attention(attn: GatedAttention, mask: BlockMask) -> tuple[PrunedAtt
     rows = torch.cat([qk, inner + qk, 2 * inner + values])
     _slice_linear(pruned.qkv, attn.qkv, rows=rows)
     _slice_linear(pruned.proj, attn.proj, columns=values)
+    closed = ~open_dims.flatten()[values]
+    pruned.proj.weight[:, closed] = 0
+    if attn.mode != "v":  # their gate closed q and k too
+        for part in [pruned.qkv.weight] + ([pruned.qkv.bias] if pruned.qkv.bias is not None else []):
+            part[: 2 * len(values)].unflatten(0, (2, -1))[:, closed] = 0
     return pruned, None
 
 
-def _extract_mlp(mlp: GatedMlp, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
+def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, Tensor | None]:
     """The surviving FFN, or what is left of its output: the open block's bias when no neuron survives (A9)."""
     if not mask.ffn:
         return None, None
-    neurons = mask.neurons.nonzero().flatten()
+    neurons = _round_up(mask.neurons, multiple).nonzero().flatten()
     if not len(neurons):
         return None, mlp.fc2.bias
     pruned = Mlp(
@@ -226,10 +255,11 @@ def _extract_mlp(mlp: GatedMlp, mask: BlockMask) -> tuple[Mlp | None, Tensor | N
     pruned.act = copy.deepcopy(mlp.act)
     _slice_linear(pruned.fc1, mlp.fc1, rows=neurons)
     _slice_linear(pruned.fc2, mlp.fc2, columns=neurons)
+    pruned.fc2.weight[:, ~mask.neurons[neurons]] = 0
     return pruned, None
 
 
-def _slice_linear(to: nn.Linear, source: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def _slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
     weight = source.weight if rows is None else source.weight[rows]
     to.weight.copy_(weight if columns is None else weight[:, columns])
     if to.bias is not None:
@@ -247,10 +277,31 @@ def _runs(widths: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int]]]:
     return runs
 
 
-def _padding(widths: list[int]) -> tuple[Tensor, Tensor]:
-    """Index of ragged columns into padded ones (the last index is a zero column), and of the real ones among those."""
-    total, width, pad, start = sum(widths), max(widths), [], 0
-    for w in widths:
-        pad += [*range(start, start + w), *[total] * (width - w)]
-        start += w
-    return torch.tensor(pad), torch.tensor([i for i, column in enumerate(pad) if column < total])
+def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:
+    """(B, N, sum(widths)), head after head, to (B, N, H * width) with zeros behind each head's columns."""
+    if min(widths) == width:
+        return x
+    if min(widths) == max(widths):
+        return F.pad(x.unflatten(-1, (len(widths), -1)), (0, width - widths[0])).flatten(-2)
+    zeros = x.new_zeros(1).expand(*x.shape[:-1], width)
+    pieces = [t for head, w in zip(x.split(widths, -1), widths, strict=True) for t in (head, zeros[..., : width - w])]
+    return torch.cat(pieces, -1)
+
+
+def _narrow(x: Tensor, widths: list[int], width: int) -> Tensor:
+    """The inverse of ``_widen``."""
+    if min(widths) == width:
+        return x
+    heads = x.unflatten(-1, (len(widths), width))
+    if min(widths) == max(widths):
+        return heads[..., : widths[0]].flatten(-2)
+    return torch.cat([head[..., :w] for head, w in zip(heads.unbind(-2), widths, strict=True)], -1)
+
+
+def _round_up(kept: Tensor, multiple: int) -> Tensor:
+    """(..., K) booleans with closed units added, the first ones, until each row that keeps any keeps a multiple."""
+    if multiple == 1:
+        return kept
+    wanted = (kept.sum(-1, keepdim=True) + multiple - 1) // multiple * multiple
+    position = (~kept).long().argsort(dim=-1, stable=True).argsort(dim=-1)
+    return position < wanted  # a row shorter than wanted is kept whole

@@ -11,10 +11,13 @@ import sys
 import time
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import small_vit, tiny
+from test_data import write_imagenet
 
 import hiap
 from hiap import checkpoint, data, train
@@ -336,3 +339,35 @@ def test_a_hub_that_cannot_be_reached_says_how_to_pass_a_file(tmp_path, monkeypa
     with pytest.raises(ConfigError, match=r"offline, pass a local file: model\.weights=") as error:
         train.build(config.model, 3, 1000, Folders.of(config))
     assert "\n" not in str(error.value)
+
+
+def test_golden_losses(dense):
+    """A refactor may not move these: per-epoch losses and final sizes of one dense and one HiAP run. Other CPUs may
+    round otherwise, hence the tolerance on losses; an intended change of results comes with a new CONFIG_VERSION."""
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
+    found = {}
+    for name, config in (("dense", dense), ("hiap", hiap_run(dense, optim={"epochs": 3}))):
+        record = train.run(config)
+        found[name] = {"losses": [e.loss for e in record.epochs], "macs": record.size.macs}
+    for name, expected in golden.items():
+        assert found[name]["losses"] == pytest.approx(expected["losses"], rel=2e-3)
+        assert found[name]["macs"] == pytest.approx(expected["macs"], rel=0.02)
+
+
+def test_photographs_with_mixing_distillation_and_bf16(tmp_path):
+    """The ImageNet path end to end on a folder of JPEGs: a timm model, DeiT's augmentation, soft targets, autocast."""
+    root = write_imagenet(tmp_path, train=8, val=3)
+    hiap.save(timm.create_model("deit_tiny_patch16_224", img_size=32, num_classes=3), tmp_path / "start")
+    config = tiny(
+        tmp_path,
+        method="hiap",
+        model={"name": "deit_tiny_patch16_224", "img_size": 32, "weights": str(tmp_path / "start"), "drop_path": 0.1}
+        | dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")),
+        data={"name": "imagenet", "root": str(root), "augment": "deit", "mixup": 0.8, "cutmix": 1.0},
+        optim={"epochs": 1, "batch_size": 4, "precision": "bf16", "label_smoothing": 0.1, "clip_norm": 1.0},
+        gates={"init_logit": 3.0},
+        distill={"alpha": 0.7},
+    )
+    record = train.run(config)
+    assert record.metrics.extracted.n == 9
+    assert record.stages[0].images == 24

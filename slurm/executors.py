@@ -138,7 +138,7 @@ class Slurm:
                 ) from None
             self.jobs |= {run.run_id: job.job_id for run, job in zip(array, jobs, strict=True)}
             write_json(self.file, self.jobs)
-        self.listed_at = float("-inf")
+            self.listed_at = float("-inf")  # the next stage must see these jobs
 
     def alive(self, run: Run) -> bool:
         job, now = self.jobs.get(run.run_id), time.monotonic()
@@ -157,7 +157,7 @@ class Slurm:
 
     def _executor(self, array: list[Run]) -> submitit.SlurmExecutor:
         threads = array[0].config.run.threads
-        needs = {self.jobs[n.run_id].split("_")[0] for run in array for n in run.needs if n.run_id in self.jobs}
+        needs = {self.jobs[n.run_id].split("_")[0] for run in array for n in run.needs if self.alive(n)}
         executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100)
         executor.update_parameters(
             job_name=f"hiap-{array[0].config.run.grid}",
@@ -200,7 +200,11 @@ def visible_gpus() -> list[str]:
 def last_line(log: Path) -> str:
     """What a log ends with: the exception, if the job died of one."""
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in log.read_text(errors="replace").splitlines()
+            if line.strip() and not line.startswith(("srun: ", "slurmstepd: "))
+        ]
     except OSError:
         return "no log"
     # A configuration problem speaks for itself; of other exceptions the class says what they are.

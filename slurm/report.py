@@ -79,7 +79,7 @@ class Screen:
             return p.note
         status = _status(p.run.folders.status)
         if status.get("state") != "running" or status.get("updated", "") < self.since:
-            return "starting"
+            return "no epoch yet"
         if status["epoch"] == status["epochs"]:
             return f"epoch {status['epoch']}/{status['epochs']}  measuring"
         return (

@@ -286,6 +286,32 @@ def test_a_stopped_launcher_leaves_no_process_and_keeps_what_is_finished(
     assert not slow.finished
 
 
+def test_slurm_gets_one_array_per_stage_after_all_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slurm.executors import Slurm
+
+    for command, script in {
+        "srun": "",
+        "sbatch": f"echo 1 >> {tmp_path}/n; n=$(wc -l < {tmp_path}/n); echo Submitted batch job $n",
+        "squeue": f"test -e {tmp_path}/down && exit 1; seq -f %.0f_0 $(wc -l < {tmp_path}/n)",
+    }.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / command).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    runs = runs_of(write_grid(tmp_path, seeds=[0, 1]), tmp_path)
+    executor = Slurm(tmp_path / "logs", None)
+    executor.submit(runs)
+    scripts = [(tmp_path / "logs" / f"{i}_submission.sh").read_text() for i in (1, 2, 3)]
+    assert all("--array=0-1" in script for script in scripts)
+    assert [re.findall("dependency=(.*)", script) for script in scripts] == [[], ["afterany:1"], ["afterany:1:2"]]
+    later = Slurm(tmp_path / "logs", None)  # another launcher knows the jobs of the first
+    assert [later.alive(run) for run in runs] == [run.config.seed == 0 for run in runs]  # of each array, only _0 queues
+    (tmp_path / "down").touch()
+    assert all(Slurm(tmp_path / "logs", None).alive(run) for run in runs)  # no answer is no reason to give a run up
+
+
 # What is shown
 
 

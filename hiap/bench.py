@@ -1,0 +1,367 @@
+"""Does the cut pay? Dense against extracted networks on the clock: ``python -m hiap.bench <mode> key=value ...``.
+
+- ``speed``: inference of topologies, in one process, alternated round by round.
+- ``steps``: training steps, gated against dense, and their peak memory.
+- ``peer``: extracted networks beside Torch-Pruning's at equal MACs (needs the development extra).
+
+A ratio is the median over rounds of the quotient within a round, so that a slow minute hits both sides. Weights are
+random: time does not depend on them. One JSON per call goes to ``results/bench/``. On a GPU, say::
+
+    python -m hiap.bench speed device=cuda precision=bf16 batches=[1,256] topologies=[fig5] multiple=8 name=fig5_cuda
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.profiler import ProfilerActivity, profile
+
+import hiap
+from hiap import cost, gated_vit, ledger, store
+from hiap.config import ConfigError, PenaltyConfig, parse_overrides, unknown_key
+from hiap.extraction import LAYOUTS, extract, set_layout
+from hiap.gated_vit import BlockMask
+from hiap.objective import penalties
+from hiap.record import Environment, environment, now, write_json
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
+
+
+class Settings(BaseModel):
+    """``topologies``: 'fig5' ... 'fig9' (the last epoch of the digitised heat maps), 'random:<seed>', 'full' (nothing
+    removed), or a folder of ``hiap.save`` made from ``model``. ``widths``: value dimensions of each kept head, or
+    'mixed' (each head's own, 24 to 64, seed 0); folders and random topologies have their own. ``multiple``: see
+    ``hiap.extract``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    model: str = "deit_small_patch16_224"
+    topologies: list[str] = ["fig5"]
+    widths: list[int | Literal["mixed"]] = [64, 48, 40, 36, 32, "mixed"]
+    layouts: list[Literal["ragged", "padded"]] = ["ragged", "padded"]
+    multiple: int = Field(1, ge=1)
+    batches: list[int] = [16]
+    rounds: int = Field(9, ge=3)
+    warmup: int = Field(2, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    threads: int = Field(1, ge=1)
+    gmacs: list[float] = [3.1, 2.5]  # peer only
+    out: str = "results/bench"
+
+
+class Row(BaseModel):
+    """``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the reference's, median and
+    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of a call."""
+
+    name: str
+    layout: str
+    batch: int
+    macs: int
+    executed_macs: int
+    params: int
+    seconds: tuple[float, float, float]
+    throughput: float
+    ratio: tuple[float, float, float]
+    share: float | None = None
+    memory: int
+
+
+class Report(BaseModel):
+    schema_version: Literal[1] = 1
+    mode: str
+    settings: Settings
+    environment: Environment
+    started: str
+    finished: str
+    reference: str
+    rows: list[Row]
+
+
+def alternate(
+    runs: dict[str, Callable[[], Any]], rounds: int, warmup: int, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Seconds of each call, (rounds,) per name. Every round runs all of them, starting one further along."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for i in range(warmup + rounds):
+        shift = i % len(names)
+        for name in names[shift:] + names[:shift]:
+            _wait(device)
+            start = time.perf_counter()
+            runs[name]()
+            _wait(device)
+            if i >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def speed(settings: Settings) -> Report:
+    """Inference: each topology, width and layout against the dense network."""
+    dense = timm.create_model(settings.model).eval()
+    models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
+    for topology in settings.topologies:
+        own = topology.startswith("random:") or topology == "full" or Path(topology).is_dir()
+        for width in [None] if own else settings.widths:
+            small = load_topology(topology, width, dense, settings.multiple)
+            ragged = len(settings.layouts) > 1 and cost.macs(small, _image(small)) != _executed(small, "padded")
+            for layout in settings.layouts if ragged else settings.layouts[-1:]:
+                name = topology if width is None else f"{topology}/{width}"
+                models[f"{name}/{layout}"] = (layout, small)
+    return _report("speed", settings, _compare_inference(models, settings, "dense"), "dense")
+
+
+def peer(settings: Settings) -> Report:
+    """Torch-Pruning at the given GMACs, and at the MACs that it reached: Fig. 5's heads, and a uniform cut."""
+    from baselines.peer import torch_pruning_at, uniform_at
+
+    dense = timm.create_model(settings.model).eval()
+    models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
+    for gmacs in settings.gmacs:
+        theirs = torch_pruning_at(timm.create_model(settings.model).eval(), gmacs * 1e9)
+        macs = cost.macs(theirs, _image(theirs))
+        models[f"torch-pruning/{gmacs}"] = ("-", theirs)
+        models[f"fig5/{gmacs}"] = ("padded", fig5_at(dense, macs))
+        models[f"uniform/{gmacs}"] = ("padded", uniform_at(dense, macs))
+    return _report("peer", settings, _compare_inference(models, settings, "dense"), "dense")
+
+
+def steps(settings: Settings) -> Report:
+    """One training step (forward, penalty, backward, AdamW) of the gated network against the dense one."""
+    device = torch.device(settings.device)
+    rows = []
+    for batch in settings.batches:
+        dense: Any = timm.create_model(settings.model).to(device).train()
+        models = {"dense": dense, "gated": hiap.gate(dense).train()}
+        runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
+        seconds = alternate(runs, settings.rounds, settings.warmup, device)
+        for name, model in models.items():
+            rows.append(_row(name, "-", model, batch, seconds[name], seconds["dense"], peak_memory(runs[name], device)))
+    return _report("steps", settings, rows, "dense")
+
+
+def load_topology(name: str, width: int | str | None, dense: Any, multiple: int = 1) -> Any:
+    """The extracted network of a named topology or folder (see ``Settings``)."""
+    if Path(name).is_dir():
+        return store.load(name).eval()
+    gated = gated_vit.gate(dense)
+    dims = cost.dims_of(gated)
+    if name == "full":
+        heads, neurons = [dims.heads] * dims.depth, [dims.hidden] * dims.depth
+        width = dims.head_dim
+    elif name.startswith("random:"):
+        rng = np.random.default_rng(int(name.removeprefix("random:")))
+        heads = rng.integers(1, dims.heads + 1, dims.depth).tolist()
+        neurons = rng.integers(dims.hidden // 4, dims.hidden + 1, dims.depth).tolist()
+        width = "mixed"
+    else:
+        heads, neurons = digitised(name, dims.depth)
+    return _extracted(gated, heads, neurons, width, multiple)
+
+
+def fig5_at(dense: Any, macs: float, width: int = 48) -> Any:
+    """Fig. 5's heads with ``width`` value dimensions, and its neurons scaled (to multiples of 8) to at most ``macs``."""
+    dims = cost.dims_of(dense)
+    heads, neurons = digitised("fig5", dims.depth)
+    price = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
+    rest = ledger.constant_macs(dims) + sum(heads) * (price.head + width * price.value_dim)
+    scale = (macs - rest) / (price.neuron * sum(neurons))
+    scaled = [min(dims.hidden, int(n * scale) // 8 * 8) for n in neurons]
+    return _extracted(gated_vit.gate(dense), heads, scaled, width, 1)
+
+
+def _extracted(gated: Any, heads: list[int], neurons: list[int], width: int | str | None, multiple: int) -> Any:
+    """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
+    dims, masks = cost.dims_of(gated), []
+    rng = np.random.default_rng(0)
+    for kept, count in zip(heads, neurons, strict=True):
+        widths = rng.integers(24, 65, kept) if width == "mixed" else np.full(kept, width)
+        value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)
+        for head, w in enumerate(widths):
+            value[head, : int(w)] = True
+        masks.append(BlockMask(value.any(-1), value, torch.tensor(count > 0), torch.arange(dims.hidden) < count))
+    gated_vit.set_masks(gated, masks)
+    return extract(gated.eval(), multiple=multiple)
+
+
+def digitised(figure: str, depth: int) -> tuple[list[int], list[int]]:
+    """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
+    table = pd.read_csv(PUBLISHED)
+    rows = table[table["figure"].astype(str) == figure.removeprefix("fig")]
+    if rows.empty or not figure.startswith("fig"):
+        raise ConfigError(f"topology '{figure}': expected fig5 ... fig9, random:<seed>, full, or a folder of hiap.save")
+    last = rows[rows["epoch"] == rows["epoch"].max()].sort_values("block")
+    if len(last) != depth:
+        raise ConfigError(f"topology '{figure}' has {len(last)} blocks, the model has {depth}")
+    return last["active_heads"].tolist(), last["active_neurons"].tolist()
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that one call allocates at its peak, beyond what it found allocated."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    assert trace.profiler is not None
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, reference: str) -> list[Row]:
+    device, rows = torch.device(settings.device), []
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    for batch in settings.batches:
+        runs = {}
+        for name, (layout, model) in models.items():
+            images = torch.randn(batch, *_image(model), device=device, dtype=dtype)
+            runs[name] = _inference(model.to(device, dtype), layout, images, settings.compile)
+        with torch.inference_mode():
+            seconds = alternate(runs, settings.rounds, settings.warmup, device)
+            for name, (layout, model) in models.items():
+                if layout in LAYOUTS:
+                    set_layout(model, layout)
+                memory = peak_memory(runs[name], device)
+                rows.append(_row(name, layout, model, batch, seconds[name], seconds[reference], memory))
+        base = next(r for r in rows if r.name == reference and r.batch == batch)
+        for row in rows:
+            if row.batch == batch and row.macs < base.macs:
+                row.share = round((1 - row.ratio[1]) / (1 - row.macs / base.macs), 4)
+    return rows
+
+
+def _inference(model: Any, layout: str, images: torch.Tensor, compiled: bool) -> Callable[[], Any]:
+    forward = torch.compile(model) if compiled else model
+
+    def run() -> Any:
+        if layout in LAYOUTS:  # the layouts of one network share its weights
+            set_layout(model, layout)
+        return forward(images)
+
+    return run
+
+
+def _training_step(model: Any, batch: int, settings: Settings) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    images = torch.randn(batch, *_image(model), device=settings.device)
+    labels = torch.randint(model.num_classes, (batch,), device=settings.device)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+        if gated_vit.is_gated(model):
+            loss = loss + sum(penalties(model, PenaltyConfig()).values())
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def _row(
+    name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, reference: np.ndarray, memory: int
+) -> Row:
+    def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(6).tolist()
+        return low, middle, high
+
+    return Row(
+        name=name,
+        layout=layout,
+        batch=batch,
+        macs=cost.macs(model, _image(model), ideal=True),
+        executed_macs=cost.macs(model, _image(model)),
+        params=cost.params(model),
+        seconds=quartiles(seconds),
+        throughput=round(batch / float(np.median(seconds)), 3),
+        ratio=quartiles(seconds / reference),
+        memory=memory,
+    )
+
+
+def _executed(model: Any, layout: str) -> int:
+    set_layout(model, layout)
+    return cost.macs(model, _image(model))
+
+
+def _image(model: Any) -> tuple[int, int, int]:
+    return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> Report:
+    return Report(
+        mode=mode,
+        settings=settings.model_copy(update={"out": ""}),
+        environment=environment(torch.device(settings.device)),
+        started=_STARTED,
+        finished=now(),
+        reference=reference,
+        rows=rows,
+    )
+
+
+_STARTED = now()
+MODES: dict[str, Callable[[Settings], Report]] = {"speed": speed, "steps": steps, "peer": peer}
+
+
+def parse(arguments: list[str]) -> tuple[str, Settings]:
+    if not arguments or arguments[0] not in MODES:
+        raise ConfigError(f"first argument: expected one of {', '.join(MODES)}, e.g. python -m hiap.bench speed")
+    values = parse_overrides(arguments[1:])
+    for key in values:
+        if key not in Settings.model_fields:
+            raise ConfigError(unknown_key(key, list(Settings.model_fields)))
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
+    if settings.model not in timm.list_models():
+        raise ConfigError(f"model '{settings.model}': not a timm model")
+    return arguments[0], settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        mode, settings = parse(sys.argv[1:] if arguments is None else arguments)
+        torch.set_num_threads(settings.threads)
+        report = MODES[mode](settings)
+    except (ConfigError, store.StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    path = Path(settings.out) / f"{settings.name or mode}.json"
+    write_json(path, report.model_dump(mode="json"))
+    for row in report.rows:
+        share = "" if row.share is None else f"  share {row.share:.3f}"
+        print(
+            f"{row.name:24} batch {row.batch:4}  {row.macs / 1e9:.3f} G ({row.executed_macs / 1e9:.3f} executed)  "
+            f"{row.seconds[1] * 1e3:9.1f} ms  ratio {row.ratio[1]:.3f} [{row.ratio[0]:.3f}, {row.ratio[2]:.3f}]  "
+            f"{row.memory / 2**20:.0f} MiB{share}"
+        )
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

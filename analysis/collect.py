@@ -194,6 +194,11 @@ def title(label: str, method: str) -> str:
     )
 
 
+def run_title(record: Record) -> str:
+    """What one run's figure is headed with: name, seed and data."""
+    return f"{title(record.label, record.config.method)}, seed {record.seed}, {record.config.data.name}"
+
+
 def nothing(grid: str) -> str:
     """What to say in place of a picture."""
     return f"No finished run of grid '{grid}' yet; `python slurm/launch_grid.py --grid {grid}` makes them."

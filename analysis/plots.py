@@ -79,10 +79,12 @@ def pareto(rows: pd.DataFrame) -> Figure:
     """Top-1 against MMACs, one mark per row of ``tables.summary``; bars are 95 % intervals where a row has one."""
     fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
     ax = fig.add_subplot()
+    handles = []
     for method, group in rows.groupby("method", sort=False):
         style, group = look(str(method)), group.sort_values("macs")
         if method == "dense":
-            ax.axhline(group["top1"].mean(), color=style.colour, linestyle="--", linewidth=0.7, zorder=1)
+            for top1 in group["top1"]:
+                ax.axhline(top1, color=style.colour, linestyle="--", linewidth=0.7, zorder=1)
         else:
             ax.plot(group["macs"] / 1e6, group["top1"], color=style.colour, linewidth=0.6, alpha=0.5, zorder=2)
         ax.errorbar(
@@ -95,14 +97,15 @@ def pareto(rows: pd.DataFrame) -> Figure:
             markeredgecolor="white",
             markeredgewidth=0.4,
             capsize=2,
-            label=collect.METHODS.get(str(method), str(method)) + _n(group),
             zorder=3,
         )
+        name = collect.METHODS.get(str(method), str(method)) + _n(group)
+        handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle="", label=name))
     ax.set_xlabel("MMACs per image")
     ax.set_ylabel(f"Top-1 on {rows['data'].iloc[0]} (%)")
     ax.margins(0.08, 0.12)
     ax.grid(True)
-    fig.legend(loc="outside upper center", ncols=2, columnspacing=1.2, handletextpad=0.3)
+    fig.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2, handletextpad=0.3)
     return fig
 
 
@@ -149,7 +152,8 @@ def gate_heatmaps(gates: pd.DataFrame, full: dict[str, int], title: str = "") ->
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(12, integer=True))
         _numbers(ax, grid.to_numpy(), quantity.number, full[quantity.column], width=5.6 / len(shown), changes=True)
-        bar = fig.colorbar(image, ax=ax, location="bottom", aspect=30, pad=0.02)
+        ticks = MaxNLocator(6, integer=True)
+        bar = fig.colorbar(image, ax=ax, location="bottom", aspect=30, pad=0.02, ticks=ticks)
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.set_label(quantity.unit, fontsize=STYLE["ytick.labelsize"])
     fig.axes[0].set_ylabel("Block")
@@ -232,13 +236,13 @@ def training_cost(bills: pd.DataFrame) -> Figure:
 
 
 def bill_per_label(bills: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each stage's epochs, seconds and MACs, in the order in which the stages were run."""
+    """Mean over seeds of each stage's epochs, seconds and MACs, dense first, stages in the order in which they ran."""
     keys = ["label", "method", "inherited", "stage"]
     sums = bills.groupby([*keys, "seed"], sort=False)[["epochs", "seconds", "train_macs"]].sum()
     rows = sums.groupby(keys, sort=False).mean().reset_index()
     rows["title"] = list(map(collect.title, rows["label"], rows["method"]))
-    dense_first = rows.assign(_other=rows["method"] != "dense").sort_values("_other", kind="stable")
-    return dense_first.drop(columns="_other").reset_index(drop=True)
+    rows["pruned"] = rows["method"] != "dense"
+    return rows.sort_values(["pruned", "title"], kind="stable", ignore_index=True).drop(columns="pruned")
 
 
 def _minutes(seconds: float) -> str:
@@ -270,7 +274,7 @@ def cost_ledger(prices: pd.DataFrame) -> Figure:
     left.set_yticks(range(len(UNITS)), [f"one {name}" for name in UNITS.values()])
     left.invert_yaxis()
     left.margins(x=0.15)
-    left.set_xlabel("Price in Eq. 5, % of the MACs that removal saves")
+    left.set_xlabel("Price in Eq. 5, % of the saved MACs")
     for position, ledger in enumerate(LEDGERS):
         start = 0.0
         for unit in UNITS:

@@ -136,8 +136,8 @@ def table3(runs: pd.DataFrame) -> Table:
 
 
 NOTES = (
-    "MACs: multiply-adds of one image through the extracted model, counted (published: as the paper has it).",
-    "Top-1: extracted model, mean over n seeds; ± is half of Student's 95 % interval of that mean (n > 1).",
+    "MACs: multiply-adds of one image through the extracted model, counted (published: as printed).",
+    "Top-1: extracted model, mean over n seeds; ±: half of Student's 95 % interval of that mean.",
     "Epochs and training cost are the run's own; the dense start that pruned runs share is its own row.",
 )
 

@@ -208,6 +208,16 @@ class Config(_Section):
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
+def check_needs(config: Config) -> None:
+    """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
+    if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
+        raise ConfigError(
+            "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
+        )
+    if config.method not in ("dense", "hiap") and config.budget.macs is None:
+        raise ConfigError(f"method '{config.method}' needs a target: set budget.macs (a share, MACs, or run:<run_id>)")
+
+
 def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
     """Validate nested ``values``; ``source`` (a file, say) is named in the one-line ``ConfigError``."""
     try:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hiap import checkpoint, cost, data, gated_vit, method, store
-from hiap.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.config import Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.evaluate import evaluate
 from hiap.extraction import PrunedAttention
 from hiap.model import build, set_drop_path
@@ -445,12 +445,7 @@ def pick_device(name: str) -> torch.device:
 def _preflight(config: Config, folders: Folders) -> None:
     """Everything that can be known to be wrong before the run writes anything."""
     data.check(config.data, config.model.img_size)
-    if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
-        raise ConfigError(
-            "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
-        )
-    if config.method not in ("dense", "hiap") and config.budget.macs is None:
-        raise ConfigError(f"method '{config.method}' needs a target: set budget.macs (a share, MACs, or run:<run_id>)")
+    check_needs(config)
     try:
         for folder in (folders.runs, folders.work):
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hiap import data
-from hiap.config import ConfigError
+from hiap.config import ConfigError, check_needs
 from hiap.record import read
 from slurm import grid as grids
 from slurm import report
@@ -129,6 +129,7 @@ def _check(runs: list[Run], results: Path, source: Path) -> None:
     """Everything that is wrong and can be known now, before anything is written. Raises ``ConfigError``."""
     for run in runs:
         try:
+            check_needs(run.config)
             data.check(run.config.data, run.config.model.img_size)
         except ConfigError as error:
             raise ConfigError(f"{source}: run '{run.label}': {error}") from None

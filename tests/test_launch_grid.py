@@ -148,6 +148,8 @@ BAD = {
     "missing data": ({"base": {"data": {"name": "cifar10", "root": "/no/such"}}}, [], ["'dense'", "/no/such", "cifar"]),
     "negative lambda": ({"runs": {"a": {"penalty": {"lambda_macro": -1}}}}, [], ["penalty.lambda_macro", "-1"]),
     "zero epochs": ({"runs": {"a": {"optim": {"epochs": 0}}}}, [], ["optim.epochs", "0"]),
+    "no teacher": ({"runs": {"a": {"method": "hiap"}}}, [], ["'a'", "set model.weights, or distill.alpha=0"]),
+    "no target": ({"runs": {"a": {"method": "l1", "distill.alpha": 0}}}, [], ["'a'", "set budget.macs"]),
     "unwritable results": ({}, ["--results", "/proc/results"], ["--results /proc/results", "/proc"]),
     "results in a file": ({}, ["--results", __file__ + "/x"], ["--results", "Not a directory"]),
     "unknown --only": ({}, ["--only", "dens"], ["--only", "'dens'", "'dense'"]),
@@ -217,8 +219,8 @@ def test_a_failure_stops_only_what_needs_it(
     runs = {
         "dense": {"method": "dense"},
         "bad": {"method": "hiap", "model.weights": "run:dense"},
-        "after-bad": {"method": "l1", "budget.macs": "run:bad"},
-        "after-after": {"method": "l1", "budget.macs": "run:after-bad"},
+        "after-bad": {"method": "l1", "model.weights": "run:bad", "budget.macs": "run:bad"},
+        "after-after": {"method": "l1", "model.weights": "run:bad", "budget.macs": "run:after-bad"},
         "good": {"method": "hiap", "model.weights": "run:dense", "gates.init_logit": 2},
         "wrong": {"method": "dense", "optim.lr": 1},
     }
@@ -234,7 +236,7 @@ def test_a_failure_stops_only_what_needs_it(
 
 
 def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch(write_grid(tmp_path, runs={"dies": {}}), cluster="local") == 1
+    assert launch(write_grid(tmp_path, runs={"dies": {"method": "dense"}}), cluster="local") == 1
     assert "dies: failed" in capsys.readouterr().out
 
 
@@ -242,7 +244,7 @@ def test_jobs_run_side_by_side_and_never_more_than_asked(
     tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "0.6")
-    runs = {f"r{i}": {"optim.lr": i + 1} for i in range(3)}
+    runs = {f"r{i}": {"method": "dense", "optim.lr": i + 1} for i in range(3)}
     assert launch(write_grid(tmp_path, runs=runs, threads=5), "--jobs", "2", cluster="local") == 0
     active = most = 0
     for event in events(fake):

@@ -219,8 +219,8 @@ def test_a_failure_stops_only_what_needs_it(
     runs = {
         "dense": {"method": "dense"},
         "bad": {"method": "hiap", "model.weights": "run:dense"},
-        "after-bad": {"method": "l1", "model.weights": "run:bad", "budget.macs": "run:bad"},
-        "after-after": {"method": "l1", "model.weights": "run:bad", "budget.macs": "run:after-bad"},
+        "after-bad": {"method": "l1", "model.weights": "run:dense", "budget.macs": "run:bad"},
+        "after-after": {"method": "l1", "model.weights": "run:dense", "budget.macs": "run:after-bad"},
         "good": {"method": "hiap", "model.weights": "run:dense", "gates.init_logit": 2},
         "wrong": {"method": "dense", "optim.lr": 1},
     }

@@ -390,7 +390,10 @@ def run(notebook: str, results: Path) -> str:
     return nbformat.writes(asyncio.run(execute.execute(execute.FOLDER / f"{notebook}.ipynb", results))) + "\n"
 
 
-def test_notebooks_run_and_a_second_run_writes_the_same(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_notebooks_run_and_a_second_run_writes_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path
+    put(root, made_up("dense", "dense"))
+    run_id = put(root, made_up("hiap-moderate", "hiap", 0, 20_990_000, 87.0)).run_id
     assert execute.main(["--results", str(root)]) == 0
     shown, errors = capfd.readouterr()
     assert errors == ""
@@ -400,10 +403,7 @@ def test_notebooks_run_and_a_second_run_writes_the_same(root: Path, capfd: pytes
         p.name for p in execute.FOLDER.glob("*.ipynb")
     )
     written = outputs(root)
-    names = {record.run_id for record in collect.gated_records(root)}
-    assert {f"figures/gates_{name}.pdf" for name in names} | {"tables/table3.tex", "tables/findings.csv"} <= set(
-        written
-    )
+    assert {f"figures/gates_{run_id}.pdf", "tables/table3.tex", "tables/findings.csv"} <= set(written)
     again = run("02_laptop_table", root)
     assert outputs(root) == written
     assert again == (root / "notebooks" / "02_laptop_table.ipynb").read_text()

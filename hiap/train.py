@@ -127,7 +127,8 @@ class Run:
             if gated_vit.is_gated(model):
                 metrics.soft, metrics.hardened = self._soft_score(model), self._score(model)
             model = stage.finish(model)
-            store.save(model, self._stage_folder(index))
+            if index + 1 < len(self.stages):
+                store.save(model, self._stage_folder(index))
         metrics.extracted = self._score(model)
         store.save(model, self.folders.model)
         return _record(

@@ -63,7 +63,8 @@ class Settings(BaseModel):
 
 class Row(BaseModel):
     """``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the reference's, median and
-    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of a call."""
+    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of one call.
+    """
 
     name: str
     layout: str
@@ -171,7 +172,7 @@ def load_topology(name: str, width: int | str | None, dense: Any, multiple: int 
 
 
 def fig5_at(dense: Any, macs: float, width: int = 48) -> Any:
-    """Fig. 5's heads with ``width`` value dimensions, and its neurons scaled (to multiples of 8) to at most ``macs``."""
+    """Fig. 5's heads, ``width`` value dimensions each, its neurons scaled to at most ``macs`` (multiples of 8)."""
     dims = cost.dims_of(dense)
     heads, neurons = digitised("fig5", dims.depth)
     price = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)

@@ -1,0 +1,94 @@
+"""Other people's formats for an extracted network: ONNX, ``torch.export``, and a state dict for stock timm.
+
+::
+
+    export.to_onnx(small, "small.onnx")                   # needs the onnx and onnxscript packages
+    program = export.to_program(small)                    # torch.export.save(program, "small.pt2")
+    arguments, state = export.to_timm(small)
+    timm.create_model("deit_small_patch16_224", **arguments).load_state_dict(state)
+
+Batch size is dynamic in the first two. ``torch.compile(small, fullgraph=True)`` works as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap.extraction import PrunedAttention
+
+
+class ExportError(ValueError):
+    """The network has no such form; the message names the first block that stands in the way."""
+
+
+def to_program(model: Any) -> torch.export.ExportedProgram:
+    """``torch.export`` of the network in eval mode: images (B, C, height, width), any B, to logits."""
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    return torch.export.export(model.eval(), (_images(model),), dynamic_shapes=({0: batch},), strict=False)
+
+
+def to_onnx(model: Any, path: str | Path, opset: int = 18) -> None:
+    """Write an ONNX file: input ``images`` (batch, C, height, width), output ``logits`` (batch, classes)."""
+    torch.onnx.export(
+        model.eval(),
+        (_images(model),),
+        str(path),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Keyword arguments for ``timm.create_model`` beside the backbone's own, and the state dict that it then loads.
+
+    timm builds all blocks alike, with attention as wide as the embedding, so every block must keep as many neurons as
+    the others. Missing heads and value dimensions become zeros: the function stays, the saving in attention does not.
+    Raises ``ExportError`` if a branch is gone or the blocks differ.
+    """
+    counts = []
+    for i, block in enumerate(model.blocks):
+        for branch in ("attn", "mlp"):
+            if getattr(block, branch) is None:
+                raise ExportError(f"blocks.{i}.{branch} is gone: timm has no such block")
+        counts.append(block.mlp.fc1.out_features)
+        if counts[i] != counts[0]:
+            raise ExportError(f"blocks.{i} keeps {counts[i]} neurons and blocks.0 {counts[0]}: timm wants equal ones")
+    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    for i, block in enumerate(model.blocks):
+        if isinstance(block.attn, PrunedAttention):
+            state |= {f"blocks.{i}.attn.{k}": v for k, v in _dense_attention(block.attn).items()}
+    # half a neuron more, because timm truncates the product
+    return {"mlp_ratio": (counts[0] + 0.5) / model.embed_dim}, state
+
+
+def _dense_attention(attn: PrunedAttention) -> dict[str, Tensor]:
+    """Weights of the attention that was there before extraction, with zeros where something was removed."""
+    dim, width = attn.qkv.in_features, round(attn.scale**-2)
+    qk, value = (
+        torch.cat([h * width + torch.arange(w) for h, w in enumerate(widths)])
+        for widths in (attn.qk_dims, attn.value_dims)
+    )
+    rows = torch.cat([qk, dim + qk, 2 * dim + value]).to(attn.qkv.weight.device)
+    state = {"proj.weight": attn.proj.weight.new_zeros(dim, dim)}
+    state["proj.weight"][:, value] = attn.proj.weight.detach()
+    for name, part in (("qkv.weight", attn.qkv.weight), ("qkv.bias", attn.qkv.bias)):
+        if part is not None:
+            state[name] = part.new_zeros(3 * dim, *part.shape[1:])
+            state[name][rows] = part.detach()
+    return state
+
+
+def _images(model: Any) -> Tensor:
+    parameter = next(model.parameters())
+    size = model.patch_embed.img_size
+    # Two images: torch.export takes a batch of one for a constant.
+    return torch.zeros(2, model.patch_embed.proj.in_channels, *size, dtype=parameter.dtype, device=parameter.device)

@@ -167,14 +167,14 @@ def load_topology(name: str, width: int | str | None, dense: Any, multiple: int 
         neurons = rng.integers(dims.hidden // 4, dims.hidden + 1, dims.depth).tolist()
         width = "mixed"
     else:
-        heads, neurons = digitised(name, dims.depth)
+        heads, neurons = digitised(name, dims)
     return _extracted(gated, heads, neurons, width, multiple)
 
 
 def fig5_at(dense: Any, macs: float, width: int = 48) -> Any:
     """Fig. 5's heads, ``width`` value dimensions each, its neurons scaled to at most ``macs`` (multiples of 8)."""
     dims = cost.dims_of(dense)
-    heads, neurons = digitised("fig5", dims.depth)
+    heads, neurons = digitised("fig5", dims)
     price = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     rest = ledger.constant_macs(dims) + sum(heads) * (price.head + width * price.value_dim)
     scale = (macs - rest) / (price.neuron * sum(neurons))
@@ -196,15 +196,15 @@ def _extracted(gated: Any, heads: list[int], neurons: list[int], width: int | st
     return extract(gated.eval(), multiple=multiple)
 
 
-def digitised(figure: str, depth: int) -> tuple[list[int], list[int]]:
+def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
     """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
     table = pd.read_csv(PUBLISHED)
     rows = table[table["figure"].astype(str) == figure.removeprefix("fig")]
     if rows.empty or not figure.startswith("fig"):
         raise ConfigError(f"topology '{figure}': expected fig5 ... fig9, random:<seed>, full, or a folder of hiap.save")
     last = rows[rows["epoch"] == rows["epoch"].max()].sort_values("block")
-    if len(last) != depth:
-        raise ConfigError(f"topology '{figure}' has {len(last)} blocks, the model has {depth}")
+    if len(last) != dims.depth or last["active_heads"].max() > dims.heads or last["active_neurons"].max() > dims.hidden:
+        raise ConfigError(f"topology '{figure}' is of a DeiT-Small (12 blocks of 6 heads, 1536 neurons)")
     return last["active_heads"].tolist(), last["active_neurons"].tolist()
 
 
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         mode, settings = parse(sys.argv[1:] if arguments is None else arguments)
         torch.set_num_threads(settings.threads)
         report = MODES[mode](settings)
-    except (ConfigError, store.StoreError) as error:
+    except (ConfigError, gated_vit.UnsupportedModelError, store.StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = Path(settings.out) / f"{settings.name or mode}.json"

@@ -132,6 +132,8 @@ class PenaltyConfig(_Section):
     # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
     # 'own' divides each by its own dense value.
     scale: Literal["total", "own", "raw"] = "total"
+    # 'paper': the constants of Eq. 5, which bill the V projection to the head. 'true': what removing one unit saves.
+    ledger: Literal["paper", "true"] = "paper"
 
 
 class FeasibilityConfig(_Section):

@@ -66,26 +66,27 @@ def dims_of(model: Any) -> ledger.Dims:
     )
 
 
-def expected_cost(gated: Any) -> ExpectedCost:
+def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
-    current probabilities (or samples, A2)."""
+    current probabilities (or samples, A2). ``prices`` 'true' puts true prices, in MACs, in place of C1, C2, C3."""
     dims = dims_of(gated)
     g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])  # (L, H)
     d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])  # (L, H, Dh)
     b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])  # (L,)
     c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])  # (L, Dffn)
     heads, value_dims, neurons = g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
-    paper = ledger.paper_prices(dims.tokens, dims.dim, dims.head_dim)
+    price_list = {"paper": ledger.paper_prices, "true": ledger.true_prices}[prices]
+    priced = price_list(dims.tokens, dims.dim, dims.head_dim)
     true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
     alive = (g * (1 - (1 - d).prod(-1))).sum()
     head_part = true.head * alive if gated.blocks[0].attn.mode == "v" else true.head // dims.head_dim * value_dims
     return ExpectedCost(
-        macro=paper.head * heads,
-        micro=paper.value_dim * value_dims + paper.neuron * neurons,
+        macro=priced.head * heads,
+        micro=priced.value_dim * value_dims + priced.neuron * neurons,
         macs=head_part + true.value_dim * value_dims + true.neuron * neurons + ledger.constant_macs(dims),
-        dense_macro=dims.depth * dims.heads * paper.head,
-        dense_micro=ledger.dense_cost(dims, paper) - dims.depth * dims.heads * paper.head,
+        dense_macro=dims.depth * dims.heads * priced.head,
+        dense_micro=ledger.dense_cost(dims, priced) - dims.depth * dims.heads * priced.head,
     )
 
 

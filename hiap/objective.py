@@ -30,8 +30,8 @@ def task_loss(
 
 
 def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:
-    """``lambda_macro L_macro`` and ``lambda_micro L_micro`` of Eq. 7, from the paper's own ledger."""
-    cost = expected_cost(gated)
+    """``lambda_macro L_macro`` and ``lambda_micro L_micro`` of Eq. 7, from the paper's own ledger or the true one."""
+    cost = expected_cost(gated, config.ledger)
     dense = cost.dense_macro + cost.dense_micro
     # A3: the scale is unstated; see PenaltyConfig.
     macro, micro = {

@@ -1,6 +1,8 @@
-"""Layouts and rounding keep the function; what they execute is what is counted."""
+"""Layouts and rounding keep the function; what they execute is what is counted; the bench reports what it ran."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
@@ -8,6 +10,9 @@ from conftest import small_vit
 from test_extraction import MODES, counted_macs, random_gated, relative
 
 import hiap
+from hiap import bench, cost, gated_vit, ledger
+from hiap.config import Config, PenaltyConfig
+from hiap.objective import penalties
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -43,3 +48,63 @@ def test_the_padded_layout_trains(images):
         small(images).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in small.parameters() if p.grad is not None]))
     assert relative(*gradients) < 1e-4
+
+
+def test_the_true_ledger_prices_what_removal_saves():
+    """A closed value dimension lowers the penalty by its share of the true dense MACs, and by less in the paper's."""
+    model = small_vit()
+    dims = cost.dims_of(model)
+    true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
+    fallen = {}
+    for prices in ("paper", "true"):
+        config = PenaltyConfig(lambda_macro=1, lambda_micro=1, ledger=prices)
+        gated = hiap.gate(model).eval()
+        kept = gated_vit.masks(gated)
+        gated_vit.set_masks(gated, kept)
+        before = sum(penalties(gated, config).values()).item()
+        assert before == pytest.approx(1, abs=1e-6)
+        for mask in kept:
+            mask.dims[:, 0] = False
+        gated_vit.set_masks(gated, kept)
+        fallen[prices] = before - sum(penalties(gated, config).values()).item()
+    share = dims.depth * dims.heads * true.value_dim / ledger.dense_cost(dims, true)
+    assert fallen["true"] == pytest.approx(share, rel=1e-4)
+    assert fallen["paper"] < 0.7 * fallen["true"]
+    assert Config(penalty=PenaltyConfig(ledger="paper")).run_id == Config().run_id
+
+
+def test_bench_alternates_and_reports(tmp_path, capsys):
+    topologies = "topologies=[full,random:0,random:1]"
+    quick = ["model=vit_tiny_patch16_224", "batches=[1]", "rounds=3", "warmup=1", f"out={tmp_path}", "name=quick"]
+    assert bench.main(["speed", topologies, *quick]) == 0
+    report = bench.Report.model_validate(json.loads((tmp_path / "quick.json").read_text()))
+    rows = {row.name: row for row in report.rows}
+    assert set(rows) == {"dense", "full/padded"} | {
+        f"{name}/{layout}" for name in ("random:0", "random:1") for layout in ("ragged", "padded")
+    }
+    assert rows["dense"].ratio[1] == 1
+    ragged, padded = rows["random:1/ragged"], rows["random:1/padded"]
+    assert ragged.executed_macs == ragged.macs == padded.macs < padded.executed_macs < rows["dense"].macs
+    assert padded.share == pytest.approx((1 - padded.ratio[1]) / (1 - padded.macs / rows["dense"].macs), abs=1e-3)
+    assert all(row.memory > 0 and row.throughput > 0 for row in report.rows)
+    assert "quick.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "expected one of speed, steps, peer"),
+        (["speed", "batch=4"], "unknown key 'batch' (did you mean 'batches'?)"),
+        (["speed", "model=vit_tyni"], "not a timm model"),
+        (["speed", "model=resnet18"], "expected a timm VisionTransformer"),
+        (["speed", "model=vit_tiny_patch16_224", "topologies=[fig5]"], "is of a DeiT-Small"),
+        (["speed", "topologies=[fig4]"], "expected fig5 ... fig9"),
+        (["speed", "model=vit_tiny_patch16_224", "widths=[wide]"], "widths"),
+    ],
+)
+def test_bench_refuses_in_one_line(arguments, line, capsys):
+    assert bench.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert line in error
+    assert error.count("\n") == 1

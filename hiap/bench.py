@@ -312,7 +312,7 @@ def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> R
     return Report(
         mode=mode,
         settings=settings.model_copy(update={"out": ""}),
-        environment=environment(torch.device(settings.device)),
+        environment=environment(torch.device(settings.device), " ".join(["python -m hiap.bench", *sys.argv[1:]])),
         started=_STARTED,
         finished=now(),
         reference=reference,

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from datetime import datetime, timezone
 from functools import cache
@@ -206,7 +205,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def environment(device: torch.device) -> Environment:
+def environment(device: torch.device, command: str) -> Environment:
     import torch  # here, so that reading records (launcher, analysis) starts without it
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -220,7 +219,7 @@ def environment(device: torch.device) -> Environment:
         libraries={name: version(name) for name in LIBRARIES},
         commit=commit,
         dirty=dirty,
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command,
     )
 
 

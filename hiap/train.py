@@ -489,11 +489,21 @@ def _record(config: Config, started: str, **fields: Any) -> Record:
         # Where the files lie says nothing about the result and does not travel.
         config=config.model_copy(update={"run": config.run.model_copy(update={"results": ""})}),
         seed=config.seed,
-        environment=environment(pick_device(config.run.device)),
+        environment=environment(pick_device(config.run.device), command_of(config)),
         started=started,
         finished=now(),
         **fields,
     )
+
+
+def command_of(config: Config) -> str:
+    """What to type to get this run again."""
+    if config.run.grid != "manual":
+        return f"python slurm/launch_grid.py --grid {config.run.grid} --only {config.run.label}"
+    chosen = config.model_dump(mode="json", exclude_defaults=True, exclude={"run"})
+    flat = {k: v for k, v in chosen.items() if not isinstance(v, dict)}
+    flat |= {f"{s}.{k}": v for s, part in chosen.items() if isinstance(part, dict) for k, v in part.items()}
+    return " ".join(["python -m hiap.train", *(f"{k}={v}" for k, v in flat.items())])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from test_data import write_imagenet
 
 import hiap
 from hiap import checkpoint, data, train
-from hiap.config import Config, ConfigError, from_dict
+from hiap.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.record import Folders, Record, read
 
 KILLS = 20
@@ -229,6 +229,14 @@ def test_runtime_settings_do_not_change_the_run_id_and_science_does():
     other = from_dict({"penalty": {"lambda_macro": 1.0}})
     spelled_out = from_dict({"penalty": {"lambda_macro": 0.9}})
     assert base.run_id == same.run_id == spelled_out.run_id != other.run_id
+
+
+def test_the_recorded_command_gives_the_same_run():
+    config = from_dict({"method": "dense", "seed": 3, "optim": {"lr": 1e-5}, "data": {"name": "digits"}})
+    arguments = train.command_of(config).removeprefix("python -m hiap.train ").split()
+    assert from_dict(parse_overrides(arguments)).run_id == config.run_id
+    queued = from_dict({"run": {"grid": "laptop", "label": "dense"}})
+    assert train.command_of(queued) == "python slurm/launch_grid.py --grid laptop --only dense"
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine():

@@ -76,7 +76,8 @@ def look(method: str) -> Look:
 
 
 def pareto(rows: pd.DataFrame) -> Figure:
-    """Top-1 against MMACs, one mark per row of ``tables.summary``; bars are 95 % intervals where a row has one."""
+    """Top-1 against MMACs, one mark per row of ``tables.summary``; coloured bars are 95 % intervals over seeds
+    where a row has several; thin grey ones what the finite test set alone leaves open where it has one."""
     fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
     ax = fig.add_subplot()
     handles = []
@@ -99,12 +100,19 @@ def pareto(rows: pd.DataFrame) -> Figure:
             capsize=2,
             zorder=3,
         )
+        if "sampling" in group:
+            bars = group["sampling"].where(group["n"] == 1)
+            ax.errorbar(
+                group["macs"] / 1e6, group["top1"], yerr=bars, fmt="none", ecolor=GREY, elinewidth=0.5, zorder=1
+            )
         name = collect.METHODS.get(str(method), str(method)) + _n(group)
         handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle="", label=name))
     ax.set_xlabel("MMACs per image")
     ax.set_ylabel(f"Top-1 on {rows['data'].iloc[0]} (%)")
     ax.margins(0.08, 0.12)
     ax.grid(True)
+    if "sampling" in rows and (rows["n"] == 1).any():
+        handles.append(Line2D([], [], color=GREY, linewidth=0.5, label="95 %, test sampling"))
     fig.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2, handletextpad=0.3)
     return fig
 

@@ -80,7 +80,8 @@ COLUMNS = (
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per data set and label: means over seeds, ``n`` of them, and for n > 1 the half width of Student's 95 %
-    interval of the mean top-1. Dense first, then by falling MACs. Raises ``ConfigError`` if a label is used twice."""
+    interval of the mean top-1; ``sampling`` is the half width that the finite test set alone gives one accuracy.
+    Dense first, then by falling MACs. Raises ``ConfigError`` if a label is used twice."""
     runs = runs.drop_duplicates("run_id")
     if (twice := runs.duplicated(["data", "label", "seed"], keep=False)).any():
         label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
@@ -92,6 +93,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     table["n"] = groups.size()
     table["interval"] = groups["top1"].agg(half_width)
     table["test_images"] = groups["test_images"].first()
+    table["sampling"] = 1.96 * (table["top1"] * (100 - table["top1"]) / table["test_images"]) ** 0.5
     table["reduction"] = 100 * (1 - table["macs"] / table["macs_dense"])
     found = table.reset_index()
     found["title"] = list(map(collect.title, found["label"], found["method"]))
@@ -131,7 +133,8 @@ def table3(runs: pd.DataFrame) -> Table:
     panels = [Panel("As published (arXiv 2603.12222 v1, Table 3): CIFAR-10. Not rerun here.", published_table3())]
     for data, rows in summary(runs).groupby("data", sort=True):
         images = int(rows["test_images"].iloc[0])
-        panels.append(Panel(f"This repository: {data}, {images:,} test images. Not comparable with CIFAR-10.", rows))
+        title = f"This repository: {data}, {images:,} test images (their sampling alone: ± {rows['sampling'].max():.1f}"
+        panels.append(Panel(f"{title} points). Not comparable with CIFAR-10.", rows))
     return Table("Accuracy and cost at matched MACs (the shape of the paper's Table 3)", COLUMNS, tuple(panels), NOTES)
 
 

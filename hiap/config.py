@@ -132,8 +132,9 @@ class PenaltyConfig(_Section):
     # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
     # 'own' divides each by its own dense value.
     scale: Literal["total", "own", "raw"] = "total"
-    # 'paper': the constants of Eq. 5, which bill the V projection to the head. 'true': what removing one unit saves.
-    ledger: Literal["paper", "true"] = "paper"
+    # 'paper': the constants of Eq. 5, which bill V's projection to the head. 'physical': what a removed unit saves (the
+    # true ledger; not named 'true' because YAML would read a boolean).
+    ledger: Literal["paper", "physical"] = "paper"
 
 
 class FeasibilityConfig(_Section):

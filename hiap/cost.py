@@ -68,14 +68,14 @@ def dims_of(model: Any) -> ledger.Dims:
 
 def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
-    current probabilities (or samples, A2). ``prices`` 'true' puts true prices, in MACs, in place of C1, C2, C3."""
+    current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2, C3."""
     dims = dims_of(gated)
     g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])  # (L, H)
     d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])  # (L, H, Dh)
     b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])  # (L,)
     c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])  # (L, Dffn)
     heads, value_dims, neurons = g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
-    price_list = {"paper": ledger.paper_prices, "true": ledger.true_prices}[prices]
+    price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
     priced = price_list(dims.tokens, dims.dim, dims.head_dim)
     true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].

@@ -56,7 +56,7 @@ def test_the_true_ledger_prices_what_removal_saves():
     dims = cost.dims_of(model)
     true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     fallen = {}
-    for prices in ("paper", "true"):
+    for prices in ("paper", "physical"):
         config = PenaltyConfig(lambda_macro=1, lambda_micro=1, ledger=prices)
         gated = hiap.gate(model).eval()
         kept = gated_vit.masks(gated)
@@ -68,8 +68,8 @@ def test_the_true_ledger_prices_what_removal_saves():
         gated_vit.set_masks(gated, kept)
         fallen[prices] = before - sum(penalties(gated, config).values()).item()
     share = dims.depth * dims.heads * true.value_dim / ledger.dense_cost(dims, true)
-    assert fallen["true"] == pytest.approx(share, rel=1e-4)
-    assert fallen["paper"] < 0.7 * fallen["true"]
+    assert fallen["physical"] == pytest.approx(share, rel=1e-4)
+    assert fallen["paper"] < 0.7 * fallen["physical"]
     assert Config(penalty=PenaltyConfig(ledger="paper")).run_id == Config().run_id
 
 

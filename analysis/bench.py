@@ -30,7 +30,7 @@ def _rows(name: str, report: dict) -> list[dict]:
         "report": name,
         "mode": report["mode"],
         "device": machine["device"],
-        "setting": f"{machine['device_name']}, {settings['precision']}, {run}, {machine['threads']} thread(s)",
+        "setting": f"{machine['device_name']}, {settings['precision']}, {run}, {machine['threads']} thread(s), {settings['clock']} clock",
     }
     return [
         {

@@ -133,8 +133,8 @@ def table3(runs: pd.DataFrame) -> Table:
     panels = [Panel("As published (arXiv 2603.12222 v1, Table 3): CIFAR-10. Not rerun here.", published_table3())]
     for data, rows in summary(runs).groupby("data", sort=True):
         images = int(rows["test_images"].iloc[0])
-        title = f"This repository: {data}, {images:,} test images (their sampling alone: ± {rows['sampling'].max():.1f}"
-        panels.append(Panel(f"{title} points). Not comparable with CIFAR-10.", rows))
+        sampling = f"± {rows['sampling'].max():.1f} by sampling"
+        panels.append(Panel(f"This repository: {data}, {images:,} test images ({sampling}). Not CIFAR-10.", rows))
     return Table("Accuracy and cost at matched MACs (the shape of the paper's Table 3)", COLUMNS, tuple(panels), NOTES)
 
 

@@ -26,11 +26,12 @@ def _rows(name: str, report: dict) -> list[dict]:
     settings, machine = report["settings"], report["environment"]
     dense = {r["batch"]: r["macs"] for r in report["rows"] if r["name"] == report["reference"]}
     run = "compiled" if settings["compile"] else "eager"
+    clock = f"{machine['threads']} thread(s), {settings['clock']} clock"
     common = {
         "report": name,
         "mode": report["mode"],
         "device": machine["device"],
-        "setting": f"{machine['device_name']}, {settings['precision']}, {run}, {machine['threads']} thread(s), {settings['clock']} clock",
+        "setting": ", ".join([machine["device_name"], settings["precision"], run, clock]),
     }
     return [
         {

@@ -40,7 +40,8 @@ class Settings(BaseModel):
     """``topologies``: 'fig5' ... 'fig9' (the last epoch of the digitised heat maps), 'random:<seed>', 'full' (nothing
     removed), or a folder of ``hiap.save`` made from ``model``. ``widths``: value dimensions of each kept head, or
     'mixed' (each head's own, 24 to 64, seed 0); folders and random topologies have their own. ``multiple``: see
-    ``hiap.extract``."""
+    ``hiap.extract``. ``clock`` 'cpu' counts the process's own seconds, for a CPU that others use too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +58,7 @@ class Settings(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: int = Field(1, ge=1)
+    clock: Literal["wall", "cpu"] = "wall"
     gmacs: list[float] = [3.1, 2.5]  # peer only
     out: str = "results/bench"
 
@@ -90,21 +92,20 @@ class Report(BaseModel):
     rows: list[Row]
 
 
-def alternate(
-    runs: dict[str, Callable[[], Any]], rounds: int, warmup: int, device: torch.device
-) -> dict[str, np.ndarray]:
+def alternate(runs: dict[str, Callable[[], Any]], settings: Settings, device: torch.device) -> dict[str, np.ndarray]:
     """Seconds of each call, (rounds,) per name. Every round runs all of them, starting one further along."""
+    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
-    for i in range(warmup + rounds):
+    for i in range(settings.warmup + settings.rounds):
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
             _wait(device)
-            if i >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+            if i >= settings.warmup:
+                seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 
@@ -146,7 +147,7 @@ def steps(settings: Settings) -> Report:
         dense: Any = timm.create_model(settings.model).to(device).train()
         models = {"dense": dense, "gated": hiap.gate(dense).train()}
         runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
-        seconds = alternate(runs, settings.rounds, settings.warmup, device)
+        seconds = alternate(runs, settings, device)
         for name, model in models.items():
             rows.append(_row(name, "-", model, batch, seconds[name], seconds["dense"], peak_memory(runs[name], device)))
     return _report("steps", settings, rows, "dense")
@@ -232,7 +233,7 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
             images = torch.randn(batch, *_image(model), device=device, dtype=dtype)
             runs[name] = _inference(model.to(device, dtype), layout, images, settings.compile)
         with torch.inference_mode():
-            seconds = alternate(runs, settings.rounds, settings.warmup, device)
+            seconds = alternate(runs, settings, device)
             for name, (layout, model) in models.items():
                 if layout in LAYOUTS:
                     set_layout(model, layout)
@@ -338,6 +339,8 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
+    if settings.clock == "cpu" and (settings.device != "cpu" or settings.threads != 1):
+        raise ConfigError("clock 'cpu' needs device=cpu and threads=1: it adds up what all threads take")
     if settings.model not in timm.list_models():
         raise ConfigError(f"model '{settings.model}': not a timm model")
     return arguments[0], settings

@@ -65,7 +65,8 @@ class Settings(BaseModel):
 
 class Row(BaseModel):
     """``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the reference's, median and
-    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of one call.
+    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of one call
+    (of a step: weights and optimiser too).
     """
 
     name: str
@@ -149,7 +150,9 @@ def steps(settings: Settings) -> Report:
         runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
         seconds = alternate(runs, settings, device)
         for name, model in models.items():
-            rows.append(_row(name, "-", model, batch, seconds[name], seconds["dense"], peak_memory(runs[name], device)))
+            kept = 3 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights, AdamW's two moments
+            memory = kept + peak_memory(runs[name], device)
+            rows.append(_row(name, "-", model, batch, seconds[name], seconds["dense"], memory))
     return _report("steps", settings, rows, "dense")
 
 

@@ -1,10 +1,10 @@
 """Does the cut pay? Dense against extracted networks on the clock: ``python -m hiap.bench <mode> key=value ...``.
 
-- ``speed``: inference of topologies, in one process, alternated round by round.
+- ``speed``: inference of topologies, in one process, alternated run by run.
 - ``steps``: training steps, gated against dense, and their peak memory.
 - ``peer``: extracted networks beside Torch-Pruning's at equal MACs (needs the development extra).
 
-A ratio is the median over rounds of the quotient within a round, so that a slow minute hits both sides. Weights are
+A ratio is the median of quotients of neighbouring runs, so that a slow moment hits both sides. Weights are
 random: time does not depend on them. One JSON per call goes to ``results/bench/``. On a GPU, say::
 
     python -m hiap.bench speed device=cuda precision=bf16 batches=[1,256] topologies=[fig5] multiple=8 name=fig5_cuda
@@ -93,21 +93,32 @@ class Report(BaseModel):
     rows: list[Row]
 
 
-def alternate(runs: dict[str, Callable[[], Any]], settings: Settings, device: torch.device) -> dict[str, np.ndarray]:
-    """Seconds of each call, (rounds,) per name. Every round runs all of them, starting one further along."""
+def alternate(
+    runs: dict[str, Callable[[], Any]], reference: str, settings: Settings, device: torch.device
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Seconds of each call and their ratio to the reference's, (rounds,) per name. Each call has a run of the reference
+    right beside it, before or after it in turn, so that both meet the machine in one state."""
     clock = time.process_time if settings.clock == "cpu" else time.perf_counter
+
+    def timed(name: str) -> float:
+        _wait(device)
+        start = clock()
+        runs[name]()
+        _wait(device)
+        return clock() - start
+
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    others = [name for name in runs if name != reference]
     for i in range(settings.warmup + settings.rounds):
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
-            _wait(device)
-            start = clock()
-            runs[name]()
-            _wait(device)
+        for name in others:
+            pair = {n: timed(n) for n in ((reference, name) if i % 2 else (name, reference))}
             if i >= settings.warmup:
-                seconds[name].append(clock() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
+                ratios[name].append(pair[name] / pair[reference])
+                for n, value in pair.items():
+                    seconds[n].append(value)
+    ratios[reference] = [1.0]
+    return {n: np.array(v) for n, v in seconds.items()}, {n: np.array(v) for n, v in ratios.items()}
 
 
 def speed(settings: Settings) -> Report:
@@ -148,11 +159,11 @@ def steps(settings: Settings) -> Report:
         dense: Any = timm.create_model(settings.model).to(device).train()
         models = {"dense": dense, "gated": hiap.gate(dense).train()}
         runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
-        seconds = alternate(runs, settings, device)
+        seconds, ratios = alternate(runs, "dense", settings, device)
         for name, model in models.items():
             kept = 3 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights, AdamW's two moments
             memory = kept + peak_memory(runs[name], device)
-            rows.append(_row(name, "-", model, batch, seconds[name], seconds["dense"], memory))
+            rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], memory))
     return _report("steps", settings, rows, "dense")
 
 
@@ -236,12 +247,12 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
             images = torch.randn(batch, *_image(model), device=device, dtype=dtype)
             runs[name] = _inference(model.to(device, dtype), layout, images, settings.compile)
         with torch.inference_mode():
-            seconds = alternate(runs, settings, device)
+            seconds, ratios = alternate(runs, reference, settings, device)
             for name, (layout, model) in models.items():
                 if layout in LAYOUTS:
                     set_layout(model, layout)
                 memory = peak_memory(runs[name], device)
-                rows.append(_row(name, layout, model, batch, seconds[name], seconds[reference], memory))
+                rows.append(_row(name, layout, model, batch, seconds[name], ratios[name], memory))
         base = next(r for r in rows if r.name == reference and r.batch == batch)
         for row in rows:
             if row.batch == batch and row.macs < base.macs:
@@ -277,9 +288,7 @@ def _training_step(model: Any, batch: int, settings: Settings) -> Callable[[], N
     return run
 
 
-def _row(
-    name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, reference: np.ndarray, memory: int
-) -> Row:
+def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ratios: np.ndarray, memory: int) -> Row:
     def quartiles(values: np.ndarray) -> tuple[float, float, float]:
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(6).tolist()
         return low, middle, high
@@ -293,7 +302,7 @@ def _row(
         params=cost.params(model),
         seconds=quartiles(seconds),
         throughput=round(batch / float(np.median(seconds)), 3),
-        ratio=quartiles(seconds / reference),
+        ratio=quartiles(ratios),
         memory=memory,
     )
 

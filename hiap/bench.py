@@ -12,7 +12,9 @@ random: time does not depend on them. One JSON per call goes to ``results/bench/
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +43,8 @@ class Settings(BaseModel):
     removed), or a folder of ``hiap.save`` made from ``model``. ``widths``: value dimensions of each kept head, or
     'mixed' (each head's own, 24 to 64, seed 0); folders and random topologies have their own. ``multiple``: see
     ``hiap.extract``. ``clock`` 'cpu' counts the process's own seconds, for a CPU that others use too.
-    """
+    ``processes``: repeat all in that many fresh processes, and take quartiles over their medians: where a process's
+    memory happens to lie moves times by several per cent, and more rounds of one process cannot average that out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,6 +62,7 @@ class Settings(BaseModel):
     compile: bool = False
     threads: int = Field(1, ge=1)
     clock: Literal["wall", "cpu"] = "wall"
+    processes: int = Field(1, ge=1)
     gmacs: list[float] = [3.1, 2.5]  # peer only
     out: str = "results/bench"
 
@@ -256,8 +260,38 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
         base = next(r for r in rows if r.name == reference and r.batch == batch)
         for row in rows:
             if row.batch == batch and row.macs < base.macs:
-                row.share = round((1 - row.ratio[1]) / (1 - row.macs / base.macs), 4)
+                row.share = _share(row, base)
     return rows
+
+
+def _share(row: Row, base: Row) -> float:
+    return round((1 - row.ratio[1]) / (1 - row.macs / base.macs), 4)
+
+
+def _in_processes(mode: str, arguments: list[str], settings: Settings) -> Report:
+    """The same call in fresh processes, one after another, as one report."""
+    reports = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(settings.processes):
+            child = [sys.executable, "-m", "hiap.bench", mode, *arguments, "processes=1", f"out={folder}", "name=part"]
+            subprocess.run(child, check=True, stdout=subprocess.DEVNULL)
+            reports.append(Report.model_validate_json((Path(folder) / "part.json").read_text()))
+    rows = []
+    for same in zip(*(report.rows for report in reports), strict=True):
+        row = same[0].model_copy(deep=True)
+        row.seconds = _quartiles([r.seconds[1] for r in same])
+        row.ratio = _quartiles([r.ratio[1] for r in same])
+        row.throughput = round(row.batch / row.seconds[1], 3)
+        rows.append(row)
+    for row in rows:
+        base = next(r for r in rows if r.name == reports[0].reference and r.batch == row.batch)
+        row.share = None if row.share is None else _share(row, base)
+    return _report(mode, settings, rows, reports[0].reference)
+
+
+def _quartiles(values: Any) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(6).tolist()
+    return low, middle, high
 
 
 def _inference(model: Any, layout: str, images: torch.Tensor, compiled: bool) -> Callable[[], Any]:
@@ -289,10 +323,6 @@ def _training_step(model: Any, batch: int, settings: Settings) -> Callable[[], N
 
 
 def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ratios: np.ndarray, memory: int) -> Row:
-    def quartiles(values: np.ndarray) -> tuple[float, float, float]:
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(6).tolist()
-        return low, middle, high
-
     return Row(
         name=name,
         layout=layout,
@@ -300,9 +330,9 @@ def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ra
         macs=cost.macs(model, _image(model), ideal=True),
         executed_macs=cost.macs(model, _image(model)),
         params=cost.params(model),
-        seconds=quartiles(seconds),
+        seconds=_quartiles(seconds),
         throughput=round(batch / float(np.median(seconds)), 3),
-        ratio=quartiles(ratios),
+        ratio=_quartiles(ratios),
         memory=memory,
     )
 
@@ -359,10 +389,12 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        mode, settings = parse(sys.argv[1:] if arguments is None else arguments)
+        mode, settings = parse(arguments)
         torch.set_num_threads(settings.threads)
-        report = MODES[mode](settings)
+        several = settings.processes > 1
+        report = _in_processes(mode, arguments[1:], settings) if several else MODES[mode](settings)
     except (ConfigError, gated_vit.UnsupportedModelError, store.StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

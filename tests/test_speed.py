@@ -98,6 +98,7 @@ def test_bench_alternates_and_reports(tmp_path, capsys):
         (["speed", "model=vit_tyni"], "not a timm model"),
         (["speed", "model=resnet18"], "expected a timm VisionTransformer"),
         (["speed", "model=vit_tiny_patch16_224", "topologies=[fig5]"], "is of a DeiT-Small"),
+        (["speed", "clock=cpu", "threads=2"], "clock 'cpu' needs"),
         (["speed", "topologies=[fig4]"], "expected fig5 ... fig9"),
         (["speed", "model=vit_tiny_patch16_224", "widths=[wide]"], "widths"),
     ],

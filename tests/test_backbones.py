@@ -16,7 +16,7 @@ BACKBONES = {
     "deit_base_patch16_224": {"depth": 3},
     "vit_base_patch16_224": {"depth": 3},
     "deit_tiny_distilled_patch16_224": {},
-    "vit_medium_patch16_reg4_256": {"depth": 6},
+    "vit_medium_patch16_reg4_gap_256": {"depth": 6},
 }
 
 

@@ -38,6 +38,31 @@ class BlockMask:
     neurons: Tensor
 
 
+class ColumnGatedLinear(torch.autograd.Function):
+    """``x (weight * columns)^T + bias``: x (..., in), weight (out, in), columns (in,), bias (out,) or None.
+
+    Autograd would keep the product of every layer until the backward pass, a second copy of the weights; it is cheap
+    to make again, so only its factors are kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, columns)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x, weight * columns, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, columns = ctx.saved_tensors
+        # Under autocast `grad` is bf16 while x and weight need not be.
+        grad_x = (grad @ (weight * columns).to(grad.dtype)).to(x.dtype)
+        rows = grad.flatten(0, -2)
+        product = (rows.T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)  # gradient of weight * columns
+        grad_columns = (product * weight).sum(0)
+        grad_bias = None if ctx.bias_dtype is None else rows.sum(0).to(ctx.bias_dtype)
+        return grad_x, product.mul_(columns), grad_columns, grad_bias
+
+
 class GatedAttention(nn.Module):
     """timm's ``Attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D)."""
 
@@ -66,7 +91,7 @@ class GatedAttention(nn.Module):
             scale=self.scale,  # as trained, whatever is removed later
         )
         columns = (heads[:, None] * dims).flatten()  # g * d, Eqs. 1-3
-        x = F.linear(x.transpose(1, 2).flatten(2), self.proj.weight * columns, self._output_bias(heads))
+        x = ColumnGatedLinear.apply(x.transpose(1, 2).flatten(2), self.proj.weight, columns, self._output_bias(heads))
         return self.proj_drop(x)
 
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -96,7 +121,7 @@ class GatedMlp(nn.Module):
         block, neurons = self.block_gate(), self.neuron_gate()
         x = self.drop1(self.act(self.fc1(x)))
         bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
-        return self.drop2(F.linear(x, self.fc2.weight * (block * neurons), bias))  # b * c, Eq. 4
+        return self.drop2(ColumnGatedLinear.apply(x, self.fc2.weight, block * neurons, bias))  # b * c, Eq. 4
 
 
 def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: int = 0, **options: Any) -> Any:

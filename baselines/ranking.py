@@ -53,7 +53,7 @@ def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMas
     least = macs(chosen)
     if least > target:
         raise ConfigError(
-            f"budget.macs: {target / 1e6:.2f} M MACs cannot be reached by removing these units; "
+            f"budget.target_macs: {target / 1e6:.2f} M MACs cannot be reached by removing these units; "
             f"reachable: {least / 1e6:.2f} to {ledger.dense_macs(dims) / 1e6:.2f} M"
         )
     low, high = 0, len(keys)  # the longest prefix of the order that fits

@@ -69,8 +69,8 @@ class Settings(BaseModel):
 
 class Row(BaseModel):
     """``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the reference's, median and
-    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: peak bytes of one call
-    (of a step: weights and optimiser too).
+    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs). ``memory``: bytes that one call
+    allocates at its peak, beyond weights and optimiser.
     """
 
     name: str
@@ -165,9 +165,7 @@ def steps(settings: Settings) -> Report:
         runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
         seconds, ratios = alternate(runs, "dense", settings, device)
         for name, model in models.items():
-            kept = 3 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights, AdamW's two moments
-            memory = kept + peak_memory(runs[name], device)
-            rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], memory))
+            rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], peak_memory(runs[name], device)))
     return _report("steps", settings, rows, "dense")
 
 

@@ -157,19 +157,20 @@ class DistillConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """What a baseline prunes to. ``macs``: a share of the dense MACs in (0, 1), a number of MACs, or 'run:<run_id>' for
-    the MACs that another run's extracted model has."""
+    """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
+    'run:<run_id>' for the MACs that another run's extracted model has."""
 
-    macs: float | str | None = None
+    target_macs: float | str | None = None
     ranking: Literal["layer", "global"] = "layer"
 
     @model_validator(mode="after")
     def _macs_form(self) -> BudgetConfig:
-        ok = self.macs is None or (
-            self.macs.startswith("run:") if isinstance(self.macs, str) else self.macs > 0 and math.isfinite(self.macs)
+        wanted = self.target_macs
+        ok = wanted is None or (
+            wanted.startswith("run:") if isinstance(wanted, str) else wanted > 0 and math.isfinite(wanted)
         )
         if not ok:
-            raise ValueError(f"budget.macs must be a share, a number of MACs or 'run:<run_id>', not {self.macs!r}")
+            raise ValueError(f"budget.target_macs must be a share, a number of MACs or 'run:<run_id>', not {wanted!r}")
         return self
 
 
@@ -217,8 +218,10 @@ def check_needs(config: Config) -> None:
         raise ConfigError(
             "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
         )
-    if config.method not in ("dense", "hiap") and config.budget.macs is None:
-        raise ConfigError(f"method '{config.method}' needs a target: set budget.macs (a share, MACs, or run:<run_id>)")
+    if config.method not in ("dense", "hiap") and config.budget.target_macs is None:
+        raise ConfigError(
+            f"method '{config.method}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
+        )
 
 
 def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:

@@ -413,14 +413,14 @@ def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> floa
 
 
 def target_macs(config: Config, folders: Folders, dense: int) -> int | None:
-    """``budget.macs`` in MACs: a share of ``dense``, a number, or what another run's extracted model has."""
-    wanted = config.budget.macs
+    """``budget.target_macs`` in MACs: a share of ``dense``, a number, or what another run's extracted model has."""
+    wanted = config.budget.target_macs
     if wanted is None:
         return None
     if isinstance(wanted, str):
         size = read(folders.sibling(wanted.removeprefix("run:")).record).size
         if size is None:
-            raise ConfigError(f"budget.macs {wanted}: that record holds no size")
+            raise ConfigError(f"budget.target_macs {wanted}: that record holds no size")
         return size.macs
     return round(wanted * dense) if wanted < 1 else round(wanted)
 

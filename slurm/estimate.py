@@ -69,7 +69,7 @@ def train_macs(config: Config) -> float | None:
 
 
 def _trained_macs(config: Config, dense: int) -> float:
-    budget = config.budget.macs
+    budget = config.budget.target_macs
     if config.method in ("dense", "hiap") or budget is None:
         return dense
     if isinstance(budget, str):

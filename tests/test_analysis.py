@@ -97,7 +97,7 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path, made_up("hiap-aggressive", "hiap", 0, 15_600_000, 85.0, penalty={"lambda_macro": 1.8}, **start))
     put(tmp_path, made_up("uniform-moderate", "uniform", 0, 20_950_000, 86.1, **start))
     put(tmp_path, made_up("l1-moderate", "l1", 0, 20_980_000, 86.4, **start))
-    failed = made_up("l1-aggressive", "l1", 0, 15_600_000, budget={"macs": 0.5}, **start)
+    failed = made_up("l1-aggressive", "l1", 0, 15_600_000, budget={"target_macs": 0.5}, **start)
     put(tmp_path, failed.model_copy(update={"status": "failed", "error": "out of patience", "size": None}))
     return tmp_path
 

@@ -30,7 +30,7 @@ BASE = {
     "optim": {"epochs": 1},
 }
 RUNS = {
-    "uniform": {"method": "uniform", "model.weights": "run:dense", "budget.macs": "run:hiap"},
+    "uniform": {"method": "uniform", "model.weights": "run:dense", "budget.target_macs": "run:hiap"},
     "hiap": {"method": "hiap", "model.weights": "run:dense"},
     "dense": {"method": "dense"},
 }
@@ -99,7 +99,7 @@ def test_references_become_run_ids_of_the_same_seed_and_needs_come_first(tmp_pat
     assert [(r.label, r.config.seed) for r in runs] == [(n, s) for n in ("dense", "hiap", "uniform") for s in (0, 1)]
     dense, _, hiap, hiap1, uniform, _ = runs
     assert uniform.config.model.weights == f"run:{dense.run_id}"
-    assert uniform.config.budget.macs == f"run:{hiap.run_id}"
+    assert uniform.config.budget.target_macs == f"run:{hiap.run_id}"
     assert uniform.needs == (dense, hiap)
     assert [r.stage for r in runs] == [0, 0, 1, 1, 2, 2]
     assert hiap1.run_id != hiap.run_id
@@ -149,7 +149,7 @@ BAD = {
     "negative lambda": ({"runs": {"a": {"penalty": {"lambda_macro": -1}}}}, [], ["penalty.lambda_macro", "-1"]),
     "zero epochs": ({"runs": {"a": {"optim": {"epochs": 0}}}}, [], ["optim.epochs", "0"]),
     "no teacher": ({"runs": {"a": {"method": "hiap"}}}, [], ["'a'", "set model.weights, or distill.alpha=0"]),
-    "no target": ({"runs": {"a": {"method": "l1", "distill.alpha": 0}}}, [], ["'a'", "set budget.macs"]),
+    "no target": ({"runs": {"a": {"method": "l1", "distill.alpha": 0}}}, [], ["'a'", "set budget.target_macs"]),
     "unwritable results": ({}, ["--results", "/proc/results"], ["--results /proc/results", "/proc"]),
     "results in a file": ({}, ["--results", __file__ + "/x"], ["--results", "Not a directory"]),
     "unknown --only": ({}, ["--only", "dens"], ["--only", "'dens'", "'dense'"]),
@@ -219,8 +219,8 @@ def test_a_failure_stops_only_what_needs_it(
     runs = {
         "dense": {"method": "dense"},
         "bad": {"method": "hiap", "model.weights": "run:dense"},
-        "after-bad": {"method": "l1", "model.weights": "run:dense", "budget.macs": "run:bad"},
-        "after-after": {"method": "l1", "model.weights": "run:dense", "budget.macs": "run:after-bad"},
+        "after-bad": {"method": "l1", "model.weights": "run:dense", "budget.target_macs": "run:bad"},
+        "after-after": {"method": "l1", "model.weights": "run:dense", "budget.target_macs": "run:after-bad"},
         "good": {"method": "hiap", "model.weights": "run:dense", "gates.init_logit": 2},
         "wrong": {"method": "dense", "optim.lr": 1},
     }
@@ -391,7 +391,7 @@ def test_training_cost_counts_backward_and_teacher() -> None:
     per_image = dense_macs(size)
     assert estimate.train_macs(dense) == 3 * per_image * 3 * 1300  # 1,352 images, incomplete batch left out
     assert estimate.train_macs(from_dict({**values, "method": "hiap"})) == 4 * per_image * 3 * 1300
-    half = {**values, "method": "uniform", "budget": {"macs": 0.5}, "distill": {"alpha": 0}}
+    half = {**values, "method": "uniform", "budget": {"target_macs": 0.5}, "distill": {"alpha": 0}}
     assert estimate.train_macs(from_dict(half)) == 1.5 * per_image * 3 * 1300
 
 

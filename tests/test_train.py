@@ -195,7 +195,7 @@ def test_a_hiap_run_reports_dense_soft_hardened_and_extracted(dense):
 @pytest.mark.parametrize("method", ["uniform", "l1"])
 def test_baselines_land_just_below_the_macs_of_another_run(dense, method):
     target = train.run(hiap_run(dense, optim={"epochs": 3}))
-    sections = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"macs": f"run:{target.run_id}"}}
+    sections = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"target_macs": f"run:{target.run_id}"}}
     record = train.run(tiny(dense.run.results, method=method, optim={"epochs": 1}, **sections))
     short = target.size.macs - record.size.macs
     assert 0 <= short < 2 * 17 * 16 + 17 * 17, "less than one value dimension"
@@ -275,10 +275,10 @@ BAD = {
     "missing weights": (["model.weights=/nowhere.pth"], "no such file or folder"),
     "unfinished start": (["model.weights=run:dense-0"], "no finished run of that id"),
     "no teacher": (["distill.alpha=0.5"], "needs a trained network to learn from"),
-    "no target": (["method=l1"], "needs a target: set budget.macs"),
-    "impossible target": (["method=l1", "budget.macs=0.05"], "reachable:"),
+    "no target": (["method=l1"], "needs a target: set budget.target_macs"),
+    "impossible target": (["method=l1", "budget.target_macs=0.05"], "reachable:"),
     "no such device": (["run.device=cuda"], "no CUDA device here"),
-    "target form": (["budget.macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
+    "target form": (["budget.target_macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
 }
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from baselines.ranking import PruneThenTune, Ranking, l1_neurons, within_layer_rank
+from baselines.ranking import l1_neurons, prune_then_tune
 from hiap.config import Config
 from hiap.method import Context, Stage
+from hiap.selection import Ranking, within_layer_rank
 
 
 def stages(config: Config) -> list[Stage]:
-    return [PruneThenTune(config.optim.epochs, rank)]
+    return prune_then_tune(config, rank)
 
 
 def rank(model: Any, context: Context) -> Ranking:

@@ -1,34 +1,72 @@
 """A peer that nobody here wrote: Torch-Pruning (https://github.com/VainF/Torch-Pruning), the development extra.
 
-Used for speed side by side at equal MACs, on random weights, because time does not depend on them. Settings: L2-norm
-importance, global and isomorphic ranking, widths rounded to 8, the embedding width kept (classifier and fc2 are never
-asked to lose outputs), head dimensions pruned alike in all heads of a layer, as its grouping of q, k and v demands.
+Used for speed side by side at equal MACs, on random weights, because time does not depend on them, and as a baseline:
+pruned, then fine-tuned as the others are. Settings: L2-norm importance, global and isomorphic ranking, the embedding
+width kept (classifier and fc2 are never asked to lose outputs), head dimensions pruned alike in all heads of a layer,
+as its grouping of q, k and v demands. For speed, widths are rounded to 8. Q and K lose dimensions too, and timm scales
+by the width that is left, so the softmax temperature changes, as for every user of it.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
-from baselines.ranking import keep_best
 from baselines.uniform import rank
 from hiap import cost, gated_vit
 from hiap.config import Config, ConfigError, GateConfig
-from hiap.extraction import extract
-from hiap.method import Context
+from hiap.extraction import PrunedAttention, PrunedBlock, extract
+from hiap.method import Context, Stage
+from hiap.selection import keep_best
 
 STEPS = 100  # Torch-Pruning approaches its ratio in this many steps; we stop at the first that meets the MACs
 
 
-def torch_pruning_at(model: Any, macs: float) -> Any:
+class Peer(Stage):
+    """Torch-Pruning at once, then training."""
+
+    def prepare(self, model: Any, context: Context) -> Any:
+        assert context.target_macs is not None
+        return as_extracted(torch_pruning_at(copy.deepcopy(model), context.target_macs, round_to=None))
+
+
+def stages(config: Config) -> list[Stage]:
+    return [Peer("fine-tune", config.optim.epochs)]
+
+
+@torch.no_grad()
+def as_extracted(model: Any) -> Any:
+    """What Torch-Pruning left, in this project's modules, which can be saved: same function, same layout of q, k, v."""
+    blocks = []
+    for block in model.blocks:
+        attn, width = block.attn, block.attn.head_dim
+        pruned = PrunedAttention(
+            attn.qkv.in_features,
+            [width] * attn.num_heads,
+            [width] * attn.num_heads,
+            width**-0.5,
+            qkv_bias=attn.qkv.bias is not None,
+            proj_bias=attn.proj.bias is not None,
+        )
+        pruned.qkv.load_state_dict(attn.qkv.state_dict())
+        pruned.proj.load_state_dict(attn.proj.state_dict())
+        names = ("norm1", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
+        parts = {name: getattr(block, name) for name in names}
+        blocks.append(PrunedBlock({**parts, "attn": pruned}, {"attn_constant": None, "mlp_constant": None}))
+    model.blocks = nn.Sequential(*blocks)
+    return model
+
+
+def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
     """``model`` pruned in place until it has at most ``macs`` MACs."""
     try:
         import torch_pruning as tp
     except ImportError:
         raise ConfigError(
-            "mode 'peer' needs torch-pruning: install the development extra, hiap-reproduction[dev]"
+            "the peer is torch-pruning, which is not here: install the development extra, hiap-reproduction[dev]"
         ) from None
 
     channels, (height, width) = model.patch_embed.proj.in_channels, model.patch_embed.img_size
@@ -45,7 +83,7 @@ def torch_pruning_at(model: Any, macs: float) -> Any:
         iterative_steps=STEPS,
         ignored_layers=ignored,
         num_heads={block.attn.qkv: block.attn.num_heads for block in model.blocks},
-        round_to=8,
+        round_to=round_to,
     )
     for _ in range(STEPS):
         pruner.step()

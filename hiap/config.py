@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CONFIG_VERSION = 1
 
 
+SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line and says what was expected."""
 
@@ -158,10 +161,13 @@ class DistillConfig(_Section):
 
 class BudgetConfig(_Section):
     """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
-    'run:<run_id>' for the MACs that another run's extracted model has."""
+    'run:<run_id>' for the MACs that another run's extracted model has. HiAP takes it too (ours, not the paper's):
+    then the strength of its penalties is found, and only their ratio is as set. ``ranking`` is l1's; ``rounds``, of
+    magnitude and taylor, prunes step by step, with training between."""
 
     target_macs: float | str | None = None
     ranking: Literal["layer", "global"] = "layer"
+    rounds: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _macs_form(self) -> BudgetConfig:
@@ -172,6 +178,18 @@ class BudgetConfig(_Section):
         if not ok:
             raise ValueError(f"budget.target_macs must be a share, a number of MACs or 'run:<run_id>', not {wanted!r}")
         return self
+
+
+class SearchConfig(_Section):
+    """The first stage of vit_slim and cofi, in which gates are learned; the rest of ``optim.epochs`` trains what is
+    left. The numbers are ViT-Slim's for DeiT-S on ImageNet (``lr``, ``weight_decay`` and the weights of its two l1
+    norms are used by vit_slim alone)."""
+
+    epochs: int = Field(50, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    w_attn: float = Field(2e-4, ge=0)
+    w_mlp: float = Field(5e-5, ge=0)
 
 
 class RunConfig(_Section):
@@ -192,7 +210,9 @@ class RunConfig(_Section):
 class Config(_Section):
     """One run. ``method``: 'dense' and 'hiap' live in ``hiap/``, every other name is a file of ``baselines/``."""
 
-    method: Literal["dense", "hiap", "uniform", "l1"] = "hiap"
+    method: Literal["dense", "hiap", "random", "uniform", "l1", "magnitude", "taylor", "vit_slim", "cofi", "peer"] = (
+        "hiap"
+    )
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -202,6 +222,7 @@ class Config(_Section):
     feasibility: FeasibilityConfig = FeasibilityConfig()
     distill: DistillConfig = DistillConfig()
     budget: BudgetConfig = BudgetConfig()
+    search: SearchConfig = SearchConfig()
     run: RunConfig = RunConfig()
 
     @property
@@ -222,6 +243,13 @@ def check_needs(config: Config) -> None:
         raise ConfigError(
             f"method '{config.method}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
         )
+    if config.method in SEARCHING and config.search.epochs >= config.optim.epochs:
+        raise ConfigError(
+            f"search.epochs {config.search.epochs}: must leave some of optim.epochs {config.optim.epochs} for training "
+            "what the search found"
+        )
+    if config.method == "hiap" and config.budget.target_macs is not None and config.gates.harden == "sample":
+        raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
 
 
 def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:

@@ -66,15 +66,15 @@ class ColumnGatedLinear(torch.autograd.Function):
 class GatedAttention(nn.Module):
     """timm's ``Attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D)."""
 
-    def __init__(self, attention: Attention, config: GateConfig, generator: torch.Generator):
+    def __init__(self, attention: Attention, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
         self.num_heads, self.head_dim, self.scale = attention.num_heads, attention.head_dim, attention.scale
         self.mode, self.bias_gated = config.dims, config.attn_bias == "gated"
         self.qkv, self.proj = attention.qkv, attention.proj
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
-        self.head_gate = Gate((self.num_heads,), "macro", config, generator)
-        self.value_gate = Gate((self.num_heads, self.head_dim), "micro", config, generator)
+        self.head_gate = kind((self.num_heads,), "macro", config, generator)
+        self.value_gate = kind((self.num_heads, self.head_dim), "micro", config, generator)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         heads, dims = self.head_gate(), self.value_gate()
@@ -111,11 +111,11 @@ class GatedAttention(nn.Module):
 class GatedMlp(nn.Module):
     """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D)."""
 
-    def __init__(self, mlp: Mlp, config: GateConfig, generator: torch.Generator):
+    def __init__(self, mlp: Mlp, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
         self.fc1, self.act, self.drop1, self.fc2, self.drop2 = mlp.fc1, mlp.act, mlp.drop1, mlp.fc2, mlp.drop2
-        self.block_gate = Gate((), "macro", config, generator)
-        self.neuron_gate = Gate((mlp.fc1.weight.shape[0],), "micro", config, generator)
+        self.block_gate = kind((), "macro", config, generator)
+        self.neuron_gate = kind((mlp.fc1.weight.shape[0],), "micro", config, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         block, neurons = self.block_gate(), self.neuron_gate()
@@ -124,12 +124,20 @@ class GatedMlp(nn.Module):
         return self.drop2(ColumnGatedLinear.apply(x, self.fc2.weight, block * neurons, bias))  # b * c, Eq. 4
 
 
-def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: int = 0, **options: Any) -> Any:
+def gate(
+    model: VisionTransformer,
+    config: GateConfig | None = None,
+    *,
+    seed: int = 0,
+    kind: type[Gate] = Gate,
+    **options: Any,
+) -> Any:
     """A copy of ``model`` whose attention and FFN carry gates; the model itself is left alone.
 
     ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the
-    noise of ``harden='sample'``. The result is still a ``VisionTransformer``: in training mode it samples its gates, in
-    eval mode it runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module without a gated form.
+    noise of ``harden='sample'``; ``kind`` is another gate than the paper's, for baselines. The result is still a
+    ``VisionTransformer``: in training mode it samples its gates, in eval mode it runs the hardened ones. Raises
+    ``UnsupportedModelError`` naming the first module without a gated form.
     """
     config = config or GateConfig(**options)
     check_supported(model, config)
@@ -137,8 +145,8 @@ def gate(model: VisionTransformer, config: GateConfig | None = None, *, seed: in
     gated: Any = copy.deepcopy(model)
     for block in gated.blocks:
         device = block.attn.qkv.weight.device
-        block.attn = GatedAttention(block.attn, config, generator).to(device)
-        block.mlp = GatedMlp(block.mlp, config, generator).to(device)
+        block.attn = GatedAttention(block.attn, config, generator, kind).to(device)
+        block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device)
     return gated.train(model.training)
 
 
@@ -209,17 +217,42 @@ def masks(gated: Any) -> list[BlockMask]:
     ]
 
 
-@torch.no_grad()
 def set_masks(gated: Any, kept: list[BlockMask]) -> None:
-    """Close and open gates by hand (this is how baselines decide): logits become +-``CERTAIN``."""
+    """Close and open gates by hand, for good: this is how baselines decide."""
+    for g, keep in _with_masks(gated, kept):
+        g.fix(keep)
+
+
+def harden_to(gated: Any, kept: list[BlockMask]) -> None:
+    """Decide by hand how gates harden, e.g. to meet a target; what they have learned stays."""
+    for g, keep in _with_masks(gated, kept):
+        g.harden_to(keep)
+
+
+def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
     for block, mask in zip(gated.blocks, kept, strict=True):
-        for g, keep in (
-            (block.attn.head_gate, mask.heads),
-            (block.attn.value_gate, mask.dims),
-            (block.mlp.block_gate, mask.ffn),
-            (block.mlp.neuron_gate, mask.neurons),
-        ):
-            g.logit.copy_(torch.where(keep, CERTAIN, -CERTAIN))
+        yield block.attn.head_gate, mask.heads
+        yield block.attn.value_gate, mask.dims
+        yield block.mlp.block_gate, mask.ffn
+        yield block.mlp.neuron_gate, mask.neurons
 
 
-CERTAIN = 20.0  # a logit whose gate is open but once in 5e8 samples
+@torch.no_grad()
+def fold(gated: Any, dense: VisionTransformer) -> Any:
+    """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
+    ``dense`` is what was gated and gives the structure. Only for ``dims='v'``, whose gates touch output weights alone.
+    """
+    plain: Any = copy.deepcopy(dense)
+    weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
+    plain.load_state_dict(weights)
+    for source, block, mask in zip(gated.blocks, plain.blocks, masks(gated), strict=True):
+        dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
+        block.attn.qkv.weight.chunk(3)[2].mul_(dims[:, None])
+        block.attn.proj.weight.mul_(dims)
+        block.mlp.fc1.weight.mul_(neurons[:, None])
+        block.mlp.fc2.weight.mul_(neurons)
+        if block.attn.proj.bias is not None and source.attn.bias_gated:
+            block.attn.proj.bias.mul_(mask.heads.any())
+        if block.mlp.fc2.bias is not None:
+            block.mlp.fc2.bias.mul_(mask.ffn)
+    return plain.train(gated.training)

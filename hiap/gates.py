@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from hiap.config import GateConfig
 
+CERTAIN = 20.0  # far from the threshold; as a logit, open but once in 5e8 samples
+
 
 class Gate(nn.Module):
     """A tensor of gates with one learnable ``logit`` (alpha in the paper) each.
@@ -43,6 +45,16 @@ class Gate(nn.Module):
             self.sample = gate
         return gate
 
+    @torch.no_grad()
+    def harden_to(self, keep: Tensor) -> None:
+        """Decide by hand what ``hardened`` and eval mode give; the logit, so sampling and expectation, stays."""
+        self.doubt.copy_(torch.where(keep.to(self.doubt.device), CERTAIN, -CERTAIN) - self.logit)
+
+    @torch.no_grad()
+    def fix(self, keep: Tensor) -> None:
+        """Close and open by hand for good: logits become +-``CERTAIN``."""
+        self.logit.copy_(torch.where(keep.to(self.logit.device), CERTAIN, -CERTAIN))
+
     def hardened(self) -> Tensor:
         """Boolean gates: sigma(alpha) > 1/2 (or the one stored sample > 1/2, A5)."""
         return self.logit.detach() + self.doubt > 0
@@ -55,6 +67,13 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.logit.shape)}, {self.kind}, {'soft' if self.soft else 'straight-through'}"
+
+
+class FixedGate(Gate):
+    """A gate that is what it was fixed to, in training too: a mask. Its logit is never trained."""
+
+    def forward(self) -> Tensor:
+        return self.hardened().to(self.logit.dtype)
 
 
 def logistic_noise(uniform: Tensor) -> Tensor:

@@ -10,23 +10,27 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from hiap import gated_vit
+from hiap import cost, gated_vit, ledger
 from hiap.config import Config
 from hiap.extraction import extract
 from hiap.gates import temperature
 from hiap.objective import feasibility, penalties
+from hiap.selection import Ranking, keep_best, require_reachable
 
 
 @dataclass
 class Context:
     """What a stage may look at besides the network: the run's configuration, the MACs that it must reach (None if the
-    method has no target), and the image (channels, height, width)."""
+    method has no target), and the image (channels, height, width). ``scored``: images that a stage ran forward and
+    backward to rank units; it adds them here, so that they are billed."""
 
     config: Config
     target_macs: int | None
     image: tuple[int, int, int]
+    scored: int = 0
 
 
 class Stage:
@@ -39,6 +43,10 @@ class Stage:
         """What is trained, made from what the previous stage left. Deterministic: a resumed run calls it again."""
         return model
 
+    def recipe(self, config: Config) -> Config:
+        """The configuration that this stage trains with, where a method has a schedule of its own."""
+        return config
+
     def anneal(self, model: Any, progress: float) -> float | None:
         """Called before each step with ``progress`` in [0, 1); returns the temperature if there is one."""
         return None
@@ -47,9 +55,71 @@ class Stage:
         """Named terms that are added to the task loss."""
         return {}
 
+    def log(self, model: Any) -> dict[str, float]:
+        """Named values for the epoch's log."""
+        return {}
+
+    def harden(self, model: Any) -> None:
+        """After the last step, before anything is measured: decide which gates are open, where 1/2 does not."""
+
     def finish(self, model: Any) -> Any:
         """What this stage leaves: a plain network."""
         return model
+
+
+class Multipliers(nn.Module):
+    """Dual variables of a constraint on MACs, kept with the network so that a resumed run has them."""
+
+    value: Tensor
+    progress: Tensor
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(count))
+        self.register_buffer("progress", torch.zeros(()))
+
+    @torch.no_grad()
+    def ascend(self, violation: Tensor, progress: float, rate: float) -> None:
+        """Gradient ascent. A step is ``rate`` times the share of the run that went by times ``violation`` (count,), so
+        that a run ten times longer takes steps a tenth as large."""
+        self.value += rate * (progress - self.progress) * violation
+        self.progress.fill_(progress)
+
+
+class TargetedStage(Stage):
+    """Gates and weights trained together, then hardened to the target by ``rank``: HiAP with a budget, and baselines
+    that search. A subclass makes the gates (``gate``) and says which go first (``rank``)."""
+
+    RAMP = 0.5  # share of the stage over which the wanted MACs fall from dense to the target (linear, as in CoFi)
+
+    def gate(self, model: Any, context: Context) -> Any:
+        raise NotImplementedError
+
+    def rank(self, model: Any) -> Ranking:
+        raise NotImplementedError
+
+    def prepare(self, model: Any, context: Context) -> Any:
+        assert context.target_macs is not None
+        self.dims, self.target = cost.dims_of(model), context.target_macs
+        gated = self.gate(model, context)
+        require_reachable(self.dims, self.rank(gated), self.target)
+        return gated
+
+    def excess(self, gated: Any, progress: float) -> Tensor:
+        """Expected minus wanted MACs, as a share of dense."""
+        dense = ledger.dense_macs(self.dims)
+        wanted = dense + min(1.0, progress / self.RAMP) * (self.target - dense)
+        return (cost.expected_cost(gated).macs - wanted) / dense
+
+    @torch.no_grad()
+    def log(self, model: Any) -> dict[str, float]:
+        return {"expected_macs": float(cost.expected_cost(model).macs)}
+
+    def harden(self, model: Any) -> None:
+        gated_vit.harden_to(model, keep_best(self.dims, self.rank(model), self.target))
+
+    def finish(self, model: Any) -> Any:
+        return extract(model)
 
 
 class SinglePhase(Stage):
@@ -73,8 +143,71 @@ class SinglePhase(Stage):
             "feasibility": feasibility(model, self.config.feasibility),
         }
 
+    @torch.no_grad()
+    def log(self, model: Any) -> dict[str, float]:
+        return {"expected_macs": float(cost.expected_cost(model).macs)}
+
     def finish(self, model: Any) -> Any:
         return extract(model)
+
+
+class BudgetedSinglePhase(TargetedStage, SinglePhase):
+    """HiAP with ``budget.target_macs``: ours, not the paper's. A small expected cost does not make the hardened network
+    small (Proposition 2 holds only as gates turn certain), so the strength is found and the end is exact.
+
+    The penalties of Eq. 7 are multiplied by one strength, whose logarithm follows the excess of the expected MACs; the
+    ratio of macro to micro stays as set. At the end the threshold of 1/2 moves, alike for all gates, to where the
+    extracted network fits; a unit below it may fill what is left."""
+
+    # e^(RATE * excess) over a whole run: an excess of a tenth of dense multiplies the strength by 50.
+    RATE = 40.0
+
+    def gate(self, model: Any, context: Context) -> Any:
+        gated = SinglePhase.prepare(self, model, context)
+        gated.dual = Multipliers(1)
+        return gated
+
+    def anneal(self, model: Any, progress: float) -> float:
+        with torch.no_grad():
+            model.dual.ascend(self.excess(model, progress), progress, self.RATE)
+        return SinglePhase.anneal(self, model, progress)
+
+    def terms(self, model: Any) -> dict[str, Tensor]:
+        strength = model.dual.value.exp().squeeze()
+        priced = {name: strength * term for name, term in penalties(model, self.config.penalty).items()}
+        return {**priced, "feasibility": feasibility(model, self.config.feasibility)}
+
+    def log(self, model: Any) -> dict[str, float]:
+        return {**super().log(model), "strength": float(model.dual.value.exp())}
+
+    def rank(self, model: Any) -> Ranking:
+        return joint_ranking(model)
+
+    def finish(self, model: Any) -> Any:
+        del model.dual
+        return extract(model)
+
+
+def joint_ranking(gated: Any) -> Ranking:
+    """A unit's key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold common
+    to all gates keeps. Units that a macro gate ties are ordered by their own logit."""
+
+    blocks = gated.blocks
+    g = torch.stack([b.attn.head_gate.logit for b in blocks])[..., None].detach().cpu()
+    d = torch.stack([b.attn.value_gate.logit for b in blocks]).detach().cpu()
+    b = torch.stack([block.mlp.block_gate.logit for block in blocks])[:, None].detach().cpu()
+    c = torch.stack([block.mlp.neuron_gate.logit for block in blocks]).detach().cpu()
+    own = torch.cat([d.flatten(), c.flatten()])
+    joint = torch.cat([torch.minimum(g, d).flatten(), torch.minimum(b, c).flatten()])
+    order = own.argsort(stable=True)
+    order = order[joint[order].argsort(stable=True)]
+    keys = torch.empty(len(order))
+    keys[order] = torch.arange(len(order), dtype=keys.dtype)
+    return Ranking(
+        dims=keys[: d.numel()].view_as(d),
+        neurons=keys[d.numel() :].view_as(c),
+        cut_qk=blocks[0].attn.mode != "v",
+    )
 
 
 def stages(config: Config) -> list[Stage]:
@@ -82,5 +215,5 @@ def stages(config: Config) -> list[Stage]:
     if config.method == "dense":
         return [Stage("train", config.optim.epochs)]
     if config.method == "hiap":
-        return [SinglePhase(config)]
+        return [SinglePhase(config) if config.budget.target_macs is None else BudgetedSinglePhase(config)]
     return import_module(f"baselines.{config.method}").stages(config)

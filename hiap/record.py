@@ -82,7 +82,9 @@ class StageBill(_Part):
 
 class EpochLog(_Part):
     """Means over one epoch, and for gated runs the hardened counts per block at its end: open heads, value dimensions
-    kept per head, open neurons; ``macs`` is what extraction at this moment would leave."""
+    kept per head, open neurons; ``macs`` is what extraction by the threshold of 1/2 would leave at this moment (a run
+    with a target moves the threshold at its end). ``state``: further numbers of the method, such as the expected MACs.
+    """
 
     stage: str
     epoch: int
@@ -94,6 +96,7 @@ class EpochLog(_Part):
     head_dims: list[list[int]] | None = None
     neurons: list[int] | None = None
     macs: int | None = None
+    state: dict[str, float] = Field(default_factory=dict)
 
 
 class BlockShape(_Part):

@@ -121,10 +121,13 @@ class Run:
         model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
+            self.context.scored = 0
             model = stage.prepare(model, self.context).to(self.device)
             set_drop_path(model, config.model.drop_path)
             self._train(index, stage, model, state if index == first else None)
-            if gated_vit.is_gated(model):
+            stage.harden(model)
+            # A search's gates are a means; what counts is what the stages after it make of them.
+            if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft, metrics.hardened = self._soft_score(model), self._score(model)
             model = stage.finish(model)
             if index + 1 < len(self.stages):
@@ -151,8 +154,8 @@ class Run:
 
     def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""
-        config = self.config
-        phase = Phase(index, stage, model, make_optimizer(model, config), self._steps_per_epoch())
+        config = stage.recipe(self.config)
+        phase = Phase(index, stage, config, model, make_optimizer(model, config), self._steps_per_epoch())
         if state:
             phase.restore(state, self.device)
         forward = torch.compile(model) if config.run.compile else model
@@ -187,7 +190,7 @@ class Run:
         self, phase: Phase, forward: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
     ) -> dict[str, Tensor]:
         """Forward, backward, update; the loss and its terms, detached."""
-        config = self.config
+        config = phase.config
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -261,7 +264,8 @@ class Run:
             log.head_dims = [[w for w in (m.dims.sum(-1) * m.heads).tolist() if w] for m in kept]
             log.heads = [len(block) for block in log.head_dims]
             log.neurons = [int(m.neurons.sum() * m.ffn) for m in kept]
-            log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, self.config.gates.dims != "v")
+            log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, phase.model.blocks[0].attn.mode != "v")
+        log.state = phase.stage.log(phase.model)
         self.epochs.append(log)
         self._tensorboard(log)
 
@@ -272,7 +276,7 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self.writer = SummaryWriter(self.folders.work / "tensorboard", purge_step=len(self.epochs) - 1)
-        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, **log.terms}
+        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, **log.terms, **log.state}
         if log.heads is not None and log.neurons is not None:
             scalars |= {"heads": sum(log.heads), "neurons": sum(log.neurons)}
         for name, value in scalars.items():
@@ -282,15 +286,17 @@ class Run:
 
     def _bill(self, phase: Phase) -> None:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
-        per_image = 3 * self._macs(phase.model) + (self._macs(self.start) if self.teacher else 0)
+        dense = self._macs(self.start)
+        per_image = 3 * self._macs(phase.model) + (dense if self.teacher else 0)
+        scored = self.context.scored
         self.bills.append(
             StageBill(
                 name=phase.stage.name,
                 epochs=phase.stage.epochs,
                 steps=phase.total,
-                images=images,
+                images=images + scored,
                 seconds=round(phase.elapsed(), 2),
-                train_macs=float(per_image * images),
+                train_macs=float(per_image * images + 3 * dense * scored),
             )
         )
 
@@ -336,6 +342,7 @@ class Phase:
 
     index: int
     stage: method.Stage
+    config: Config
     model: Any
     optimizer: torch.optim.Optimizer
     per_epoch: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hiap.config import Config, ConfigError, DataConfig
+from hiap.config import SEARCHING, Config, ConfigError, DataConfig
 from hiap.ledger import Dims, dense_macs, known_dims
 from hiap.record import Folders, read
 
@@ -55,8 +55,8 @@ def dims(config: Config) -> Dims | None:
 def train_macs(config: Config) -> float | None:
     """MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x; None if the model is unknown.
 
-    A method with a budget trains the pruned network; while its budget is another run's result, the dense network's MACs
-    stand in, an upper bound.
+    A baseline trains the pruned network, and the dense one for as long as it searches or goes by rounds; while its
+    budget is another run's result, the dense network's MACs stand in, an upper bound.
     """
     size = dims(config)
     if size is None:
@@ -69,16 +69,24 @@ def train_macs(config: Config) -> float | None:
 
 
 def _trained_macs(config: Config, dense: int) -> float:
-    budget = config.budget.target_macs
-    if config.method in ("dense", "hiap") or budget is None:
+    """MACs of the trained network, mean over the epochs."""
+    target = _target(config, dense)
+    if config.method in ("dense", "hiap") or target is None:
         return dense
+    rounds = config.budget.rounds
+    masked = config.search.epochs / config.optim.epochs if config.method in SEARCHING else (rounds - 1) / rounds
+    return masked * dense + (1 - masked) * target
+
+
+def _target(config: Config, dense: int) -> float | None:
+    budget = config.budget.target_macs
     if isinstance(budget, str):
         try:
             size = read(Folders.of(config).sibling(budget.removeprefix("run:")).record).size
         except ConfigError:
-            return dense
-        return size.macs if size else dense
-    return budget * dense if budget < 1 else budget
+            return None
+        return size.macs if size else None
+    return budget * dense if budget is not None and budget < 1 else budget
 
 
 def params(size: Dims) -> int:

@@ -1,0 +1,74 @@
+"""CoFi-style: hard-concrete gates at both levels under a Lagrangian target, then fine-tuning.
+
+Source: Xia et al., "Structured Pruning Learns Compact and Accurate Models" (ACL 2022); gates after Louizos et al.,
+"Learning Sparse Neural Networks through L0 Regularization" (ICLR 2018).
+Algorithm: gates are sigmoid((logit + logistic noise) / (2/3)), stretched to (-0.1, 1.1) and clipped to [0, 1]; to the
+loss comes l1 (s - t) + l2 (s - t)^2 with s the expected share of MACs that is removed, t its target, which rises
+linearly; l1 and l2 follow by gradient ascent; then the most probable units that fit the target stay; fine-tune.
+Deviations: CoFi prunes BERT, down to the embedding width too, and distils layer by layer; here heads, value dimensions,
+FFN blocks and neurons, distilled as every other method. It rounds gates by their expected number, here the MACs decide.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap import gated_vit
+from hiap.config import Config
+from hiap.gates import Gate, logistic_noise
+from hiap.method import Context, Multipliers, Stage, TargetedStage, joint_ranking
+from hiap.selection import Ranking
+
+LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
+
+
+class HardConcrete(Gate):
+    def forward(self) -> Tensor:
+        if not self.training:
+            return self.hardened().to(self.logit.dtype)
+        noise = logistic_noise(torch.rand_like(self.logit))
+        return (torch.sigmoid((self.logit + noise) / TEMPERATURE) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+    def expected(self) -> Tensor:
+        """P(gate > 0)."""
+        return torch.sigmoid(self.logit - TEMPERATURE * math.log(-LOW / HIGH))
+
+
+class Search(TargetedStage):
+    # The ascent's step, per share of the stage (see Multipliers): strong enough to take s to t in a short stage.
+    RATE = 100.0
+
+    def __init__(self, config: Config):
+        super().__init__("search", config.search.epochs)
+        self.config = config
+
+    def gate(self, model: Any, context: Context) -> Any:
+        gated = gated_vit.gate(model, self.config.gates, kind=HardConcrete)
+        gated.multipliers = Multipliers(2)
+        return gated
+
+    def anneal(self, model: Any, progress: float) -> float:
+        self.progress = progress
+        with torch.no_grad():
+            excess = self.excess(model, progress)
+            model.multipliers.ascend(torch.stack([excess, excess.square()]), progress, self.RATE)
+        return TEMPERATURE
+
+    def terms(self, model: Any) -> dict[str, Tensor]:
+        excess = self.excess(model, self.progress)
+        return {"target": (model.multipliers.value * torch.stack([excess, excess.square()])).sum()}
+
+    def rank(self, model: Any) -> Ranking:
+        return joint_ranking(model)
+
+    def finish(self, model: Any) -> Any:
+        del model.multipliers
+        return super().finish(model)
+
+
+def stages(config: Config) -> list[Stage]:
+    return [Search(config), Stage("fine-tune", config.optim.epochs - config.search.epochs)]

@@ -1,0 +1,61 @@
+"""First-order Taylor importance per MAC saved, one-shot or iterative.
+
+Source: Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019), on which NViT and SAViT build.
+Algorithm: from the gradient of the cross-entropy over ten training batches, score each value dimension and neuron by
+the sum of |weight x gradient| over its weights; divide by the MACs that removing it saves; remove the lowest anywhere
+until the MACs meet the target, at once or in ``budget.rounds`` steps with training between; fine-tune.
+Deviations: a head is not a unit, it goes with its last dimension, and its Q, K cost is shared among its dimensions. The
+gradient is of the mean loss over the batches. The images scored are billed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
+from hiap import cost, data, ledger
+from hiap.config import Config
+from hiap.method import Context, Stage
+from hiap.seeds import derive
+from hiap.selection import Ranking
+
+BATCHES = 10
+
+
+def stages(config: Config) -> list[Stage]:
+    return prune_then_tune(config, rank)
+
+
+def rank(model: Any, context: Context) -> Ranking:
+    dims = cost.dims_of(model)
+    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
+    scored = _with_gradients(model, context)
+
+    def importance(weight: Any) -> Tensor:
+        return (weight * weight.grad).detach().abs()
+
+    return Ranking(
+        dims=value_dim_sums(scored, importance) / (prices.value_dim + prices.head / dims.head_dim),
+        neurons=neuron_sums(scored, importance) / prices.neuron,
+    )
+
+
+def _with_gradients(model: Any, context: Context) -> Any:
+    config = context.config
+    scored = copy.deepcopy(model).eval()
+    batches = data.train_batches(
+        config.data,
+        config.model.img_size,
+        batch_size=config.optim.batch_size,
+        seed=derive(config.seed, "rank"),
+        epoch=0,
+        workers=config.run.workers,
+    )
+    for _, (images, targets) in zip(range(BATCHES), batches, strict=False):
+        (F.cross_entropy(scored(images), targets) / BATCHES).backward()
+        context.scored += len(images)
+    return scored

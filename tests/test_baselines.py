@@ -1,0 +1,262 @@
+"""Every method lands just below its target, what it masks is what it extracts, and what it cannot reach it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import scatter_logits, small_vit, tiny
+
+import hiap
+from baselines import magnitude, random, taylor, uniform, vit_slim
+from hiap import cost, gated_vit, ledger, selection, train
+from hiap.config import Config, ConfigError, from_dict
+from hiap.gates import FixedGate
+from hiap.method import BudgetedSinglePhase, Context, joint_ranking
+from hiap.record import Folders
+from hiap.selection import Ranking, keep_best
+
+IMAGE = (1, 16, 16)
+SHARES = [0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15]
+
+
+def sizes(model) -> tuple[ledger.Dims, ledger.Prices, int]:
+    dims = cost.dims_of(model)
+    return dims, ledger.true_prices(dims.tokens, dims.dim, dims.head_dim), ledger.dense_macs(dims)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("mode", ["v", "qkv"])
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0])
+def test_a_budget_lands_less_than_a_neuron_below_the_target(share, mode, shift):
+    """Whatever the gates have learned, also when a threshold of 1/2 would keep all or nothing."""
+    model = small_vit()
+    dims, prices, dense = sizes(model)
+    gated = hiap.gate(model, dims=mode)
+    scatter_logits(gated, seed=3)
+    for _, gate in hiap.named_gates(gated):
+        gate.logit.data += shift
+    target = round(share * dense)
+    gated_vit.harden_to(gated, keep_best(dims, joint_ranking(gated), target))
+    macs = hiap.macs(hiap.extract(gated), IMAGE)
+    assert target - prices.neuron < macs <= target
+
+
+def test_a_budget_moves_one_threshold_for_all_gates():
+    """Units that a common threshold closes stay closed, but for those that fill what it leaves of the target."""
+    gated = hiap.gate(small_vit())
+    scatter_logits(gated, seed=1)
+    dims, _, dense = sizes(gated)
+    ranking = joint_ranking(gated)
+    kept = keep_best(dims, ranking, dense // 2)
+    neurons = torch.stack([m.neurons for m in kept])
+    open_below = 0
+    for layer, block in enumerate(gated.blocks):
+        joint = torch.minimum(block.mlp.neuron_gate.logit, block.mlp.block_gate.logit)
+        floor = joint[neurons[layer]].min() if neurons[layer].any() else torch.tensor(float("inf"))
+        open_below += int((joint[~neurons[layer]] > floor).sum())
+    assert open_below <= 1
+
+
+def test_hardening_to_a_target_leaves_what_was_learned():
+    gated = hiap.gate(small_vit()).train()
+    scatter_logits(gated)
+    before = [gate.expected().clone() for _, gate in hiap.named_gates(gated)]
+    dims, _, dense = sizes(gated)
+    gated_vit.harden_to(gated, keep_best(dims, joint_ranking(gated), dense // 3))
+    assert all(torch.equal(a, g.expected()) for a, (_, g) in zip(before, hiap.named_gates(gated), strict=True))
+
+
+@pytest.mark.parametrize("rank", [uniform.rank, random.rank])
+@pytest.mark.parametrize("share", SHARES)
+def test_baselines_land_less_than_a_neuron_below_the_target(rank, share, images):
+    model = small_vit()
+    dims, prices, dense = sizes(model)
+    target = round(share * dense)
+    kept = keep_best(dims, rank(model, Context(Config(), target, IMAGE)), target)
+    assert target - prices.neuron < cost.masked_macs(dims, kept) <= target
+
+
+def test_heads_are_removed_whole_and_no_further_one_would_fit():
+    model = small_vit()
+    dims, prices, dense = sizes(model)
+    target = round(0.8 * dense)
+    kept = keep_best(dims, magnitude.rank(model, Context(Config(), target, IMAGE)), target)
+    assert all((m.dims.all(-1) | ~m.dims.any(-1)).all() for m in kept)
+    assert target - prices.head - dims.head_dim * prices.value_dim < cost.masked_macs(dims, kept) <= target
+    with pytest.raises(ConfigError, match="reachable"):
+        keep_best(dims, magnitude.rank(model, Context(Config(), target, IMAGE)), round(0.3 * dense))
+
+
+def test_the_weakest_heads_go():
+    model = small_vit()
+    dims, _, dense = sizes(model)
+    with torch.no_grad():
+        model.blocks[1].attn.qkv.weight.chunk(3)[2].view(4, 8, 32)[2] *= 1e-3
+        model.blocks[1].attn.proj.weight.view(32, 4, 8)[:, 2] *= 1e-3
+    kept = keep_best(dims, magnitude.rank(model, Context(Config(), None, IMAGE)), dense - 1)
+    assert [m.heads.tolist() for m in kept] == [[True] * 4, [True, True, False, True], [True] * 4]
+
+
+def test_taylor_removes_what_the_loss_does_not_feel():
+    """A neuron or dimension whose output weights are zero has no first-order effect through them; with its input
+    weights zero too it has none at all, and ranks last."""
+    model = small_vit()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.fc1.weight[:5] = 0
+            block.mlp.fc2.weight[:, :5] = 0
+    config = from_dict({"data": {"name": "digits"}, "model": {"img_size": 16}, "optim": {"batch_size": 32}})
+    context = Context(config, None, IMAGE)
+    ranking = taylor.rank(model, context)
+    assert (ranking.neurons[:, :5] == 0).all()
+    assert (ranking.neurons[:, 5:] > 0).all()
+    assert context.scored == 32 * taylor.BATCHES
+    assert all(p.grad is None for p in model.parameters()), "the network itself is left alone"
+
+
+def test_vit_slim_masks_what_it_extracts(images):
+    """Masked = extracted for per-head widths of q, k and v alike, with survivors' masks at 1."""
+    model = small_vit()
+    search = vit_slim.Search(from_dict({"search": {"epochs": 1}, "optim": {"epochs": 2}}))
+    dims, prices, dense = sizes(model)
+    gated = search.prepare(model, Context(Config(), dense // 2, IMAGE))
+    scatter_logits(gated, spread=0.3)
+    for block in gated.blocks:
+        block.attn.qkv.weight.data *= 10
+    search.harden(gated)
+    gated.eval()
+    small = hiap.extract(gated).eval()
+    with torch.no_grad():
+        expected, found = gated(images), small(images)
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-5
+    assert dense // 2 - prices.neuron < hiap.macs(small, IMAGE) <= dense // 2
+    assert small.blocks[0].attn.qk_dims == small.blocks[0].attn.value_dims
+
+
+def test_vit_slim_keeps_the_same_share_of_both_kinds_by_signed_mask():
+    model = small_vit()
+    search = vit_slim.Search(from_dict({"search": {"epochs": 1}, "optim": {"epochs": 2}}))
+    dims, _, dense = sizes(model)
+    gated = search.prepare(model, Context(Config(), dense // 2, IMAGE))
+    scatter_logits(gated)
+    ranking = search.rank(gated)
+    assert ranking.dims.max() == ranking.neurons.max() == 1
+    kept = keep_best(dims, ranking, dense // 2)
+    shares = [torch.stack([getattr(m, n) for m in kept]).float().mean().item() for n in ("dims", "neurons")]
+    assert abs(shares[0] - shares[1]) < 0.05
+
+
+def test_soft_masks_multiply_and_start_as_the_dense_network(images):
+    model = small_vit().train()
+    search = vit_slim.Search(from_dict({"search": {"epochs": 1}, "optim": {"epochs": 2}}))
+    gated = search.prepare(model, Context(Config(), 10**9, IMAGE)).train()
+    assert torch.allclose(gated(images), model(images), atol=1e-5)
+    gated.blocks[0].mlp.neuron_gate.logit.data[:] = 0.5
+    assert not torch.allclose(gated(images), model(images), atol=1e-4)
+
+
+def test_folding_keeps_the_function_and_leaves_a_dense_network(images):
+    model = small_vit()
+    dims, _, dense = sizes(model)
+    gated = gated_vit.gate(model, kind=FixedGate)
+    kept = keep_best(dims, uniform.rank(model, Context(Config(), None, IMAGE)), dense // 2)
+    kept[1].heads[:], kept[1].dims[:], kept[2].ffn[...] = False, False, False
+    gated_vit.set_masks(gated, kept)
+    folded = gated_vit.fold(gated, model)
+    with torch.no_grad():
+        assert torch.allclose(folded(images), gated(images), atol=1e-6)
+        assert torch.equal(gated.train()(images), gated.eval()(images)), "fixed gates do not sample"
+    assert hiap.macs(folded, IMAGE) == dense
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Config:
+    config = tiny(tmp_path_factory.mktemp("results"), optim={"epochs": 4, "lr": 1e-2})
+    train.run(config)
+    return config
+
+
+def pruned(start: Config, method: str, **sections) -> Config:
+    base = {"model": {"weights": f"run:{start.run_id}"}, "distill": {"alpha": 0.7}, "optim": {"epochs": 3}}
+    budget = {"target_macs": 0.8, **sections.pop("budget", {})}
+    return tiny(start.run.results, method=method, **base, budget=budget, **sections)
+
+
+METHODS = [
+    ("hiap", {}),
+    ("random", {}),
+    ("taylor", {"budget": {"rounds": 3}}),
+    ("magnitude", {"budget": {"rounds": 2}}),
+    ("vit_slim", {"search": {"epochs": 1}}),
+    ("cofi", {"search": {"epochs": 2}}),
+    ("peer", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "sections"), METHODS)
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+def test_every_method_meets_its_target_with_the_same_epochs(start, method, sections):
+    config = pruned(start, method, **sections)
+    record = train.run(config)
+    assert record.size.macs <= 0.8 * record.size.dense_macs
+    assert sum(stage.epochs for stage in record.stages) == 3
+    assert hiap.macs(hiap.load(Folders.of(config).model), IMAGE) == record.size.macs
+    assert record.metrics.extracted.n == record.metrics.dense.n
+    if method == "hiap":
+        assert record.metrics.hardened.top1 == record.metrics.extracted.top1
+        assert {"expected_macs", "strength"} <= record.epochs[0].state.keys()
+
+
+def test_the_strength_rises_while_the_network_costs_too_much_and_falls_below():
+    model = small_vit()
+    _, _, dense = sizes(model)
+    stage = BudgetedSinglePhase(from_dict({"budget": {"target_macs": 0.5}}))
+    gated = stage.prepare(model, Context(Config(), dense // 2, IMAGE))
+    strengths = []
+    for step in range(5, 10):
+        stage.anneal(gated, step / 10)
+        strengths.append(float(gated.dual.value))
+    assert strengths == sorted(strengths)
+    assert strengths[-1] > 0
+    for _, gate in hiap.named_gates(gated):
+        gate.logit.data.fill_(-3)
+    stage.anneal(gated, 1.0)
+    assert float(gated.dual.value) < strengths[-1]
+
+
+def test_a_strength_changes_no_ratio():
+    """lambda_macro : lambda_micro stays as set."""
+    stage = BudgetedSinglePhase(from_dict({"budget": {"target_macs": 0.5}}))
+    gated = stage.prepare(small_vit(), Context(Config(), 10**6, IMAGE))
+    before = stage.terms(gated)
+    gated.dual.value += 1
+    after = stage.terms(gated)
+    ratios = [(after[name] / before[name]).item() for name in ("macro", "micro")]
+    assert ratios == pytest.approx([2.718282, 2.718282])
+    assert torch.equal(after["feasibility"], before["feasibility"])
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "line"),
+    [
+        ("l1", {"budget": {"target_macs": 0.2}}, "reachable"),
+        ("magnitude", {"budget": {"target_macs": 0.2, "rounds": 2}}, "reachable"),
+        ("hiap", {"budget": {"target_macs": 0.001}}, "reachable"),
+        ("cofi", {"budget": {"target_macs": 0.001}, "search": {"epochs": 1}}, "reachable"),
+        ("vit_slim", {}, "search.epochs 50: must leave some of optim.epochs 3"),
+        ("taylor", {"budget": {"rounds": 9}}, "budget.rounds 9: more than optim.epochs 3"),
+        ("hiap", {"gates": {"harden": "sample"}}, "gates.harden 'sample'"),
+    ],
+)
+def test_bad_targets_are_refused_before_training(start, method, sections, line):
+    config = pruned(start, method, **sections)
+    with pytest.raises(ConfigError, match=line):
+        train.run(config)
+    assert not Folders.of(config).record.exists()
+    assert not (Folders.of(config).work / "checkpoints").exists()
+
+
+def test_a_ranking_of_nothing_else_keeps_the_other_kind_whole():
+    dims, _, dense = sizes(small_vit())
+    kept = selection.keep_best(dims, Ranking(neurons=torch.rand(3, 128)), round(0.8 * dense))
+    assert all(m.dims.all() for m in kept)

@@ -159,8 +159,8 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
     ratio of macro to micro stays as set. At the end the threshold of 1/2 moves, alike for all gates, to where the
     extracted network fits; a unit below it may fill what is left."""
 
-    # e^(RATE * excess) over a whole run: an excess of a tenth of dense multiplies the strength by 50.
-    RATE = 40.0
+    # e^(RATE * excess) over a whole run: an excess of a twentieth of dense multiplies the strength by 150.
+    RATE = 100.0
 
     def gate(self, model: Any, context: Context) -> Any:
         gated = SinglePhase.prepare(self, model, context)

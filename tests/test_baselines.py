@@ -118,7 +118,7 @@ def test_vit_slim_masks_what_it_extracts(images):
     """Masked = extracted for per-head widths of q, k and v alike, with survivors' masks at 1."""
     model = small_vit()
     search = vit_slim.Search(from_dict({"search": {"epochs": 1}, "optim": {"epochs": 2}}))
-    dims, prices, dense = sizes(model)
+    _dims, prices, dense = sizes(model)
     gated = search.prepare(model, Context(Config(), dense // 2, IMAGE))
     scatter_logits(gated, spread=0.3)
     for block in gated.blocks:

@@ -39,8 +39,8 @@ class HardConcrete(Gate):
 
 
 class Search(TargetedStage):
-    # The ascent's step, per share of the stage (see Multipliers): strong enough to take s to t in a short stage.
-    RATE = 100.0
+    # The ascent's step, per share of the stage (see Multipliers), set by how closely s follows t in a short stage.
+    RATE = 5000.0
 
     def __init__(self, config: Config):
         super().__init__("search", config.search.epochs)

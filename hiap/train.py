@@ -12,6 +12,7 @@ import copy
 import math
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -457,8 +458,8 @@ def _preflight(config: Config, folders: Folders) -> None:
     try:
         for folder in (folders.runs, folders.work):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / ".writable", {})
-            (folder / ".writable").unlink()
+            with tempfile.TemporaryFile(dir=folder):  # a name of its own: runs that start together share the folder
+                pass
     except OSError as error:
         raise ConfigError(f"run.results '{config.run.results}': cannot write there ({error.strerror})") from None
 

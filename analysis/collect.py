@@ -31,6 +31,7 @@ METHODS = {
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",
     "random": "Random",
+    "peer": "Torch-Pruning",
 }
 
 # Data dictionary of ``load``: column -> meaning and unit.
@@ -48,6 +49,7 @@ COLUMNS = {
     "top1_soft": "top-1 with sampled gates at the final temperature, per cent",
     "top1_hardened": "top-1 with thresholded gates and nothing removed, per cent",
     "gap": "top1 minus top1_soft, points",
+    "target": "budget.target_macs as a share of the dense model; missing: none, or what another run left",
     "macs": "multiply-adds of one image through the final model, counted",
     "macs_dense": "multiply-adds of one image through the dense model",
     "macs_share": "macs / macs_dense",
@@ -86,6 +88,16 @@ FAILURE_COLUMNS = {
     "seed": "as in the runs' table",
     "error": "why, one line",
     "finished": "UTC time of the record",
+}
+
+MACS_COLUMNS = {
+    "run_id": "run",
+    "label": "as in the runs' table",
+    "seed": "as in the runs' table",
+    "epoch": "epochs with gates, from 1, at whose end the numbers were taken",
+    "expected": "expected MACs under the gates' probabilities, as a share of dense; missing where not logged",
+    "hardened": "MACs left by the threshold of 1/2 at that moment, as a share of dense",
+    "strength": "multiplier of the penalties; missing for a run without a target",
 }
 
 GATE_COLUMNS = {
@@ -161,6 +173,27 @@ def gate_trajectory(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(GATE_COLUMNS))
 
 
+def macs_trajectory(records: list[Record]) -> pd.DataFrame:
+    """Expected and hardened MACs per epoch of runs with gates; columns as in ``MACS_COLUMNS``."""
+    rows = []
+    for record in records:
+        dense = record.size.dense_macs if record.size else None
+        for epoch, log in enumerate([log for log in record.epochs if log.macs is not None and dense], start=1):
+            expected = log.state.get("expected_macs")
+            rows.append(
+                {
+                    "run_id": record.run_id,
+                    "label": record.label,
+                    "seed": record.seed,
+                    "epoch": epoch,
+                    "expected": None if expected is None else expected / dense,  # type: ignore[operator]
+                    "hardened": log.macs / dense,  # type: ignore[operator]
+                    "strength": log.state.get("strength"),
+                }
+            )
+    return pd.DataFrame(rows, columns=list(MACS_COLUMNS))
+
+
 def topology(record: Record) -> pd.DataFrame:
     """What is left of each block at the end; columns as in ``SHAPE_COLUMNS``."""
     rows = [
@@ -230,6 +263,7 @@ def _row(record: Record) -> dict[str, Any]:
         "top1": scores.extracted.top1 if scores.extracted else None,
         **{f"top1_{name}": value for name, value in top1.items()},
         "gap": scores.gap,
+        "target": _target(record),
         "macs": size.macs if size else None,
         "macs_dense": size.dense_macs if size else None,
         "macs_share": size.macs / size.dense_macs if size else None,
@@ -255,6 +289,13 @@ def _name(record: Record) -> dict[str, Any]:
         "method": record.config.method,
         "seed": record.seed,
     }
+
+
+def _target(record: Record) -> float | None:
+    wanted = record.config.budget.target_macs
+    if wanted is None or isinstance(wanted, str):
+        return None
+    return wanted if wanted < 1 or not record.size else wanted / record.size.dense_macs
 
 
 def _start(record: Record) -> str:

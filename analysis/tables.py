@@ -63,6 +63,11 @@ def number(digits: int, scale: float = 1.0) -> Callable[[object], str]:
     return lambda value: f"{float(value) / scale:.{digits}f}"  # type: ignore[arg-type]
 
 
+def signed(digits: int) -> Callable[[object], str]:
+    """Formatter that writes the sign always."""
+    return lambda value: f"{float(value):+.{digits}f}"  # type: ignore[arg-type]
+
+
 # Table 3's columns, and what a reader needs to judge them.
 COLUMNS = (
     Column("title", "Method", left=True),
@@ -87,7 +92,18 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
         raise ConfigError(f"label '{label}' names different runs of one seed ({ids}); choose a grid or rename one")
     keys = ["data", "label", "method"]
-    means = ["macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds"]
+    means = [
+        "target",
+        "macs",
+        "macs_dense",
+        "params",
+        "top1",
+        "top1_soft",
+        "top1_hardened",
+        "epochs",
+        "train_macs",
+        "seconds",
+    ]
     groups = runs.astype(dict.fromkeys(means, float)).groupby(keys, sort=False)
     table = groups[means].mean()
     table["n"] = groups.size()
@@ -106,6 +122,54 @@ def half_width(values: pd.Series) -> float:
     """Half width of Student's 95 % confidence interval of the mean; NaN for one value."""
     n = len(values)
     return float("nan") if n < 2 else float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
+
+
+STUDY_COLUMNS = (
+    Column("title", "Method", left=True),
+    Column("share", "MACs %", number(2)),
+    Column("params", "Params M", number(3, 1e6)),
+    Column("top1", "Top-1 %", number(2)),
+    Column("low", "low", number(2)),
+    Column("high", "high", number(2)),
+    Column("difference", "- HiAP", signed(2)),
+    Column("difference_low", "low", signed(2)),
+    Column("difference_high", "high", signed(2)),
+    Column("improvement", "P", number(2)),
+    Column("verdict", "", left=True),
+    Column("n", "n", number(0)),
+    Column("epochs", "Ep.", number(0)),
+    Column("train_macs", "TMACs", number(2, 1e12)),
+)
+
+
+def study(rows: pd.DataFrame) -> Table:
+    """The rows of ``stats.study``: one panel per target, and one for what has none."""
+    data, images = rows["data"].iloc[0], int(rows["test_images"].iloc[0])
+    rows = rows.assign(share=100 - rows["reduction"], verdict=[_verdict(row) for _, row in rows.iterrows()])
+    free = rows[rows["target"].isna()]
+    panels = [Panel("No target", free)] if len(free) else []
+    for target, group in sorted(rows.dropna(subset="target").groupby("target"), reverse=True):
+        panels.append(
+            Panel(f"Target {100 * target:.0f} % of the dense MACs", group.sort_values("top1", ascending=False))
+        )
+    return Table(
+        f"Single-phase and multi-stage pruning on {data} ({images:,} test images)",
+        STUDY_COLUMNS,
+        tuple(panels),
+        STUDY_NOTES,
+    )
+
+
+def _verdict(row: pd.Series) -> str:
+    return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
+
+
+STUDY_NOTES = (
+    "Top-1: extracted model, mean over n seeds; low, high: its bootstrap 95 % interval.",
+    "- HiAP: difference to HiAP with the same target, paired by seed; P: probability that a seed beats a seed of HiAP.",
+    "better, worse: than HiAP, where the bootstrap's and Student's 95 % interval of the difference exclude zero.",
+    "Ep., TMACs: epochs and multiply-adds of training after the dense model.",
+)
 
 
 def published_table3() -> pd.DataFrame:

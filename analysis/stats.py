@@ -1,0 +1,121 @@
+"""Statistics over seeds: means with intervals, paired differences, probability of improvement.
+
+The only randomness is the bootstrap's, from ``SEED``. A percentile bootstrap of few seeds is too narrow (at n = 5 it
+covers some 84 % of normal means instead of 95 %; a test measures it), so nothing is called better or worse unless
+Student's interval excludes zero as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis import collect, tables
+
+SEED, RESAMPLES, LEVEL = 0, 10_000, 0.95
+REFERENCE = "hiap"  # the variant that all others are compared with
+
+
+class Interval(NamedTuple):
+    """Mean of ``n`` values and its bootstrap interval; no interval (NaN) for a single value."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Comparison(NamedTuple):
+    """``difference``: method minus reference, paired by seed. ``improvement``: probability that a seed of the method
+    beats a seed of the reference, over all pairs, ties counting one half. ``decided``: both intervals exclude zero."""
+
+    difference: Interval
+    improvement: float
+    decided: bool
+
+
+def mean(values: pd.Series | np.ndarray) -> Interval:
+    """Percentile bootstrap of the mean."""
+    data = np.asarray(values, dtype=float)
+    if len(data) < 2:
+        return Interval(float(data.mean()), float("nan"), float("nan"), len(data))
+    found = stats.bootstrap(
+        (data,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=SEED
+    ).confidence_interval
+    return Interval(float(data.mean()), float(found.low), float(found.high), len(data))
+
+
+def compare(method: pd.Series, reference: pd.Series) -> Comparison:
+    """Two series of scores indexed by seed; only seeds that both have are compared. No common seed: NaN, n = 0."""
+    both = pd.concat([method, reference], axis=1, join="inner").to_numpy(dtype=float)
+    if not len(both):
+        nan = float("nan")
+        return Comparison(Interval(nan, nan, nan, 0), nan, False)
+    gain = both[:, 0] - both[:, 1]
+    difference = mean(gain)
+    above = both[:, 0][:, None] - both[:, 1][None, :]
+    improvement = float((above > 0).mean() + 0.5 * (above == 0).mean())
+    student = tables.half_width(pd.Series(gain))
+    decided = len(gain) > 1 and abs(difference.mean) > student and (difference.low > 0 or difference.high < 0)
+    return Comparison(difference, improvement, bool(decided))
+
+
+def variant(label: str, target: float | None) -> str:
+    """A label without its budget: 'taylor-rounds-20' at a target of 0.8 is 'taylor-rounds'."""
+    return label if pd.isna(target) else label.removesuffix(f"-{100 * (1 - target):.0f}")
+
+
+def study(runs: pd.DataFrame) -> pd.DataFrame:
+    """``tables.summary`` with one row per target and variant, and against the reference at the same target: columns
+    ``low``, ``high``, ``difference``, ``difference_low``, ``difference_high``, ``improvement``, ``decided``."""
+    runs = runs.drop_duplicates("run_id").assign(variant=list(map(variant, runs["label"], runs["target"])))
+    rows = tables.summary(runs)
+    rows["variant"] = list(map(variant, rows["label"], rows["target"]))
+    rows["title"] = list(map(collect.title, rows["variant"], rows["method"]))
+    scores = {label: group.set_index("seed")["top1"] for label, group in runs.groupby("label")}
+    reference = rows[rows["variant"] == REFERENCE].set_index("target")["label"]
+    found = []
+    for row in rows.to_dict("records"):
+        own = mean(scores[row["label"]])
+        new = {"low": own.low, "high": own.high}
+        if row["target"] in reference.index and row["variant"] != REFERENCE:
+            against = compare(scores[row["label"]], scores[reference[row["target"]]])
+            new |= {
+                "difference": against.difference.mean,
+                "difference_low": against.difference.low,
+                "difference_high": against.difference.high,
+                "improvement": against.improvement,
+                "decided": against.decided,
+            }
+        found.append(new)
+    wanted = ["low", "high", "difference", "difference_low", "difference_high", "improvement", "decided"]
+    return rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=wanted))
+
+
+def spread(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Per label the mean of each column over the seeds that have all of them, with its interval in ``<column>_low`` and
+    ``<column>_high``, and ``n``."""
+    rows = []
+    for (label, method), group in (
+        runs.drop_duplicates("run_id").dropna(subset=columns).groupby(["label", "method"], sort=False)
+    ):
+        row: dict[str, object] = {"label": label, "method": method, "n": len(group)}
+        for column in columns:
+            found = mean(group[column])
+            row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+        rows.append(row)
+    ends = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["label", "method", "n", *ends])
+
+
+def landings(runs: pd.DataFrame) -> pd.DataFrame:
+    """Where runs with a target ended: per label the target, the largest overshoot and the largest shortfall over seeds
+    (both in per cent of dense; an overshoot below zero means that every seed ended below its target)."""
+    aimed = runs.drop_duplicates("run_id").dropna(subset="target")
+    miss = 100 * (aimed["macs_share"] - aimed["target"])
+    groups = aimed.assign(miss=miss).groupby(["label", "method"], sort=False)
+    frame = groups.agg(target=("target", "first"), n=("miss", "size"), overshoot=("miss", "max"), worst=("miss", "min"))
+    return frame.assign(shortfall=-frame.pop("worst")).reset_index()

@@ -119,3 +119,17 @@ def landings(runs: pd.DataFrame) -> pd.DataFrame:
     groups = aimed.assign(miss=miss).groupby(["label", "method"], sort=False)
     frame = groups.agg(target=("target", "first"), n=("miss", "size"), overshoot=("miss", "max"), worst=("miss", "min"))
     return frame.assign(shortfall=-frame.pop("worst")).reset_index()
+
+
+def by_hand(ruled: pd.DataFrame, targets: list[float]) -> pd.DataFrame:
+    """The paper's rule used to meet a target: the label whose first seed ends nearest to it (``tuned``: its miss), and
+    the smallest and largest miss of the other seeds (``low``, ``high``). Per cent of dense; above 0: too many MACs."""
+    first = ruled[ruled["seed"] == ruled["seed"].min()].set_index("label")["macs_share"]
+    others = ruled[ruled["seed"] != ruled["seed"].min()].groupby("label")["macs_share"]
+    rows = []
+    for target in targets:
+        label = (first - target).abs().idxmin()
+        rest = 100 * (others.get_group(label) - target)
+        tuned = 100 * (first[label] - target)
+        rows.append({"target": target, "label": label, "tuned": tuned, "low": rest.min(), "high": rest.max()})
+    return pd.DataFrame(rows)

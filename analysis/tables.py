@@ -148,10 +148,9 @@ def study(rows: pd.DataFrame) -> Table:
     rows = rows.assign(share=100 - rows["reduction"], verdict=[_verdict(row) for _, row in rows.iterrows()])
     free = rows[rows["target"].isna()]
     panels = [Panel("No target", free)] if len(free) else []
-    for target, group in sorted(rows.dropna(subset="target").groupby("target"), reverse=True):
-        panels.append(
-            Panel(f"Target {100 * target:.0f} % of the dense MACs", group.sort_values("top1", ascending=False))
-        )
+    for target in sorted(map(float, rows["target"].dropna().unique()), reverse=True):
+        ordered = rows[rows["target"] == target].sort_values("top1", ascending=False)
+        panels.append(Panel(f"Target {100 * target:.0f} % of the dense MACs", ordered))
     return Table(
         f"Single-phase and multi-stage pruning on {data} ({images:,} test images)",
         STUDY_COLUMNS,

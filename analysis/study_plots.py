@@ -1,0 +1,182 @@
+"""Figures of the multi-seed studies; style and ``save`` are those of ``analysis.plots``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.plots import COLUMN, GREY, LOOKS, PAGE, look
+
+
+class Dots(NamedTuple):
+    """One panel of ``dots``: ``rows`` has ``title`` (the line it stands on), ``middle``, ``low``, ``high``, and may
+    have ``method`` (its colour) and ``decided`` (filled or hollow)."""
+
+    title: str
+    unit: str
+    rows: pd.DataFrame
+    line: float | None = None  # a vertical line, what the dots are compared with
+
+
+def dots(panels: list[Dots], lines: list[str]) -> Figure:
+    """Means with intervals, one line per title and one panel per quantity; a line without a row stays empty."""
+    fig = Figure(figsize=(PAGE, 0.75 + 0.165 * len(lines)), layout="constrained")
+    place = {title: position for position, title in enumerate(lines)}
+    for ax, panel in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        if panel.line is not None:
+            ax.axvline(panel.line, color="black", linewidth=0.7, linestyle="--", zorder=1)
+        for row in panel.rows.to_dict("records"):
+            style = look(row.get("method", "hiap"))
+            ax.errorbar(
+                row["middle"],
+                place[row["title"]],
+                xerr=[[row["middle"] - row["low"]], [row["high"] - row["middle"]]],
+                fmt=style.marker,
+                color=style.colour,
+                markerfacecolor=style.colour if row.get("decided", True) else "white",
+                markersize=4,
+                elinewidth=0.9,
+                zorder=2,
+            )
+        ax.set_title(panel.title)
+        ax.set_xlabel(panel.unit)
+        ax.grid(True, axis="x")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    fig.axes[0].set_yticks(range(len(lines)), lines)
+    fig.axes[0].invert_yaxis()
+    return fig
+
+
+def forest(rows: pd.DataFrame) -> Figure:
+    """Top-1 against HiAP at the same target, one panel per target, from ``stats.study``; hollow where not decided."""
+    compared = rows.dropna(subset="difference")
+    panels = []
+    for target in sorted(map(float, compared["target"].unique()), reverse=True):
+        named = (
+            compared[compared["target"] == target]
+            .rename(columns={"difference": "middle"})
+            .drop(columns=["low", "high"])
+        )
+        named = named.rename(columns={"difference_low": "low", "difference_high": "high"})
+        panels.append(Dots(f"{100 * target:.0f} % of the MACs", "points against HiAP", named, line=0.0))
+    order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
+    return dots(panels, list(order.index))
+
+
+def bill(studies: dict[str, pd.DataFrame]) -> Figure:
+    """Top-1 against MACs with the training bill as the mark's area, one panel per study (``stats.study``). Methods
+    stand side by side at each target; hollow marks: pruned in rounds."""
+    fig = Figure(figsize=(PAGE, 2.9), layout="constrained")
+    axes = fig.subplots(1, len(studies), sharey=True, squeeze=False)[0]
+    area = 40 / max(rows["train_macs"].max() for rows in studies.values())
+    handles: dict[str, Line2D] = {}
+    for ax, (title, rows) in zip(axes, studies.items(), strict=True):
+        rows = rows[rows["method"] != "dense"].dropna(subset="target")
+        variants = list(dict.fromkeys(rows["title"]))
+        for row in rows.to_dict("records"):
+            style, hollow = look(row["method"]), "round" in row["variant"]
+            x = 100 * row["target"] + 0.75 * (variants.index(row["title"]) - (len(variants) - 1) / 2)
+            face = "white" if hollow else style.colour
+            ax.vlines(x, row["low"], row["high"], color=style.colour, linewidth=0.7, zorder=1)
+            size = area * row["train_macs"]
+            ax.scatter(x, row["top1"], s=size, marker=style.marker, facecolor=face, edgecolor=style.colour, lw=0.7)
+            handles[row["title"]] = Line2D(
+                [], [], color=style.colour, marker=style.marker, markerfacecolor=face, linestyle="", label=row["title"]
+            )
+        ax.set_title(title)
+        ax.set_xticks(sorted(100 * rows["target"].unique()))
+        ax.set_xlabel("target, % of the dense MACs")
+        ax.grid(True, axis="y")
+    axes[0].set_ylabel(f"top-1 on {next(iter(studies.values()))['data'].iloc[0]} (%)")
+    sizes = [
+        axes[0].scatter([], [], s=area * t * 1e12, color=GREY, label=f"{t:g} TMACs of training") for t in (0.25, 0.5, 1)
+    ]
+    fig.legend(handles=[*handles.values(), *sizes], loc="outside right center", handletextpad=0.3)
+    return fig
+
+
+def budget_paths(paths: pd.DataFrame, ends: pd.DataFrame, labels: list[str]) -> Figure:
+    """Expected MACs (solid) and what the threshold of 1/2 would leave (dashed) over training, one colour per label, all
+    seeds; dotted: the target, diamonds: the extracted network. ``paths`` is a ``collect.macs_trajectory``, ``ends`` the
+    runs of ``collect.load``."""
+    fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+    ax = fig.add_subplot()
+    for colour, label in zip(("#0072B2", "#D55E00", "#009E73"), labels, strict=False):
+        for _, run in paths[paths["label"] == label].groupby("run_id", sort=False):
+            ax.plot(run["epoch"], 100 * run["expected"], color=colour)
+            ax.plot(run["epoch"], 100 * run["hardened"], color=colour, linestyle="--")
+        final = ends[ends["label"] == label]
+        last = paths["epoch"].max()
+        ax.axhline(100 * final["target"].iloc[0], color=colour, linestyle=":", linewidth=0.7)
+        ax.plot([last + 0.3] * len(final), 100 * final["macs_share"], "D", color=colour, markersize=3)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("MACs, % of dense")
+    ax.set_ylim(0, 103)
+    black: dict[str, Any] = {"color": "black"}
+    kinds: list[tuple[Any, str]] = [("-", "expected"), ("--", "by the threshold ½"), (":", "target")]
+    marks = [Line2D([], [], linestyle=style, label=name, **black) for style, name in kinds]
+    marks.append(Line2D([], [], linestyle="", marker="D", markersize=3, label="extracted", **black))
+    fig.legend(handles=marks, loc="outside upper center", ncols=2)
+    return fig
+
+
+def misses(aimed: pd.DataFrame, ruled: pd.DataFrame) -> Figure:
+    """Where runs end, in per cent of dense: with a target, extracted minus target (``aimed``: ``target``,
+    ``macs_share``); by the paper's rule, extracted minus expected MACs (``ruled``: ``expected``, ``macs_share``)."""
+    fig = Figure(figsize=(COLUMN, 2.3), layout="constrained")
+    ax = fig.add_subplot()
+    ax.axhline(0, color="black", linewidth=0.7, linestyle="--")
+    ax.plot(
+        100 * ruled["expected"],
+        100 * (ruled["macs_share"] - ruled["expected"]),
+        "s",
+        color="#0072B2",
+        markersize=3.5,
+        label="threshold ½: extracted - expected",
+    )
+    ax.plot(
+        100 * aimed["target"],
+        100 * (aimed["macs_share"] - aimed["target"]),
+        "o",
+        color="#D55E00",
+        markersize=3.5,
+        label="with a target: extracted - target",
+    )
+    ax.set_xlabel("expected, or target (% of the dense MACs)")
+    ax.set_ylabel("miss (% of the dense MACs)")
+    ax.grid(True)
+    fig.legend(loc="outside upper center")
+    return fig
+
+
+def trade_off(rows: pd.DataFrame) -> Figure:
+    """Fig. 4's shape: top-1 against MACs, one line per ``series``, from ``stats.spread`` of ``macs_share`` and ``top1``
+    in per cent, with intervals in both directions."""
+    fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+    ax = fig.add_subplot()
+    for (name, group), style in zip(rows.groupby("series", sort=False), list(LOOKS.values())[1:], strict=False):
+        group = group.sort_values("macs_share")
+        bars: dict[str, Any] = {
+            axis: [group[column] - group[f"{column}_low"], group[f"{column}_high"] - group[column]]
+            for axis, column in (("xerr", "macs_share"), ("yerr", "top1"))
+        }
+        ax.errorbar(
+            group["macs_share"],
+            group["top1"],
+            **bars,
+            marker=style.marker,
+            color=style.colour,
+            linewidth=0.6,
+            markersize=4,
+            elinewidth=0.7,
+            label=name,
+        )
+    ax.set_xlabel("MACs of the extracted network (% of dense)")
+    ax.set_ylabel("top-1 (%)")
+    ax.grid(True)
+    fig.legend(loc="outside upper center", ncols=3, columnspacing=1.0, handletextpad=0.4)
+    return fig

@@ -1,0 +1,125 @@
+"""Intervals, comparisons and the study's rows, on numbers whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis import DENSE_MACS, made_up
+
+from analysis import collect, stats, study_plots, tables
+from hiap.record import Folders, write
+
+
+def seeds(*values: float, start: int = 0) -> pd.Series:
+    return pd.Series(values, index=range(start, start + len(values)), dtype=float)
+
+
+def test_a_mean_is_seeded_and_one_value_has_no_interval():
+    values = seeds(81.0, 82.5, 80.2, 83.1, 81.7)
+    first = stats.mean(values)
+    assert first == stats.mean(values)
+    assert first.mean == pytest.approx(81.7)
+    assert first.n == 5
+    assert values.min() < first.low < first.mean < first.high < values.max()
+    alone = stats.mean(seeds(80.0))
+    assert (alone.mean, alone.n) == (80.0, 1)
+    assert np.isnan([alone.low, alone.high]).all()
+
+
+def test_five_seeds_cover_less_than_the_level_says():
+    """The number in the module's docstring."""
+    draws = np.random.default_rng(0).normal(size=(400, 5))
+    covered = [(i := stats.mean(row)).low <= 0 <= i.high for row in draws]
+    assert 0.80 < np.mean(covered) < 0.88
+
+
+def test_a_difference_is_paired_by_seed():
+    """Seeds that differ much among each other, by the same amount for both: unpaired, nothing could be told."""
+    reference = seeds(70.0, 80.0, 90.0, 75.0, 85.0)
+    found = stats.compare(reference + seeds(1.0, 1.1, 0.9, 1.0, 1.2), reference)
+    assert found.decided
+    assert found.difference.low > 0.9
+    shuffled = reference.sample(frac=1, random_state=1)
+    assert stats.compare(shuffled, reference).difference.mean == 0
+
+
+def test_improvement_counts_pairs_and_half_the_ties():
+    found = stats.compare(seeds(1.0, 2.0), seeds(1.0, 1.0))
+    assert found.improvement == pytest.approx((0.5 + 0.5 + 1 + 1) / 4)
+    assert stats.compare(seeds(2.0, 3.0), seeds(0.0, 1.0)).improvement == 1
+
+
+def test_nothing_is_decided_without_student_or_without_common_seeds():
+    """Two seeds' bootstrap interval excludes zero as soon as both are positive; Student's does not."""
+    found = stats.compare(seeds(0.1, 3.0), seeds(0.0, 0.0))
+    assert found.difference.low > 0
+    assert not found.decided
+    apart = stats.compare(seeds(1.0), seeds(1.0, start=5))
+    assert apart.difference.n == 0
+    assert not apart.decided
+
+
+@pytest.mark.parametrize(
+    ("label", "target", "name"),
+    [("taylor-rounds-20", 0.8, "taylor-rounds"), ("hiap-33", 0.67, "hiap"), ("dense", None, "dense")],
+)
+def test_variant_is_the_label_without_its_budget(label, target, name):
+    assert stats.variant(label, target) == name
+
+
+@pytest.fixture
+def runs(tmp_path) -> pd.DataFrame:
+    """Two targets, three seeds; l1 is a point better than HiAP at the first and absent at the second."""
+    records = [made_up("dense", "dense", seed) for seed in range(3)]
+    for seed, top1 in enumerate((80.0, 85.0, 83.0)):
+        for share in (0.8, 0.5):
+            budget = {"target_macs": share}
+            name = f"{100 * (1 - share):.0f}"
+            macs = int(DENSE_MACS * share) - 1000 * seed
+            records.append(made_up(f"hiap-{name}", "hiap", seed, macs, top1, budget=budget))
+            if share == 0.8:
+                records.append(made_up(f"l1-{name}", "l1", seed, macs, top1 + 1 + 0.01 * seed, budget=budget))
+    for record in records:
+        write(record, Folders(tmp_path, "laptop", record.run_id))
+    return collect.load(tmp_path)
+
+
+def test_the_study_compares_at_the_same_target_only(runs):
+    rows = stats.study(runs).set_index("label")
+    assert rows.loc["l1-20", "difference"] == pytest.approx(1.01)
+    assert rows.loc["l1-20", "decided"] is True
+    assert rows.loc[["dense", "hiap-20", "hiap-50"], "difference"].isna().all()
+    assert rows.loc["hiap-20", "title"] == "HiAP"
+    assert (rows["n"] == 3).all()
+
+
+def test_the_study_table_says_what_is_decided_and_fits_the_page(runs):
+    text = tables.text(tables.study(stats.study(runs)))
+    assert max(map(len, text.splitlines())) <= tables.TEXT_WIDTH
+    assert next(line for line in text.splitlines() if "l1 FFN" in line).split()[-4] == "better"
+    assert "Target 80 %" in text
+    assert "Target 50 %" in text
+
+
+def test_figures_show_every_compared_row(runs):
+    rows = stats.study(runs)
+    assert len(study_plots.forest(rows).axes) == 1  # a target at which nothing is compared has no panel
+    assert len(study_plots.bill({"once": rows, "twice": rows}).axes) == 2
+
+
+def test_landings_keep_the_worst_seed(runs):
+    landed = stats.landings(runs).set_index("label")
+    assert landed.loc["hiap-50", "shortfall"] == pytest.approx(100 * 2000 / DENSE_MACS, abs=1e-5)
+    assert landed.loc["hiap-50", "overshoot"] <= 0
+    assert "dense" not in landed.index
+
+
+def test_a_strength_tuned_by_hand_is_judged_on_other_seeds():
+    shares = {"weak": (0.71, 0.75, 0.70), "strong": (0.52, 0.49, 0.58)}
+    ruled = pd.DataFrame(
+        [{"label": k, "seed": s, "macs_share": v} for k, values in shares.items() for s, v in enumerate(values)]
+    )
+    hand = stats.by_hand(ruled, [0.7, 0.5]).set_index("label")
+    assert hand.loc["strong", ["tuned", "low", "high"]].tolist() == pytest.approx([2, -1, 8])
+    assert hand.loc["weak", ["tuned", "low", "high"]].tolist() == pytest.approx([1, 0, 5])

@@ -55,6 +55,9 @@ COLUMNS = {
     "macs_share": "macs / macs_dense",
     "params": "parameters of the final model",
     "params_dense": "parameters of the dense model",
+    "heads": "heads left in all blocks",
+    "value_dims": "value dimensions left in all heads",
+    "neurons": "FFN neurons left in all blocks",
     "epochs": "training epochs of this run, all stages; training of the start not included",
     "images": "images trained on, all stages",
     "seconds": "wall time of the training steps, all stages",
@@ -253,7 +256,7 @@ def published_heatmap(figure: int) -> pd.DataFrame:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    scores, size, config = record.metrics, record.size, record.config
+    scores, size, config, shape = record.metrics, record.size, record.config, record.shape or []
     top1 = {name: getattr(getattr(scores, name), "top1", None) for name in ("dense", "soft", "hardened")}
     return {
         **_name(record),
@@ -269,6 +272,9 @@ def _row(record: Record) -> dict[str, Any]:
         "macs_share": size.macs / size.dense_macs if size else None,
         "params": size.params if size else None,
         "params_dense": size.dense_params if size else None,
+        "heads": sum(len(block.head_dims) for block in shape),
+        "value_dims": sum(sum(block.head_dims) for block in shape),
+        "neurons": sum(block.neurons for block in shape),
         **{
             name: sum(getattr(s, name) for s in record.stages) for name in ("epochs", "images", "seconds", "train_macs")
         },

@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hiap
 from hiap import cost, gated_vit, ledger, store
-from hiap.config import ConfigError, PenaltyConfig, parse_overrides, unknown_key
+from hiap.config import ConfigError, GateConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.extraction import LAYOUTS, extract, set_layout
 from hiap.gated_vit import BlockMask
 from hiap.objective import penalties
@@ -54,6 +54,7 @@ class Settings(BaseModel):
     widths: list[int | Literal["mixed"]] = [64, 48, 40, 36, 32, "mixed"]
     layouts: list[Literal["ragged", "padded"]] = ["ragged", "padded"]
     multiple: int = Field(1, ge=1)
+    dims: Literal["v", "qkv"] = "v"  # A4: what a closed dimension removes
     batches: list[int] = [16]
     rounds: int = Field(9, ge=3)
     warmup: int = Field(2, ge=1)
@@ -132,7 +133,7 @@ def speed(settings: Settings) -> Report:
     for topology in settings.topologies:
         own = topology.startswith("random:") or topology == "full" or Path(topology).is_dir()
         for width in [None] if own else settings.widths:
-            small = load_topology(topology, width, dense, settings.multiple)
+            small = load_topology(topology, width, dense, settings.multiple, settings.dims)
             ragged = len(settings.layouts) > 1 and cost.macs(small, _image(small)) != _executed(small, "padded")
             for layout in settings.layouts if ragged else settings.layouts[-1:]:
                 name = topology if width is None else f"{topology}/{width}"
@@ -169,11 +170,13 @@ def steps(settings: Settings) -> Report:
     return _report("steps", settings, rows, "dense")
 
 
-def load_topology(name: str, width: int | str | None, dense: Any, multiple: int = 1) -> Any:
+def load_topology(
+    name: str, width: int | str | None, dense: Any, multiple: int = 1, removed: Literal["v", "qkv"] = "v"
+) -> Any:
     """The extracted network of a named topology or folder (see ``Settings``)."""
     if Path(name).is_dir():
         return store.load(name).eval()
-    gated = gated_vit.gate(dense)
+    gated = gated_vit.gate(dense, GateConfig(dims=removed))
     dims = cost.dims_of(gated)
     if name == "full":
         heads, neurons = [dims.heads] * dims.depth, [dims.hidden] * dims.depth

@@ -127,7 +127,6 @@ def half_width(values: pd.Series) -> float:
 STUDY_COLUMNS = (
     Column("title", "Method", left=True),
     Column("share", "MACs %", number(2)),
-    Column("params", "Params M", number(3, 1e6)),
     Column("top1", "Top-1 %", number(2)),
     Column("low", "low", number(2)),
     Column("high", "high", number(2)),
@@ -137,7 +136,6 @@ STUDY_COLUMNS = (
     Column("improvement", "P", number(2)),
     Column("verdict", "", left=True),
     Column("n", "n", number(0)),
-    Column("epochs", "Ep.", number(0)),
     Column("train_macs", "TMACs", number(2, 1e12)),
 )
 
@@ -167,7 +165,7 @@ STUDY_NOTES = (
     "Top-1: extracted model, mean over n seeds; low, high: its bootstrap 95 % interval.",
     "- HiAP: difference to HiAP with the same target, paired by seed; P: probability that a seed beats a seed of HiAP.",
     "better, worse: than HiAP, where the bootstrap's and Student's 95 % interval of the difference exclude zero.",
-    "Ep., TMACs: epochs and multiply-adds of training after the dense model.",
+    "TMACs: multiply-adds of training after the dense model.",
 )
 
 

@@ -104,8 +104,9 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         "train_macs",
         "seconds",
     ]
-    groups = runs.astype(dict.fromkeys(means, float)).groupby(keys, sort=False)
+    groups = runs.astype(dict.fromkeys([*means, "target"], float)).groupby(keys, sort=False)
     table = groups[means].mean()
+    table["target"] = groups["target"].first()
     table["n"] = groups.size()
     table["interval"] = groups["top1"].agg(half_width)
     table["test_images"] = groups["test_images"].first()

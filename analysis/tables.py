@@ -92,18 +92,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
         raise ConfigError(f"label '{label}' names different runs of one seed ({ids}); choose a grid or rename one")
     keys = ["data", "label", "method"]
-    means = [
-        "target",
-        "macs",
-        "macs_dense",
-        "params",
-        "top1",
-        "top1_soft",
-        "top1_hardened",
-        "epochs",
-        "train_macs",
-        "seconds",
-    ]
+    means = ["macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds"]
     groups = runs.astype(dict.fromkeys([*means, "target"], float)).groupby(keys, sort=False)
     table = groups[means].mean()
     table["target"] = groups["target"].first()

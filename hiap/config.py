@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CONFIG_VERSION = 1
 
 
+ON_DISK = ("cifar10", "imagenet")  # data sets that are read from data.root
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
@@ -227,8 +228,9 @@ class Config(_Section):
 
     @property
     def run_id(self) -> str:
-        """``<method>-<10 hex digits>``: a hash of everything but ``run``, over what differs from the defaults."""
-        science = self.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)
+        """``<method>-<10 hex digits>``: a hash of what differs from the defaults, but for ``run`` and the place where
+        the data lie."""
+        science = self.model_dump(mode="json", exclude={"run": True, "data": {"root"}}, exclude_defaults=True)
         text = json.dumps([CONFIG_VERSION, science], sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

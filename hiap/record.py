@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION: Literal[1] = 1
+SNAPSHOT = "snapshot.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -212,7 +213,7 @@ def environment(device: torch.device, command: str) -> Environment:
     import torch  # here, so that reading records (launcher, analysis) starts without it
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    commit, dirty = _git_state()
+    commit, dirty = git_state()
     return Environment(
         device=device.type,
         device_name=name,
@@ -227,8 +228,12 @@ def environment(device: torch.device, command: str) -> Environment:
 
 
 @cache
-def _git_state() -> tuple[str, bool]:
-    """Commit of the checkout that holds this file and whether tracked files differ from it; ('', False) without git."""
+def git_state() -> tuple[str, bool]:
+    """Commit of the checkout that holds this file and whether tracked files differ from it; ('', False) without git.
+    A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
+    if (note := Path(__file__).parent / SNAPSHOT).exists():
+        made = json.loads(note.read_text())
+        return made["commit"], made["dirty"]
 
     def git(*args: str) -> str:
         return subprocess.run(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 import signal
 import sys
 import tempfile
@@ -80,9 +81,11 @@ def run(config: Config) -> Record:
         raise Interrupted(f"{config.run_id}: interrupted") from None
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        failed = _record(config, started, status="failed", error=line)
-        path = write(failed, folders)
-        _status(folders, state="failed", error=line)
+        try:
+            path = write(_record(config, started, status="failed", error=line), folders)
+            _status(folders, state="failed", error=line)
+        except OSError as full:
+            raise TrainingFailedError(f"{config.run_id}: {line} (not recorded: {full.strerror})") from error
         raise TrainingFailedError(f"{config.run_id}: {line} (recorded in {path})") from error
     write(record, folders)
     _status(folders, state="finished")
@@ -224,6 +227,7 @@ class Run:
         if ended or stop or (every and phase.step % every == 0):
             self._checkpoint(phase)
         if stop:
+            _status(self.folders, state="stopped", resumed=self.resumed)
             raise Interrupted(
                 f"{self.config.run_id}: stopped at step {phase.step} of {phase.total}; run again to resume"
             )
@@ -247,6 +251,7 @@ class Run:
                 epochs=sum(s.epochs for s in self.stages),
                 loss=mean,
                 eta_s=phase.elapsed() / phase.step * (phase.total - phase.step),
+                resumed=self.resumed,
             )
 
     def _end_epoch(self, phase: Phase) -> None:
@@ -486,7 +491,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _status(folders: Folders, **fields: Any) -> None:
-    write_json(folders.status, {**fields, "updated": now()})
+    write_json(folders.status, {**fields, "node": platform.node(), "updated": now()})
 
 
 def _record(config: Config, started: str, **fields: Any) -> Record:

@@ -1,20 +1,24 @@
 """Where runs execute: in this process, in processes of this machine, or on SLURM; three classes with one interface.
 
 ``submit(runs)`` starts or queues them, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it
-is not (the last line of its log), ``stop()`` ends what must not outlive the launcher and says what becomes of the rest.
+is not (the last line of its log), ``again(run)`` whether a job that died without a record is worth another, ``stop()``
+ends what must not outlive the launcher and says what becomes of the rest.
 Whether a run succeeded is never asked here: its record says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,11 +27,15 @@ from typing import Protocol
 import submitit
 
 from hiap.config import ConfigError
-from hiap.record import write_json
+from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
 from slurm.grid import Run
 from slurm.job import Job
+from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
+DEFAULTS = Site()
 
 
 class Executor(Protocol):
@@ -39,6 +47,7 @@ class Executor(Protocol):
     def submit(self, runs: list[Run]) -> None: ...
     def alive(self, run: Run) -> bool: ...
     def reason(self, run: Run) -> str: ...
+    def again(self, run: Run) -> bool: ...
     def stop(self) -> str: ...
 
 
@@ -69,6 +78,9 @@ class Debug:
     def reason(self, run: Run) -> str:
         return self.errors.get(run, "")
 
+    def again(self, run: Run) -> bool:
+        return False
+
     def stop(self) -> str:
         return "finished runs are kept, the others resume when launched again"
 
@@ -88,7 +100,7 @@ class Local:
     def submit(self, runs: list[Run]) -> None:
         for run in runs:
             gpu = self.gpus[len(self.jobs) % len(self.gpus)] if self.gpus else ""
-            with _ctrl_c_held():
+            with _signals_held({signal.SIGINT}):
                 self.jobs[run] = self.executor.submit(Job(run.config, gpu))
 
     def alive(self, run: Run) -> bool:
@@ -96,6 +108,9 @@ class Local:
 
     def reason(self, run: Run) -> str:
         return last_line(self.jobs[run].paths.stderr)
+
+    def again(self, run: Run) -> bool:
+        return False
 
     def stop(self) -> str:
         """SIGTERM, which a run answers with a checkpoint at its next step; a second one, after a while or when the user
@@ -112,61 +127,93 @@ class Local:
 
 
 class Slurm:
-    """One job array per stage, started after the arrays that its runs need. Which job has which run is kept in a file,
-    so that a launcher started again follows the jobs of the one before and submits nothing twice. Needs sbatch and
-    squeue, not sacct. Partition, account and the like: sbatch reads SBATCH_PARTITION, SBATCH_ACCOUNT, ..."""
+    """One job array per stage, or several where the site caps their size, started after the arrays that its runs need.
+    Which jobs a run had is kept in a file, so that a launcher started again follows the jobs of the one before and
+    submits nothing twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is edited while they
+    queue does not reach them."""
 
     slots: int | None = None
     poll_s = 5.0
     grace_s = 20.0  # between a job's leaving the queue and its record's being seen on a shared file system
 
-    def __init__(self, logs: Path, at_once: int | None):
-        self.logs, self.at_once, self.file = logs, at_once, logs / "jobs.json"
-        self.jobs: dict[str, str] = json.loads(self.file.read_text()) if self.file.exists() else {}
+    def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS):
+        self.logs, self.at_once, self.site, self.file = logs.absolute(), at_once, site, logs / "jobs.json"
+        self.jobs: dict[str, list[str]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.tries: Counter[Run] = Counter()
         self.listed: set[str] | None = None
         self.listed_at = float("-inf")
         self.seen: dict[str, float] = {}
 
     def submit(self, runs: list[Run]) -> None:
+        size = self.site.max_array or largest_array() if runs else 1
         for stage in sorted({run.stage for run in runs}):
-            array = [run for run in runs if run.stage == stage]
-            try:
-                jobs = self._executor(array).submit_array([Job(run.config) for run in array])
-            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-                raise ConfigError(
-                    f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}"
-                ) from None
-            self.jobs |= {run.run_id: job.job_id for run, job in zip(array, jobs, strict=True)}
-            write_json(self.file, self.jobs)
+            whole = [run for run in runs if run.stage == stage]
+            parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+            for part in parts:
+                with _signals_held({signal.SIGINT, signal.SIGTERM}):  # a submission that is not noted is lost
+                    self._submit(part, at_once=max(1, (self.at_once or len(whole)) // len(parts)))
             self.listed_at = float("-inf")  # the next stage must see these jobs
 
     def alive(self, run: Run) -> bool:
-        job, now = self.jobs.get(run.run_id), time.monotonic()
-        if job is None:
+        if run.run_id not in self.jobs:
             return False
+        job, now = self.jobs[run.run_id][-1], time.monotonic()
         queue = self._queue()
         if queue is None or job in queue:
             self.seen[job] = now
         return now - self.seen.get(job, float("-inf")) < self.grace_s
 
     def reason(self, run: Run) -> str:
-        return last_line(submitit.core.utils.JobPaths(self.logs, self.jobs[run.run_id]).stderr)
+        return last_line(submitit.core.utils.JobPaths(self.logs, self.jobs[run.run_id][-1]).stderr)
+
+    def again(self, run: Run) -> bool:
+        self.tries[run] += 1
+        return self.tries[run] <= self.site.retries
 
     def stop(self) -> str:
-        return "jobs stay in the queue; launch again to follow them, or cancel them with scancel"
+        return "jobs stay in the queue; launch again to follow them, or cancel them with --cancel"
 
-    def _executor(self, array: list[Run]) -> submitit.SlurmExecutor:
+    def cancel(self, runs: list[Run]) -> int:
+        """Take the jobs of these runs out of the queue; returns how many there were."""
+        queue = self._queue()
+        if queue is None:
+            raise ConfigError("--cancel: squeue does not answer; expected a SLURM controller")
+        ours = sorted(queue & {self.jobs[run.run_id][-1] for run in runs if run.run_id in self.jobs})
+        if ours:
+            subprocess.run(["scancel", *ours], check=True)
+        return len(ours)
+
+    def _submit(self, array: list[Run], at_once: int) -> None:
+        here = Path.cwd()
+        try:
+            jobs = self._executor(array, at_once).submit_array([Job(run.config, folder=here) for run in array])
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+            raise ConfigError(f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}") from None
+        for run, job in zip(array, jobs, strict=True):
+            self.jobs.setdefault(run.run_id, []).append(job.job_id)
+        write_json(self.file, self.jobs)
+
+    def _executor(self, array: list[Run], at_once: int) -> submitit.SlurmExecutor:
+        site = self.site
         threads = array[0].config.run.threads
-        needs = {self.jobs[n.run_id].split("_")[0] for run in array for n in run.needs if self.alive(n)}
-        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100)
+        needs = {self.jobs[n.run_id][-1].split("_")[0] for run in array for n in run.needs if self.alive(n)}
+        on_gpu = any(run.config.run.device == "cuda" for run in array)
+        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100, python=site.python or None)
+        named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
+        code = snapshot(self.logs)
         executor.update_parameters(
+            **{key: value for key, value in named.items() if value},
             job_name=f"hiap-{array[0].config.run.grid}",
-            time=24 * 60,
-            cpus_per_task=threads + max(run.config.run.workers for run in array),
-            gpus_per_node=1 if any(run.config.run.device == "cuda" for run in array) else None,
-            array_parallelism=self.at_once or len(array),
+            time=site.time_min,
+            signal_delay_s=site.signal_delay_s,
+            mem=f"{round(site.mem_gb * 1024)}M" if site.mem_gb else None,
+            cpus_per_task=site.cpus_per_task or threads + max(run.config.run.workers for run in array),
+            gpus_per_node=site.gpus_per_node if on_gpu else None,
+            array_parallelism=at_once,
             # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
             dependency="afterany:" + ":".join(sorted(needs)) if needs else None,
+            # The folder that python starts in comes first where it looks for modules.
+            setup=[*site.setup, f"cd {shlex.quote(str(code))}"],
         )
         return executor
 
@@ -177,6 +224,28 @@ class Slurm:
             self.listed = set(listing.stdout.split()) if listing.returncode == 0 else None
             self.listed_at = time.monotonic()
         return self.listed
+
+
+def snapshot(logs: Path) -> Path:
+    """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
+    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).glob("*.py"))}
+    digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
+    folder = logs / f"code-{digest.hexdigest()[:10]}"
+    for path, content in files.items():
+        copy = folder / path.relative_to(REPOSITORY)
+        if not copy.exists():
+            atomic_write(copy, content)
+    if not (folder / "hiap" / SNAPSHOT).exists():
+        commit, dirty = git_state()
+        write_json(folder / "hiap" / SNAPSHOT, {"commit": commit, "dirty": dirty})
+    return folder
+
+
+def largest_array() -> int:
+    """MaxArraySize of the controller; 1000, a little below SLURM's default, where it does not say."""
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
+    return int(found.group(1)) if found else 1000
 
 
 def slurm_answers() -> bool:
@@ -216,9 +285,9 @@ def one_line(text: object) -> str:
 
 
 @contextmanager
-def _ctrl_c_held() -> Iterator[None]:
-    """Children started within never see Ctrl-C, which a terminal sends to all: the launcher alone answers it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held(which: set[signal.Signals]) -> Iterator[None]:
+    """Signals wait for the end. Children started within never see Ctrl-C, which a terminal sends to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, which)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hiap.config import Config, ConfigError, from_dict, merge, unknown_key
+from hiap.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_key
 from hiap.record import Folders
 
 GRIDS = Path(__file__).parent / "grids"
@@ -115,10 +115,11 @@ def load(path: Path) -> Grid:
         raise ConfigError(f"{path}: {key}: {first['msg']}") from None
 
 
-def expand(grid: Grid, source: str | Path, settings: dict[str, Any]) -> list[Run]:
+def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "") -> list[Run]:
     """Every run of ``grid`` for every seed, each after what it needs, else in the order of the file.
 
-    ``settings`` go into the ``run`` section of all (results, threads, ...). Raises ``ConfigError`` naming ``source``.
+    ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
+    needs a folder and that name none. Raises ``ConfigError`` naming ``source``.
     """
     values = {label: merge(_nested(grid.base), _nested(own)) for label, own in grid.runs.items()}
     for label, nested in values.items():
@@ -131,6 +132,9 @@ def expand(grid: Grid, source: str | Path, settings: dict[str, Any]) -> list[Run
             own["seed"] = seed
             merge(own, {"run": {**settings, "grid": grid.name, "label": label}})
             config = from_dict(own, f"{source}: run '{label}'")
+            if config.data.name in ON_DISK and not config.data.root:
+                data = config.data.model_copy(update={"root": data_root})
+                config = config.model_copy(update={"data": data})
             made[label] = Run(label, config, tuple(made[need] for need in needs))
         runs += made.values()
     _refuse_twins(runs, source)
@@ -147,14 +151,14 @@ def select(runs: list[Run], labels: list[str]) -> list[Run]:
     wanted: dict[Run, None] = {}
     for run in runs:
         if not labels or run.label in labels:
-            wanted |= dict.fromkeys(_with_needs(run))
+            wanted |= dict.fromkeys(with_needs(run))
     return [run for run in runs if run in wanted]
 
 
-def _with_needs(run: Run) -> Iterator[Run]:
+def with_needs(run: Run) -> Iterator[Run]:
     yield run
     for need in run.needs:
-        yield from _with_needs(need)
+        yield from with_needs(need)
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +21,26 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class Job:
-    """``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is."""
+    """``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is. ``folder``
+    is where relative paths begin; None: where the job starts."""
 
-    def __init__(self, config: Config, gpus: str | None = None):
-        self.config, self.gpus = config, gpus
+    def __init__(self, config: Config, gpus: str | None = None, folder: Path | None = None):
+        self.config, self.gpus, self.folder = config, gpus, folder
 
     def __call__(self) -> None:
+        if self.folder is not None:
+            os.chdir(self.folder)
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
-        with _stop_on_sigterm(), _alone(Folders.of(self.config).work / "lock"):
-            from hiap.train import run  # after the environment is as it should be: torch reads it when imported
+        with _stop_signals() as requeue, _alone(Folders.of(self.config).work / "lock"):
+            # After the environment is as it should be: torch reads it when imported.
+            from hiap.train import Interrupted, run
 
-            run(self.config)
+            try:
+                run(self.config)
+            except Interrupted:
+                requeue()
+                raise
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit submits again after a time-out or a pre-emption: the same; the run resumes by itself."""
@@ -42,17 +50,38 @@ class Job:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """End on SIGTERM, which submitit ignores, until training starts and answers it with a checkpoint."""
+def _stop_signals() -> Iterator[Callable[[], None]]:
+    """Within, the queue's warning (time-out, pre-emption) becomes a SIGTERM, which training answers with a checkpoint
+    at its next step; the function that is given then lets submitit requeue the job, if the queue had warned it.
+
+    submitit itself would requeue from within the signal's handler, with what the last epoch left on disk. Before
+    training starts, SIGTERM, which submitit ignores, ends the process."""
+    from submitit.core.job_environment import JobEnvironment
+
+    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+    submitit_requeues, before = signal.getsignal(number), signal.getsignal(signal.SIGTERM)
+    warned: list[int] = []
+
+    def warn(number: int, frame: Any) -> None:
+        warned.append(number)
+        signal.raise_signal(signal.SIGTERM)
+
+    def requeue() -> None:
+        if warned and callable(submitit_requeues):
+            submitit_requeues(number, None)
 
     def stop(number: int, frame: Any) -> None:
+        requeue()
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if callable(submitit_requeues):
+        signal.signal(number, warn)
     try:
-        yield
+        yield requeue
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(number, submitit_requeues)
 
 
 @contextmanager

@@ -25,13 +25,16 @@ from hiap.config import ConfigError, check_needs
 from hiap.record import read
 from slurm import grid as grids
 from slurm import report
+from slurm import site as sites
 from slurm.grid import Grid, Run
 from slurm.job import THREAD_VARIABLES
 from slurm.report import Progress, Screen
+from slurm.site import Site
 
 if TYPE_CHECKING:
     from slurm.executors import Executor
 
+ROOM = 2**20  # bytes that must be free
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -47,24 +50,33 @@ def main(arguments: list[str] | None = None) -> int:
         path = grids.find(args.grid)
         grid = grids.load(path)
         jobs = args.jobs or grid.jobs
-        cluster = _cluster(args.cluster) if not args.dry_run else args.cluster
+        site = sites.load(args.site)
+        looks = args.dry_run or args.status or args.collect
+        cluster = args.cluster if looks else _cluster("slurm" if args.cancel else args.cluster)
         threads = grid.threads or (1 if cluster == "slurm" else max(1, _cores() // jobs))
         settings = {"results": args.results, "threads": threads, "progress": cluster == "debug"}
-        runs = grids.select(grids.expand(grid, path, settings), args.only)
+        runs = grids.select(grids.expand(grid, path, settings, site.data_root), args.only)
+        if args.resubmit:
+            runs = _failed(runs)
+        if args.status or args.collect:
+            print(report.status(runs) if args.status else report.results(runs, _published(Path(args.results))))
+            return 0
+        if args.cancel:
+            print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
+            return 0
         _check(runs, Path(args.results), path)
         print(_title(grid, path))
         if args.dry_run:
             print(report.dry_run(runs))
             return 0
         with _threads(threads):
-            return _launch(runs, cluster, jobs if cluster != "slurm" else args.jobs)
+            return _launch(runs, _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _launch(runs: list[Run], cluster: str, jobs: int | None) -> int:
-    executor = _executor(cluster, runs[0].folders.root / "work" / runs[0].folders.grid / "_submitit", jobs)
+def _launch(runs: list[Run], executor: Any) -> int:
     try:
         progress = execute(runs, executor, Screen(sys.stdout))
     except KeyboardInterrupt as stop:
@@ -108,8 +120,19 @@ def _settle(p: Progress, executor: Executor, since: float) -> None:
         p.state = "finished"
     elif not all(need.finished for need in p.run.needs):
         _lacks_need(p)
+    elif (error := report.recorded_failure(p.run, since)) is None and executor.again(p.run):
+        p.state, p.note = "waiting", "again: its job died"
     else:
-        p.state, p.note = "failed", report.failure(p.run, since, executor.reason(p.run))
+        p.state, p.note = "failed", error or executor.reason(p.run) or "ended without a record"
+
+
+def _failed(runs: list[Run]) -> list[Run]:
+    """Runs that have failed and not finished since, with what they need. Raises ``ConfigError`` if there is none."""
+    failed = [run for run in runs if not run.finished and any(run.folders.runs.glob(f"{run.run_id}.failed-*.json"))]
+    if not failed:
+        raise ConfigError("--resubmit failed: no run of this grid has failed without finishing since")
+    wanted = {id(need) for run in failed for need in grids.with_needs(run)}
+    return [run for run in runs if id(run) in wanted]
 
 
 def _lacks_need(p: Progress) -> None:
@@ -137,8 +160,8 @@ def _check(runs: list[Run], results: Path, source: Path) -> None:
             read(run.folders.record)
     folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(ROOM))  # an empty file fits on a full disk
     except OSError as error:
         raise ConfigError(f"--results {results}: cannot write in {folder} ({error.strerror})") from None
 
@@ -155,7 +178,13 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
     parser.add_argument("--results", default="results/local", metavar="DIR", help="default: results/local")
-    parser.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
+    parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--status", action="store_true", help="where every run stands, and nothing else")
+    does.add_argument("--collect", action="store_true", help="the table of what is finished, and nothing else")
+    does.add_argument("--cancel", action="store_true", help="take the grid's jobs out of SLURM's queue")
+    does.add_argument("--resubmit", choices=("failed",), help="only runs that failed, and what they need")
+    does.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, not {args.jobs}")
@@ -172,11 +201,12 @@ def _cluster(asked: str) -> str:
     return asked
 
 
-def _executor(cluster: str, logs: Path, jobs: int | None) -> Executor:
+def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site) -> Any:
     from slurm.executors import Debug, Local, Slurm
 
+    logs = runs[0].folders.root / "work" / runs[0].folders.grid / "_submitit"
     if cluster == "slurm":
-        return Slurm(logs, jobs)
+        return Slurm(logs, jobs, site)
     return Local(logs, jobs or 1) if cluster == "local" else Debug()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -162,6 +163,45 @@ def _result_row(record: Record) -> list[str]:
     return [record.label, str(record.seed), top1, soft, hardened, *cost, str(epochs), f"{seconds:,.0f}"]
 
 
+def status(runs: list[Run]) -> str:
+    """Where every run stands, from records and from the status files that runs keep: no queue is asked."""
+    rows, counts = [], Counter[str]()
+    for run in runs:
+        row = _status_row(run)
+        counts[row[2]] += 1
+        rows.append(row)
+    header = ["run", "seed", "state", "epoch", "top-1 % / loss", "MACs", "to go", "node", "resumed", "why"]
+    return f"{table(header, rows, left=(0, 2, 7, 9))}\n\n{', '.join(f'{n} {state}' for state, n in counts.items())}"
+
+
+def _status_row(run: Run) -> list[str]:
+    name, seed = run.label, str(run.config.seed)
+    if run.finished:
+        record = read(run.folders.record)
+        share = f"{record.size.macs / record.size.dense_macs:.1%}" if record.size else ""
+        epochs = str(sum(stage.epochs for stage in record.stages))
+        return [name, seed, "finished", epochs, _top1(run.folders.record), share, "", "", str(record.resumed), ""]
+    found = _status(run.folders.status)
+    state = found.get("state", "waiting")
+    if state == "waiting":
+        return [name, seed, state, *[""] * 6, lacking(run)]
+    epoch = f"{found['epoch']}/{found['epochs']}" if "epoch" in found else ""
+    loss = f"{found['loss']:.3f}" if "loss" in found else ""
+    eta = duration(found["eta_s"]) if state == "running" and "eta_s" in found else ""
+    return [
+        name,
+        seed,
+        state,
+        epoch,
+        loss,
+        "",
+        eta,
+        found.get("node", ""),
+        str(found.get("resumed", "")),
+        found.get("error", ""),
+    ]
+
+
 def table(header: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
     """Columns two spaces apart; those in ``left`` aligned left, numbers right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -204,12 +244,12 @@ def _status(path: Path) -> dict[str, Any]:
         return {}
 
 
-def failure(run: Run, since: float, log: str) -> str:
-    """Why a run failed: its newest failed record written after ``since`` (unix time), else its ``log``'s last line."""
+def recorded_failure(run: Run, since: float) -> str | None:
+    """What a run's newest failed record says, if it was written after ``since`` (unix time)."""
     attempts = sorted(run.folders.runs.glob(f"{run.run_id}.failed-*.json"), key=lambda path: path.stat().st_mtime)
-    if attempts and attempts[-1].stat().st_mtime >= since:
-        try:
-            return read(attempts[-1]).error
-        except ConfigError as error:
-            return str(error)
-    return log or "ended without a record"
+    if not attempts or attempts[-1].stat().st_mtime < since:
+        return None
+    try:
+        return read(attempts[-1]).error
+    except ConfigError as error:
+        return str(error)

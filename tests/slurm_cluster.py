@@ -1,0 +1,144 @@
+"""A real SLURM of two nodes on loopback, started and stopped by hand: needs root, Debian's slurm-wlm and munge.
+
+Everything lies in one folder: configuration, keys, state, logs. No systemd, no cgroups, no accounting.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+NODES = ("127.0.0.2", "127.0.0.3")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={root}/munge.socket,cred_expire=5
+SlurmctldPort={port}
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/%n.pid
+SlurmctldLogFile={root}/log/slurmctld
+SlurmdLogFile={root}/log/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+MinJobAge=3600
+MaxArraySize={max_array}
+SlurmdTimeout=20
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=0
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """Why no cluster can be started here; '' if one can."""
+    lacking = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if lacking:
+        return f"{', '.join(lacking)} not installed (Debian: slurm-wlm, munge)"
+    return "" if os.geteuid() == 0 else "needs root"
+
+
+class Cluster:
+    """``cpus``: of each node, whatever the machine has."""
+
+    def __init__(self, root: Path, cpus: int = 2, max_array: int = 1001):
+        self.root, self.processes = root, dict[str, subprocess.Popen[bytes]]()
+        root.chmod(0o711)  # munged insists that its socket can be reached
+        for folder in ("state", "spool", "log"):
+            (root / folder).mkdir(parents=True)
+        ports = free_ports(1 + len(NODES))
+        lines = [CONFIGURATION.format(root=root, port=ports[0], max_array=max_array)]
+        for node, port in zip(NODES, ports[1:], strict=True):
+            lines.append(f"NodeName={node} NodeHostname=localhost Port={port} CPUs={cpus} RealMemory=4000\n")
+        self.configuration = root / "slurm.conf"
+        self.configuration.write_text("".join([*lines[1:], lines[0]]))
+        key = root / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
+        self.environment["PATH"] += ":/usr/sbin"
+
+    def start(self) -> None:
+        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
+        files |= {"log-file": "munged.log", "seed-file": "munged.seed"}
+        self._spawn("munged", "munged", "-F", *(f"--{key}={self.root / name}" for key, name in files.items()))
+        until(lambda: (self.root / "munge.socket").exists(), "munged's socket")
+        self.start_controller()
+        for node in NODES:
+            self.start_node(node)
+        until(lambda: self.run("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(NODES), "idle nodes")
+
+    def start_controller(self) -> None:
+        self._spawn("slurmctld", "slurmctld", "-D")
+        until(lambda: "UP" in self.run("scontrol", "ping"), "the controller")
+
+    def start_node(self, node: str) -> None:
+        (self.root / "spool" / node).mkdir(exist_ok=True)
+        self._spawn(node, "slurmd", "-D", "-N", node)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """A node by its name, 'slurmctld' or 'munged'."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        process.wait(20)
+
+    def run(self, *command: str) -> str:
+        """Standard output; '' if the command failed."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else ""
+
+    def stop(self) -> None:
+        """Jobs first, because what a job started outlives its slurmd; munged last."""
+        if "slurmctld" in self.processes:
+            self.run("scancel", "--user=root")
+            until(lambda: not self.run("squeue", "-h").strip(), "an empty queue", seconds=60)
+        for name in [*NODES, "slurmctld", "munged"]:
+            if name in self.processes:
+                self.kill(name, signal.SIGTERM)
+
+    def _spawn(self, name: str, *command: str) -> None:
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports

@@ -1,5 +1,6 @@
 # make reproduce   set up, run the laptop grid, execute the notebooks, print the table and the figures' paths
 # make test        set up, lint, type-check, run the quick tests      (make test-slow: the minutes-long ones)
+# make slurm-test  the launcher on a real SLURM of two nodes, started for the tests (Debian, root)
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: setup reproduce notebooks test test-slow lint release lock clean
+.PHONY: setup reproduce notebooks test test-slow slurm-test lint release lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,10 +28,14 @@ reproduce: $(STAMP)
 	$(BIN)/python -m analysis.execute --results $(RESULTS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+slurm-test: $(STAMP)
+	command -v slurmctld munged >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

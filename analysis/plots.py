@@ -1,7 +1,7 @@
 """Figures: functions from data frames to ``Figure``, in one style, and one ``save``.
 
-Widths are those of a two-column paper. Colours are Okabe and Ito's, which the colour-blind can tell apart; methods
-differ in their markers too.
+Widths are those of a two-column paper. Colours are Okabe and Ito's, which the colour-blind can tell apart (but for
+two that are too pale on white, or one too many); methods differ in their markers too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ LOOKS = {
     "taylor": Look("#E69F00", "D"),
     "magnitude": Look("#CC79A7", "v"),
     "vit_slim": Look("#56B4E9", "P"),
-    "cofi": Look("#F0E442", "X"),
+    "cofi": Look("#6A51A3", "X"),
     "random": Look(GREY, "d"),
     "peer": Look("#8B4513", "<"),
 }

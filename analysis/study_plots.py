@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots import COLUMN, GREY, LOOKS, PAGE, look
+from analysis.plots import COLUMN, GREY, LOOKS, PAGE, STYLE, look
+
+FAR = 4.0  # points of top-1: a method this far from the others would hide them
 
 
 class Dots(NamedTuple):
@@ -22,8 +24,9 @@ class Dots(NamedTuple):
     line: float | None = None  # a vertical line, what the dots are compared with
 
 
-def dots(panels: list[Dots], lines: list[str]) -> Figure:
-    """Means with intervals, one line per title and one panel per quantity; a line without a row stays empty."""
+def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | None = None) -> Figure:
+    """Means with intervals, one line per title and one panel per quantity; a line without a row stays empty. With
+    ``limits`` all panels have one scale, and what lies beyond is written at the edge."""
     fig = Figure(figsize=(PAGE, 0.75 + 0.165 * len(lines)), layout="constrained")
     place = {title: position for position, title in enumerate(lines)}
     for ax, panel in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
@@ -31,6 +34,10 @@ def dots(panels: list[Dots], lines: list[str]) -> Figure:
             ax.axvline(panel.line, color="black", linewidth=0.7, linestyle="--", zorder=1)
         for row in panel.rows.to_dict("records"):
             style = look(row.get("method", "hiap"))
+            if limits and not limits[0] < row["middle"] < limits[1]:
+                words = f"← {row['middle']:.1f}" if row["middle"] < limits[0] else f"{row['middle']:.1f} →"
+                ax.text(limits[0], place[row["title"]], f" {words}", va="center", color=style.colour, fontsize=6.5)
+                continue
             ax.errorbar(
                 row["middle"],
                 place[row["title"]],
@@ -46,8 +53,10 @@ def dots(panels: list[Dots], lines: list[str]) -> Figure:
         ax.set_xlabel(panel.unit)
         ax.grid(True, axis="x")
         ax.xaxis.set_major_locator(MaxNLocator(5))
+        if limits:
+            ax.set_xlim(limits)
     fig.axes[0].set_yticks(range(len(lines)), lines)
-    fig.axes[0].invert_yaxis()
+    fig.axes[0].set_ylim(len(lines) - 0.5, -0.5)
     return fig
 
 
@@ -64,7 +73,14 @@ def forest(rows: pd.DataFrame) -> Figure:
         named = named.rename(columns={"difference_low": "low", "difference_high": "high"})
         panels.append(Dots(f"{100 * target:.0f} % of the MACs", "points against HiAP", named, line=0.0))
     order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
-    return dots(panels, list(order.index))
+    near = compared[compared["difference"].abs() < FAR]
+    ends = near["difference_low"].min() - 0.2, near["difference_high"].max() + 0.2
+    fig = dots(panels, list(order.index), limits=ends)
+    n = sorted({int(compared["n"].min()), int(compared["n"].max())})
+    fig.suptitle(
+        f"n = {' to '.join(map(str, n))} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
+    )
+    return fig
 
 
 def bill(studies: dict[str, pd.DataFrame]) -> Figure:

@@ -6,8 +6,8 @@ columns that are left; ``layout`` says how it runs them:
 - 'ragged': heads of equal width together, one attention call per width. Executes exactly the MACs that are left, but
   torch's fused kernels ask for equal widths of q, k and v, so narrow values fall to the slow path.
 - 'padded': all heads in one fused call, narrow ones padded with zeros. Executes more MACs in the attention products
-  (never in a projection) and is the faster one: on a CPU, 1.05-1.2 times a dense head's attention time at any width,
-  where 'ragged' takes 1.6-3 times (``python -m hiap.bench speed`` measures it on your machine).
+  (never in a projection) and is the faster one wherever it was measured: ``results/bench`` has the reports, ``python -m
+  hiap.bench speed`` makes one of your machine.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Round(Stage):
         ranking = self.rank(model, context)
         selection.require_reachable(dims, ranking, context.target_macs)  # the last round's, before the first trains
         kept = selection.keep_best(dims, ranking, round(dense + self.share * (context.target_macs - dense)))
-        gated = gated_vit.gate(model, GateConfig(), kind=FixedGate)
+        gated = gated_vit.gate(model, GateConfig(dims="qkv" if ranking.cut_qk else "v"), kind=FixedGate)
         gated_vit.set_masks(gated, kept)
         self.dense = model
         return extract(gated) if self.share == 1 else gated

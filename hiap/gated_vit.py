@@ -240,14 +240,18 @@ def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tenso
 @torch.no_grad()
 def fold(gated: Any, dense: VisionTransformer) -> Any:
     """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
-    ``dense`` is what was gated and gives the structure. Only for ``dims='v'``, whose gates touch output weights alone.
+    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``, which hardens to another function.
     """
     plain: Any = copy.deepcopy(dense)
     weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
     plain.load_state_dict(weights)
     for source, block, mask in zip(gated.blocks, plain.blocks, masks(gated), strict=True):
         dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
-        block.attn.qkv.weight.chunk(3)[2].mul_(dims[:, None])
+        qkv = block.attn.qkv
+        for rows in qkv.weight.chunk(3)[0 if source.attn.mode == "qkv" else 2 :]:
+            rows.mul_(dims[:, None])
+        if qkv.bias is not None and source.attn.mode == "qkv":
+            qkv.bias.view(3, -1)[:2].mul_(dims)
         block.attn.proj.weight.mul_(dims)
         block.mlp.fc1.weight.mul_(neurons[:, None])
         block.mlp.fc2.weight.mul_(neurons)

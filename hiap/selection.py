@@ -19,10 +19,9 @@ from hiap.gated_vit import BlockMask
 class Ranking:
     """Keys by which units are kept, highest first, comparable across all units. A kind left None is not pruned.
 
-    ``heads`` (L, H) whole heads; ``dims`` (L, H, Dh) value dimensions, a head goes with its last one (give one of the
-    two); ``neurons`` (L, Dffn), an FFN goes with its last one. ``cut_qk``: a dimension takes its Q and K rows along."""
+    ``dims`` (L, H, Dh) value dimensions, a head goes with its last one; ``neurons`` (L, Dffn), an FFN goes with its
+    last one. ``cut_qk``: a dimension takes its Q and K rows along."""
 
-    heads: Tensor | None = None
     dims: Tensor | None = None
     neurons: Tensor | None = None
     cut_qk: bool = False
@@ -32,7 +31,7 @@ def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMas
     """Masks that keep the highest-ranked units such that the extracted model has at most ``target`` MACs, and no
     further unit of a head that is left, or neuron, would fit. Raises ``ConfigError`` if the target is out of reach."""
     require_reachable(dims, ranking, target)
-    keys = torch.cat([t.flatten() for t in (_attention_keys(ranking), ranking.neurons) if t is not None])
+    keys = torch.cat([t.flatten() for t in (ranking.dims, ranking.neurons) if t is not None])
     order = keys.argsort(descending=True, stable=True)
 
     def macs(chosen: Tensor) -> int:
@@ -49,7 +48,7 @@ def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMas
 
 def require_reachable(dims: ledger.Dims, ranking: Ranking, target: int) -> None:
     """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not enough."""
-    units = sum(t.numel() for t in (_attention_keys(ranking), ranking.neurons) if t is not None)
+    units = sum(t.numel() for t in (ranking.dims, ranking.neurons) if t is not None)
     none = torch.zeros(units, dtype=torch.bool)
     least = cost.masked_macs(dims, _masks(dims, ranking, none), ranking.cut_qk)
     if least > target:
@@ -72,10 +71,6 @@ def global_rank(scores: Tensor) -> Tensor:
     return within_layer_rank(scores[None])[0]
 
 
-def _attention_keys(ranking: Ranking) -> Tensor | None:
-    return ranking.dims if ranking.heads is None else ranking.heads
-
-
 def _first(order: Tensor, count: int) -> Tensor:
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[order[:count]] = True
@@ -86,21 +81,16 @@ def _top_up(dims: ledger.Dims, ranking: Ranking, chosen: Tensor, rest: Tensor, s
     """Add the best remaining units that still fit; a dimension of a head that is gone would bring the head back, with
     all that its Q and K cost: not it."""
     prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    size, price = dims.head_dim, prices.value_dim
-    if ranking.heads is not None:
-        size, price = 1, prices.head + dims.head_dim * prices.value_dim
-    elif ranking.cut_qk:
-        price += prices.head // dims.head_dim
-    attention = _attention_keys(ranking)
-    n_attention = 0 if attention is None else attention.numel()
+    price = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
+    n_dims = 0 if ranking.dims is None else ranking.dims.numel()
     for unit in rest.tolist():
         if slack < min(price, prices.neuron):
             break
-        if unit < n_attention and ranking.heads is None:
-            head = unit // size * size
-            if not chosen[head : head + size].any():
+        if unit < n_dims:
+            head = unit // dims.head_dim * dims.head_dim
+            if not chosen[head : head + dims.head_dim].any():
                 continue
-        unit_price = price if unit < n_attention else prices.neuron
+        unit_price = price if unit < n_dims else prices.neuron
         if unit_price <= slack:
             chosen[unit] = True
             slack -= unit_price
@@ -108,13 +98,11 @@ def _top_up(dims: ledger.Dims, ranking: Ranking, chosen: Tensor, rest: Tensor, s
 
 
 def _masks(dims: ledger.Dims, ranking: Ranking, chosen: Tensor) -> list[BlockMask]:
-    attention = _attention_keys(ranking)
-    shape = (dims.depth, dims.heads, dims.head_dim)
-    value, n_attention = torch.ones(shape, dtype=torch.bool), 0
-    if attention is not None:
-        n_attention = attention.numel()
-        value = chosen[:n_attention].view(dims.depth, dims.heads, -1).expand(shape)
+    value, n_dims = torch.ones(dims.depth, dims.heads, dims.head_dim, dtype=torch.bool), 0
+    if ranking.dims is not None:
+        n_dims = ranking.dims.numel()
+        value = chosen[:n_dims].view(value.shape)
     neurons = torch.ones(dims.depth, dims.hidden, dtype=torch.bool)
     if ranking.neurons is not None:
-        neurons = chosen[n_attention:].view(neurons.shape)
+        neurons = chosen[n_dims:].view(neurons.shape)
     return [BlockMask(heads=v.any(-1), dims=v, ffn=n.any(), neurons=n) for v, n in zip(value, neurons, strict=True)]

@@ -76,25 +76,30 @@ def test_baselines_land_less_than_a_neuron_below_the_target(rank, share, images)
     assert target - prices.neuron < cost.masked_macs(dims, kept) <= target
 
 
-def test_heads_are_removed_whole_and_no_further_one_would_fit():
+@pytest.mark.parametrize("share", (0.9, 0.8, 0.75))
+def test_heads_go_whole_but_for_the_one_at_the_boundary(share):
     model = small_vit()
     dims, prices, dense = sizes(model)
-    target = round(0.8 * dense)
-    kept = keep_best(dims, magnitude.rank(model, Context(Config(), target, IMAGE)), target)
-    assert all((m.dims.all(-1) | ~m.dims.any(-1)).all() for m in kept)
-    assert target - prices.head - dims.head_dim * prices.value_dim < cost.masked_macs(dims, kept) <= target
+    target = round(share * dense)
+    ranking = magnitude.rank(model, Context(Config(), target, IMAGE))
+    kept = keep_best(dims, ranking, target)
+    assert sum(int((m.dims.any(-1) & ~m.dims.all(-1)).sum()) for m in kept) <= 1
+    per_dim = prices.head // dims.head_dim + prices.value_dim
+    assert target - per_dim < cost.masked_macs(dims, kept, cut_qk=True) <= target
     with pytest.raises(ConfigError, match="reachable"):
-        keep_best(dims, magnitude.rank(model, Context(Config(), target, IMAGE)), round(0.3 * dense))
+        keep_best(dims, ranking, round(0.3 * dense))
 
 
 def test_the_weakest_heads_go():
     model = small_vit()
-    dims, _, dense = sizes(model)
+    dims, prices, dense = sizes(model)
     with torch.no_grad():
         model.blocks[1].attn.qkv.weight.chunk(3)[2].view(4, 8, 32)[2] *= 1e-3
         model.blocks[1].attn.proj.weight.view(32, 4, 8)[:, 2] *= 1e-3
-    kept = keep_best(dims, magnitude.rank(model, Context(Config(), None, IMAGE)), dense - 1)
+    target = dense - prices.head - dims.head_dim * prices.value_dim
+    kept = keep_best(dims, magnitude.rank(model, Context(Config(), target, IMAGE)), target)
     assert [m.heads.tolist() for m in kept] == [[True] * 4, [True, True, False, True], [True] * 4]
+    assert all(m.dims[m.heads].all() for m in kept)
 
 
 def test_taylor_removes_what_the_loss_does_not_feel():
@@ -155,10 +160,14 @@ def test_soft_masks_multiply_and_start_as_the_dense_network(images):
     assert not torch.allclose(gated(images), model(images), atol=1e-4)
 
 
-def test_folding_keeps_the_function_and_leaves_a_dense_network(images):
+@pytest.mark.parametrize("mode", ["v", "qkv"])
+def test_folding_keeps_the_function_and_leaves_a_dense_network(mode, images):
     model = small_vit()
+    for block in model.blocks:
+        torch.nn.init.normal_(block.attn.qkv.bias)
+        block.attn.qkv.weight.data *= 10
     dims, _, dense = sizes(model)
-    gated = gated_vit.gate(model, kind=FixedGate)
+    gated = gated_vit.gate(model, kind=FixedGate, dims=mode)
     kept = keep_best(dims, uniform.rank(model, Context(Config(), None, IMAGE)), dense // 2)
     kept[1].heads[:], kept[1].dims[:], kept[2].ffn[...] = False, False, False
     gated_vit.set_masks(gated, kept)

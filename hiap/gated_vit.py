@@ -240,7 +240,7 @@ def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tenso
 @torch.no_grad()
 def fold(gated: Any, dense: VisionTransformer) -> Any:
     """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
-    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``, which hardens to another function.
+    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``: it hardens to another function.
     """
     plain: Any = copy.deepcopy(dense)
     weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}

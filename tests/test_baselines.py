@@ -76,7 +76,7 @@ def test_baselines_land_less_than_a_neuron_below_the_target(rank, share, images)
     assert target - prices.neuron < cost.masked_macs(dims, kept) <= target
 
 
-@pytest.mark.parametrize("share", (0.9, 0.8, 0.75))
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.75])
 def test_heads_go_whole_but_for_the_one_at_the_boundary(share):
     model = small_vit()
     dims, prices, dense = sizes(model)

@@ -26,6 +26,10 @@ from hiap.selection import Ranking, global_rank
 class SoftMask(Gate):
     """zeta itself while it is learned; 0 or 1 once hardened. There is no macro mask."""
 
+    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, kind, config, generator)
+        self.logit.requires_grad_(kind == "micro")
+
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)

@@ -124,6 +124,10 @@ class GateConfig(_Section):
     # A9: 'gated' multiplies the attention's output bias by "any head open", so that a layer whose gates are all closed
     # is the identity, as section 3 says; 'kept' leaves the bias (which belongs to no head) in place.
     attn_bias: Literal["gated", "kept"] = "gated"
+    # A10: unstated. 'own': every process, and every part of an accumulated batch, draws its own noise, as plain
+    # data-parallel training does. 'shared': all draw the same, gates and drop path alike, so that what is learned does
+    # not depend on how many processes share the batch.
+    noise: Literal["own", "shared"] = "own"
     tau_start: float = Field(2.0, gt=0)
     tau_end: float = Field(0.5, gt=0)
 
@@ -203,6 +207,7 @@ class RunConfig(_Section):
     threads: int = Field(0, ge=0)  # 0: torch's choice
     workers: int = Field(0, ge=0)
     compile: bool = False
+    accumulate: int = Field(1, ge=1)  # parts in which a process takes its share of optim.batch_size, to save memory
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
     tensorboard: bool = True
     progress: bool = True

@@ -106,10 +106,19 @@ def steps_per_epoch(data: DataConfig, img_size: int, batch_size: int) -> int:
 
 
 def train_batches(
-    data: DataConfig, img_size: int, *, batch_size: int, seed: int, epoch: int, start: int = 0, workers: int = 0
+    data: DataConfig,
+    img_size: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels int64
-    (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone."""
+    (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
+    ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch."""
     dataset = _dataset(data, img_size, "train")
     size = min(batch_size, len(dataset))
     mixing = data.mixup > 0 or data.cutmix > 0
@@ -117,7 +126,7 @@ def train_batches(
         raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {size}")
     order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(len(dataset))
     steps = max(1, len(dataset) // batch_size)
-    batches = list(order[: steps * size].reshape(steps, size)[start:])
+    batches = [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
         if mix is not None:
@@ -126,11 +135,30 @@ def train_batches(
         yield images, targets
 
 
-def test_batches(data: DataConfig, img_size: int, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:  # noqa: PT028
-    """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller."""
+def test_batches(
+    data: DataConfig,
+    img_size: int,
+    *,
+    batch_size: int,
+    workers: int = 0,  # noqa: PT028
+    share: tuple[int, int] = (0, 1),  # noqa: PT028
+) -> Iterator[Batch]:
+    """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller. ``share``
+    (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
     dataset = _dataset(data, img_size, "test")
     batches = [np.arange(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
-    yield from dataset.load(batches, (0, 0), workers)
+    first, step = share
+    yield from dataset.load(batches[first::step], (0, 0), workers)
+
+
+def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
+    """Part ``index`` of ``count`` of a batch (n,). Image i goes with image n - 1 - i, which timm's mixup pairs it with:
+    a part that is mixed by itself is what it would be in the whole batch."""
+    if count == 1:
+        return batch
+    pairs, n = np.array_split(np.arange(len(batch) // 2), count)[index], len(batch)
+    alone = np.arange(n // 2, n - n // 2) if index == count - 1 else pairs[:0]  # the middle of an odd batch
+    return batch[np.concatenate([pairs, alone, n - 1 - pairs[::-1]])]
 
 
 class _Dataset(Protocol):

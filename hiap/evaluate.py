@@ -10,23 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiap.distributed import ALONE, World
 from hiap.gated_vit import sampling
 from hiap.record import Score
 
 
 def evaluate(
-    model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool = False, soft: bool = False
+    model: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    bf16: bool = False,
+    soft: bool = False,
+    world: World = ALONE,
 ) -> Score:
     """Top-1 (per cent) and mean cross-entropy (nats) over all images of ``batches``; the model is left in eval mode.
 
-    ``soft``: gates sample as in training, one draw per batch; else a gated model runs its hardened gates."""
+    ``soft``: gates sample as in training, one draw per batch; else a gated model runs its hardened gates. With several
+    processes in ``world`` each brings batches of its own, and all get the score of all images."""
     model.eval()
     with sampling(model) if soft else nullcontext():
-        return _evaluate(model, batches, device, bf16)
+        return _evaluate(model, batches, device, bf16, world)
 
 
 @torch.no_grad()
-def _evaluate(model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool) -> Score:
+def _evaluate(
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool, world: World
+) -> Score:
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     n = 0
@@ -38,6 +47,7 @@ def _evaluate(model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torc
         correct += (logits.argmax(-1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum").double()
         n += len(labels)
+    right, nats, n = world.sum(torch.stack([correct.double(), loss, loss.new_tensor(n)])).tolist()  # exact up to 2^53
     if n == 0:
         raise ValueError("evaluate: the test split is empty")
-    return Score(top1=100 * correct.item() / n, loss=loss.item() / n, n=n)
+    return Score(top1=100 * right / n, loss=nats / n, n=int(n))

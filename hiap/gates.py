@@ -72,6 +72,10 @@ class Gate(nn.Module):
 class FixedGate(Gate):
     """A gate that is what it was fixed to, in training too: a mask. Its logit is never trained."""
 
+    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, kind, config, generator)
+        self.logit.requires_grad_(False)
+
     def forward(self) -> Tensor:
         return self.hardened().to(self.logit.dtype)
 

@@ -111,6 +111,7 @@ class Environment(_Part):
     device: str
     device_name: str
     threads: int
+    processes: int = 1
     python: str
     platform: str
     libraries: dict[str, str]
@@ -209,7 +210,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def environment(device: torch.device, command: str) -> Environment:
+def environment(device: torch.device, command: str, processes: int = 1) -> Environment:
     import torch  # here, so that reading records (launcher, analysis) starts without it
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -218,6 +219,7 @@ def environment(device: torch.device, command: str) -> Environment:
         device=device.type,
         device_name=name,
         threads=torch.get_num_threads(),
+        processes=processes,
         python=platform.python_version(),
         platform=platform.platform(),
         libraries={name: version(name) for name in LIBRARIES},

@@ -17,17 +17,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hiap import checkpoint, cost, data, gated_vit, method, store
 from hiap.config import Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
 from hiap.extraction import PrunedAttention
 from hiap.model import build, set_drop_path
@@ -65,43 +67,60 @@ def run(config: Config) -> Record:
     """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished).
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
-    record was written, and ``Interrupted`` after a checkpoint was written.
+    record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or submitit several
+    processes share the run (``hiap.distributed``).
     """
     folders = Folders.of(config)
     if folders.record.exists():
         return read(folders.record)
     _preflight(config, folders)
     started = now()
-    try:
-        with _stop_signals() as stopping:
-            record = Run(config, folders, stopping).execute(started)
-    except (ConfigError, Interrupted):
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted(f"{config.run_id}: interrupted") from None
-    except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
+    with joined(pick_device(config.run.device)) as world:
         try:
-            path = write(_record(config, started, status="failed", error=line), folders)
-            _status(folders, state="failed", error=line)
-        except OSError as full:
-            raise TrainingFailedError(f"{config.run_id}: {line} (not recorded: {full.strerror})") from error
-        raise TrainingFailedError(f"{config.run_id}: {line} (recorded in {path})") from error
-    write(record, folders)
-    _status(folders, state="finished")
+            with _stop_signals() as stopping:
+                record = Run(config, folders, stopping, world).execute(started)
+        except (ConfigError, Interrupted):
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(f"{config.run_id}: interrupted") from None
+        except Exception as error:
+            if lost_another(error, world):
+                raise Interrupted(f"{config.run_id}: another process has gone; run again to resume") from error
+            raise TrainingFailedError(_record_failure(config, folders, started, error, world)) from error
+        if world.first:
+            write(record, folders)
+            _status(folders, state="finished")
     return record
+
+
+def _record_failure(config: Config, folders: Folders, started: str, error: Exception, world: World) -> str:
+    """Write the failed record; what to tell."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not world.first:  # all may fail of the same: one record
+        return f"{config.run_id}: {line} (process {world.rank})"
+    try:
+        path = write(_record(config, started, status="failed", error=line), folders)
+        _status(folders, state="failed", error=line)
+    except OSError as full:
+        return f"{config.run_id}: {line} (not recorded: {full.strerror})"
+    return f"{config.run_id}: {line} (recorded in {path})"
 
 
 class Run:
     """One run in progress: what it is made of, and how far it has come."""
 
-    def __init__(self, config: Config, folders: Folders, stopping: Callable[[], bool]):
-        self.config, self.folders, self.stopping = config, folders, stopping
+    def __init__(self, config: Config, folders: Folders, stopping: Callable[[], bool], world: World = ALONE):
+        self.config, self.folders, self.stopping, self.world = config, folders, stopping, world
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device)
         self.info = info = data.info(config.data, config.model.img_size)
         self.image = (info.channels, config.model.img_size, config.model.img_size)
+        parts, batch = world.size * config.run.accumulate, min(config.optim.batch_size, info.train)
+        if 1 < parts > batch // 2:
+            raise ConfigError(
+                f"optim.batch_size {batch}: too small for {parts} parts (processes x run.accumulate) of a pair or more"
+            )
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
         self.stages = method.stages(config)
         self.context = method.Context(config, target_macs(config, folders, self._macs(self.start)), self.image)
@@ -117,6 +136,7 @@ class Run:
         config = self.config
         metrics = Metrics(dense=self._score(self.start) if config.model.weights else None)
         state = checkpoint.load(self.folders.work / "checkpoints")
+        self.world.wait()  # before the first process writes the next one
         first = 0
         if state:
             first, self.resumed = state["stage"], state["resumed"] + 1
@@ -134,13 +154,15 @@ class Run:
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft, metrics.hardened = self._soft_score(model), self._score(model)
             model = stage.finish(model)
-            if index + 1 < len(self.stages):
+            if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self._stage_folder(index))
         metrics.extracted = self._score(model)
-        store.save(model, self.folders.model)
+        if self.world.first:
+            store.save(model, self.folders.model)
         return _record(
             config,
             started,
+            self.world.size,
             status="finished",
             metrics=metrics,
             gap=metrics.gap,
@@ -162,13 +184,14 @@ class Run:
         phase = Phase(index, stage, config, model, make_optimizer(model, config), self._steps_per_epoch())
         if state:
             phase.restore(state, self.device)
-        forward = torch.compile(model) if config.run.compile else model
+        forward = self.world.wrap(model, self.device)
+        forward = torch.compile(forward) if config.run.compile else forward
+        shown = config.run.progress and self.world.first and sys.stderr.isatty()
         bar = tqdm(total=phase.total, initial=phase.step, desc=f"{config.run.label or config.run_id} {stage.name}",
-                   leave=False, disable=not (config.run.progress and sys.stderr.isatty()))  # fmt: skip
+                   leave=False, disable=not shown)  # fmt: skip
         model.train()
         while phase.step < phase.total:
             for images, targets in self._rest_of_epoch(phase):
-                torch.manual_seed(derive(config.seed, "step", index, phase.step))  # gate noise, dropout, drop path
                 phase.rate = learning_rate(config, phase.step, phase.per_epoch, phase.total)
                 phase.tau = stage.anneal(model, phase.step / phase.total)
                 phase.add(self._step(phase, forward, images, targets))
@@ -187,31 +210,56 @@ class Run:
                 epoch=epoch,
                 start=position,
                 workers=self.config.run.workers,
+                share=(self.world.rank, self.world.size),
             )
         )
 
-    def _step(
-        self, phase: Phase, forward: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
-    ) -> dict[str, Tensor]:
-        """Forward, backward, update; the loss and its terms, detached."""
-        config = phase.config
+    def _step(self, phase: Phase, forward: Any, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Forward, backward, update; the loss and its terms, detached: their means over the processes are the batch's.
+
+        This process's share of the batch goes through in ``run.accumulate`` parts."""
+        config, parts = phase.config, phase.config.run.accumulate
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
+        phase.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for i in range(parts):
+            chosen = slice(None) if parts == 1 else data.part(np.arange(len(images)), i, parts)
+            waits = nullcontext() if i == parts - 1 or self.world.size == 1 else forward.no_sync()
+            self._seed_noise(phase, self.world.rank * parts + i)
+            with waits:
+                values = self._part(phase, forward, images[chosen], targets[chosen])
+                values["loss"].backward()
+            for name, value in values.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if config.optim.clip_norm:
+            nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = phase.rate * group["scale"]
+        phase.optimizer.step()
+        return sums
+
+    def _part(self, phase: Phase, forward: Any, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
+        config = phase.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
                 taught = self.teacher(images) if self.teacher else None
             logits = forward(images)
         task = task_loss(logits, targets, taught, config.distill, config.optim.label_smoothing)
         terms = phase.stage.terms(phase.model)
-        loss = torch.stack([task, *terms.values()]).sum()
-        phase.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.optim.clip_norm:
-            nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
-        for group in phase.optimizer.param_groups:
-            group["lr"] = phase.rate * group["scale"]
-        phase.optimizer.step()
-        return {k: v.detach() for k, v in {"loss": loss, "task": task, **terms}.items()}
+        if config.run.accumulate * self.world.size > 1:
+            batch = min(config.optim.batch_size, self.info.train)
+            task = task * (len(images) * self.world.size / batch)
+            terms = {name: term / config.run.accumulate for name, term in terms.items()}
+        return {"loss": torch.stack([task, *terms.values()]).sum(), "task": task, **terms}
+
+    def _seed_noise(self, phase: Phase, part: int) -> None:
+        """Gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says so."""
+        place: tuple[int, ...] = (phase.index, phase.step)
+        if part and self.config.gates.noise == "own":
+            place += (part,)
+        torch.manual_seed(derive(self.config.seed, "step", *place))
 
     def _after_step(self, phase: Phase, bar: Any) -> None:
         """Look at the loss, close the epoch, checkpoint, stop if asked to."""
@@ -223,17 +271,19 @@ class Run:
         if phase.step == phase.total:
             self._bill(phase)
         every = self.config.run.checkpoint_steps
-        stop = self.stopping() and phase.step < phase.total
+        stop = self.world.any(self.stopping()) and phase.step < phase.total
         if ended or stop or (every and phase.step % every == 0):
             self._checkpoint(phase)
         if stop:
-            _status(self.folders, state="stopped", resumed=self.resumed)
+            self._status(state="stopped", resumed=self.resumed)
+            self.world.wait()
             raise Interrupted(
                 f"{self.config.run_id}: stopped at step {phase.step} of {phase.total}; run again to resume"
             )
 
     def _look(self, phase: Phase, bar: Any) -> None:
         """Stop on a loss that is not finite; tell the progress bar and status.json."""
+        phase.average(self.world)
         mean = float(phase.sums["loss"]) / ((phase.step - 1) % phase.per_epoch + 1)
         if not math.isfinite(mean):
             raise FloatingPointError(
@@ -243,8 +293,7 @@ class Run:
         if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
             self._last_status = time.monotonic()
             before = sum(s.epochs for s in self.stages[: phase.index])
-            _status(
-                self.folders,
+            self._status(
                 state="running",
                 stage=phase.stage.name,
                 epoch=before + phase.step // phase.per_epoch,
@@ -275,8 +324,12 @@ class Run:
         self.epochs.append(log)
         self._tensorboard(log)
 
+    def _status(self, **fields: Any) -> None:
+        if self.world.first:
+            _status(self.folders, **fields)
+
     def _tensorboard(self, log: EpochLog) -> None:
-        if not self.config.run.tensorboard:
+        if not (self.config.run.tensorboard and self.world.first):
             return
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -307,6 +360,9 @@ class Run:
         )
 
     def _checkpoint(self, phase: Phase) -> None:
+        phase.average(self.world)
+        if not self.world.first:
+            return
         run = {
             "resumed": self.resumed,
             "bills": [b.model_dump() for b in self.bills],
@@ -323,8 +379,14 @@ class Run:
     def _score(self, model: Any, soft: bool = False) -> Score:
         config = self.config
         size = max(config.optim.batch_size, 250)
-        batches = data.test_batches(config.data, config.model.img_size, batch_size=size, workers=config.run.workers)
-        return evaluate(model.to(self.device), batches, self.device, self.bf16, soft)
+        batches = data.test_batches(
+            config.data,
+            config.model.img_size,
+            batch_size=size,
+            workers=config.run.workers,
+            share=(self.world.rank, self.world.size),
+        )
+        return evaluate(model.to(self.device), batches, self.device, self.bf16, soft, self.world)
 
     def _soft_score(self, model: Any) -> Score:
         """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
@@ -371,6 +433,12 @@ class Phase:
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.step += 1
+
+    def average(self, world: World) -> None:
+        """Let ``sums`` be the mean over the processes, in all of them."""
+        if world.size > 1 and self.sums:
+            means = world.sum(torch.stack(list(self.sums.values()))) / world.size
+            self.sums = dict(zip(self.sums, means, strict=True))
 
     def state(self) -> dict[str, Any]:
         return {
@@ -494,7 +562,7 @@ def _status(folders: Folders, **fields: Any) -> None:
     write_json(folders.status, {**fields, "node": platform.node(), "updated": now()})
 
 
-def _record(config: Config, started: str, **fields: Any) -> Record:
+def _record(config: Config, started: str, processes: int = 1, **fields: Any) -> Record:
     return Record(
         run_id=config.run_id,
         grid=config.run.grid,
@@ -502,7 +570,7 @@ def _record(config: Config, started: str, **fields: Any) -> Record:
         # Where the files lie says nothing about the result and does not travel.
         config=config.model_copy(update={"run": config.run.model_copy(update={"results": ""})}),
         seed=config.seed,
-        environment=environment(pick_device(config.run.device), command_of(config)),
+        environment=environment(pick_device(config.run.device), command_of(config), processes),
         started=started,
         finished=now(),
         **fields,

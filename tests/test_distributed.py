@@ -1,0 +1,175 @@
+"""Several processes train what one trains: same batches, same gradients, same evaluation; one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from hiap import data, train
+from hiap.config import Config, ConfigError, merge
+from hiap.record import Record, read
+
+REPOSITORY = Path(__file__).parents[1]
+START = """
+import json, sys
+from hiap import train
+from hiap.config import from_dict
+stop_at = int(sys.argv[2])
+if stop_at:
+    step = train.Run._step
+    def until(self, phase, *args):
+        if phase.step == stop_at - 1 and self.world.rank == self.world.size - 1:
+            self.stopping = lambda: True  # only one of them is told to stop
+        return step(self, phase, *args)
+    train.Run._step = until
+try:
+    train.run(from_dict(json.loads(sys.argv[1])))
+except train.Interrupted:
+    pass
+"""
+
+
+def together(processes: int, config: Config, stop_at: int = 0) -> None:
+    """The run, by so many processes of this machine."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launch, "--no-python", sys.executable, "-c", START, config.model_dump_json(), str(stop_at)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def hiap_run(results: Path, **sections: Any) -> Config:
+    """Gates that are often closed and prices that close few of them, so that the noise matters to the loss."""
+    gates = {"noise": "shared", "init_logit": 1.5, "lr": 0.02}
+    penalty = {"lambda_macro": 0.03, "lambda_micro": 0.03}
+    base: dict[str, Any] = {"method": "hiap", "optim": {"epochs": 3, "lr": 1e-2}, "gates": gates, "penalty": penalty}
+    return tiny(results, **merge(base, sections))
+
+
+def same_curve(found: Record, expected: Record, tolerance: float) -> None:
+    assert found.run_id == expected.run_id
+    for a, b in zip(found.epochs, expected.epochs, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=tolerance)
+        assert a.terms == pytest.approx(b.terms, rel=tolerance)
+        assert (a.heads, a.neurons) == (b.heads, b.neurons)
+    assert found.metrics.extracted
+    assert expected.metrics.extracted
+    assert found.metrics.extracted.n == expected.metrics.extracted.n
+    assert found.metrics.extracted.loss == pytest.approx(expected.metrics.extracted.loss, rel=10 * tolerance)
+    assert found.size == expected.size
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return train.run(hiap_run(tmp_path_factory.mktemp("alone")))
+
+
+def record_of(config: Config) -> Record:
+    folders = train.Folders.of(config)
+    assert [path.name for path in folders.runs.iterdir()] == [f"{config.run_id}.json"], "one of them writes, once"
+    return read(folders.record)
+
+
+def test_four_processes_give_the_loss_curve_of_one(tmp_path: Path, alone: Record) -> None:
+    config = hiap_run(tmp_path)
+    together(4, config)
+    found = record_of(config)
+    same_curve(found, alone, 1e-5)
+    assert found.environment.processes == 4
+
+
+def test_a_checkpoint_serves_another_number_of_processes(tmp_path: Path, alone: Record) -> None:
+    config = hiap_run(tmp_path)
+    together(2, config, stop_at=17)  # in the middle of an epoch; one process is told to stop, both do
+    assert not train.Folders.of(config).record.exists()
+    same_curve(train.run(config), alone, 1e-5)
+    found = record_of(config)
+    assert (found.resumed, found.environment.processes) == (1, 1)
+
+
+def test_parts_of_one_process_are_shares_of_several(tmp_path: Path) -> None:
+    """Also with noise of its own for each part (A10)."""
+    own = {"gates": {"noise": "own"}}
+    one = train.run(hiap_run(tmp_path / "one", **own, run={"accumulate": 2}))
+    config = hiap_run(tmp_path / "two", **own)
+    together(2, config)
+    same_curve(record_of(config), one, 1e-5)
+
+
+def test_accumulated_parts_with_shared_noise_are_the_whole_batch(tmp_path: Path, alone: Record) -> None:
+    same_curve(train.run(hiap_run(tmp_path, run={"accumulate": 3})), alone, 1e-5)
+
+
+def test_noise_of_its_own_is_another_sample(tmp_path: Path, alone: Record) -> None:
+    found = train.run(hiap_run(tmp_path, gates={"noise": "own"}, run={"accumulate": 2}))
+    assert found.epochs[-1].loss != pytest.approx(alone.epochs[-1].loss, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["taylor", "vit_slim", "cofi"])
+def test_baselines_run_on_two_processes(method: str, tmp_path: Path) -> None:
+    target: dict[str, Any] = {"method": method, "budget": {"target_macs": 0.7}, "search": {"epochs": 1}}
+    expected = train.run(hiap_run(tmp_path / "one", **target))
+    config = hiap_run(tmp_path / "two", **target)
+    together(2, config)
+    same_curve(record_of(config), expected, 1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 12, 13])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_parts_cover_a_batch_in_mirrored_pairs(size: int, count: int) -> None:
+    batch = np.random.default_rng(0).permutation(size)
+    parts = [data.part(batch, i, count) for i in range(count)]
+    assert sorted(np.concatenate(parts)) == list(range(size))
+    place = {image: i for i, image in enumerate(batch)}
+    for part in parts[:-1]:
+        assert [place[image] for image in part[::-1]] == [size - 1 - place[image] for image in part]
+
+
+def test_a_part_is_mixed_as_in_the_whole_batch() -> None:
+    from timm.data import Mixup
+
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+    mix = Mixup(mixup_alpha=0.8, cutmix_alpha=0.0, num_classes=10)
+    np.random.seed(0)
+    whole = mix(images.clone(), labels.clone())
+    chosen = data.part(np.arange(8), 1, 2)
+    np.random.seed(0)
+    half = mix(images[chosen].clone(), labels[chosen].clone())
+    assert all(torch.equal(a[chosen], b) for a, b in zip(whole, half, strict=True))
+
+
+def test_every_test_image_counts_once() -> None:
+    config = tiny("").data
+    shares = [
+        np.concatenate([y.numpy() for _, y in data.test_batches(config, 16, batch_size=50, share=(i, 3))])
+        for i in range(3)
+    ]
+    whole = np.concatenate([y.numpy() for _, y in data.test_batches(config, 16, batch_size=50)])
+    assert sum(map(len, shares)) == len(whole)
+    assert (np.bincount(np.concatenate(shares)) == np.bincount(whole)).all()
+
+
+def test_a_batch_too_small_for_the_parts_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.batch_size 4: too small for 3 parts"):
+        train.run(tiny(tmp_path, optim={"batch_size": 4}, run={"accumulate": 3}))
+
+
+def test_half_an_environment_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE is set, RANK is not"):
+        train.run(tiny(tmp_path))
+
+
+def test_how_many_processes_share_a_run_is_not_what_it_is(tmp_path: Path) -> None:
+    assert json.dumps(tiny(tmp_path).run_id) == json.dumps(tiny(tmp_path, run={"accumulate": 4}).run_id)

@@ -93,6 +93,12 @@ def run(config: Config) -> Record:
     return record
 
 
+def record_lost(config: Config, error: str) -> Path:
+    """The failed record of a run whose job died without one (out of memory, a lost node), as its launcher saw it."""
+    cpu = config.model_copy(update={"run": config.run.model_copy(update={"device": "cpu"})})  # the launcher's machine
+    return write(_record(cpu, now(), status="failed", error=error), Folders.of(config))
+
+
 def _record_failure(config: Config, folders: Folders, started: str, error: Exception, world: World) -> str:
     """Write the failed record; what to tell."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -451,8 +457,15 @@ class Phase:
         }
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            first = str(error).split("\n")[0]
+            raise ConfigError(
+                f"the checkpoint of stage {self.stage.name} does not fit ({first}): other code wrote it; "
+                "remove the run's work folder to start it afresh"
+            ) from None
         self.step, self.seconds = state["step"], state["seconds"]
         self.sums = {k: v.to(device) for k, v in state["sums"].items()}
 

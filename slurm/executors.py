@@ -8,11 +8,9 @@ Whether a run succeeded is never asked here: its record says so.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,14 +25,13 @@ from typing import Protocol
 import submitit
 
 from hiap.config import ConfigError
-from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
+from hiap.record import write_json
+from slurm import submission
 from slurm.grid import Run
 from slurm.job import Job
 from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
-REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
 DEFAULTS = Site()
 
 
@@ -136,8 +133,9 @@ class Slurm:
     poll_s = 5.0
     grace_s = 20.0  # between a job's leaving the queue and its record's being seen on a shared file system
 
-    def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS):
+    def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS, processes: int = 1):
         self.logs, self.at_once, self.site, self.file = logs.absolute(), at_once, site, logs / "jobs.json"
+        self.processes = processes
         self.jobs: dict[str, list[str]] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.tries: Counter[Run] = Counter()
         self.listed: set[str] | None = None
@@ -145,7 +143,10 @@ class Slurm:
         self.seen: dict[str, float] = {}
 
     def submit(self, runs: list[Run]) -> None:
-        size = self.site.max_array or largest_array() if runs else 1
+        if not runs:
+            return
+        submission.check_resources(runs, self.site, self.processes)
+        size = self.site.max_array or submission.largest_array()
         for stage in sorted({run.stage for run in runs}):
             whole = [run for run in runs if run.stage == stage]
             parts = [whole[i : i + size] for i in range(0, len(whole), size)]
@@ -164,11 +165,18 @@ class Slurm:
         return now - self.seen.get(job, float("-inf")) < self.grace_s
 
     def reason(self, run: Run) -> str:
-        return last_line(submitit.core.utils.JobPaths(self.logs, self.jobs[run.run_id][-1]).stderr)
+        """Of the first process that says something: one that fails takes the others with it, silently."""
+        told = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs[run.run_id][-1]}_*_log.err"))]
+        return next((line for line in told if not line.startswith("see ")), "no log")
 
     def again(self, run: Run) -> bool:
         self.tries[run] += 1
-        return self.tries[run] <= self.site.retries
+        if self.tries[run] <= self.site.retries:
+            return True
+        from hiap.train import record_lost  # with torch, which only this rare case needs
+
+        record_lost(run.config, f"gave up after {self.tries[run]} jobs without a record; the last: {self.reason(run)}")
+        return False
 
     def stop(self) -> str:
         return "jobs stay in the queue; launch again to follow them, or cancel them with --cancel"
@@ -194,27 +202,10 @@ class Slurm:
         write_json(self.file, self.jobs)
 
     def _executor(self, array: list[Run], at_once: int) -> submitit.SlurmExecutor:
-        site = self.site
-        threads = array[0].config.run.threads
         needs = {self.jobs[n.run_id][-1].split("_")[0] for run in array for n in run.needs if self.alive(n)}
-        on_gpu = any(run.config.run.device == "cuda" for run in array)
-        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100, python=site.python or None)
-        named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
-        code = snapshot(self.logs)
-        executor.update_parameters(
-            **{key: value for key, value in named.items() if value},
-            job_name=f"hiap-{array[0].config.run.grid}",
-            time=site.time_min,
-            signal_delay_s=site.signal_delay_s,
-            mem=f"{round(site.mem_gb * 1024)}M" if site.mem_gb else None,
-            cpus_per_task=site.cpus_per_task or threads + max(run.config.run.workers for run in array),
-            gpus_per_node=site.gpus_per_node if on_gpu else None,
-            array_parallelism=at_once,
-            # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
-            dependency="afterany:" + ":".join(sorted(needs)) if needs else None,
-            # The folder that python starts in comes first where it looks for modules.
-            setup=[*site.setup, f"cd {shlex.quote(str(code))}"],
-        )
+        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100, python=self.site.python or None)
+        code = submission.snapshot(self.logs)
+        executor.update_parameters(**submission.parameters(array, self.site, self.processes, at_once, needs, code))
         return executor
 
     def _queue(self) -> set[str] | None:
@@ -224,28 +215,6 @@ class Slurm:
             self.listed = set(listing.stdout.split()) if listing.returncode == 0 else None
             self.listed_at = time.monotonic()
         return self.listed
-
-
-def snapshot(logs: Path) -> Path:
-    """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
-    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).glob("*.py"))}
-    digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
-    folder = logs / f"code-{digest.hexdigest()[:10]}"
-    for path, content in files.items():
-        copy = folder / path.relative_to(REPOSITORY)
-        if not copy.exists():
-            atomic_write(copy, content)
-    if not (folder / "hiap" / SNAPSHOT).exists():
-        commit, dirty = git_state()
-        write_json(folder / "hiap" / SNAPSHOT, {"commit": commit, "dirty": dirty})
-    return folder
-
-
-def largest_array() -> int:
-    """MaxArraySize of the controller; 1000, a little below SLURM's default, where it does not say."""
-    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
-    return int(found.group(1)) if found else 1000
 
 
 def slurm_answers() -> bool:

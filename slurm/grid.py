@@ -8,6 +8,7 @@ A grid file is YAML::
     seeds: [0]                   # every run is made once per seed
     jobs: 2                      # runs at once on one machine, and CPU threads of each: hints,
     threads: 1                   # not part of what a run is
+    processes: 1                 # that share one run on SLURM; a hint as well
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
     runs:
       dense: {method: dense}     # label: Config keys over base
@@ -46,6 +47,7 @@ class Grid(BaseModel):
     seeds: list[int] = Field([0], min_length=1)
     jobs: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
+    processes: int = Field(1, ge=1)
     base: dict[str, Any] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 

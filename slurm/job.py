@@ -32,7 +32,8 @@ class Job:
             os.chdir(self.folder)
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
-        with _stop_signals() as requeue, _alone(Folders.of(self.config).work / "lock"):
+        rank = _join()
+        with _stop_signals() as requeue, _alone(Folders.of(self.config).work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
             from hiap.train import Interrupted, run
 
@@ -40,13 +41,28 @@ class Job:
                 run(self.config)
             except Interrupted:
                 requeue()
-                raise
+                if rank == 0:  # which has asked for the requeue; an error of any other would end the job before that
+                    raise
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit submits again after a time-out or a pre-emption: the same; the run resumes by itself."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _join() -> int:
+    """This process's rank in its job; where there are several, sets the environment that ``hiap.distributed`` reads."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
+        return 0
+    from submitit.core.job_environment import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks == 1:
+        return 0
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    return job.global_rank
 
 
 @contextmanager

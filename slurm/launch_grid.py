@@ -68,9 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(_title(grid, path))
         if args.dry_run:
             print(report.dry_run(runs))
+            if args.cluster == "slurm" or args.site or sites.FILE.exists():
+                print(f"\n{_script(runs, site, grid.processes)}")
             return 0
         with _threads(threads):
-            return _launch(runs, _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site))
+            slots = jobs if cluster != "slurm" else args.jobs
+            return _launch(runs, _executor(cluster, runs, slots, site, grid.processes))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -201,13 +204,30 @@ def _cluster(asked: str) -> str:
     return asked
 
 
-def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site) -> Any:
+def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site, processes: int = 1) -> Any:
     from slurm.executors import Debug, Local, Slurm
 
-    logs = runs[0].folders.root / "work" / runs[0].folders.grid / "_submitit"
+    logs = _logs(runs)
     if cluster == "slurm":
-        return Slurm(logs, jobs, site)
+        return Slurm(logs, jobs, site, processes)
     return Local(logs, jobs or 1) if cluster == "local" else Debug()
+
+
+def _script(runs: list[Run], site: Site, processes: int) -> str:
+    """The sbatch script of the first array that would be submitted."""
+    from slurm.submission import script
+
+    todo = [run for run in runs if not run.finished]
+    if not todo:
+        return "Nothing would be submitted."
+    first = min(run.stage for run in todo)
+    array = [run for run in todo if run.stage == first]
+    text = script(array, site, processes, _logs(runs).absolute())
+    return f"The first array, {len(array)} of {len(todo)} runs:\n\n{text}"
+
+
+def _logs(runs: list[Run]) -> Path:
+    return runs[0].folders.root / "work" / runs[0].folders.grid / "_submitit"
 
 
 def _cores() -> int:
@@ -245,4 +265,8 @@ def _stop_asked(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # '... | head' has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

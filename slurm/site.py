@@ -14,8 +14,9 @@ FILE = HERE / "site.yaml"  # the user's own; git ignores it
 
 
 class Site(BaseModel):
-    """``time_min`` is minutes of one attempt: a run that needs more is stopped, requeued and resumed. ``retries``: how
-    often a job that died without leaving a record is submitted again."""
+    """``processes_per_node``: of one run; on CUDA each has a GPU of its own. ``mem_gb`` and ``cpus_per_task`` are of
+    one process. ``time_min`` is minutes of one attempt: a run that needs more is stopped, requeued and resumed.
+    ``retries``: how often a job that died without leaving a record is submitted again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +24,7 @@ class Site(BaseModel):
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    gpus_per_node: int = Field(1, ge=1)
+    processes_per_node: int = Field(8, ge=1)
     cpus_per_task: int | None = Field(None, ge=1)
     mem_gb: float | None = Field(None, gt=0)
     time_min: int = Field(24 * 60, ge=1)

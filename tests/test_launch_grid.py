@@ -19,9 +19,10 @@ import yaml
 
 from hiap.config import Config, ConfigError, from_dict
 from hiap.ledger import dense_macs
-from hiap.record import Folders, write
-from slurm import estimate, grid, launch_grid, report
+from hiap.record import Folders, write, write_json
+from slurm import estimate, grid, launch_grid, report, submission
 from slurm.grid import GRIDS, expand, load, select
+from slurm.site import Site
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = {
@@ -282,7 +283,7 @@ def test_a_stopped_launcher_leaves_no_process_and_keeps_what_is_finished(
     out, _ = launcher.communicate(timeout=20)
     assert launcher.returncode == status, out
     assert "Traceback" not in out
-    with (slow.folders.work / "lock").open() as lock:
+    with (slow.folders.work / "lock.0").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the job still lives
     assert dense.finished
     assert not slow.finished
@@ -314,7 +315,127 @@ def test_slurm_gets_one_array_per_stage_after_all_that_it_needs(
     assert all(Slurm(tmp_path / "logs", None).alive(run) for run in runs)  # no answer is no reason to give a run up
 
 
+SINFO = """\
+cpu*|10|64|256000|(null)|2-00:00:00
+gpu|4|48|512000|gpu:a100:4(S:0-1)|1-12:30:00
+gpu|2|48|512000|gpu:h100:8|12:00:00
+"""
+TOO_MUCH = {
+    "partition": ({"partition": "gpus"}, "cpu", 1, "partition 'gpus': the cluster has cpu, gpu"),
+    "nodes": ({"partition": "gpu", "processes_per_node": 1}, "cpu", 5, "at most 4 nodes, not 5"),
+    "uneven": ({"partition": "gpu", "processes_per_node": 4}, "cpu", 5, "processes 5: cannot be spread evenly"),
+    "CPUs": ({"cpus_per_task": 9}, "cpu", 8, "at most 64 CPUs per node (cpus_per_task), not 72"),
+    "memory": ({"mem_gb": 40}, "cpu", 8, "at most 256000 MB of memory per node (mem_gb), not 327680"),
+    "GPUs on a partition without": ({}, "cuda", 1, "partition 'cpu' offers at most 0 GPUs per node, not 1"),
+    "time": ({"partition": "gpu", "time_min": 2191}, "cuda", 8, "at most 2190 minutes (time_min), not 2191"),
+}
+
+
+@pytest.fixture
+def sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sinfo").write_text(f"#!/bin/sh\ncat <<END\n{SINFO}END\n")
+    (tmp_path / "bin" / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(("settings", "device", "processes", "part"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_what_no_partition_has_is_one_line(
+    settings: dict, device: str, processes: int, part: str, tmp_path: Path, sinfo: None
+) -> None:
+    path = write_grid(tmp_path, base={**BASE, "run": {"device": device}})
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        submission.check_resources(runs_of(path, tmp_path), Site(**settings), processes)
+
+
+def test_what_the_cluster_has_is_accepted(tmp_path: Path, sinfo: None) -> None:
+    path = write_grid(tmp_path, base={**BASE, "run": {"device": "cuda"}})
+    site = Site(partition="gpu", mem_gb=60, cpus_per_task=6, time_min=2190)
+    submission.check_resources(runs_of(path, tmp_path), site, 16)
+
+
+def test_a_dry_run_with_a_site_shows_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_grid(tmp_path, processes=4, base={**BASE, "run": {"device": "cuda"}})
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\nprocesses_per_node: 2\nmem_gb: 3\ntime_min: 77\nsetup: [module load cuda]\n")
+    assert launch(path, "--dry-run") == 0
+    assert "#SBATCH" not in capsys.readouterr().out
+    assert launch(path, "--dry-run", "--site", str(site)) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "partition=gpu",
+        "nodes=2",
+        "ntasks-per-node=2",
+        "gpus-per-node=2",
+        "mem=6144M",
+        "time=77",
+        "array=0-0%1",
+    ):
+        assert f"#SBATCH --{line}\n" in out
+    assert "\nmodule load cuda\n" in out
+    assert not (tmp_path / "out").exists()
+
+
+BAD_SITES = {
+    "unknown key": ("partion: gpu", "unknown key 'partion' (did you mean 'partition'?)"),
+    "wrong type": ("time_min: long", "time_min"),
+    "no mapping": ("[1]", "expected a site with the keys partition"),
+    "not YAML": ("a: [", "not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "part"), BAD_SITES.values(), ids=BAD_SITES.keys())
+def test_a_bad_site_is_one_line(text: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "site.yaml").write_text(text)
+    assert launch(write_grid(tmp_path), "--site", str(tmp_path / "site.yaml")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert part in error
+    assert not (tmp_path / "out").exists()
+
+
 # What is shown
+
+
+def test_status_collect_and_resubmit_read_what_runs_wrote(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"dense": RUNS["dense"], "bad": {"method": "hiap", "model.weights": "run:dense"}}
+    path = write_grid(tmp_path, runs=runs)
+    assert launch(path, "--resubmit", "failed") == 2
+    assert "no run of this grid has failed" in capsys.readouterr().err
+    assert launch(path) == 1
+    dense, bad = runs_of(path, tmp_path / "out")
+    write_json(bad.folders.status, {"state": "failed", "error": "the loss is nan", "node": "n7", "updated": ""})
+    capsys.readouterr()
+    assert launch(path, "--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"dense +0 +finished +1 +91.25", lines[2])
+    assert re.match(r"bad +0 +failed .* n7 +the loss is nan", lines[3])
+    assert lines[-1] == "1 finished, 1 failed"
+    assert launch(path, "--collect") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["dense"]
+    assert launch(path, "--resubmit", "failed") == 1
+    assert [e for e in events(fake) if e.startswith("start")] == ["start dense", "start bad", "start bad"]
+    assert len(list(dense.folders.runs.glob(f"{bad.run_id}.failed-*.json"))) == 2
+
+
+def test_status_of_500_finished_runs_is_quick(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, seeds=list(range(500)), runs={"dense": RUNS["dense"]})
+    for run in runs_of(path, tmp_path / "out"):
+        write(fake_train.make_record(run.config, "finished"), run.folders)
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--results", str(tmp_path / "out")]
+    begin = time.perf_counter()
+    done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - begin < 4  # 2 s on a quiet machine
+    assert done.stdout.endswith("500 finished\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, seeds=list(range(2000)), runs={"dense": RUNS["dense"]})
+    command = f"{sys.executable} slurm/launch_grid.py --grid {path} --results {tmp_path} --dry-run"
+    done = subprocess.run(["sh", "-c", f"{command} | head -n 1"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_the_table_holds_the_records(tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]) -> None:

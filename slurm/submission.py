@@ -1,0 +1,142 @@
+"""What a SLURM job asks for, whether the cluster has it, and the copy of the code that it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hiap.config import ConfigError
+from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
+from slurm.grid import Run
+from slurm.site import Site
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
+
+
+def parameters(
+    array: list[Run], site: Site, processes: int, at_once: int, needs: set[str], code: Path
+) -> dict[str, Any]:
+    """sbatch's parameters, as submitit names them, for an array of runs that wait for the jobs ``needs``."""
+    named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
+    nodes, tasks = shape(site, processes)
+    asked = {
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "mem": f"{round(tasks * site.mem_gb * 1024)}M" if site.mem_gb else None,
+        "cpus_per_task": _cpus(array, site),
+        "gpus_per_node": tasks if _on_gpu(array) else None,
+        # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
+        "dependency": "afterany:" + ":".join(sorted(needs)) if needs else None,
+    }
+    return {
+        **{key: value for key, value in {**named, **asked}.items() if value},
+        "job_name": f"hiap-{array[0].config.run.grid}",
+        "time": site.time_min,
+        "signal_delay_s": site.signal_delay_s,
+        "array_parallelism": at_once,
+        # The folder that python starts in comes first where it looks for modules.
+        "setup": [*site.setup, f"cd {shlex.quote(str(code))}"],
+        # Without the others, a process would wait for ever at the next gradient.
+        "srun_args": ["--kill-on-bad-exit=1"],
+    }
+
+
+def script(array: list[Run], site: Site, processes: int, logs: Path) -> str:
+    """The sbatch script of an array, as it would be submitted; nothing is."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    found = parameters(array, site, processes, len(array), set(), logs / "code-<digest>")
+    python = site.python or "python"
+    command = f"{python} -u -m submitit.core._submit {logs}"
+    return _make_sbatch_string(command, logs, map_count=len(array), **found)
+
+
+def shape(site: Site, processes: int) -> tuple[int, int]:
+    """Nodes, and processes on each, of one run. Raises ``ConfigError`` if they do not divide evenly."""
+    nodes = -(-processes // site.processes_per_node)
+    if processes % nodes:
+        raise ConfigError(
+            f"processes {processes}: cannot be spread evenly over nodes of {site.processes_per_node} each"
+        )
+    return nodes, processes // nodes
+
+
+def check_resources(array: list[Run], site: Site, processes: int) -> None:
+    """Raise ``ConfigError`` if no partition of the cluster could ever start such a job; silent where sinfo is."""
+    if shutil.which("sinfo") is None:
+        return
+    listing = subprocess.run(["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"], capture_output=True, text=True)
+    rows = [line.split("|") for line in listing.stdout.splitlines() if line.count("|") == 5]
+    if listing.returncode or not rows:
+        return
+    names = sorted({row[0].rstrip("*") for row in rows})
+    wanted = site.partition or next((row[0].rstrip("*") for row in rows if row[0].endswith("*")), "")
+    if wanted and wanted not in names:
+        raise ConfigError(f"partition '{wanted}': the cluster has {', '.join(names)}")
+    nodes, tasks = shape(site, processes)
+    asked = {
+        "nodes": nodes,
+        "CPUs per node (cpus_per_task)": tasks * _cpus(array, site),
+        "MB of memory per node (mem_gb)": round(tasks * (site.mem_gb or 0) * 1024),
+        "GPUs per node": tasks if _on_gpu(array) else 0,
+        "minutes (time_min)": site.time_min,
+    }
+    best = [0] * len(asked)
+    for row in rows:
+        if row[0].rstrip("*") == wanted or not wanted:
+            best = list(map(max, best, _offers(row)))
+    for (what, number), offered in zip(asked.items(), best, strict=True):
+        if number > offered:
+            raise ConfigError(f"partition '{wanted}' offers at most {offered} {what}, not {number}")
+
+
+def _offers(row: list[str]) -> list[int]:
+    """Nodes, CPUs, MB, GPUs and minutes of a line of sinfo."""
+    _, nodes, cpus, memory, resources, limit = row
+    gpus = sum(int(n) for n in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", resources))
+    return [int(re.sub(r"\D", "", x) or 0) for x in (nodes, cpus, memory)] + [gpus, _minutes(limit)]
+
+
+def _minutes(limit: str) -> int:
+    """SLURM's [days-]hours:minutes:seconds; no limit is more than any."""
+    if not re.fullmatch(r"(\d+-)?[\d:]+", limit):
+        return 10**9
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, _ = ([0, 0, 0] + [int(part) for part in clock.split(":")])[-3:]
+    return int(days or 0) * 24 * 60 + hours * 60 + minutes
+
+
+def _cpus(array: list[Run], site: Site) -> int:
+    return site.cpus_per_task or max(run.config.run.threads + run.config.run.workers for run in array)
+
+
+def _on_gpu(array: list[Run]) -> bool:
+    return any(run.config.run.device == "cuda" for run in array)
+
+
+def snapshot(logs: Path) -> Path:
+    """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
+    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).glob("*.py"))}
+    digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
+    folder = logs / f"code-{digest.hexdigest()[:10]}"
+    for path, content in files.items():
+        copy = folder / path.relative_to(REPOSITORY)
+        if not copy.exists():
+            atomic_write(copy, content)
+    if not (folder / "hiap" / SNAPSHOT).exists():
+        commit, dirty = git_state()
+        write_json(folder / "hiap" / SNAPSHOT, {"commit": commit, "dirty": dirty})
+    return folder
+
+
+def largest_array() -> int:
+    """MaxArraySize of the controller; 1000, a little below SLURM's default, where it does not say."""
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
+    return int(found.group(1)) if found else 1000

@@ -96,6 +96,7 @@ def run(config: Config) -> Record:
 def record_lost(config: Config, error: str) -> Path:
     """The failed record of a run whose job died without one (out of memory, a lost node), as its launcher saw it."""
     cpu = config.model_copy(update={"run": config.run.model_copy(update={"device": "cpu"})})  # the launcher's machine
+    _status(Folders.of(config), state="failed", error=error)
     return write(_record(cpu, now(), status="failed", error=error), Folders.of(config))
 
 

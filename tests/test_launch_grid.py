@@ -410,7 +410,7 @@ def test_status_collect_and_resubmit_read_what_runs_wrote(
     capsys.readouterr()
     assert launch(path, "--status") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"dense +0 +finished +1 +91.25", lines[2])
+    assert re.match(r"dense +0 +finished +3 +91.25", lines[2])
     assert re.match(r"bad +0 +failed .* n7 +the loss is nan", lines[3])
     assert lines[-1] == "1 finished, 1 failed"
     assert launch(path, "--collect") == 0

@@ -50,14 +50,15 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(root)
 
 
-def write_grid(folder: Path, count: int = 11) -> Path:
+def write_grid(folder: Path, count: int = 11, site: dict[str, object] | None = None, **changes: object) -> Path:
     """A teacher, and ``count`` runs that start from it."""
     runs: dict[str, dict[str, object]] = {"dense": {"method": "dense"}}
     for i in range(count):
         runs[f"hiap-{i}"] = {"method": "hiap", "model.weights": "run:dense", "penalty.lambda_macro": 0.5 + i / 4}
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"name": "tiny", "about": "a test", "base": BASE, "runs": runs}, sort_keys=False))
-    (folder / "site.yaml").write_text(yaml.safe_dump(SITE))
+    values = {"name": "tiny", "about": "a test", "base": BASE, "runs": runs, **changes}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    (folder / "site.yaml").write_text(yaml.safe_dump({**SITE, **(site or {})}))
     return path
 
 
@@ -261,6 +262,67 @@ def test_a_results_folder_that_takes_nothing_is_one_clear_line(
         subprocess.run(["umount", str(results)], check=True)
     assert done.returncode == 2
     assert done.stderr == f"error: --results {results}: cannot write in {results} ({line})\n"
+
+
+SHARED = {**BASE, "gates": {"lr": 0.02, "noise": "shared"}}
+TWO_BY_TWO = {"site": {"processes_per_node": 2}, "processes": 4, "base": SHARED}
+
+
+def curve(run: Run) -> list[float]:
+    return [epoch["loss"] for epoch in json.loads(run.folders.record.read_text())["epochs"]]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+    folder = tmp_path_factory.mktemp("one")
+    path = write_grid(folder, count=1, base=SHARED)
+    command = launcher(path, folder / "out", "--cluster", "local")
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=900)
+    return [curve(run) for run in runs_of(path, folder / "out")]
+
+
+@pytest.mark.parametrize("warned", [False, True], ids=["undisturbed", "requeued"])
+def test_two_nodes_with_two_tasks_each_give_the_loss_curve_of_one_process(
+    warned: bool, cluster: Cluster, tmp_path: Path, one_process: list[list[float]]
+) -> None:
+    path = write_grid(tmp_path, count=1, **TWO_BY_TWO)  # type: ignore[arg-type]
+    runs = runs_of(path, tmp_path / "out")
+    out = start(cluster, path, tmp_path / "out")
+    if warned:
+        checkpoints = runs[0].folders.work / "checkpoints"
+        until(lambda: any(checkpoints.glob("*.pt")), "a checkpoint", 120)
+        cluster.run("scancel", "--signal=USR2", cluster.run("squeue", "-h", "-o", "%A", "-t", "R").split()[0])
+    text, _ = out.communicate(timeout=900)
+    assert out.returncode == 0, text
+    for run, expected in zip(runs, one_process, strict=True):
+        assert curve(run) == pytest.approx(expected, rel=1e-5)
+        assert json.loads(run.folders.record.read_text())["environment"]["processes"] == 4
+    assert json.loads(runs[0].folders.record.read_text())["resumed"] == int(warned)
+
+
+def test_a_job_that_dies_of_its_own_is_tried_a_stated_number_of_times(cluster: Cluster, tmp_path: Path) -> None:
+    site = {"retries": 1, "setup": ["echo 'cannot allocate memory' >&2; exit 1"]}
+    path = write_grid(tmp_path, count=1, site=site)
+    out = start(cluster, path, tmp_path / "out")
+    text, _ = out.communicate(timeout=300)
+    assert out.returncode == 1, text
+    dense, hiap = runs_of(path, tmp_path / "out")
+    assert len(jobs(tmp_path / "out")[dense.run_id]) == 2
+    (record,) = dense.folders.runs.glob("*.failed-*.json")
+    assert "gave up after 2 jobs without a record" in json.loads(record.read_text())["error"]
+    status = subprocess.run(
+        launcher(path, tmp_path / "out", "--status"), cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "gave up after 2 jobs" in status.stdout
+    assert not hiap.finished
+
+
+def test_more_than_the_cluster_has_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
+    path = write_grid(tmp_path, count=1, site={"cpus_per_task": 3})
+    command = launcher(path, tmp_path / "out", "--cluster", "slurm")
+    done = subprocess.run(command, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: partition 'main' offers at most 2 CPUs per node (cpus_per_task), not 3\n"
 
 
 def test_five_hundred_runs_are_quick(cluster: Cluster, tmp_path: Path) -> None:

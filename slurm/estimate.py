@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from hiap.config import SEARCHING, Config, ConfigError, DataConfig
 from hiap.ledger import Dims, dense_macs, known_dims
 from hiap.record import Folders, read
@@ -87,6 +90,31 @@ def _target(config: Config, dense: int) -> float | None:
             return None
         return size.macs if size else None
     return budget * dense if budget is not None and budget < 1 else budget
+
+
+def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
+    """(GPU-hours, device) of a run: its MACs at the rate of dense training steps of the same network and precision in a
+    report of ``python -m hiap.bench steps`` in the folder ``bench``; None where there is none."""
+    macs = train_macs(config)
+    for path in sorted(bench.glob("*.json")):
+        report = json.loads(path.read_text())
+        settings = report["settings"]
+        same = (settings["device"], settings["model"], settings["precision"]) == (
+            "cuda",
+            config.model.name,
+            config.optim.precision,
+        )
+        rows = [row for row in report["rows"] if row["name"] == "dense"] if report["mode"] == "steps" and same else []
+        if rows and macs is not None:
+            best = max(3 * row["macs"] * row["throughput"] for row in rows)  # forward once, backward twice
+            return macs / best / 3600, report["environment"]["device_name"]
+    return None
+
+
+def bench_command(config: Config) -> str:
+    """What measures the step time that ``gpu_hours`` needs."""
+    wanted = f"model={config.model.name} device=cuda precision={config.optim.precision} batches=[256]"
+    return f"python -m hiap.bench steps {wanted} name=steps_{config.model.name}_cuda"
 
 
 def params(size: Dims) -> int:

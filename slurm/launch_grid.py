@@ -64,12 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         if args.cancel:
             print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
             return 0
-        _check(runs, Path(args.results), path)
+        if not args.dry_run:
+            _check(runs, Path(args.results), path)
         print(_title(grid, path))
-        if args.dry_run:
-            print(report.dry_run(runs))
+        if args.dry_run:  # the bill comes also where the data are not
+            print(report.dry_run(runs, PUBLISHED / "bench"))
             if args.cluster == "slurm" or args.site or sites.FILE.exists():
                 print(f"\n{_script(runs, site, grid.processes)}")
+            _check(runs, Path(args.results), path)
             return 0
         with _threads(threads):
             slots = jobs if cluster != "slurm" else args.jobs

@@ -98,8 +98,9 @@ def name(run: Run) -> str:
     return run.label if run.config.seed == 0 else f"{run.label}/{run.config.seed}"
 
 
-def dry_run(runs: list[Run]) -> str:
-    """The runs in the order in which they would start, and the bill of those that are not finished."""
+def dry_run(runs: list[Run], bench: Path) -> str:
+    """The runs in the order in which they would start, and the bill of those that are not finished; GPU-hours from what
+    was measured in the folder ``bench``."""
     rows, todo = [], [run for run in runs if not run.finished]
     for run in runs:
         macs = estimate.train_macs(run.config)
@@ -116,7 +117,23 @@ def dry_run(runs: list[Run]) -> str:
             ]
         )
     header = ["label", "seed", "run id", "state", "needs", "epochs", "images", "TMACs"]
-    return f"{table(header, rows, left=(0, 2, 3, 4))}\n\n{_bill(todo)}"
+    gpu = [_gpu_bill(todo, bench)] if any(run.config.run.device == "cuda" for run in todo) else []
+    return "\n".join([table(header, rows, left=(0, 2, 3, 4)), "", _bill(todo), *gpu])
+
+
+def _gpu_bill(todo: list[Run], bench: Path) -> str:
+    """GPU-hours of all runs, or how to measure what they need."""
+    hours, devices = 0.0, set[str]()
+    for run in todo:
+        found = estimate.gpu_hours(run.config, bench)
+        if found is None:
+            return (
+                "GPU-hours: not known, as no training step of this network was timed on a GPU. To measure:\n"
+                f"  {estimate.bench_command(run.config)}"
+            )
+        hours += found[0]
+        devices.add(found[1])
+    return f"About {hours:,.0f} GPU-hours on {', '.join(sorted(devices))}, from the step times in results/bench."
 
 
 def _bill(todo: list[Run]) -> str:

@@ -17,7 +17,8 @@ import fake_train
 import pytest
 import yaml
 
-from hiap.config import Config, ConfigError, from_dict
+from hiap import data
+from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.ledger import dense_macs
 from hiap.record import Folders, write, write_json
 from slurm import estimate, grid, launch_grid, report, submission
@@ -122,7 +123,28 @@ def test_only_takes_what_the_chosen_runs_need(tmp_path: Path) -> None:
 def test_every_grid_in_the_repository_is_valid(path: Path) -> None:
     loaded = load(path)
     assert loaded.name == path.stem
-    assert len(expand(loaded, path, {})) == len(loaded.runs) * len(loaded.seeds)
+    runs = expand(loaded, path, {})
+    assert len(runs) == len(loaded.runs) * len(loaded.seeds)
+    assert loaded.published
+    for run in runs:
+        check_needs(run.config)
+        if run.config.data.name in ON_DISK:
+            assert "data.root is empty" in report_of(run.config)
+        else:
+            data.check(run.config.data, run.config.model.img_size)
+
+
+def report_of(config: Config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        data.check(config.data, config.model.img_size)
+    return str(caught.value)
+
+
+def test_the_bill_comes_also_where_the_data_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch_grid.main(["--grid", "imagenet_table2", "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    assert "GPU-hours" in shown.out
+    assert "data.root is empty" in shown.err
 
 
 # Bad input
@@ -514,6 +536,26 @@ def test_training_cost_counts_backward_and_teacher() -> None:
     assert estimate.train_macs(from_dict({**values, "method": "hiap"})) == 4 * per_image * 3 * 1300
     half = {**values, "method": "uniform", "budget": {"target_macs": 0.5}, "distill": {"alpha": 0}}
     assert estimate.train_macs(from_dict(half)) == 1.5 * per_image * 3 * 1300
+
+
+def test_gpu_hours_come_from_measured_steps_of_the_same_network(tmp_path: Path) -> None:
+    config = from_dict({"model": {"name": "deit_small_patch16_224", "img_size": 224}, "data": {"name": "imagenet"}})
+    assert estimate.gpu_hours(config, tmp_path) is None
+    row = {"name": "dense", "macs": 4_598_882_304, "throughput": 1000.0}
+    settings = {"device": "cuda", "model": "deit_small_patch16_224", "precision": "fp32"}
+    timed = {"mode": "steps", "settings": settings, "rows": [row], "environment": {"device_name": "X"}}
+    for name, change in {
+        "a": {"device": "cpu"},
+        "b": {"precision": "bf16"},
+        "c": {"model": "deit_base_patch16_224"},
+    }.items():
+        write_json(tmp_path / f"{name}.json", {**timed, "settings": {**settings, **change}})
+    assert estimate.gpu_hours(config, tmp_path) is None
+    write_json(tmp_path / "d.json", timed)
+    hours, device = estimate.gpu_hours(config, tmp_path) or (0.0, "")
+    images = 200 * (1_281_167 // 256) * 256
+    assert hours == pytest.approx(images * 4 / 3 / 1000 / 3600)  # the teacher's forward adds a third
+    assert device == "X"
 
 
 def test_cost_of_an_unlisted_model_is_unknown() -> None:

@@ -34,7 +34,9 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 slurm-test: $(STAMP)
-	command -v slurmctld munged >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge)
+	command -v slurmctld munged >/dev/null || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge) || \
+	  echo "SLURM cannot be installed here: its tests are skipped"
 	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)

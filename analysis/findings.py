@@ -207,8 +207,8 @@ def undecided_share(tau: float, logit: float = 0.0, low: float = 0.05, high: flo
 
 
 def sample_density(z: np.ndarray, tau: float, logit: float = 0.0) -> np.ndarray:
-    """Density of a Gumbel-Sigmoid sample (Eq. 6) at 0 < ``z`` < 1, exact: ``z`` is the image of x = tau log(z / (1 - z))
-    - logit under a monotone map, and x has the logistic density."""
+    """Density of a Gumbel-Sigmoid sample (Eq. 6) at 0 < ``z`` < 1, exact: x = tau log(z / (1 - z)) - logit is the
+    logistic noise that gives ``z``."""
     x = tau * np.log(z / (1 - z)) - logit
     return tau * sigmoid(x) * sigmoid(-x) / (z * (1 - z))
 

@@ -1,7 +1,7 @@
 """Section 4 of the paper in exact arithmetic: Lemma 1 by counting, Proposition 1 by enumeration, Proposition 2's gap.
 
-Numbers are those of arXiv 2603.12222 version 1. Symbols: H heads, Dh value dimensions of a head, Dffn neurons; g, d, b, c
-gates of heads, value dimensions, FFN blocks and neurons.
+Numbers are those of arXiv 2603.12222 version 1. Symbols: H heads, Dh value dimensions of a head, Dffn neurons; g, d, b,
+c gates of heads, value dimensions, FFN blocks and neurons.
 """
 
 from __future__ import annotations

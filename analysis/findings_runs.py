@@ -214,11 +214,15 @@ def rows_with_training() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def epochs(notes: pd.Series) -> list[int]:
+    """Numbers of epochs in notes such as '50 search + 300 retrain', added up; 0 where there is none."""
+    return [sum(map(int, re.findall(r"\d+", str(note)))) for note in notes]
+
+
 def reported_epochs() -> pd.DataFrame:
     """Epochs that other sources report for Table 2's methods on DeiT-Small, all stages that they name added up."""
     known = collect.published("related_results").query("backbone == 'DeiT-S'").dropna(subset="epochs_and_notes")
-    epochs = [sum(map(int, re.findall(r"\d+", note))) for note in known["epochs_and_notes"]]
-    known = known.assign(epochs=epochs).query("epochs > 0")
+    known = known.assign(epochs=epochs(known["epochs_and_notes"])).query("epochs > 0")
     methods = collect.published("table2_deit_small")["method"].unique()
     named = [next((m for m in methods if name.startswith(m)), None) for name in known["method"]]
     return known.assign(method=pd.Series(named, known.index)).dropna(subset="method")[

@@ -117,32 +117,43 @@ class Topology(NamedTuple):
     full: dict[str, int]
 
 
+ROWS = {"heads": ("heads", BLUE), "mean_dims": ("value dims\nper head", ORANGE), "neurons": ("FFN neurons", GREEN)}
+
+
 def fig3(networks: list[Topology]) -> Figure:
     """Fig. 3's form: heads, value dimensions per head (mean; whiskers: fewest and most) and neurons of each block, one
     column per network; the dense network is dotted. Where dimensions are not known the panel says so."""
     fig = Figure(figsize=(PAGE, 3.0), layout="constrained")
     axes = fig.subplots(3, len(networks), sharex="col", squeeze=False)
-    names = {"heads": "heads", "mean_dims": "value dims\nper head", "neurons": "FFN neurons"}
-    for column, network in enumerate(networks):
-        shape, full = network.shape, network.full
-        values = {"heads": shape["heads"], "neurons": shape["neurons"]}
-        for ax, (quantity, name), colour in zip(axes[:, column], names.items(), (BLUE, ORANGE, GREEN), strict=True):
-            ax.set_ylim(0, 1.25 * full[quantity])
-            ax.set_yticks([0, full[quantity] // 2, full[quantity]])
-            ax.set_xticks(shape["block"])
-            if quantity == "mean_dims" and "head_dims" not in shape:
+    for column, network in zip(axes.T, networks, strict=True):
+        column[0].set_title(network.title)
+        column[-1].set_xlabel("block")
+        for ax, (quantity, (_, colour)) in zip(column, ROWS.items(), strict=True):
+            full = network.full[quantity]
+            ax.set_ylim(0, 1.25 * full)
+            ax.set_yticks([0, full // 2, full])
+            ax.set_xticks(network.shape["block"])
+            if quantity == "mean_dims" and "head_dims" not in network.shape:
                 ax.text(0.5, 0.5, "not published", ha="center", va="center", transform=ax.transAxes, color=GREY)
             else:
-                ax.bar(shape["block"], full[quantity], color="none", edgecolor=GREY, linewidth=0.6, linestyle=":")
-                heights = _mean_dims(ax, shape) if quantity == "mean_dims" else values[quantity]
-                bars = ax.bar(shape["block"], heights, color=colour, zorder=1)
-                ax.bar_label(bars, fmt="%.0f", fontsize=5.5 if len(shape) <= 6 else 5.0, padding=1)
-            if column == 0:
-                ax.set_ylabel(name)
-        axes[0, column].set_title(network.title)
-        axes[2, column].set_xlabel("block")
+                ax.bar(network.shape["block"], full, color="none", edgecolor=GREY, linewidth=0.6, linestyle=":")
+                _kept(ax, network.shape, quantity, colour)
+    for ax, (name, _) in zip(axes[:, 0], ROWS.values(), strict=True):
+        ax.set_ylabel(name)
     fig.align_ylabels(axes[:, 0])
     return fig
+
+
+def _kept(ax: Axes, shape: pd.DataFrame, quantity: str, colour: str) -> None:
+    """One bar per block with its number, upright in the bar where four digits are wider than it."""
+    heights = _mean_dims(ax, shape) if quantity == "mean_dims" else shape[quantity]
+    bars = ax.bar(shape["block"], heights, color=colour, zorder=1)
+    if quantity != "neurons" or len(shape) <= 6:
+        ax.bar_label(bars, fmt="%.0f", fontsize=5.5, padding=1)
+        return
+    for block, height in zip(shape["block"], heights, strict=True):
+        upright: dict[str, Any] = {"rotation": 90, "color": "white", "va": "center"} if height else {"va": "bottom"}
+        ax.text(block, height / 2, f"{height:.0f}", ha="center", fontsize=5.5, **upright)
 
 
 def _mean_dims(ax: Axes, shape: pd.DataFrame) -> list[float]:
@@ -180,7 +191,8 @@ def fig4(lines: pd.DataFrame, xlabel: str, ylabel: str, points: pd.DataFrame | N
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.grid(True)
-    fig.legend(loc="outside upper center", ncols=3, columnspacing=1.0, handletextpad=0.4, title="λ_macro : λ_micro")
+    title = r"$\lambda_\mathrm{macro} : \lambda_\mathrm{micro}$"
+    fig.legend(loc="outside upper center", ncols=5, columnspacing=0.8, handletextpad=0.3, handlelength=1.4, title=title)
     return fig
 
 
@@ -206,9 +218,9 @@ def hardening(curves: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> Figure:
             left.plot(side["logit"], side["gap"], color=colour, linestyle=dash, label=label)
     left.axhline(0, color="black", linewidth=0.5)
     left.set_xlabel(r"logit $\alpha$ of every gate")
-    left.set_ylabel("hardened - expected, units")
+    left.set_ylabel("hardened - expected (units)")
     left.grid(True)
-    left.legend(loc="upper left", handlelength=1.8)
+    left.legend(loc="lower right", handlelength=1.8)
     for (name, runs), colour, dash in zip(paths.items(), (RED, BLUE), DASHES, strict=False):
         for _, run in runs.groupby("run_id", sort=False):
             right.plot(
@@ -222,7 +234,7 @@ def hardening(curves: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> Figure:
         right.plot([], [], color=colour, linestyle=dash, label=f"{name}, n = {runs['run_id'].nunique()} runs")
     right.axhline(0, color="black", linewidth=0.5)
     right.set_xlabel("epoch")
-    right.set_ylabel("hardened - expected, % of dense MACs")
+    right.set_ylabel("hardened - expected (% of dense)")
     right.grid(True)
     right.legend(loc="upper right", handlelength=1.8)
     return fig
@@ -238,22 +250,30 @@ def feasible(corners: dict[str, pd.DataFrame], runs: pd.DataFrame, text: finding
     fig = Figure(figsize=(COLUMN, 2.9), layout="constrained")
     ax = fig.add_subplot()
     for (name, region), colour in zip(corners.items(), (RED, BLUE), strict=True):
-        ax.add_patch(Polygon(region[["width", "neurons"]].to_numpy(), facecolor=colour, alpha=0.5, label=name))
+        ax.add_patch(Polygon(region[["width", "neurons"]].to_numpy(), facecolor=colour, label=name))
     low, high = text.neurons
-    for (label, cut), hatch, colour in zip(
-        findings_runs.CUTS.items(), ("////", "\\\\\\\\"), (GREEN, ORANGE), strict=True
-    ):
+    for (label, cut), colour, dash in zip(findings_runs.CUTS.items(), (GREEN, ORANGE), DASHES, strict=False):
         ends = [findings_runs.width(heads, text.value_dims, cut) for heads in text.heads]
-        box = {"facecolor": "none", "edgecolor": colour, "hatch": hatch, "linewidth": 0.8}
-        ax.add_patch(Rectangle((ends[0], low), ends[1] - ends[0], high - low, label=f"text, {label}", **box))  # type: ignore[arg-type]
-    ax.plot(runs["width"], runs["neurons"], "k.", markersize=5, label="end of Figs. 5-9, at most")
-    for row in runs.itertuples():
-        ax.annotate(f"{row.figure}", (row.width, row.neurons), (3, 3), textcoords="offset points")  # type: ignore[arg-type]
+        ax.add_patch(
+            Rectangle(
+                (ends[0], low),
+                ends[1] - ends[0],
+                high - low,
+                facecolor=(colour, 0.15),
+                edgecolor=colour,
+                linestyle=dash,
+                label=f"text, {label}",
+            )
+        )
+    ax.plot(runs["width"], runs["neurons"], "k.", markersize=5, label="ends of Figs. 5 to 9, at most")
+    for row in runs.to_dict("records"):
+        place = (row["width"], row["neurons"])
+        ax.annotate(f"Fig. {row['figure']} ", place, (-2, 0), textcoords="offset points", ha="right", va="top", size=6)
     ax.set_xlim(0, 400)
     ax.set_ylim(500, 1600)
     ax.axhline(findings.DEIT_SMALL.hidden, color="black", linewidth=0.6, linestyle=":")
     ax.text(398, findings.DEIT_SMALL.hidden + 8, "dense", ha="right", fontsize=6)
-    ax.set_xlabel(r"heads per block $\times$ dims per head (mean of Q/K and V)")
+    ax.set_xlabel("attention dims per block (mean of Q/K and V)")
     ax.set_ylabel("neurons per live FFN")
     fig.legend(loc="outside upper center", ncols=2, columnspacing=1.0, handletextpad=0.5)
     return fig
@@ -291,28 +311,25 @@ def spread(values: np.ndarray, distance: float) -> np.ndarray:
 def table2(rows: pd.DataFrame) -> Figure:
     """Top-1 against GMACs of pruned DeiT-Small: ``name``, ``gmacs``, ``top1`` and ``kind`` (a key of ``KINDS``). Names
     stand beside the picture, each tied to its mark; dashed: the dense network."""
-    fig = Figure(figsize=(PAGE, 3.3), layout="constrained")
+    fig = Figure(figsize=(PAGE, 3.6), layout="constrained")
     ax = fig.add_subplot()
     dense = rows.loc[rows["kind"] == "dense", "top1"].item()
-    ax.axhline(dense, color="black", linewidth=0.7, linestyle="--", zorder=1)
+    left, right = 2.2, 3.3  # where the names stand
+    ax.plot([left, right], [dense, dense], color="black", linewidth=0.7, linestyle="--", zorder=1)
     shown = rows[rows["kind"] != "dense"]
     for kind, group in shown.groupby("kind", sort=False):
         ax.plot(group["gmacs"], group["top1"], linestyle="", zorder=3, **KINDS[str(kind)])
-    middle = (shown["gmacs"].min() + shown["gmacs"].max()) / 2
-    for side, edge, align in (
-        (shown[shown["gmacs"] < middle], 2.15, "right"),
-        (shown[shown["gmacs"] >= middle], 3.3, "left"),
-    ):
+    small = shown["gmacs"] < 2.9
+    for side, edge, align in ((shown[small], left, "right"), (shown[~small], right, "left")):
         heights = spread(side["top1"].to_numpy(), 0.115)
         for row, height in zip(side.to_dict("records"), heights, strict=True):
             style = KINDS[row["kind"]]
             ax.plot([row["gmacs"], edge], [row["top1"], height], color="#bbbbbb", linewidth=0.4, zorder=2)
             ax.text(edge, height, f" {row['name']} ", ha=align, va="center", fontsize=6, color=style["color"])
-    ax.set_xlim(1.75, 3.75)
+    ax.set_xlim(1.75, 3.6)
     ax.set_xticks(np.arange(2.2, 3.3, 0.2))
     ax.set_xlabel("MACs of one image (G), as reported")
     ax.set_ylabel("top-1 on ImageNet-1K (%), as reported")
-    ax.grid(True, axis="y")
     handles = [Line2D([], [], linestyle="", **KINDS[str(kind)]) for kind in shown["kind"].unique()]
     handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle="--", label=f"dense, {dense:.2f} % at 4.6 G"))
     fig.legend(handles=handles, loc="outside upper center", ncols=5, columnspacing=1.2)
@@ -325,3 +342,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "related": {"marker": "D", "color": BLUE, "markersize": 4, "mfc": "white", "label": "reported elsewhere"},
     "ours": {"marker": "*", "color": GREEN, "markersize": 8, "label": "this repository"},
 }
+
+
+def table2_rows(ours: pd.DataFrame) -> pd.DataFrame:
+    """Rows for ``table2``: Table 2 as printed, DeiT-Small's other reports that are not quotes of these, and ``ours``
+    (``name``, ``gmacs``, ``top1``; empty where nothing has run). Epochs follow the name where the source has them."""
+    printed = collect.published("table2_deit_small")
+    kinds = printed["method"].map({"Dense Baseline": "dense", "HiAP": "HiAP"}).fillna("table")
+    table = printed.assign(kind=kinds, name=printed["method"])[["name", "gmacs", "top1", "kind"]]
+    other = collect.published("related_results").query("backbone == 'DeiT-S'")
+    pairs = set(zip(table["gmacs"], table["top1"], strict=True))
+    fresh = [pair not in pairs for pair in zip(other["gmacs"], other["top1"], strict=True)]
+    epochs = findings_runs.epochs(other["epochs_and_notes"])
+    names = [f"{m}, {e} ep." if e else m for m, e in zip(other["method"], epochs, strict=True)]
+    related = other.assign(name=names, kind="related")[fresh][["name", "gmacs", "top1", "kind"]]
+    return pd.concat([frame for frame in (table, related, ours.assign(kind="ours")) if len(frame)], ignore_index=True)

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 
 from analysis import collect, findings, findings_runs, theory
 from analysis.plots import COLUMN, GREY, LOOKS, PAGE, Look
+from hiap.record import Record
 
 BLUE, ORANGE, GREEN, RED, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 SERIES = (Look(RED, "o"), Look(BLUE, "s"), Look(GREEN, "^"), Look(ORANGE, "D"), Look(PINK, "v"))
@@ -120,6 +121,20 @@ class Topology(NamedTuple):
 ROWS = {"heads": ("heads", BLUE), "mean_dims": ("value dims\nper head", ORANGE), "neurons": ("FFN neurons", GREEN)}
 
 
+def nearest_run(records: list[Record]) -> Record | None:
+    """Of the runs of seed 0 without a target, the one whose share of the dense MACs is nearest to that of HiAP's larger
+    row in Table 2; None if there is none."""
+    table = collect.published("table2_deit_small")
+    share = table.loc[table["method"] == "HiAP", "gmacs"].max() / table["gmacs"].max()
+    ruled = [r for r in records if r.seed == 0 and r.config.budget.target_macs is None and r.size]
+    return min(ruled, key=lambda r: abs(r.size.macs / r.size.dense_macs - share), default=None)  # type: ignore[union-attr]
+
+
+def topologies(networks: list[Topology]) -> pd.DataFrame:
+    """All shapes in one frame, with their ``title``."""
+    return pd.concat([network.shape.assign(title=network.title) for network in networks], ignore_index=True)
+
+
 def fig3(networks: list[Topology]) -> Figure:
     """Fig. 3's form: heads, value dimensions per head (mean; whiskers: fewest and most) and neurons of each block, one
     column per network; the dense network is dotted. Where dimensions are not known the panel says so."""
@@ -196,6 +211,15 @@ def fig4(lines: pd.DataFrame, xlabel: str, ylabel: str, points: pd.DataFrame | N
     return fig
 
 
+def ratio_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(means over seeds, seeds) of the grid ``ratios`` for ``fig4``: ``series``, ``label``, ``x`` (% of the dense MACs)
+    and ``top1``. A label is the ratio, then the strength: '1.5to1-0.9'."""
+    seeds = runs[runs["method"] == "hiap"].assign(x=100 * runs["macs_share"])
+    seeds["series"] = [label.rpartition("-")[0].replace("to1", ":1") for label in seeds["label"]]
+    means = seeds.groupby(["series", "label"], sort=False)[["x", "top1"]].mean().reset_index()
+    return means, seeds[["series", "label", "seed", "x", "top1"]]
+
+
 # Finding 4
 
 
@@ -205,12 +229,18 @@ def gaps(points: int = 401) -> pd.DataFrame:
     return pd.concat([theory.gap(logits, 1), theory.gap(logits, 2)], ignore_index=True)
 
 
+def gap_data(curves: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """What ``hardening`` shows, as one frame; ``panel`` is 'unit' or the name in ``paths``."""
+    frames = [curves.assign(panel="unit"), *(runs.assign(panel=name) for name, runs in paths.items() if len(runs))]
+    return pd.concat(frames, ignore_index=True)
+
+
 def hardening(curves: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> Figure:
     """Left, ``gaps``: by how much the hardened cost of a unit exceeds the expected one. Right: the same for whole
     networks over training, one thin line per run of each ``collect.macs_trajectory`` in ``paths``."""
     fig = Figure(figsize=(PAGE, 2.4), layout="constrained")
     left, right = fig.subplots(1, 2)
-    names = {1: "one gate", 2: r"two gates (macro $\times$ micro)"}
+    names = {1: "one gate", 2: r"macro $\times$ micro"}
     for (gates, name), colour, dash in zip(names.items(), (BLUE, RED), DASHES, strict=False):
         group = curves[curves["gates"] == gates]
         for _, side in group.groupby(group["logit"] > 0, sort=False):

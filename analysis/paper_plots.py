@@ -19,6 +19,7 @@ from hiap.record import Record
 BLUE, ORANGE, GREEN, RED, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 SERIES = (Look(RED, "o"), Look(BLUE, "s"), Look(GREEN, "^"), Look(ORANGE, "D"), Look(PINK, "v"))
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":")
+RATIOS = dict(zip(("2:1", "5:1", "1.5:1", "macro-only", "micro-only"), SERIES, strict=True))  # of Fig. 4
 TEMPERATURES = (2.0, 1.0, 0.5, 0.1)  # of Fig. 2
 ANNEALED = (2.0, 0.5)  # from, to (section 5.1)
 
@@ -183,12 +184,12 @@ def _mean_dims(ax: Axes, shape: pd.DataFrame) -> list[float]:
 
 
 def fig4(lines: pd.DataFrame, xlabel: str, ylabel: str, points: pd.DataFrame | None = None) -> Figure:
-    """Top-1 against compute, one line per ``series`` through ``x``, ``top1``; ``points``: single seeds, drawn small."""
+    """Top-1 against compute, one line per ``series`` (of ``RATIOS``) through ``x``, ``top1``; ``points``: single seeds,
+    drawn small."""
     fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
     ax = fig.add_subplot()
-    looks = dict(zip(lines["series"].unique(), SERIES, strict=True))
-    for name, group in lines.groupby("series", sort=False):
-        look, group = looks[str(name)], group.sort_values("x")
+    for name in sorted(lines["series"].unique(), key=list(RATIOS).index):
+        look, group = RATIOS[name], lines[lines["series"] == name].sort_values("x")
         if points is not None:
             seeds = points[points["series"] == name]
             ax.plot(seeds["x"], seeds["top1"], look.marker, color=look.colour, markersize=2.5, alpha=0.45, mew=0)

@@ -206,6 +206,13 @@ def undecided_share(tau: float, logit: float = 0.0, low: float = 0.05, high: flo
     return float(upper - lower)
 
 
+def sample_density(z: np.ndarray, tau: float, logit: float = 0.0) -> np.ndarray:
+    """Density of a Gumbel-Sigmoid sample (Eq. 6) at 0 < ``z`` < 1, exact: x = tau log(z / (1 - z)) - logit is the
+    logistic noise that gives ``z``."""
+    x = tau * np.log(z / (1 - z)) - logit
+    return tau * sigmoid(x) * sigmoid(-x) / (z * (1 - z))
+
+
 def sample_variance(tau: float, logit: float = 0.0, points: int = 200_001) -> float:
     """Variance of a Gumbel-Sigmoid sample, by quadrature over the logistic noise's quantiles. As tau falls it rises to
     the Bernoulli variance sigmoid(logit) sigmoid(-logit), not to 0."""
@@ -266,11 +273,11 @@ def _params(dims: Dims, heads: list[int], neurons: list[int]) -> int:
     return parameters(dims) - removed_heads - removed_neurons
 
 
-# Everything above as one table
+# Everything above as one table; ``analysis.findings_runs.overview`` adds findings 6 to 13
 
 
 def overview() -> pd.DataFrame:
-    """The findings' numbers, one per row: ``finding``, ``quantity``, ``value``, ``unit``."""
+    """The numbers of findings 1 to 5, one per row: ``finding``, ``quantity``, ``value``, ``unit``."""
     deit, value, parts, search = units(), value_dimension(), cost_parts(), search_conventions()
     counted = search["hit"] & (search["attention_products"] == 2)
     one, two = hardening_gap(0.1), hardening_gap(0.1, gates=2)

@@ -34,7 +34,8 @@ def macro_only_reach(dims: Dims = DEIT_SMALL) -> pd.DataFrame:
 
     ``reached``: whether it can be that point. ``closed_dims``: value dimensions of each head that would then have to be
     closed, on average, although their penalty is off. So Fig. 8 is not the 3.3 G run, which then has no heat map, and
-    it is the 3.1 G run only if the heads lost two thirds of their value dimensions without being asked to."""
+    it is the 3.1 G run only if the heads lost two thirds of their value dimensions without being asked to (a third, if
+    their Q and K dimensions went along, A4)."""
     last = findings.final_sizes(dims).set_index("figure").loc[MACRO_ONLY]
     points = collect.published("fig4_penalty_ratios").query("ratio == 'macro-only'")["gflops"].to_numpy()
     per_dim = true_prices(dims.tokens, dims.dim, dims.head_dim).value_dim
@@ -284,6 +285,8 @@ def overview() -> pd.DataFrame:
 
 
 Row = tuple[int, str, float, str]
+OF_HEADS = f"of {DEIT_SMALL.depth * DEIT_SMALL.heads}"
+OF_DIMS, OF_NEURONS = f"of {DEIT_SMALL.head_dim}", f"of {DEIT_SMALL.hidden}"
 
 
 def _figures() -> list[Row]:
@@ -291,15 +294,15 @@ def _figures() -> list[Row]:
     macro = pressure[pressure["lambda_macro"] > 0]
     rows: list[Row] = [(6, "Fig. 8's last architecture, at most", reach["largest"].iloc[0] / 1e9, "GMACs")]
     for point in reach.itertuples():
-        rows.append((6, f"is it Fig. 4's {point.point / 1e9:.1f} G point? (1 yes)", float(point.reached), ""))  # type: ignore[operator, arg-type]
-    rows.append((6, "value dims per head then closed, penalty off", reach["closed_dims"].max(), "of 64"))
+        rows.append((6, f"can it be Fig. 4's {point.point / 1e9:.1f} G point? (1 yes)", float(point.reached), ""))  # type: ignore[operator, arg-type]
+    rows.append((6, "value dims per head then closed, penalty off", reach["closed_dims"].max(), OF_DIMS))
     for row in pressure.to_dict("records"):
         rows.append((7, f"Fig. {row['figure']}: pressure on one head", row["pressure"] / 1e6, "λ MFLOPs"))
-        rows.append((7, f"Fig. {row['figure']}: heads left", row["heads"], "of 72"))
+        rows.append((7, f"Fig. {row['figure']}: heads left", row["heads"], OF_HEADS))
     rows.append((7, "rank correlation of pressure and heads, Figs. 5-8", heads_rank_correlation(macro, "pressure"), ""))
     rows.append((7, "rank correlation of λ ratio and heads, Figs. 5-8", heads_rank_correlation(macro, "ratio"), ""))
     rows.append((7, "pairs in which more pressure left more heads, surely", len(contradictions(pressure)), ""))
-    rows += [(10, f"Fig. {r.figure}: neurons of the last FFN", r.neurons, "of 1536") for r in ffn.itertuples()]  # type: ignore[misc]
+    rows += [(10, f"Fig. {r.figure}: neurons of the last FFN", r.neurons, OF_NEURONS) for r in ffn.itertuples()]  # type: ignore[misc]
     return rows
 
 
@@ -308,12 +311,12 @@ def _table2() -> list[Row]:
     for row in collect.published("table2_deit_small").query("method == 'HiAP'").to_dict("records"):
         name, printed = f"{row['gmacs']} G / {row['params_m']} M", (row["gmacs"], row["params_m"])
         region = feasible_region(*printed)
-        rows.append((8, f"{name}: fewest neurons per live FFN", region["neurons"].min(), "of 1536"))
-        rows.append((8, f"{name}: most neurons per live FFN", region["neurons"].max(), "of 1536"))
+        rows.append((8, f"{name}: fewest neurons per live FFN", region["neurons"].min(), OF_NEURONS))
+        rows.append((8, f"{name}: most neurons per live FFN", region["neurons"].max(), OF_NEURONS))
         fewest = {label: fewest_value_dims(*printed, cut) for label, cut in CUTS.items()}
-        rows.append((8, f"{name}: is 1200 to 1400 neurons possible? (1 yes)", None not in fewest.values(), ""))
-        wanted = f"{name}: fewest dims per head, 4 heads in every block"
-        rows += [(8, f"{wanted}, {label}", least, "of 64") for label, least in fewest.items() if least is not None]
+        rows.append((8, f"{name}: as many neurons as described possible? (1 yes)", None not in fewest.values(), ""))
+        wanted = f"{name}: fewest dims per head, {Described().heads[1]} heads in every block"
+        rows += [(8, f"{wanted}, {label}", least, OF_DIMS) for label, least in fewest.items() if least is not None]
     impossible = (~table2_check()["possible"]).sum()
     rows.append((8, "rows of Table 2 that no choice of heads, dims and neurons gives", impossible, ""))
     slim = vit_slim_rows()

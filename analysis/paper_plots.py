@@ -122,6 +122,16 @@ class Topology(NamedTuple):
 ROWS = {"heads": ("heads", BLUE), "mean_dims": ("value dims\nper head", ORANGE), "neurons": ("FFN neurons", GREEN)}
 
 
+def last_state(figure: int) -> pd.DataFrame:
+    """Heads and neurons per block at the last epoch of one of Figs. 5-9."""
+    return collect.published_heatmap(figure).query("epoch == epoch.max()")
+
+
+def published_topology(figure: int) -> Topology:
+    """The last state of one of Figs. 5-9; value dimensions are not known."""
+    return Topology(f"Fig. {figure} of the paper", last_state(figure), findings.dense_units())
+
+
 def nearest_run(records: list[Record]) -> Record | None:
     """Of the runs of seed 0 without a target, the one whose share of the dense MACs is nearest to that of HiAP's larger
     row in Table 2; None if there is none."""
@@ -315,7 +325,7 @@ def final_widths() -> pd.DataFrame:
     per live FFN."""
     dims, rows = findings.DEIT_SMALL, []
     for figure in findings.FIGURES:
-        last = collect.published_heatmap(figure).query("epoch == epoch.max()")
+        last = last_state(figure)
         live = last.loc[last["neurons"] > 0, "neurons"]
         rows.append({"figure": figure, "width": last["heads"].mean() * dims.head_dim, "neurons": live.mean()})
     return pd.DataFrame(rows)

@@ -7,6 +7,7 @@ Student's interval excludes zero as well.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,15 @@ def landings(runs: pd.DataFrame) -> pd.DataFrame:
     groups = aimed.assign(miss=miss).groupby(["label", "method"], sort=False)
     frame = groups.agg(target=("target", "first"), n=("miss", "size"), overshoot=("miss", "max"), worst=("miss", "min"))
     return frame.assign(shortfall=-frame.pop("worst")).reset_index()
+
+
+def rule_misses(root: str | Path, grid: str) -> pd.Series:
+    """Extracted minus expected MACs, in per cent of dense, of every run of a grid that follows the paper's rule."""
+    runs = collect.load(root, grid)
+    ruled = runs[runs["target"].isna() & (runs["method"] == "hiap")]
+    paths = collect.macs_trajectory(collect.gated_records(root, grid)).sort_values("epoch")
+    expected = paths.groupby("run_id")["expected"].last()
+    return 100 * (ruled["macs_share"] - ruled["run_id"].map(expected)).astype(float)
 
 
 def by_hand(ruled: pd.DataFrame, targets: list[float]) -> pd.DataFrame:

@@ -147,6 +147,24 @@ def study(rows: pd.DataFrame) -> Table:
     )
 
 
+def compact(rows: pd.DataFrame) -> Table:
+    """``stats.study`` as a grid: methods down, targets across, mean top-1 with ↑ or ↓ where it is decided."""
+    aimed = rows.dropna(subset="target")
+    marks = {"better": " ↑", "worse": " ↓", "": ""}
+    cells = [f"{row['top1']:.2f}{marks[_verdict(row)]}" for _, row in aimed.iterrows()]
+    grid = aimed.assign(cell=cells).pivot(index="title", columns="target", values="cell")
+    means = aimed.groupby("title")["top1"].mean()
+    targets = sorted(grid.columns, reverse=True)
+    # Those that reach every target first, by their mean over targets.
+    order = pd.DataFrame({"lacks": grid.isna().sum(axis=1), "mean": -means}).sort_values(["lacks", "mean"]).index
+    grid.columns = [f"t{target}" for target in grid.columns]
+    columns = [Column("title", "Method", left=True)]
+    columns += [Column(f"t{target}", f"{100 * target:.0f} %", left=True) for target in targets]
+    n = f"{int(aimed['n'].min())}" if aimed["n"].nunique() == 1 else f"{aimed['n'].min():.0f} to {aimed['n'].max():.0f}"
+    heading = f"Share of the dense MACs; n = {n} seeds"
+    return Table("Top-1 (%) at equal MACs", tuple(columns), (Panel(heading, grid.loc[order].reset_index()),))
+
+
 def _verdict(row: pd.Series) -> str:
     return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
 
@@ -264,8 +282,11 @@ def _latex_row(cells: list[str]) -> str:
     return " & ".join(_latex(cell) for cell in cells) + " \\\\"
 
 
+ARROWS = (("↑", "$\\uparrow$"), ("↓", "$\\downarrow$"))
+
+
 def _latex(value: str) -> str:
-    for plain, escaped in (("\\", "\\textbackslash{}"), ("±", "$\\pm$"), ("λ", "$\\lambda$")):
+    for plain, escaped in (("\\", "\\textbackslash{}"), ("±", "$\\pm$"), ("λ", "$\\lambda$"), *ARROWS):
         value = value.replace(plain, escaped)
     for character in "&%#_":
         value = value.replace(character, f"\\{character}")

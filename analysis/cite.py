@@ -1,0 +1,109 @@
+"""What stands behind a result, ready to be cited: ``python -m analysis.cite ID``.
+
+An ID is a row of a results table, ``<grid>/<label>`` such as ``study/hiap-20``, or a claim of the ledger such as
+``T2-10``. With the commit behind an @ it names the same numbers for ever: ``study/hiap-20@<commit>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import claims, collect, stats
+from hiap.config import ConfigError
+from hiap.record import git_state
+
+REFERENCE = "arXiv:2603.12222"
+
+
+def row(root: Path, name: str) -> str:
+    """The text for ``<grid>/<label>``. Raises ``ConfigError`` naming the nearest id if there is none."""
+    grid, _, label = name.partition("/")
+    runs = collect.load(root, grid)
+    found = runs[runs["label"] == label]
+    if found.empty:
+        raise ConfigError(f"no finished run '{name}'{_near(name, ids(root))}")
+    top1, macs = stats.mean(found["top1"]), stats.mean(100 * found["macs_share"])
+    lines = {
+        "result": f"{collect.title(label, found['method'].iloc[0])} on {found['data'].iloc[0]}",
+        "top-1": _interval(top1, "%"),
+        "MACs": _interval(macs, "% of dense"),
+        "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
+        "runs": ", ".join(found.sort_values("seed")["run_id"]),
+        "commits": ", ".join(sorted({commit[:10] for commit in found["commit"]})),
+        "rerun": f"python slurm/launch_grid.py --grid {grid} --only {label}",
+    }
+    note = f"{lines['result']}: top-1 {lines['top-1']}, {lines['n']}"
+    return _text(name, lines, note)
+
+
+def claim(root: Path, name: str) -> str:
+    """The text for a claim of the ledger. Raises ``ConfigError`` naming the nearest id if there is none."""
+    found = claims.verdicts(root)
+    if name not in set(found["id"]):
+        raise ConfigError(f"no claim '{name}'{_near(name, list(found['id']))}")
+    entry = found.set_index("id").loc[name]
+    shown = {"published": (entry["value"], entry["unit"]), "found": (entry["found"], entry["unit"])}
+    lines = {"claim": f"{entry['place']}: {entry['claim']}"}
+    lines |= {key: f"{value:g} {unit}".strip() for key, (value, unit) in shown.items() if _number(value)}
+    if _number(entry["interval_low"]):
+        lines["interval"] = f"[{entry['interval_low']:g}, {entry['interval_high']:g}], n = {entry['n']:.0f}"
+    lines |= {"verdict": str(entry["verdict"]), "evidence": str(entry["evidence"])}
+    return _text(name, lines, f"{lines['claim']} Verdict: {lines['verdict']}")
+
+
+def ids(root: Path) -> list[str]:
+    """Every ``<grid>/<label>`` that has a finished run."""
+    runs = collect.load(root)
+    return sorted({f"{grid}/{label}" for grid, label in zip(runs["grid"], runs["label"], strict=True)})
+
+
+def _text(name: str, lines: dict[str, str], note: str) -> str:
+    commit = git_state()[0][:10]
+    link = f"{name}@{commit}" if commit else name
+    key = "hiap-reproduction-" + name.replace("/", "-")
+    bibtex = [
+        f"@misc{{{key},",
+        "  title = {An open reproduction of {HiAP}},",
+        "  author = {{The HiAP reproduction contributors}},",
+        f"  note = {{{link}. {note.replace('%', chr(92) + '%')}. Reproduces {REFERENCE}.}}",
+        "}",
+    ]
+    shown = {"id": link, **lines}
+    return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", *bibtex])
+
+
+def _interval(found: stats.Interval, unit: str) -> str:
+    ends = f" [{found.low:.2f}, {found.high:.2f}] (bootstrap 95 %)" if found.n > 1 else ""
+    return f"{found.mean:.2f} {unit}{ends}"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not pd.isna(value)
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.cite", description="What stands behind a result.")
+    parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10")
+    parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
+    options = parser.parse_args(arguments)
+    name = options.id.split("@")[0]
+    try:
+        print(row(options.results, name) if "/" in name else claim(options.results, name))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

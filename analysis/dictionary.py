@@ -33,8 +33,10 @@ def load() -> dict[str, Any]:
 def meaning(dictionary: dict[str, Any], file: str, column: str) -> Meaning | None:
     """What a column of ``file`` (relative to results/) means; the file's own entry before the common one."""
     for pattern, columns in dictionary["files"].items():
-        if fnmatch(file, pattern) and column in columns:
-            return Meaning(*columns[column])
+        if fnmatch(file, pattern):
+            for name, entry in columns.items():
+                if fnmatch(column, name):
+                    return Meaning(*entry)
     entry = dictionary["common"].get(column)
     return Meaning(*entry) if entry else None
 

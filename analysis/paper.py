@@ -212,7 +212,8 @@ def numbers(root: Path) -> Numbers:
 
 
 def used(tex: str) -> list[str]:
-    return sorted(set(USED.findall(tex)))
+    """Names of numbers outside comments."""
+    return sorted(set(USED.findall(re.sub(r"(?<!\\)%.*", "", tex))))
 
 
 def definitions(tex: str, known: Numbers) -> str:
@@ -235,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     atomic_write(PAPER / "numbers.tex", text.encode())
     shown = tables.compact(stats.study(collect.load(options.results, "study")))
     atomic_write(PAPER / "study.tex", tables.latex(shown).encode())
+    atomic_write(PAPER / "claims.tex", tables.latex(claims.table(claims.verdicts(options.results))).encode())
     print(f"{len(used(text)) or text.count('csname n.')} numbers")
     return 0
 

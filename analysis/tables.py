@@ -165,6 +165,12 @@ def compact(rows: pd.DataFrame) -> Table:
     return Table("Top-1 (%) at equal MACs", tuple(columns), (Panel(heading, grid.loc[order].reset_index()),))
 
 
+def listing(frame: pd.DataFrame, title: str) -> Table:
+    """Any frame as it is, a column each."""
+    columns = tuple(Column(str(key), str(key).replace("_", " "), left=frame[key].dtype == object) for key in frame)
+    return Table(title, columns, (Panel(f"{len(frame)} rows", frame),))
+
+
 def _verdict(row: pd.Series) -> str:
     return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
 

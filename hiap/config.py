@@ -83,6 +83,9 @@ class DataConfig(_Section):
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
     # flip; 'none' resizes only. The digit sets take 'none'.
     augment: Literal["none", "basic", "deit"] = "none"
+    # Training images that cannot be decoded are replaced by the next one that can, and named; more of them than this,
+    # or one among the test images, which each count once, ends the run.
+    max_corrupt: int = Field(10, ge=0)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
 

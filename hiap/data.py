@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from hiap.config import ConfigError, DataConfig
+from hiap.config import ON_DISK, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +79,7 @@ def info(data: DataConfig, img_size: int) -> Info:
         train, test = (len(_cifar(data.root, split)) for split in ("train", "test"))
         return Info(3, 10, 32, train, test)
     train, test = (len(_imagenet(data.root, split)) for split in ("train", "test"))
-    return Info(3, len(_folders(Path(data.root) / "train")), None, train, test)
+    return Info(3, _classes(Path(data.root)), None, train, test)
 
 
 def check(data: DataConfig, img_size: int) -> None:
@@ -98,6 +100,13 @@ def check(data: DataConfig, img_size: int) -> None:
         _cifar_files(data.root)
     else:
         _check_imagenet(Path(data.root))
+
+
+def corrupt(data: DataConfig) -> int:
+    """Training images that were found unreadable so far, in this process."""
+    if data.name not in ON_DISK:
+        return 0
+    return len((_cifar if data.name == "cifar10" else _imagenet)(data.root, "train").corrupt)
 
 
 def steps_per_epoch(data: DataConfig, img_size: int, batch_size: int) -> int:
@@ -188,10 +197,11 @@ class _InMemory:
 
 
 class _Photographs:
-    """Images that are decoded and augmented one by one, in worker processes."""
+    """Images that are decoded and augmented one by one, in worker processes. Up to ``max_corrupt`` of them may be
+    replaced by their neighbours."""
 
-    def __init__(self, source: _Cifar | _ImageNet, transform: Transform):
-        self.source, self.transform = source, transform
+    def __init__(self, source: _Cifar | _ImageNet, transform: Transform, max_corrupt: int = 0):
+        self.source, self.transform, self.max_corrupt = source, transform, max_corrupt
 
     def __len__(self) -> int:
         return len(self.source)
@@ -201,36 +211,63 @@ class _Photographs:
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Any] = DataLoader(
-            _Augmented(self.source, self.transform, stream),  # type: ignore[arg-type]
+            _Augmented(self.source, self.transform, stream, self.max_corrupt > 0),  # type: ignore[arg-type]
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it would draw from the global one, as often as a run is resumed
         )
         try:
-            yield from loader
+            for images, labels, corrupt in loader:
+                for index in corrupt[corrupt >= 0].tolist():
+                    self._note(index)
+                yield images, labels
             return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
             message = str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")
             error.__traceback__ = None  # it would keep the workers alive
         raise ConfigError(message)
 
+    def _note(self, index: int) -> None:
+        """Tell of a corrupt image once. Raises ``ConfigError`` when there are too many."""
+        known, name = self.source.corrupt, self.source.name(index)
+        if index not in known:
+            known.add(index)
+            print(f"{name}: not a readable image; the next one takes its place", file=sys.stderr, flush=True)
+        if len(known) > self.max_corrupt:
+            raise ConfigError(
+                f"{len(known)} training images cannot be read, the last is {name}; "
+                f"data.max_corrupt allows {self.max_corrupt}"
+            )
+
 
 @dataclass(frozen=True)
 class _Augmented:
-    """What a ``DataLoader`` reads: the transform's random numbers depend on (seed, epoch, index) alone."""
+    """What a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next one stands
+    for it (else -1). The transform's random numbers depend on (seed, epoch, index) alone."""
 
     source: _Cifar | _ImageNet
     transform: Transform
     stream: tuple[int, int]
+    tolerant: bool
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.source[index]
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        image, label, corrupt = self._read(index)
         with _seeded(*self.stream, index, AUGMENT):
-            return self.transform(image), label
+            return self.transform(image), label, corrupt
+
+    def _read(self, index: int) -> tuple[Image.Image, int, int]:
+        if not self.tolerant:
+            return *self.source[index], -1
+        for offset in range(len(self.source)):
+            try:
+                return *self.source[(index + offset) % len(self.source)], index if offset else -1
+            except ConfigError:
+                continue
+        raise ConfigError("no training image can be read")
 
 
 def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
@@ -241,7 +278,7 @@ def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
     if data.name == "digits":
         return _digits(split, img_size)
     source = _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split)
-    return _Photographs(source, _transform(data, img_size, split))
+    return _Photographs(source, _transform(data, img_size, split), data.max_corrupt if split == "train" else 0)
 
 
 @lru_cache(maxsize=8)
@@ -319,9 +356,13 @@ class _Cifar:
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray):
         self.pixels, self.labels = pixels, labels
+        self.corrupt: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         from PIL import Image
@@ -390,16 +431,18 @@ def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _ImageNet:
-    """Folders of photographs through timm's reader. timm's own data set would replace a broken file by its neighbour;
-    here it is an error, since every test image counts once."""
+    """Photographs through timm's readers, of folders or of a tar of them. timm's own data set would replace any broken
+    file by its neighbour without a word. ``corrupt``: indices that were found unreadable."""
 
-    def __init__(self, folder: Path, classes: list[str]):
-        from timm.data.readers.reader_image_folder import ReaderImageFolder
-
-        self.reader = ReaderImageFolder(str(folder), class_map={name: i for i, name in enumerate(classes)})
+    def __init__(self, reader: Any, numbers: np.ndarray | None = None):
+        self.reader, self.numbers = reader, numbers
+        self.corrupt: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    def name(self, index: int) -> str:
+        return str(self.reader.filename(index, absolute=True))
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         from PIL import Image
@@ -407,18 +450,64 @@ class _ImageNet:
         file, label = self.reader[index]
         with file:
             try:
-                return Image.open(file).convert("RGB"), label
-            except OSError as error:
-                raise ConfigError(f"{file.name}: not a readable image ({error})") from None
+                image = Image.open(file).convert("RGB")
+            except (OSError, SyntaxError, tarfile.TarError) as error:
+                raise ConfigError(f"{self.name(index)}: not a readable image ({error})") from None
+        return image, int(label if self.numbers is None else self.numbers[label])
 
 
 @lru_cache(maxsize=4)
 def _imagenet(root: str, split: Split) -> _ImageNet:
-    return _ImageNet(Path(root) / IMAGENET_FOLDERS[split], _folders(Path(root) / "train"))
+    path = Path(root) / IMAGENET_FOLDERS[split]
+    if _in_tars(Path(root)):
+        return _imagenet_tar(path.with_suffix(".tar"))
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    classes = _folders(Path(root) / "train")
+    return _ImageNet(ReaderImageFolder(str(path), class_map={name: i for i, name in enumerate(classes)}))
+
+
+def _imagenet_tar(path: Path) -> _ImageNet:
+    """A tar is read through once for its index: timm would keep that in a pickle, and nothing is unpickled here. It is
+    opened anew for every image, since worker processes must not share a file's position."""
+    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+    try:
+        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"{path}: not a whole tar of class folders of images ({reason})") from None
+    names = sorted(reader.class_name_to_idx)
+    numbers = np.empty(len(names), dtype=np.int64)  # timm sorts names as people do; published networks, as bytes
+    for number, name in enumerate(names):
+        numbers[reader.class_name_to_idx[name]] = number
+    return _ImageNet(reader, numbers)
+
+
+def _in_tars(root: Path) -> bool:
+    return not (root / "train").is_dir() and all((root / f"{name}.tar").is_file() for name in IMAGENET_FOLDERS.values())
+
+
+def _classes(root: Path) -> int:
+    if not _in_tars(root):
+        return len(_folders(root / "train"))
+    train, val = (sorted(_imagenet(str(root), split).reader.class_name_to_idx) for split in ("train", "test"))
+    if different := sorted(set(train) ^ set(val)):
+        raise ConfigError(f"class folder {different[0]!r} is in only one of {root / 'train.tar'} and val.tar")
+    return len(train)
 
 
 def _check_imagenet(root: Path) -> None:
     expected = f"data.root must hold {_expected('imagenet')}"
+    if _in_tars(root):
+        for name in IMAGENET_FOLDERS.values():
+            if not tarfile.is_tarfile(root / f"{name}.tar"):
+                raise ConfigError(f"{root / name}.tar is not a tar; {expected}")
+        return
+    if shards := sorted(root.glob("*-[0-9][0-9]*.tar")):
+        raise ConfigError(
+            f"{shards[0]}: streaming shards have no index, without which no run resumes to the step; {expected}"
+        )
     for name in IMAGENET_FOLDERS.values():
         if not (root / name).is_dir():
             raise ConfigError(f"{root / name} is missing; {expected}")
@@ -442,4 +531,4 @@ def _folders(folder: Path) -> list[str]:
 def _expected(name: str) -> str:
     if name == "cifar10":
         return f"a folder with '{CIFAR_PICKLES}/' or '{CIFAR_BINARIES}/' in it (CIFAR-10, Python or binary version)"
-    return "a folder with 'train/' and 'val/' in it, both with the same class folders of images"
+    return "a folder with 'train/' and 'val/' (or train.tar and val.tar) in it, with the same class folders of images"

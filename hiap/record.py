@@ -135,6 +135,7 @@ class Record(_Part):
     stages: list[StageBill] = Field(default_factory=list)
     epochs: list[EpochLog] = Field(default_factory=list)
     shape: list[BlockShape] | None = None
+    corrupt_images: int = 0  # training images that could not be read and were replaced
     environment: Environment
     started: str
     finished: str

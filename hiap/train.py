@@ -182,6 +182,7 @@ class Run:
             stages=self.bills,
             epochs=self.epochs,
             shape=shape_of(model),
+            corrupt_images=data.corrupt(config.data),
             resumed=self.resumed,
         )
 

@@ -6,8 +6,10 @@ import hashlib
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -338,6 +340,81 @@ def test_batches_leave_the_global_random_state_alone(tmp_path):
                 batches(config, workers=workers)
             states.append((random.random(), np.random.rand(), torch.rand(1).item()))
         assert states[0] == states[1]
+
+
+def break_images(root: Path, count: int) -> list[Path]:
+    """Truncate so many training images, each the last of its class, so that the next one has another colour."""
+    broken = sorted((root / "train").rglob("*.JPEG"))[3::4][:count]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    return broken
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_training_images_are_named_once_and_replaced_by_the_next(tmp_path, capsys, workers):
+    good = batches(DataConfig(name="imagenet", root=str(write_imagenet(tmp_path / "good"))))
+    broken = break_images(write_imagenet(tmp_path / "bad"), 2)
+    config = DataConfig(name="imagenet", root=str(tmp_path / "bad"), max_corrupt=2)
+    first = batches(config, workers=workers)
+    assert equal(first, batches(config, workers=workers)), "the same images stand in each time"
+    assert len(first) == len(good)
+    assert not equal(first, good)
+    told = capsys.readouterr().err.splitlines()
+    assert sorted(told) == [f"{path}: not a readable image; the next one takes its place" for path in broken]
+    assert data.corrupt(config) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_corrupt_images_than_allowed_are_an_error(tmp_path, workers):
+    break_images(write_imagenet(tmp_path), 3)
+    config = DataConfig(name="imagenet", root=str(tmp_path), max_corrupt=2)
+    with pytest.raises(
+        ConfigError, match=r"3 training images cannot be read, the last is .*data\.max_corrupt allows 2"
+    ):
+        batches(config, workers=workers)
+    with pytest.raises(ConfigError, match="not a readable image"):
+        batches(config.model_copy(update={"max_corrupt": 0}), workers=workers)
+
+
+def pack(root: Path) -> Path:
+    """The same images in train.tar and val.tar."""
+    for split in ("train", "val"):
+        with tarfile.open(root / f"{split}.tar", "w") as tar:
+            for path in sorted((root / split).rglob("*.JPEG"), reverse=True):
+                tar.add(path, path.relative_to(root / split))
+        shutil.rmtree(root / split)
+    return root
+
+
+def test_a_tar_gives_what_its_folders_give(tmp_path):
+    folders = DataConfig(name="imagenet", root=str(write_imagenet(tmp_path / "a")), augment="deit", mixup=0.8)
+    tars = folders.model_copy(update={"root": str(pack(write_imagenet(tmp_path / "b")))})
+    assert data.info(tars, 64) == data.info(folders, 64)
+    expected = batches(folders, epoch=1)
+    assert equal(batches(tars, epoch=1), expected)
+    assert equal(batches(tars, epoch=1, start=1, workers=2), expected[1:])
+    assert not list((tmp_path / "b").glob("*.pickle")), "no index is left behind"
+
+
+def test_a_broken_image_in_a_tar_is_named(tmp_path, capsys):
+    broken = break_images(write_imagenet(tmp_path), 1)
+    config = DataConfig(name="imagenet", root=str(pack(tmp_path)))
+    batches(config)
+    assert f"{broken[0].name}: not a readable image" in capsys.readouterr().err
+
+
+def test_what_is_no_tar_or_cut_short_or_a_shard_is_one_line(tmp_path):
+    config = DataConfig(name="imagenet", root=str(pack(write_imagenet(tmp_path))))
+    whole = (tmp_path / "train.tar").read_bytes()
+    (tmp_path / "train.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"class folder .* is in only one of .*train\.tar and val\.tar"):
+        data.info(config, 64)
+    (tmp_path / "val.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ConfigError, match=r"val\.tar is not a tar"):
+        data.check(config, 64)
+    (tmp_path / "val.tar").rename(tmp_path / "imagenet-train-000012.tar")
+    with pytest.raises(ConfigError, match=r"000012\.tar: streaming shards have no index"):
+        data.check(config, 64)
 
 
 def test_a_broken_photograph_is_an_error_that_names_it(tmp_path):

@@ -24,7 +24,7 @@ def load(root: str | Path) -> pd.DataFrame:
 
 def _rows(name: str, report: dict) -> list[dict]:
     settings, machine = report["settings"], report["environment"]
-    dense = {r["batch"]: r["macs"] for r in report["rows"] if r["name"] == report["reference"]}
+    dense = {r["batch"]: r["macs"] for r in report["rows"] if r["name"].split("/")[0] == "dense"}
     run = "compiled" if settings["compile"] else "eager"
     clock = f"{machine['threads']} thread(s), {settings['clock']} clock"
     common = {
@@ -42,7 +42,7 @@ def _rows(name: str, report: dict) -> list[dict]:
             "ratio": r["ratio"][1],
             "ratio_low": r["ratio"][0],
             "ratio_high": r["ratio"][2],
-            "cut": 1 - r["macs"] / dense[r["batch"]],
+            "cut": 1 - r["macs"] / dense[r["batch"]] if dense else float("nan"),
             "memory_mib": r["memory"] / 2**20,
         }
         for r in report["rows"]

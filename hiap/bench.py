@@ -2,7 +2,8 @@
 
 - ``speed``: inference of topologies, in one process, alternated run by run.
 - ``steps``: training steps, gated against dense, and their peak memory.
-- ``peer``: extracted networks beside Torch-Pruning's at equal MACs (needs the development extra).
+- ``peer``: extracted networks against Torch-Pruning's at equal MACs (needs the development extra).
+- ``input``: JPEGs through this project's loader against timm's, per number of workers.
 
 A ratio is the median of quotients of neighbouring runs, so that a slow moment hits both sides. Weights are
 random: time does not depend on them. One JSON per call goes to ``results/bench/``. On a GPU, say::
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +26,13 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
 from hiap import cost, gated_vit, ledger, store
-from hiap.config import ConfigError, GateConfig, PenaltyConfig, parse_overrides, unknown_key
+from hiap.config import ConfigError, DataConfig, GateConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.extraction import LAYOUTS, extract, set_layout
 from hiap.gated_vit import BlockMask
 from hiap.objective import penalties
@@ -65,6 +68,8 @@ class Settings(BaseModel):
     clock: Literal["wall", "cpu"] = "wall"
     processes: int = Field(1, ge=1)
     gmacs: list[float] = [3.1, 2.5]  # peer only
+    workers: list[int] = [0, 1, 2]  # input only, as is the number of images
+    images: int = Field(512, ge=8)
     out: str = "results/bench"
 
 
@@ -142,18 +147,74 @@ def speed(settings: Settings) -> Report:
 
 
 def peer(settings: Settings) -> Report:
-    """Torch-Pruning at the given GMACs, and at the MACs that it reached: Fig. 5's heads, and a uniform cut."""
+    """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached: Fig. 5's heads, a uniform cut,
+    and the dense network."""
     from baselines.peer import torch_pruning_at, uniform_at
 
-    dense = timm.create_model(settings.model).eval()
-    models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
+    dense, rows = timm.create_model(settings.model).eval(), []
     for gmacs in settings.gmacs:
         theirs = torch_pruning_at(timm.create_model(settings.model).eval(), gmacs * 1e9)
         macs = cost.macs(theirs, _image(theirs))
-        models[f"torch-pruning/{gmacs}"] = ("-", theirs)
-        models[f"fig5/{gmacs}"] = ("padded", fig5_at(dense, macs))
-        models[f"uniform/{gmacs}"] = ("padded", uniform_at(dense, macs))
-    return _report("peer", settings, _compare_inference(models, settings, "dense"), "dense")
+        models = {
+            f"dense/{gmacs}": ("-", dense),
+            f"torch-pruning/{gmacs}": ("-", theirs),
+            f"fig5/{gmacs}": ("padded", fig5_at(dense, macs)),
+            f"uniform/{gmacs}": ("padded", uniform_at(dense, macs)),
+        }
+        rows += _compare_inference(models, settings, f"torch-pruning/{gmacs}")
+    return _report("peer", settings, rows, "torch-pruning")
+
+
+def read_images(settings: Settings) -> Report:
+    """Decoding and DeiT's augmentation at 224 pixels: ours (every image a function of seed, epoch and index) against
+    timm's data set and loader with the same transform. ``throughput``: images/s."""
+    import itertools
+
+    from timm.data import create_dataset, create_loader
+
+    from hiap import data
+
+    (batch,), rows = settings.batches, []
+    with tempfile.TemporaryDirectory() as folder:
+        config = DataConfig(name="imagenet", root=str(_write_jpegs(Path(folder), settings.images)), augment="deit")
+        theirs = create_dataset("", root=f"{folder}/train", is_training=True)
+        for workers in settings.workers:
+            loader = create_loader(
+                theirs, (3, 224, 224), batch, is_training=True, use_prefetcher=False, num_workers=workers,
+                auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.3, interpolation="bicubic", re_prob=0.25,
+                re_mode="pixel", persistent_workers=False,
+            )  # fmt: skip
+            epochs = itertools.count()
+
+            def ours(workers: int = workers, epochs: Iterator[int] = epochs) -> None:
+                _exhaust(data.train_batches(config, 224, batch_size=batch, seed=0, epoch=next(epochs), workers=workers))
+
+            runs: dict[str, Callable[[], Any]] = {"timm": partial(_exhaust, loader), "hiap": ours}
+            seconds, ratios = alternate(runs, "timm", settings, torch.device("cpu"))
+            for name in runs:
+                images = settings.images // batch * batch
+                row = {"name": f"{name}/{workers}", "layout": "-", "batch": images, "macs": 0, "executed_macs": 0}
+                speed = round(images / float(np.median(seconds[name])), 3)
+                took, against = _quartiles(seconds[name]), _quartiles(ratios[name])
+                rows.append(Row(**row, params=0, seconds=took, throughput=speed, ratio=against, memory=0))
+    return _report("input", settings, rows, "timm")
+
+
+def _exhaust(batches: Iterable[Any]) -> None:
+    for _ in batches:
+        pass
+
+
+def _write_jpegs(root: Path, count: int) -> Path:
+    """ImageNet's layout and usual size, of smooth noise, which compresses about as photographs do."""
+    rng = np.random.default_rng(0)
+    for split, images in (("train", count), ("val", 8)):
+        for i in range(images):
+            folder = root / split / f"n{i % 8:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(rng.integers(0, 256, (47, 62, 3), dtype=np.uint8))
+            small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.JPEG", quality=90)
+    return root
 
 
 def steps(settings: Settings) -> Report:
@@ -260,7 +321,7 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
                 rows.append(_row(name, layout, model, batch, seconds[name], ratios[name], memory))
         base = next(r for r in rows if r.name == reference and r.batch == batch)
         for row in rows:
-            if row.batch == batch and row.macs < base.macs:
+            if reference == "dense" and row.batch == batch and row.macs < base.macs:
                 row.share = _share(row, base)
     return rows
 
@@ -285,7 +346,7 @@ def _in_processes(mode: str, arguments: list[str], settings: Settings) -> Report
         row.throughput = round(row.batch / row.seconds[1], 3)
         rows.append(row)
     for row in rows:
-        base = next(r for r in rows if r.name == reports[0].reference and r.batch == row.batch)
+        base = next((r for r in rows if r.name == reports[0].reference and r.batch == row.batch), row)
         row.share = None if row.share is None else _share(row, base)
     return _report(mode, settings, rows, reports[0].reference)
 
@@ -365,7 +426,7 @@ def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> R
 
 
 _STARTED = now()
-MODES: dict[str, Callable[[Settings], Report]] = {"speed": speed, "steps": steps, "peer": peer}
+MODES: dict[str, Callable[[Settings], Report]] = {"speed": speed, "steps": steps, "peer": peer, "input": read_images}
 
 
 def parse(arguments: list[str]) -> tuple[str, Settings]:

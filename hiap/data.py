@@ -139,7 +139,8 @@ def train_batches(
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
         if mix is not None:
-            with _seeded(seed, epoch, k, MIX):
+            with _global_randomness_kept():
+                _seed(seed, epoch, k, MIX)
                 images, targets = mix(images, targets)
         yield images, targets
 
@@ -254,10 +255,15 @@ class _Augmented:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int, int]]:
+        """A batch at once, as ``DataLoader`` asks for it where it can: the global state is kept once, not per image."""
+        with _global_randomness_kept():
+            return [self[index] for index in indices]
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         image, label, corrupt = self._read(index)
-        with _seeded(*self.stream, index, AUGMENT):
-            return self.transform(image), label, corrupt
+        _seed(*self.stream, index, AUGMENT)
+        return self.transform(image), label, corrupt
 
     def _read(self, index: int) -> tuple[Image.Image, int, int]:
         if not self.tolerant:
@@ -331,18 +337,24 @@ def _mixer(data: DataConfig, img_size: int) -> Callable[..., Batch]:
     return Mixup(mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, label_smoothing=0.0, num_classes=classes)
 
 
-@contextmanager
-def _seeded(*key: int) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU random numbers follow from ``key`` inside, and go on as before outside.
+def _seed(*key: int) -> None:
+    """Python's, numpy's and torch's CPU random numbers follow from ``key`` from here on.
 
     Torch's is seeded through its generator: ``torch.manual_seed`` would also reset the GPU's."""
     import torch
 
     words = np.random.SeedSequence(key).generate_state(3)
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.default_generator.manual_seed(int(words[2]))
+
+
+@contextmanager
+def _global_randomness_kept() -> Iterator[None]:
+    """Outside, random numbers go on as if nothing had been drawn inside."""
+    import torch
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

@@ -513,3 +513,13 @@ def test_check_needs_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_strongest_posterizing_of_the_recipe_is_possible():
+    """timm's RandAugment may ask to keep no bit at all; a Pillow that refuses would end a run after hours."""
+    from timm.data.auto_augment import rand_augment_transform
+
+    transform = rand_augment_transform("rand-m10-n1-inc1", {"translate_const": 10, "img_mean": (0, 0, 0)})
+    posterize = next(op for op in transform.ops if op.name.startswith("Posterize"))
+    posterize.prob = 1.0
+    assert np.asarray(posterize(Image.new("RGB", (8, 8), (255, 255, 255)))).max() == 0

@@ -93,7 +93,7 @@ def test_bench_alternates_and_reports(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "expected one of speed, steps, peer"),
+        ([], "expected one of speed, steps, peer, input"),
         (["speed", "batch=4"], "unknown key 'batch' (did you mean 'batches'?)"),
         (["speed", "model=vit_tyni"], "not a timm model"),
         (["speed", "model=resnet18"], "expected a timm VisionTransformer"),
@@ -109,3 +109,13 @@ def test_bench_refuses_in_one_line(arguments, line, capsys):
     assert error.startswith("error: ")
     assert line in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_input_is_read_at_the_speed_of_timms_loader(tmp_path):
+    """A smoke test with a wide margin; the figure is in results/bench."""
+    options = ["images=32", "batches=[16]", "workers=[0]", "rounds=3", "warmup=1", f"out={tmp_path}", "name=i"]
+    assert bench.main(["input", *options]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "i.json").read_text())["rows"]}
+    assert rows["hiap/0"]["batch"] == 32
+    assert rows["hiap/0"]["ratio"][1] < 1.5

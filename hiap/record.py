@@ -232,7 +232,7 @@ def environment(device: torch.device, command: str, processes: int = 1) -> Envir
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """Commit of the checkout that holds this file and whether tracked files differ from it; ('', False) without git.
+    """Commit of the checkout that holds this file and whether tracked code differs from it; ('', False) without git.
     A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
     if (note := Path(__file__).parent / SNAPSHOT).exists():
         made = json.loads(note.read_text())
@@ -244,7 +244,9 @@ def git_state() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        code = ("hiap", "baselines", "slurm")  # records that come and go do not matter
+        changed = git("-C", "..", "status", "--porcelain", "--untracked-files=no", "--", *code)
+        return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "", False
 

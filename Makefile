@@ -1,6 +1,7 @@
 # make reproduce   set up, run the laptop grid, execute the notebooks, print the table and the figures' paths
 # make test        set up, lint, type-check, run the quick tests      (make test-slow: the minutes-long ones)
 # make slurm-test  the launcher on a real SLURM of two nodes, started for the tests (Debian, root)
+# make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: setup reproduce notebooks test test-slow slurm-test lint release lock clean
+.PHONY: setup reproduce test test-slow slurm-test lint release paper report lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,16 @@ lint: $(STAMP)
 release: $(STAMP)
 	$(BIN)/python slurm/launch_grid.py --results results
 	$(BIN)/python -m analysis.execute --results results --in-place
+
+paper: $(STAMP)
+	command -v pdflatex >/dev/null || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-recommended texlive-fonts-recommended lmodern)
+	$(BIN)/python -m analysis.claims --results results >/dev/null
+	$(BIN)/python -m analysis.paper --results results
+	cd paper && for i in 1 2; do pdflatex -interaction=nonstopmode -halt-on-error paper.tex >/dev/null || (tail -n 30 paper.log; exit 1); done
+
+report: $(STAMP)
+	$(BIN)/python -m analysis.report
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \

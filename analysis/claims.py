@@ -24,6 +24,7 @@ import pandas as pd
 
 from analysis import collect, tables
 from analysis.claim_checks import CHECKS, HERE
+from hiap.record import atomic_write
 from slurm import estimate, grid
 
 SEEDS = 3
@@ -185,6 +186,18 @@ def contradictions(found: pd.DataFrame) -> Iterator[str]:
         yield f"{row['id']}: {row['claim']}{number}"
 
 
+README = collect.REPOSITORY / "README.md"
+MARKS = ("<!-- claims -->", "<!-- /claims -->")
+
+
+def readme(text: str, found: pd.DataFrame) -> str:
+    """README.md with the ledger's summary between its marks."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    shown = tables.markdown(table(found)).split("\n\n", 2)[2]  # without title and panel heading
+    return f"{before}{MARKS[0]}\n{shown.strip()}\n{MARKS[1]}{after}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.claims", description="Judge every claim of the paper.")
     parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
@@ -192,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     found = verdicts(options.results)
     tables.save_frame(found, "claims", options.results, folder=".")
     tables.save(table(found), "claims", options.results)
+    if options.results.resolve() == README.parent / "results":
+        atomic_write(README, readme(README.read_text(), found).encode())
     print(tables.text(table(found)))
     print("Contradicted:", *contradictions(found), sep="\n- ")
     return 0

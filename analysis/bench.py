@@ -9,13 +9,16 @@ import pandas as pd
 
 from analysis.collect import REPOSITORY
 
-COLUMNS = ["report", "mode", "device", "setting", "batch", "name", "layout", "macs", "executed_macs", "params"]
+COLUMNS = ["report", "mode", "device", "setting", "precision", "run", "batch", "name", "layout"]
+COLUMNS += ["macs", "executed_macs", "params"]
 COLUMNS += ["ms", "ratio", "ratio_low", "ratio_high", "cut", "share", "memory_mib"]
 
 
 def load(root: str | Path) -> pd.DataFrame:
     """One row per network and batch size of every report below ``<root>/bench``, or of the published ones if there is
-    none. ``cut``: 1 - MACs over the dense network's; ``ratio``: time over the dense network's, with quartiles."""
+    none. ``cut``: 1 - MACs over the dense network's; ``ratio``: time over that of what the row was paired with (the
+    dense network, in mode peer Torch-Pruning's, in mode input timm's loader), with quartiles; ``run``: eager or
+    compiled."""
     folder = Path(root) / "bench"
     paths = sorted(folder.glob("*.json")) or sorted((REPOSITORY / "results" / "bench").glob("*.json"))
     rows = [row for path in paths for row in _rows(path.stem, json.loads(path.read_text()))]
@@ -32,6 +35,8 @@ def _rows(name: str, report: dict) -> list[dict]:
         "mode": report["mode"],
         "device": machine["device"],
         "setting": ", ".join([machine["device_name"], settings["precision"], run, clock]),
+        "precision": settings["precision"],
+        "run": run,
     }
     return [
         {

@@ -223,11 +223,14 @@ def dense_units(record: Record) -> dict[str, int]:
 
 
 def title(label: str, method: str) -> str:
-    """A label as a reader sees it: 'hiap-moderate' is 'HiAP (moderate)'."""
-    name = METHODS.get(method, method)
-    return (
-        f"{name} ({label[len(method) + 1 :]})" if label.startswith(f"{method}-") else name if label == method else label
-    )
+    """A label as a reader sees it: 'hiap-moderate' is 'HiAP (moderate)'. Controls are named for what they are, not for
+    what runs them: 'dense-noise' of method hiap is 'Dense (noise)'."""
+    for key in (method, "dense"):
+        if label == key:
+            return METHODS.get(key, key)
+        if label.startswith(f"{key}-"):
+            return f"{METHODS.get(key, key)} ({label[len(key) + 1 :]})"
+    return label
 
 
 def run_title(record: Record) -> str:

@@ -222,6 +222,7 @@ def training_cost(bills: pd.DataFrame) -> Figure:
     from is hatched. ``bills`` is a ``collect.stages``."""
     bars = bill_per_label(bills)
     labels = list(dict.fromkeys(bars["title"]))
+    n = bills.groupby("label")["seed"].nunique()
     fig = Figure(figsize=(COLUMN, 0.9 + 0.24 * len(labels)), layout="constrained")
     ax = fig.add_subplot()
     left = dict.fromkeys(labels, 0.0)
@@ -235,7 +236,8 @@ def training_cost(bills: pd.DataFrame) -> Figure:
         ax.text(left[label], label, f" {rows['epochs'].sum():.0f} ep., {_minutes(rows['seconds'].sum())}", va="center")
     ax.set_xlim(0, 1.6 * max(left.values()))
     ax.invert_yaxis()
-    ax.set_xlabel("Training cost (TMACs)")
+    seeds = " to ".join(str(end) for end in sorted({n.min(), n.max()}))
+    ax.set_xlabel(f"Training cost (TMACs), mean of n = {seeds}")
     if bars["inherited"].any():
         shared = Patch(
             facecolor="#e5e5e5", hatch="////", edgecolor=GREY, linewidth=0.4, label="training of the dense start"
@@ -339,18 +341,17 @@ def save(fig: Figure, name: str, data: pd.DataFrame, root: str | Path) -> Image:
 
 
 def speed(rows: pd.DataFrame) -> Figure:
-    """Time saved against MACs saved, one mark per extracted network of ``bench.load``; on the line every MAC that goes
-    is time that goes. Bars are the quartiles of the rounds."""
-    fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+    """Time saved against MACs saved, one mark per extracted network of ``bench.load``, one series per layout and way to
+    run; on the line every MAC that goes is time that goes. Bars are the quartiles."""
+    fig = Figure(figsize=(COLUMN, 3.0), layout="constrained")
     ax = fig.add_subplot()
-    marks = {"ragged": Look("#0072B2", "s"), "padded": Look("#D55E00", "o"), "-": Look(GREY, "^")}
-    names = {"ragged": "one call per width (ragged)", "padded": "one fused call (padded)", "-": "Torch-Pruning"}
     rows = rows[rows["cut"] > 0]
     top = 105 * max(rows["cut"].max(), (1 - rows["ratio_low"]).max())
     ax.plot([0, top], [0, top], color="black", linewidth=0.7, linestyle="--", label="all of the cut")
     ax.plot([0, top], [0, 0.9 * top], color=GREY, linewidth=0.7, linestyle=":", label="90 % of it")
-    for layout, group in rows.groupby("layout", sort=False):
-        style, saved = marks[str(layout)], 100 * (1 - group["ratio"])
+    series = rows.groupby(["layout", "precision", "run", "batch"], sort=False)
+    for ((layout, precision, run, batch), group), style in zip(series, list(LOOKS.values())[1:], strict=False):
+        saved = 100 * (1 - group["ratio"])
         errors = [100 * (group["ratio_high"] - group["ratio"]), 100 * (group["ratio"] - group["ratio_low"])]
         ax.errorbar(
             100 * group["cut"],
@@ -362,11 +363,11 @@ def speed(rows: pd.DataFrame) -> Figure:
             markeredgecolor="white",
             markeredgewidth=0.4,
             elinewidth=0.5,
-            label=names[str(layout)],
+            label=f"{layout}, {precision}, {run}, batch {batch} (n = {len(group)})",
         )
     ax.set_xlabel("MACs removed (%)")
     ax.set_ylabel("time saved (%)")
     ax.set_xlim(0, None)
     ax.grid(True)
-    fig.legend(loc="outside upper center", ncols=2, columnspacing=1.2, handletextpad=0.5)
+    fig.legend(loc="outside upper center", ncols=1, handletextpad=0.5)
     return fig

@@ -96,6 +96,35 @@ def study(runs: pd.DataFrame) -> pd.DataFrame:
     return rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=wanted))
 
 
+def against(runs: pd.DataFrame, controls: list[str]) -> pd.DataFrame:
+    """The reference at each target minus each control, paired by seed: columns ``target``, ``against``, ``n``,
+    ``difference``, ``low``, ``high``, ``decided``."""
+    scores = {label: group.set_index("seed")["top1"] for label, group in runs.groupby("label")}
+    reference = _references(runs).drop_duplicates("label").sort_values("target", ascending=False)
+    rows = []
+    for label, target in zip(reference["label"], reference["target"], strict=True):
+        for control in (name for name in controls if name in scores):
+            found = compare(scores[label], scores[control])
+            ends = found.difference
+            row = {"target": target, "against": control, "n": ends.n, "difference": ends.mean}
+            rows.append({**row, "low": ends.low, "high": ends.high, "decided": found.decided})
+    return pd.DataFrame(rows)
+
+
+def against_single_phase(longer: pd.DataFrame, short: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``study`` for methods that train ``longer``, compared with the reference of the ``short`` study."""
+    runs = pd.concat([_references(short), longer[longer["method"] != REFERENCE]])
+    rows = study(runs).dropna(subset="difference")
+    columns = ["title", "target", "n", "epochs", "top1", "difference", "difference_low", "difference_high", "decided"]
+    return rows[columns].sort_values(["target", "difference"], ascending=False, ignore_index=True)
+
+
+def _references(runs: pd.DataFrame) -> pd.DataFrame:
+    aimed = runs.dropna(subset="target")
+    named = [variant(*row) == REFERENCE for row in zip(aimed["label"], aimed["target"], strict=True)]
+    return aimed[named]
+
+
 def spread(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Per label the mean of each column over the seeds that have all of them, with its interval in ``<column>_low`` and
     ``<column>_high``, and ``n``."""
@@ -133,7 +162,9 @@ def rule_misses(root: str | Path, grid: str) -> pd.Series:
 
 def by_hand(ruled: pd.DataFrame, targets: list[float]) -> pd.DataFrame:
     """The paper's rule used to meet a target: the label whose first seed ends nearest to it (``tuned``: its miss), and
-    the smallest and largest miss of the other seeds (``low``, ``high``). Per cent of dense; above 0: too many MACs."""
+    the smallest and largest miss of the other seeds (``low``, ``high``). Per cent of dense; above 0: too many MACs.
+    ``within``: whether the target lies between the ends of that seed's ladder of strengths, so that a finer one could
+    meet it; ``n``: the other seeds."""
     first = ruled[ruled["seed"] == ruled["seed"].min()].set_index("label")["macs_share"]
     others = ruled[ruled["seed"] != ruled["seed"].min()].groupby("label")["macs_share"]
     rows = []
@@ -141,5 +172,6 @@ def by_hand(ruled: pd.DataFrame, targets: list[float]) -> pd.DataFrame:
         label = (first - target).abs().idxmin()
         rest = 100 * (others.get_group(label) - target)
         tuned = 100 * (first[label] - target)
-        rows.append({"target": target, "label": label, "tuned": tuned, "low": rest.min(), "high": rest.max()})
+        row = {"target": target, "label": label, "within": bool(first.min() <= target <= first.max()), "tuned": tuned}
+        rows.append({**row, "low": rest.min(), "high": rest.max(), "n": len(rest)})
     return pd.DataFrame(rows)

@@ -9,9 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots import COLUMN, GREY, LOOKS, PAGE, STYLE, look
+from analysis.plots import COLUMN, GREY, PAGE, STYLE, look
 
 FAR = 4.0  # points of top-1: a method this far from the others would hide them
+
+
+def _count(n: pd.Series) -> str:
+    """'5', or '3 to 5' where rows differ."""
+    return " to ".join(str(int(end)) for end in sorted({n.min(), n.max()}))
 
 
 class Dots(NamedTuple):
@@ -76,9 +81,8 @@ def forest(rows: pd.DataFrame) -> Figure:
     near = compared[compared["difference"].abs() < FAR]
     ends = near["difference_low"].min() - 0.2, near["difference_high"].max() + 0.2
     fig = dots(panels, list(order.index), limits=ends)
-    n = sorted({int(compared["n"].min()), int(compared["n"].max())})
     fig.suptitle(
-        f"n = {' to '.join(map(str, n))} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
+        f"n = {_count(compared['n'])} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
     )
     return fig
 
@@ -107,7 +111,8 @@ def bill(studies: dict[str, pd.DataFrame]) -> Figure:
         ax.set_xticks(sorted(100 * rows["target"].unique()))
         ax.set_xlabel("target, % of the dense MACs")
         ax.grid(True, axis="y")
-    axes[0].set_ylabel(f"top-1 on {next(iter(studies.values()))['data'].iloc[0]} (%)")
+    n = pd.concat(studies.values()).dropna(subset="target")["n"]
+    axes[0].set_ylabel(f"top-1 on {next(iter(studies.values()))['data'].iloc[0]} (%), n = {_count(n)}")
     sizes = [
         axes[0].scatter([], [], s=area * t * 1e12, color=GREY, label=f"{t:g} TMACs of training") for t in (0.25, 0.5, 1)
     ]
@@ -130,7 +135,7 @@ def budget_paths(paths: pd.DataFrame, ends: pd.DataFrame, labels: list[str]) -> 
         ax.axhline(100 * final["target"].iloc[0], color=colour, linestyle=":", linewidth=0.7)
         ax.plot([last + 0.3] * len(final), 100 * final["macs_share"], "D", color=colour, markersize=3)
     ax.set_xlabel("epoch")
-    ax.set_ylabel("MACs, % of dense")
+    ax.set_ylabel(f"MACs, % of dense (n = {_count(ends[ends['label'].isin(labels)].groupby('label').size())} seeds)")
     ax.set_ylim(0, 103)
     black: dict[str, Any] = {"color": "black"}
     kinds: list[tuple[Any, str]] = [("-", "expected"), ("--", "by the threshold ½"), (":", "target")]
@@ -152,7 +157,7 @@ def misses(aimed: pd.DataFrame, ruled: pd.DataFrame) -> Figure:
         "s",
         color="#0072B2",
         markersize=3.5,
-        label="threshold ½: extracted - expected",
+        label=f"threshold ½: extracted - expected, n = {len(ruled)} runs",
     )
     ax.plot(
         100 * aimed["target"],
@@ -160,39 +165,10 @@ def misses(aimed: pd.DataFrame, ruled: pd.DataFrame) -> Figure:
         "o",
         color="#D55E00",
         markersize=3.5,
-        label="with a target: extracted - target",
+        label=f"with a target: extracted - target, n = {len(aimed)} runs",
     )
     ax.set_xlabel("expected, or target (% of the dense MACs)")
     ax.set_ylabel("miss (% of the dense MACs)")
     ax.grid(True)
     fig.legend(loc="outside upper center")
-    return fig
-
-
-def trade_off(rows: pd.DataFrame) -> Figure:
-    """Fig. 4's shape: top-1 against MACs, one line per ``series``, from ``stats.spread`` of ``macs_share`` and ``top1``
-    in per cent, with intervals in both directions."""
-    fig = Figure(figsize=(COLUMN, 2.5), layout="constrained")
-    ax = fig.add_subplot()
-    for (name, group), style in zip(rows.groupby("series", sort=False), list(LOOKS.values())[1:], strict=False):
-        group = group.sort_values("macs_share")
-        bars: dict[str, Any] = {
-            axis: [group[column] - group[f"{column}_low"], group[f"{column}_high"] - group[column]]
-            for axis, column in (("xerr", "macs_share"), ("yerr", "top1"))
-        }
-        ax.errorbar(
-            group["macs_share"],
-            group["top1"],
-            **bars,
-            marker=style.marker,
-            color=style.colour,
-            linewidth=0.6,
-            markersize=4,
-            elinewidth=0.7,
-            label=name,
-        )
-    ax.set_xlabel("MACs of the extracted network (% of dense)")
-    ax.set_ylabel("top-1 (%)")
-    ax.grid(True)
-    fig.legend(loc="outside upper center", ncols=3, columnspacing=1.0, handletextpad=0.4)
     return fig

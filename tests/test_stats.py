@@ -123,3 +123,52 @@ def test_a_strength_tuned_by_hand_is_judged_on_other_seeds():
     hand = stats.by_hand(ruled, [0.7, 0.5]).set_index("label")
     assert hand.loc["strong", ["tuned", "low", "high"]].tolist() == pytest.approx([2, -1, 8])
     assert hand.loc["weak", ["tuned", "low", "high"]].tolist() == pytest.approx([1, 0, 5])
+    assert hand["n"].tolist() == [2, 2]
+    assert hand["within"].tolist() == [True, False], "0.5 lies below the ladder's end of 0.52"
+
+
+def frame(**scores: tuple[float | None, tuple[float, ...]]) -> pd.DataFrame:
+    """Runs of label -> (target, top-1 per seed), with what ``stats.against`` looks at."""
+    rows = [
+        {"label": label.replace("_", "-"), "target": target, "seed": s, "top1": v}
+        for label, (target, values) in scores.items()
+        for s, v in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_controls_are_paired_with_the_reference_at_each_target():
+    runs = frame(
+        hiap_20=(0.8, (81.0, 82.0, 83.0)),
+        hiap_50=(0.5, (79.0, 80.0, 81.0)),
+        hiap_faithful=(None, (99.0, 99.0, 99.0)),
+        dense_noise=(None, (80.0, 81.1, 81.9)),
+    )
+    found = stats.against(runs, ["dense-noise", "absent"]).set_index("target")
+    assert found.index.tolist() == [0.8, 0.5], "highest target first, and nothing for what has none"
+    assert found["difference"].tolist() == pytest.approx([1.0, -1.0])
+    assert found["n"].tolist() == [3, 3]
+    assert found["decided"].tolist() == [True, True]
+
+
+def test_longer_recipes_are_held_against_the_short_single_phase(runs):
+    longer = runs.assign(top1=runs["top1"] + 5.0)
+    found = stats.against_single_phase(longer, runs).set_index("title")
+    assert not any("HiAP" in title for title in found.index)
+    rows = stats.study(runs).dropna(subset="difference")
+    assert [found.loc["l1 FFN", "difference"]] == pytest.approx(
+        (rows.loc[rows["title"] == "l1 FFN", "difference"] + 5.0).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "method", "shown"),
+    [
+        ("hiap-faithful", "hiap", "HiAP (faithful)"),
+        ("dense-noise", "hiap", "Dense (noise)"),
+        ("dense", "dense", "Dense"),
+        ("2to1-1.8", "hiap", "2to1-1.8"),
+    ],
+)
+def test_controls_are_named_for_what_they_are(label, method, shown):
+    assert collect.title(label, method) == shown

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from baselines.uniform import rank
-from hiap import cost, gated_vit
+from hiap import cost, gated_vit, ledger
 from hiap.config import Config, ConfigError, GateConfig
 from hiap.extraction import PrunedAttention, PrunedBlock, extract
 from hiap.method import Context, Stage
 from hiap.selection import keep_best
 
-# Torch-Pruning approaches its ratio in this many steps; we stop at the first that meets the MACs. Its smallest cut in
-# attention is one dimension of every head of a layer, so it may fall short by that much however small the steps are.
+# Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
 
 
@@ -71,13 +70,14 @@ def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
             "the peer is torch-pruning, which is not here: install the development extra, hiap-reproduction[dev]"
         ) from None
 
-    channels, (height, width) = model.patch_embed.proj.in_channels, model.patch_embed.img_size
+    image, dims = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size), cost.dims_of(model)
+    column = 2 * ledger.true_prices(dims.tokens, dims.dim, dims.head_dim).value_dim
     ignored: list[nn.Module] = [model.head, *(block.mlp.fc2 for block in model.blocks)]
     for block in model.blocks:
         block.attn.fused_attn = False  # its tracer follows plain matrix products
     pruner = tp.pruner.BasePruner(
         model,
-        torch.zeros(1, channels, height, width),
+        torch.zeros(1, *image, device=model.head.weight.device),
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=True,
         isomorphic=True,
@@ -87,17 +87,37 @@ def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
         num_heads={block.attn.qkv: block.attn.num_heads for block in model.blocks},
         round_to=round_to,
     )
-    for _ in range(STEPS):
-        pruner.step()
-        for block in model.blocks:  # it changes the layers, not the numbers that timm's attention reshapes by
-            attn = block.attn
-            attn.num_heads = pruner.num_heads[attn.qkv]
-            attn.attn_dim = attn.qkv.out_features // 3
-            attn.head_dim = attn.attn_dim // attn.num_heads
-            attn.fused_attn = True
-        if cost.macs(model, (channels, height, width)) <= macs:
-            return model
-    raise ConfigError(f"Torch-Pruning does not reach {macs / 1e9:.2f} G MACs")
+    for block in model.blocks:
+        block.attn.fused_attn = True
+    while pruner.current_step < STEPS:
+        for group in pruner.step(interactive=True):
+            left = cost.macs(model, image)
+            if left <= macs:
+                return model
+            # A dimension goes from every head of a layer at once, which is some per mille of a small network. So that
+            # the result is near its target, the one that would overshoot stays, and neurons do the rest.
+            if left - column * _attention_columns(group, model) >= macs:
+                group.prune()
+                _tell_attention(model, pruner.num_heads)
+    raise ConfigError(
+        f"budget.target_macs: Torch-Pruning does not reach {macs / 1e6:.2f} M MACs; "
+        f"it stopped at {cost.macs(model, image) / 1e6:.2f} M"
+    )
+
+
+def _attention_columns(group: Any, model: Any) -> int:
+    """How many columns of an output projection the group removes; as many rows of q, k and v go along."""
+    projections = {block.attn.proj for block in model.blocks}
+    return sum(len(idxs) for dependency, idxs in group if dependency.target.module in projections)
+
+
+def _tell_attention(model: Any, num_heads: dict[nn.Module, int]) -> None:
+    """Torch-Pruning changes the layers, not the numbers that timm's attention reshapes by."""
+    for block in model.blocks:
+        attn = block.attn
+        attn.num_heads = num_heads[attn.qkv]
+        attn.attn_dim = attn.qkv.out_features // 3
+        attn.head_dim = attn.attn_dim // attn.num_heads
 
 
 def uniform_at(model: Any, macs: int) -> Any:

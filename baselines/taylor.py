@@ -55,7 +55,8 @@ def _with_gradients(model: Any, context: Context) -> Any:
         epoch=0,
         workers=config.run.workers,
     )
+    device = scored.pos_embed.device
     for _, (images, targets) in zip(range(BATCHES), batches, strict=False):
-        (F.cross_entropy(scored(images), targets) / BATCHES).backward()
+        (F.cross_entropy(scored(images.to(device)), targets.to(device)) / BATCHES).backward()
         context.scored += len(images)
     return scored

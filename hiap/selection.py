@@ -29,15 +29,15 @@ class Ranking:
 
 def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMask]:
     """Masks that keep the highest-ranked units such that the extracted model has at most ``target`` MACs, and no
-    further unit of a head that is left, or neuron, would fit. Raises ``ConfigError`` if the target is out of reach."""
+    further unit of a head that is left, or neuron, would fit. The best value dimension stays whatever its rank: with
+    no head at all the image would not reach the classifier. Raises ``ConfigError`` if the target is out of reach."""
     require_reachable(dims, ranking, target)
-    keys = torch.cat([t.flatten() for t in (ranking.dims, ranking.neurons) if t is not None])
-    order = keys.argsort(descending=True, stable=True)
+    order = _order(ranking)
 
     def macs(chosen: Tensor) -> int:
         return cost.masked_macs(dims, _masks(dims, ranking, chosen), ranking.cut_qk)
 
-    low, high = 0, len(keys)  # the longest prefix of the order that fits
+    low, high = 0, len(order)  # the longest prefix of the order that fits
     while low < high:
         middle = (low + high + 1) // 2
         fits = macs(_first(order, middle)) <= target
@@ -48,9 +48,9 @@ def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMas
 
 def require_reachable(dims: ledger.Dims, ranking: Ranking, target: int) -> None:
     """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not enough."""
-    units = sum(t.numel() for t in (ranking.dims, ranking.neurons) if t is not None)
-    none = torch.zeros(units, dtype=torch.bool)
-    least = cost.masked_macs(dims, _masks(dims, ranking, none), ranking.cut_qk)
+    order = _order(ranking)
+    fewest = _first(order, 0 if ranking.dims is None else 1)
+    least = cost.masked_macs(dims, _masks(dims, ranking, fewest), ranking.cut_qk)
     if least > target:
         raise ConfigError(
             f"budget.target_macs: {target / 1e6:.2f} M MACs cannot be reached by removing these units; "
@@ -69,6 +69,15 @@ def within_layer_rank(scores: Tensor) -> Tensor:
 def global_rank(scores: Tensor) -> Tensor:
     """Scores to keys in (0, 1]: the share of all units of this kind that a unit is at least as good as."""
     return within_layer_rank(scores[None])[0]
+
+
+def _order(ranking: Ranking) -> Tensor:
+    """Positions of all units, dimensions before neurons, highest key first; in front of all the best dimension."""
+    kinds = [t.detach().flatten().cpu() for t in (ranking.dims, ranking.neurons) if t is not None]
+    if ranking.dims is not None:
+        kinds[0] = kinds[0].clone()
+        kinds[0][kinds[0].argmax()] = torch.inf
+    return torch.cat(kinds).argsort(descending=True, stable=True)
 
 
 def _first(order: Tensor, count: int) -> Tensor:

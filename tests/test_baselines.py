@@ -7,7 +7,7 @@ import torch
 from conftest import scatter_logits, small_vit, tiny
 
 import hiap
-from baselines import magnitude, random, taylor, uniform, vit_slim
+from baselines import magnitude, peer, random, taylor, uniform, vit_slim
 from hiap import cost, gated_vit, ledger, selection, train
 from hiap.config import Config, ConfigError, from_dict
 from hiap.gates import FixedGate
@@ -88,6 +88,26 @@ def test_heads_go_whole_but_for_the_one_at_the_boundary(share):
     assert target - per_dim < cost.masked_macs(dims, kept, cut_qk=True) <= target
     with pytest.raises(ConfigError, match="reachable"):
         keep_best(dims, ranking, round(0.3 * dense))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+def test_torch_pruning_lands_at_most_half_a_per_cent_of_dense_below_the_target(share):
+    model = small_vit()
+    _, _, dense = sizes(model)
+    left = cost.macs(peer.torch_pruning_at(model, share * dense, round_to=None), IMAGE)
+    assert (share - 0.005) * dense <= left <= share * dense
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_a_head_stays_even_where_every_head_ranks_last(share, images):
+    """An extracted network without heads would not look at its image; extraction refuses it."""
+    dims, _, dense = sizes(small_vit())
+    ranking = Ranking(dims=torch.rand(3, 4, 8) - 5, neurons=torch.rand(3, 128))
+    target = round(share * dense)
+    gated = hiap.gate(small_vit())
+    gated_vit.set_masks(gated, keep_best(dims, ranking, target))
+    assert cost.macs(hiap.extract(gated.eval()), IMAGE) <= target
 
 
 def test_the_weakest_heads_go():

@@ -233,6 +233,8 @@ def of_bench(root: Path) -> Numbers:
     rows = bench.load(root)
     main = rows[rows["report"] == "deit_small_cpu_fp32_b16"].set_index("name")
     found = {"speed.dense": fixed(main["ratio"].to_dict()["full"], 3), "speed.batch": str(main["batch"].max())}
+    found["bench.reports"] = str(rows["report"].nunique())
+    found["bench.cuda"] = str(rows.loc[rows["device"] == "cuda", "report"].nunique())
     cut = main[main["share"].notna()]
     found |= {"speed.share.low": fixed(cut["share"].min()), "speed.share.high": fixed(cut["share"].max())}
     for report, name in (("steps_deit_small_cpu", "steps.small"), ("steps_vit_tiny_cpu", "steps.tiny")):

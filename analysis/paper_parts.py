@@ -111,7 +111,7 @@ def open_table(root: Path) -> str:
         mine = found[found["point"] == row["point"]]
         told = f"not measured: {row['reason']}" if mine.empty else _outcome(mine)
         default = escape(row["default"]).replace("'straight-through'", "``straight-through''")
-        rows.append([row["point"], f"{escape(row['what'])}: {default}", escape(told) if mine.empty else told])
+        rows.append([row["point"], f"\\emph{{{escape(row['what'])}}}: {default}", escape(told) if mine.empty else told])
     return tabular(
         "lp{0.42\\linewidth}p{0.46\\linewidth}", ["", "Open point: default, and why", "Other readings"], rows
     )

@@ -33,7 +33,7 @@ def reach(rows: pd.DataFrame) -> Figure:
         mine = rows[rows["series"] == name]
         end = mine[mine["kind"] == "at most"].iloc[0]
         ax.barh(place, end["x"] - 1, left=1, height=0.5, color=style.colour, alpha=0.25, linewidth=0)
-        ax.text(end["x"], place, f" Fig. {end['figure']:.0f}", va="center", fontsize=6, color=style.colour)
+        ax.text(1.03, place, f"Fig. {end['figure']:.0f}", va="center", fontsize=6)
         points = mine.loc[mine["kind"] == "point", "x"]
         ax.plot(points, [place] * len(points), style.marker, color=style.colour, mec="white", mew=0.4)
     ax.set_yticks(range(len(RATIOS)), list(RATIOS))
@@ -123,7 +123,8 @@ def study_pareto(rows: pd.DataFrame) -> Figure:
 def bill(rows: pd.DataFrame) -> Figure:
     """What one network of each variant took to train (``bills.totals``), the teacher's training hatched, one
     panel per target."""
-    targets = sorted(rows["target"].dropna().unique(), reverse=True)
+    rows = rows.dropna(subset="target")
+    targets = sorted(rows["target"].unique(), reverse=True)
     variants = list(dict.fromkeys(rows.sort_values("train_macs")["title"]))
     fig = Figure(figsize=(PAGE, 0.7 + 0.15 * len(variants)), layout="constrained")
     place = {title: i for i, title in enumerate(variants)}

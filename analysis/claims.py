@@ -196,10 +196,9 @@ def table(found: pd.DataFrame) -> tables.Table:
 
 def contradictions(found: pd.DataFrame) -> Iterator[str]:
     for row in found[found["verdict"] == "contradicted"].to_dict("records"):
-        number = (
-            "" if math.isnan(row["value"]) else f" (claimed {row['value']:g}, found {row['found']:.4g} {row['unit']})"
-        )
-        yield f"{row['id']}: {row['claim']}{number}"
+        unit = f" {row['unit']}" if row["unit"] else ""
+        numbers = f" (claimed {row['direction']}{row['value']:g}, found {row['found']:.4g}{unit})"
+        yield f"{row['id']}: {row['claim']}{'' if math.isnan(row['value']) else numbers}"
 
 
 README = collect.REPOSITORY / "README.md"

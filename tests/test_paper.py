@@ -1,4 +1,5 @@
-"""The report: no number in its prose but computed ones; generated parts; the notebooks as one page; the citation file."""
+"""The report: no number in its prose but computed ones; generated parts. Then the notebooks as one page, and the
+citation file."""
 
 from __future__ import annotations
 
@@ -119,10 +120,7 @@ def test_the_page_has_every_notebook_and_no_code(tmp_path: Path) -> None:
         assert html.count(heading.replace("&", "&amp;")) >= 2, f"{heading}: in the contents and above its text"
         imports = next(cell.source for cell in cells if cell.cell_type == "code").splitlines()
         assert next(line for line in imports if "import" in line) not in html, path.name
-    assert (
-        'class="jp-InputArea' not in re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL) or "In&nbsp;[" not in html
-    )
-    assert not re.search(r'(src|href)="(?!#|data:|https?://|mailto:)', html), "the page needs other files"
+    assert not re.search(r'<(script|img|link)[^>]*(src|href)="(?!data:)', html), "the page needs other files"
 
 
 # The citation file

@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from baselines.uniform import rank
-from hiap import cost, gated_vit, ledger
-from hiap.config import Config, ConfigError, GateConfig
-from hiap.extraction import PrunedAttention, PrunedBlock, extract
+from hiap import cost, ledger
+from hiap.config import Config, ConfigError
+from hiap.extraction import PrunedAttention, PrunedBlock
 from hiap.method import Context, Stage
-from hiap.selection import keep_best
 
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
@@ -118,11 +116,3 @@ def _tell_attention(model: Any, num_heads: dict[nn.Module, int]) -> None:
         attn.num_heads = num_heads[attn.qkv]
         attn.attn_dim = attn.qkv.out_features // 3
         attn.head_dim = attn.attn_dim // attn.num_heads
-
-
-def uniform_at(model: Any, macs: int) -> Any:
-    """The network that uniform l1 ranking leaves at ``macs`` MACs, extracted by this project."""
-    image = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
-    gated = gated_vit.gate(model, GateConfig())
-    gated_vit.set_masks(gated, keep_best(cost.dims_of(model), rank(model, Context(Config(), macs, image)), macs))
-    return extract(gated.eval())

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from hiap import cost, gated_vit, selection
 from hiap.config import Config, ConfigError, GateConfig
-from hiap.extraction import extract
 from hiap.gates import FixedGate
-from hiap.method import Context, Stage
+from hiap.method import Context, Stage, remove
 from hiap.selection import Ranking
 
 Rank = Callable[[Any, Context], Ranking]
@@ -38,7 +37,7 @@ class Round(Stage):
         gated = gated_vit.gate(model, GateConfig(dims="qkv" if ranking.cut_qk else "v"), kind=FixedGate)
         gated_vit.set_masks(gated, kept)
         self.dense = model
-        return extract(gated) if self.share == 1 else gated
+        return remove(gated) if self.share == 1 else gated
 
     def finish(self, model: Any) -> Any:
         return gated_vit.fold(model, self.dense) if gated_vit.is_gated(model) else model

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import timm
 import torch
 from PIL import Image
@@ -31,23 +30,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
-from hiap import cost, gated_vit, ledger, store
-from hiap.config import ConfigError, DataConfig, GateConfig, PenaltyConfig, parse_overrides, unknown_key
-from hiap.extraction import LAYOUTS, extract, set_layout
-from hiap.gated_vit import BlockMask
+from hiap import cost, gated_vit, store, topologies
+from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
+from hiap.extraction import LAYOUTS, set_layout
 from hiap.objective import penalties
 from hiap.record import Environment, environment, now, write_json
 
-PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
-
 
 class Settings(BaseModel):
-    """``topologies``: 'fig5' ... 'fig9' (the last epoch of the digitised heat maps), 'random:<seed>', 'full' (nothing
-    removed), or a folder of ``hiap.save`` made from ``model``. ``widths``: value dimensions of each kept head, or
-    'mixed' (each head's own, 24 to 64, seed 0); folders and random topologies have their own. ``multiple``: see
-    ``hiap.extract``. ``clock`` 'cpu' counts the process's own seconds, for a CPU that others use too.
-    ``processes``: repeat all in that many fresh processes, and take quartiles over their medians: where a process's
-    memory happens to lie moves times by several per cent, and more rounds of one process cannot average that out."""
+    """``topologies``, ``widths``, ``multiple`` and ``dims`` as in ``hiap.topologies``. ``clock`` 'cpu' counts the
+    process's own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and
+    take quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
+    rounds of one process cannot average that out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,6 +65,15 @@ class Settings(BaseModel):
     workers: list[int] = [0, 1, 2]  # input only, as is the number of images
     images: int = Field(512, ge=8)
     out: str = "results/bench"
+
+
+# What `peer` holds against Torch-Pruning: topology, width, what a closed dimension removes.
+PEERS: tuple[tuple[str, int | None, Literal["v", "qkv"]], ...] = (
+    ("fig5", 64, "v"),
+    ("fig5", 48, "v"),
+    ("uniform", None, "qkv"),
+    ("uniform", None, "v"),
+)
 
 
 class Row(BaseModel):
@@ -136,9 +139,8 @@ def speed(settings: Settings) -> Report:
     dense = timm.create_model(settings.model).eval()
     models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
     for topology in settings.topologies:
-        own = topology.startswith("random:") or topology == "full" or Path(topology).is_dir()
-        for width in [None] if own else settings.widths:
-            small = load_topology(topology, width, dense, settings.multiple, settings.dims)
+        for width in settings.widths if topologies.takes_width(topology) else [None]:
+            small = topologies.load(topology, width, dense, settings.multiple, settings.dims)
             ragged = len(settings.layouts) > 1 and cost.macs(small, _image(small)) != _executed(small, "padded")
             for layout in settings.layouts if ragged else settings.layouts[-1:]:
                 name = topology if width is None else f"{topology}/{width}"
@@ -147,21 +149,24 @@ def speed(settings: Settings) -> Report:
 
 
 def peer(settings: Settings) -> Report:
-    """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached: Fig. 5's heads, a uniform cut,
-    and the dense network."""
-    from baselines.peer import torch_pruning_at, uniform_at
+    """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached and with widths that are
+    multiples of 8 as its own: Fig. 5's heads, whole and narrowed, its own kind of cut (every head, narrowed in Q, K and
+    V alike), the same in V alone, and the dense network."""
+    from baselines.peer import torch_pruning_at
 
-    dense, rows = timm.create_model(settings.model).eval(), []
+    def dense() -> Any:  # a fresh one each time: what is measured has moved to the device
+        return timm.create_model(settings.model).eval()
+
+    rows = []
     for gmacs in settings.gmacs:
-        theirs = torch_pruning_at(timm.create_model(settings.model).eval(), gmacs * 1e9)
-        macs = cost.macs(theirs, _image(theirs))
-        models = {
-            f"dense/{gmacs}": ("-", dense),
-            f"torch-pruning/{gmacs}": ("-", theirs),
-            f"fig5/{gmacs}": ("padded", fig5_at(dense, macs)),
-            f"uniform/{gmacs}": ("padded", uniform_at(dense, macs)),
-        }
-        rows += _compare_inference(models, settings, f"torch-pruning/{gmacs}")
+        theirs = torch_pruning_at(dense(), gmacs * 1e9)
+        at = cost.macs(theirs, _image(theirs)) / 1e9
+        models: dict[str, tuple[str, Any]] = {"dense": ("-", dense()), "torch-pruning": ("-", theirs)}
+        for name, width, removed in PEERS:
+            small = topologies.load(f"{name}@{at!r}", width, dense(), 8, removed)
+            models[f"{name}-{removed}" if width is None else f"{name}-{width}"] = ("padded", small)
+        named = {f"{name}/{gmacs}": entry for name, entry in models.items()}
+        rows += _compare_inference(named, settings, f"torch-pruning/{gmacs}")
     return _report("peer", settings, rows, "torch-pruning")
 
 
@@ -229,64 +234,6 @@ def steps(settings: Settings) -> Report:
         for name, model in models.items():
             rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], peak_memory(runs[name], device)))
     return _report("steps", settings, rows, "dense")
-
-
-def load_topology(
-    name: str, width: int | str | None, dense: Any, multiple: int = 1, removed: Literal["v", "qkv"] = "v"
-) -> Any:
-    """The extracted network of a named topology or folder (see ``Settings``)."""
-    if Path(name).is_dir():
-        return store.load(name).eval()
-    gated = gated_vit.gate(dense, GateConfig(dims=removed))
-    dims = cost.dims_of(gated)
-    if name == "full":
-        heads, neurons = [dims.heads] * dims.depth, [dims.hidden] * dims.depth
-        width = dims.head_dim
-    elif name.startswith("random:"):
-        rng = np.random.default_rng(int(name.removeprefix("random:")))
-        heads = rng.integers(1, dims.heads + 1, dims.depth).tolist()
-        neurons = rng.integers(dims.hidden // 4, dims.hidden + 1, dims.depth).tolist()
-        width = "mixed"
-    else:
-        heads, neurons = digitised(name, dims)
-    return _extracted(gated, heads, neurons, width, multiple)
-
-
-def fig5_at(dense: Any, macs: float, width: int = 48) -> Any:
-    """Fig. 5's heads, ``width`` value dimensions each, its neurons scaled to at most ``macs`` (multiples of 8)."""
-    dims = cost.dims_of(dense)
-    heads, neurons = digitised("fig5", dims)
-    price = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    rest = ledger.constant_macs(dims) + sum(heads) * (price.head + width * price.value_dim)
-    scale = (macs - rest) / (price.neuron * sum(neurons))
-    scaled = [min(dims.hidden, int(n * scale) // 8 * 8) for n in neurons]
-    return _extracted(gated_vit.gate(dense), heads, scaled, width, 1)
-
-
-def _extracted(gated: Any, heads: list[int], neurons: list[int], width: int | str | None, multiple: int) -> Any:
-    """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
-    dims, masks = cost.dims_of(gated), []
-    rng = np.random.default_rng(0)
-    for kept, count in zip(heads, neurons, strict=True):
-        widths = rng.integers(24, 65, kept) if width == "mixed" else np.full(kept, width)
-        value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)
-        for head, w in enumerate(widths):
-            value[head, : int(w)] = True
-        masks.append(BlockMask(value.any(-1), value, torch.tensor(count > 0), torch.arange(dims.hidden) < count))
-    gated_vit.set_masks(gated, masks)
-    return extract(gated.eval(), multiple=multiple)
-
-
-def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
-    """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
-    table = pd.read_csv(PUBLISHED)
-    rows = table[table["figure"].astype(str) == figure.removeprefix("fig")]
-    if rows.empty or not figure.startswith("fig"):
-        raise ConfigError(f"topology '{figure}': expected fig5 ... fig9, random:<seed>, full, or a folder of hiap.save")
-    last = rows[rows["epoch"] == rows["epoch"].max()].sort_values("block")
-    if len(last) != dims.depth or last["active_heads"].max() > dims.heads or last["active_neurons"].max() > dims.hidden:
-        raise ConfigError(f"topology '{figure}' is of a DeiT-Small (12 blocks of 6 heads, 1536 neurons)")
-    return last["active_heads"].tolist(), last["active_neurons"].tolist()
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
@@ -389,8 +336,8 @@ def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ra
         name=name,
         layout=layout,
         batch=batch,
-        macs=cost.macs(model, _image(model), ideal=True),
-        executed_macs=cost.macs(model, _image(model)),
+        macs=cost.macs(model, _image(model)),
+        executed_macs=cost.macs(model, _image(model), executed=True),
         params=cost.params(model),
         seconds=_quartiles(seconds),
         throughput=round(batch / float(np.median(seconds)), 3),
@@ -401,7 +348,7 @@ def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ra
 
 def _executed(model: Any, layout: str) -> int:
     set_layout(model, layout)
-    return cost.macs(model, _image(model))
+    return cost.macs(model, _image(model), executed=True)
 
 
 def _image(model: Any) -> tuple[int, int, int]:

@@ -101,12 +101,12 @@ def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) 
     return total
 
 
-def macs(model: nn.Module, image: tuple[int, int, int], ideal: bool = False) -> int:
+def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:
     """Multiply-adds of one image (channels, height, width) through a dense, gated or extracted ViT.
 
-    Counted analytically from the modules as they execute; equals ``torch.utils.flop_counter`` / 2 to the last MAC (a
-    gated model executes densely, so it counts as dense). ``ideal`` leaves out the zeros that layout 'padded'
-    multiplies: what is left of the network, however it is run. Raises ``ValueError`` if the image does not fit.
+    Counted analytically from the modules. ``executed`` adds the zeros that layout 'padded' multiplies and then equals
+    ``torch.utils.flop_counter`` / 2 to the last MAC; without it, what is left of the network however it is run. A gated
+    model executes densely, so it counts as dense. Raises ``ValueError`` if the image does not fit.
     """
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
@@ -118,7 +118,7 @@ def macs(model: nn.Module, image: tuple[int, int, int], ideal: bool = False) -> 
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     patches = (height // embed.patch_size[0]) * (width // embed.patch_size[1])
     total = patches * embed.proj.weight.numel()
-    total += sum(_block_macs(block, patches + model.num_prefix_tokens, ideal) for block in model.blocks)
+    total += sum(_block_macs(block, patches + model.num_prefix_tokens, executed) for block in model.blocks)
     return total + _classifiers(model) * model.embed_dim * model.num_classes
 
 
@@ -127,7 +127,7 @@ def params(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
 
 
-def _block_macs(block: Any, n: int, ideal: bool) -> int:
+def _block_macs(block: Any, n: int, executed: bool) -> int:
     total = 0
     if block.attn is not None:
         attn = block.attn
@@ -135,7 +135,7 @@ def _block_macs(block: Any, n: int, ideal: bool) -> int:
         qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
         v = getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads
         total += ledger.attention_macs(n, d, qk, v)
-        if isinstance(attn, PrunedAttention) and not ideal:
+        if executed and isinstance(attn, PrunedAttention):
             total += n * n * attn.padding()
     if block.mlp is not None:
         total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc1.out_features)

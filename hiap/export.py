@@ -20,9 +20,11 @@ from torch import Tensor
 
 from hiap.extraction import PrunedAttention
 
+OPSET = 18
+
 
 class ExportError(ValueError):
-    """The network has no such form; the message names the first block that stands in the way."""
+    """There is no such form; the message names what stands in the way, the first block for example."""
 
 
 def to_program(model: Any) -> torch.export.ExportedProgram:
@@ -31,8 +33,11 @@ def to_program(model: Any) -> torch.export.ExportedProgram:
     return torch.export.export(model.eval(), (_images(model),), dynamic_shapes=({0: batch},), strict=False)
 
 
-def to_onnx(model: Any, path: str | Path, opset: int = 18) -> None:
-    """Write an ONNX file: input ``images`` (batch, C, height, width), output ``logits`` (batch, classes)."""
+def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
+    """Write an ONNX file: input ``images`` (batch, C, height, width), output ``logits`` (batch, classes). Raises
+    ``ExportError`` for an ``opset`` below 18: torch's exporter would write 18 without a word."""
+    if opset < OPSET:
+        raise ExportError(f"opset {opset}: expected {OPSET} or newer, which is the oldest that torch.onnx writes")
     torch.onnx.export(
         model.eval(),
         (_images(model),),

@@ -3,11 +3,13 @@
 Heads of one layer may keep different numbers of value dimensions. The extracted attention stores exactly the rows and
 columns that are left; ``layout`` says how it runs them:
 
+- 'padded' (the default): all heads in one fused call, narrow ones padded with zeros. Executes more MACs in the
+  attention products, never in a projection.
 - 'ragged': heads of equal width together, one attention call per width. Executes exactly the MACs that are left, but
   torch's fused kernels ask for equal widths of q, k and v, so narrow values fall to the slow path.
-- 'padded': all heads in one fused call, narrow ones padded with zeros. Executes more MACs in the attention products
-  (never in a projection) and is the faster one wherever it was measured: ``results/bench`` has the reports, ``python -m
-  hiap.bench speed`` makes one of your machine.
+
+Padded was the faster one in every case that was measured (``results/bench`` has the reports, ``python -m hiap.bench
+speed`` makes one of your machine), so no choice is made per device.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from hiap.gated_vit import BlockMask, is_gated, masks
 
-LAYOUTS = ("ragged", "padded")
+LAYOUTS = ("padded", "ragged")
 
 
 class PrunedAttention(nn.Module):
@@ -53,7 +55,7 @@ class PrunedAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(sum(value_dims), dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.layout = "ragged"
+        self.layout = LAYOUTS[0]
         self._groups = _runs(list(zip(self.qk_dims, self.value_dims, strict=True)))
         # CUDA's fused kernels load 8 numbers at a time and do not check that rows and slices start at a multiple of 8.
         self._unaligned = any(width % 8 for width in (*self.qk_dims, *self.value_dims))
@@ -145,7 +147,7 @@ class PrunedBlock(nn.Module):
 
 
 @torch.no_grad()
-def extract(gated: Any, layout: str = "ragged", multiple: int = 1) -> Any:
+def extract(gated: Any, layout: str = LAYOUTS[0], multiple: int = 1) -> Any:
     """The plain, smaller ``VisionTransformer`` that computes what ``gated.eval()`` computes. No fine-tuning.
 
     ``layout`` (see the module docstring) can be changed later with ``set_layout``. ``multiple`` rounds the value
@@ -167,7 +169,7 @@ def extract(gated: Any, layout: str = "ragged", multiple: int = 1) -> Any:
 
 
 def set_layout(model: nn.Module, layout: str) -> None:
-    """How an extracted model runs its ragged heads: 'ragged' or 'padded'."""
+    """How an extracted model runs heads of different widths: 'padded' or 'ragged'."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     for module in model.modules():

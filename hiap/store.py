@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers import Attention, LayerNorm, LayerScale, Mlp, QuickGELU, RmsNorm
@@ -87,12 +87,12 @@ class Architecture(_Spec):
     format: Literal["hiap-vit"] = FORMAT
     version: Literal[1] = VERSION
     distilled: bool
-    img_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    in_chans: int
+    img_size: tuple[PositiveInt, PositiveInt]
+    patch_size: tuple[PositiveInt, PositiveInt]
+    in_chans: PositiveInt
     num_classes: int
     global_pool: Literal["", "avg", "avgmax", "max", "token"]
-    embed_dim: int
+    embed_dim: PositiveInt
     class_token: bool
     reg_tokens: int
     no_embed_class: bool
@@ -107,12 +107,14 @@ class Architecture(_Spec):
 
 
 def save(model: Any, folder: str | Path) -> None:
-    """Write a dense or extracted ViT to ``folder``, atomically: a reader finds the old network or the new one.
+    """Write a dense or extracted ViT to ``folder``, whole or not at all; a network that is there is replaced.
 
-    Raises ``UnsupportedModelError`` if the network cannot be described by this format (a gated one, for example:
-    extract it first), before anything is written.
+    Before anything is written, raises ``UnsupportedModelError`` if the network cannot be described by this format (a
+    gated one, for example: extract it first), and ``StoreError`` if ``folder`` holds anything but a network.
     """
     folder = Path(folder)
+    if folder.exists() and (others := _others(folder)):
+        raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
     spec = describe(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _check_same(build(spec, meta=True), state)
@@ -122,12 +124,23 @@ def save(model: Any, folder: str | Path) -> None:
         save_file(state, temporary / WEIGHTS)
         atomic_write(temporary / ARCHITECTURE, (spec.model_dump_json(indent=1, exclude_defaults=False) + "\n").encode())
         os.chmod(temporary, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        if folder.exists():  # a folder cannot be replaced in one step: set the old one aside first
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _others(folder: Path) -> list[str]:
+    """Names in ``folder`` that ``save`` does not write; the folder's own if it is a file."""
+    if not folder.is_dir():
+        return [folder.name]
+    return sorted(path.name for path in folder.iterdir() if path.name not in (ARCHITECTURE, WEIGHTS))
 
 
 def load(folder: str | Path) -> Any:
@@ -136,7 +149,7 @@ def load(folder: str | Path) -> Any:
     try:
         spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text())
         state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise StoreError(f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -145,7 +158,8 @@ def load(folder: str | Path) -> Any:
     try:
         model = build(spec)
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, UnsupportedModelError, AssertionError) as error:
+    # UnsupportedModelError is a ValueError; sizes that make no network fail in torch or timm in any of these ways.
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
         raise StoreError(f"{folder}: weights do not fit the architecture: {_line(error)}") from None
     return model.eval()
 

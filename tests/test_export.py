@@ -36,6 +36,11 @@ def test_onnx_takes_any_batch_and_agrees(images, tmp_path, layout):
         assert (onnx_logits(small, images, tmp_path / "net.onnx") - small(images)).abs().max() < 1e-4
 
 
+def test_an_opset_that_torch_would_raise_silently_is_refused(tmp_path):
+    with pytest.raises(export.ExportError, match="opset 17: expected 18"):
+        export.to_onnx(small_vit(), tmp_path / "net.onnx", opset=17)
+
+
 @pytest.mark.parametrize("layout", ["ragged", "padded"])
 def test_torch_export_takes_any_batch_and_agrees(images, layout):
     small = hiap.extract(random_gated(small_vit()), layout)

@@ -70,6 +70,8 @@ def test_masked_equals_extracted_on_the_papers_backbones(name):
     batch = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert relative(small(batch), gated(batch)) < 1e-5
+    assert hiap.macs(small, (3, 224, 224), executed=True) == counted_macs(small, (3, 224, 224))
+    hiap.set_layout(small, "ragged")
     assert hiap.macs(small, (3, 224, 224)) == counted_macs(small, (3, 224, 224))
 
 
@@ -199,15 +201,30 @@ def test_damaged_and_foreign_folders_are_one_clear_line(tmp_path):
         ({"format": "onnx"}, "not format hiap-vit 1: format"),
         ({"import": "os"}, "not format hiap-vit 1: import"),
         ({"num_classes": 11}, "weights do not fit"),
+        ({"patch_size": [0, 0]}, "not format hiap-vit 1: patch_size"),
+        ({"embed_dim": 0}, "not format hiap-vit 1: embed_dim"),
     ):
         (folder / ARCHITECTURE).write_text(json.dumps({**spec, **change}))
         with pytest.raises(StoreError, match=message) as error:
             hiap.load(folder)
         assert "\n" not in str(error.value)
+    (folder / ARCHITECTURE).write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match=r"expected architecture\.json and weights"):
+        hiap.load(folder)
     (folder / ARCHITECTURE).write_text(json.dumps(spec))
     (folder / WEIGHTS).write_bytes(weights[: len(weights) // 2])
     with pytest.raises(StoreError, match=r"expected architecture\.json and weights"):
         hiap.load(folder)
+
+
+def test_saving_over_somebody_elses_folder_is_refused(tmp_path):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match=r"thesis\.tex"):
+        hiap.save(small_vit(), folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
 def test_saving_a_gated_model_is_refused_before_anything_is_written(tmp_path):

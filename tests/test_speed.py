@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 import torch
 from conftest import small_vit
 from test_extraction import MODES, counted_macs, random_gated, relative
 
 import hiap
-from hiap import bench, cost, gated_vit, ledger
+from hiap import bench, cost, gated_vit, ledger, topologies
 from hiap.config import Config, PenaltyConfig
 from hiap.objective import penalties
 
@@ -22,10 +23,10 @@ def test_padding_and_rounding_keep_the_function_and_are_counted(images, mode, mu
     small = hiap.extract(gated, "padded", multiple)
     with torch.no_grad():
         assert relative(small(images), gated(images)) < 1e-5
-    executed, ideal = hiap.macs(small, (1, 16, 16)), hiap.macs(small, (1, 16, 16), ideal=True)
+    executed, ideal = hiap.macs(small, (1, 16, 16), executed=True), hiap.macs(small, (1, 16, 16))
     assert executed == counted_macs(small, (1, 16, 16)) >= ideal
     hiap.set_layout(small, "ragged")
-    assert hiap.macs(small, (1, 16, 16)) == counted_macs(small, (1, 16, 16)) == ideal
+    assert hiap.macs(small, (1, 16, 16), executed=True) == counted_macs(small, (1, 16, 16)) == ideal
 
 
 def test_rounding_adds_closed_units_up_to_the_multiple():
@@ -90,9 +91,28 @@ def test_bench_alternates_and_reports(tmp_path, capsys):
     assert "quick.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["fig5@3.1", "fig5@2.5", "uniform@3.1"])
+@pytest.mark.parametrize("removed", ["v", "qkv"])
+def test_a_topology_at_given_macs_lands_just_below(name, removed):
+    dense = timm.create_model("deit_small_patch16_224").eval()
+    small = topologies.load(name, 48 if topologies.takes_width(name) else None, dense, 8, removed)
+    target = float(name.split("@")[1]) * 1e9
+    assert 0.99 * target < hiap.macs(small, (3, 224, 224)) <= target
+    for block in small.blocks:
+        assert block.mlp is None or block.mlp.fc1.out_features % 8 == 0
+
+
+def test_figures_scale_to_wider_backbones():
+    small, base = (ledger.known_dims(f"deit_{size}_patch16_224") for size in ("small", "base"))
+    for wide, narrow in zip(topologies.digitised("fig5", base), topologies.digitised("fig5", small), strict=True):
+        assert wide == [2 * n for n in narrow]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["speed", "topologies=[fig5@many]"], "expected GMACs behind the @"),
+        (["speed", "topologies=[fig5@0.5]"], "attention alone has"),
         ([], "expected one of speed, steps, peer, input"),
         (["speed", "batch=4"], "unknown key 'batch' (did you mean 'batches'?)"),
         (["speed", "model=vit_tyni"], "not a timm model"),

@@ -1,0 +1,123 @@
+"""Networks for the clock: extracted from a dense one by the shape alone, since time does not depend on the weights.
+
+- 'fig5' ... 'fig9': the last epoch of the paper's digitised heat maps, for backbones of 12 blocks and 6 heads or a
+  multiple (heads and neurons in proportion). Heads keep ``width`` value dimensions, or 'mixed' (24 to 64, seed 0).
+- 'fig5@3.1': the same heads, the neurons scaled to at most 3.1 GMACs.
+- 'uniform@3.1': every head and every FFN keeps the same share, at most 3.1 GMACs.
+- 'random:<seed>': heads, mixed widths and neurons at random. 'full': nothing removed.
+- a folder of ``hiap.save``.
+
+``multiple`` rounds widths and neurons: see ``hiap.extract``; where MACs are given, they are rounded down to it instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hiap import cost, gated_vit, ledger, store
+from hiap.config import ConfigError, GateConfig
+from hiap.extraction import extract
+from hiap.gated_vit import BlockMask
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
+DEIT_SMALL = (12, 6, 1536)  # blocks, heads and neurons of the network in the heat maps
+
+Width = int | Literal["mixed"] | None
+
+
+def takes_width(name: str) -> bool:
+    """Whether the topology leaves the heads' widths open."""
+    return name.startswith("fig") and not Path(name).is_dir()
+
+
+def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Literal["v", "qkv"] = "v") -> Any:
+    """The extracted network of a named topology or folder; ``removed``: what a closed dimension takes along (A4).
+    Raises ``ConfigError`` for a name that is none, or that does not fit the backbone."""
+    if Path(name).is_dir():
+        return store.load(name).eval()
+    gated = gated_vit.gate(dense, GateConfig(dims=removed))
+    dims = cost.dims_of(gated)
+    kind, _, gmacs = name.partition("@")
+    if kind == "uniform" and gmacs:
+        width = _uniform_width(dims, _macs(name, gmacs), multiple)
+        heads, neurons = [dims.heads] * dims.depth, [dims.hidden] * dims.depth
+    elif kind == "full":
+        heads, neurons, width = [dims.heads] * dims.depth, [dims.hidden] * dims.depth, dims.head_dim
+    elif kind.startswith("random:"):
+        rng = np.random.default_rng(int(kind.removeprefix("random:")))
+        heads = rng.integers(1, dims.heads + 1, dims.depth).tolist()
+        neurons = rng.integers(dims.hidden // 4, dims.hidden + 1, dims.depth).tolist()
+        width = "mixed"
+    else:
+        heads, neurons = digitised(kind, dims)
+    widths = _widths(heads, width)
+    if gmacs:
+        neurons = _scaled(dims, widths, neurons, _macs(name, gmacs), multiple, removed)
+    return _extracted(gated, widths, neurons, 1 if gmacs else multiple)
+
+
+def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
+    """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
+    table = pd.read_csv(PUBLISHED)
+    rows = table[table["figure"].astype(str) == figure.removeprefix("fig")]
+    if rows.empty or not figure.startswith("fig"):
+        raise ConfigError(
+            f"topology '{figure}': expected fig5 ... fig9, fig5@<GMACs>, uniform@<GMACs>, random:<seed>, full, or a "
+            "folder of hiap.save"
+        )
+    last = rows[rows["epoch"] == rows["epoch"].max()].sort_values("block")
+    depth, heads, neurons = DEIT_SMALL
+    if dims.depth != depth or dims.heads % heads:
+        raise ConfigError(f"topology '{figure}' is of a DeiT-Small (12 blocks of 6 heads, or a multiple of 6)")
+    wide = last["active_neurons"] * dims.hidden // neurons
+    return (last["active_heads"] * (dims.heads // heads)).tolist(), wide.tolist()
+
+
+def _macs(name: str, gmacs: str) -> float:
+    try:
+        return float(gmacs) * 1e9
+    except ValueError:
+        raise ConfigError(f"topology '{name}': expected GMACs behind the @, e.g. fig5@3.1") from None
+
+
+def _uniform_width(dims: ledger.Dims, macs: float, multiple: int) -> int:
+    """Value dimensions of a head at the share that the whole network keeps, in multiples."""
+    fixed = ledger.constant_macs(dims)
+    share = (macs - fixed) / (ledger.dense_macs(dims) - fixed)
+    return max(multiple, int(share * dims.head_dim / multiple) * multiple)
+
+
+def _widths(heads: list[int], width: Width) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(24, 65, n).tolist() if width == "mixed" else [int(width or 0)] * n for n in heads]
+
+
+def _scaled(
+    dims: ledger.Dims, widths: list[list[int]], neurons: list[int], macs: float, multiple: int, removed: str
+) -> list[int]:
+    """Neurons in the given proportion, rounded down to multiples, so that the network has at most ``macs``."""
+    n, d = dims.tokens, dims.dim
+    qk = [w if removed == "qkv" else [dims.head_dim] * len(w) for w in widths]
+    attention = sum(ledger.attention_macs(n, d, q, v) for q, v in zip(qk, widths, strict=True))
+    left = macs - ledger.constant_macs(dims) - attention
+    if left < 0:
+        raise ConfigError(f"{macs / 1e9:.2f} GMACs: attention alone has {(macs - left) / 1e9:.2f} in this topology")
+    scale = left / ledger.ffn_macs(n, d, sum(neurons))
+    return [min(dims.hidden, int(count * scale) // multiple * multiple) for count in neurons]
+
+
+def _extracted(gated: Any, widths: list[list[int]], neurons: list[int], multiple: int) -> Any:
+    """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
+    dims, masks = cost.dims_of(gated), []
+    for block, count in zip(widths, neurons, strict=True):
+        value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)
+        for head, width in enumerate(block):
+            value[head, :width] = True
+        masks.append(BlockMask(value.any(-1), value, torch.tensor(count > 0), torch.arange(dims.hidden) < count))
+    gated_vit.set_masks(gated, masks)
+    return extract(gated.eval(), multiple=multiple)

@@ -12,10 +12,12 @@ from analysis.paper_numbers import fixed
 from slurm import grid
 
 
-def tabular(columns: str, header: list[str], rows: list[list[str]]) -> str:
-    """A booktabs table of TeX cells."""
-    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(header) + " \\\\", "\\midrule"]
-    return "\n".join([*lines, *(" & ".join(row) + " \\\\" for row in rows), "\\bottomrule", "\\end{tabular}"]) + "\n"
+def tabular(columns: str, header: list[str], *groups: list[list[str]]) -> str:
+    """A booktabs table of TeX cells, with a rule above each group of rows."""
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(header) + " \\\\"]
+    for rows in groups:
+        lines += ["\\midrule", *(" & ".join(row) + " \\\\" for row in rows)]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def escape(text: str) -> str:
@@ -152,13 +154,27 @@ SHOWS = {
 }
 
 
+COMMANDS = {
+    "make reproduce": "sets up, runs grid laptop, executes all notebooks",
+    "make test": "style, types, quick tests; test-slow: the long ones",
+    "make slurm-test": "the launcher on a SLURM that the tests start",
+    "make verify": "every CSV and TeX file once more, compared with what is committed",
+    "make paper": "this report; make report: the notebooks as one page",
+    "python -m analysis.claims": "the ledger of claims",
+    "python -m analysis.cite ID": "what stands behind a row or a claim; ID@COMMIT is its permalink",
+}
+
+
 def command_table(root: Path) -> str:
-    """What each grid shows, how many of its runs are committed, and their hours of training steps on the device."""
-    rows = []
+    """What each command and grid shows; how many runs of a grid are committed, and their hours of training steps."""
+    commands = [
+        [f"\\texttt{{{command}}}", f"\\multicolumn{{4}}{{l}}{{{shows}}}"] for command, shows in COMMANDS.items()
+    ]
+    grids = []
     for name, shows in SHOWS.items():
         runs, planned = collect.load(root, name), grid.load(grid.find(name))
         device = ", ".join(sorted(set(runs["device_name"]))) or "not run here"
         hours = f"{runs['seconds'].sum() / 3600:.1f}" if len(runs) else "--"
         count = f"{len(runs)} of {len(planned.runs) * len(planned.seeds)}"
-        rows.append([f"\\texttt{{{escape(name)}}}", shows, count, hours, escape(device)])
-    return tabular("llrrl", ["Grid", "What it shows", "Runs", "Hours", "Where"], rows)
+        grids.append([f"\\texttt{{{escape(name)}}}", shows, count, hours, escape(device)])
+    return tabular("llrrl", ["Command or grid", "What it shows", "Runs", "Hours", "Where"], commands, grids)

@@ -281,14 +281,16 @@ def dims_here(root: Path, _: str) -> Answer | None:
     return Answer(*found, found.low >= 0.5, "grid study: hiap-faithful", rows)
 
 
+ABOUT = {"first": (1400, 70), "second": (1200, 60)}  # neurons that the text names, and its tolerance
+
+
 def neurons_of_fig5_here(_: Path, half: str) -> Answer:
     """Mean neurons of the first or second part of Fig. 5, at the last epoch, over every split into two; the split
     nearest to what the text says of its network."""
-    claimed = {"first": (1400, 70), "second": (1200, 60)}
     neurons = collect.published_heatmap(5).query("epoch == epoch.max()")["neurons"].to_numpy()
     parts = [neurons[:k] if half == "first" else neurons[k:] for k in range(1, len(neurons))]
     means = [float(part[part > 0].mean()) for part in parts if part.any()]
-    value, tolerance = claimed[half]
+    value, tolerance = ABOUT[half]
     nearest = min(means, key=lambda mean: abs(mean - value))
     source = "digitised Fig. 5, another of the paper's runs: range over every split into early and deep blocks"
     return Answer(nearest, min(means), max(means), 0, abs(nearest - value) <= tolerance, source)

@@ -161,15 +161,23 @@ METRICS: dict[str, Metric] = {
 
 # Benchmark reports
 
+FOLDER = re.compile(r"{([^/}]+)/([^}]+)}")
+
+
+def needs(answer: str) -> str:
+    """The command that makes the networks that an answer names, in front of it; '' if it names none."""
+    wanted = FOLDER.findall(answer)
+    labels = " ".join(label for _, label in wanted)
+    return f"python slurm/launch_grid.py --grid {wanted[0][0]} --only {labels}; then " if wanted else ""
+
 
 def command(answer: str) -> str:
     """An answer with the folders of the runs that it names."""
 
     def folder(found: re.Match[str]) -> str:
-        name, label = found[1].split("/")
-        return str(next(run for run in planned(name) if run.label == label).folders.model)
+        return str(next(run for run in planned(found[1]) if run.label == found[2]).folders.model)
 
-    return re.sub(r"{([^}]+)}", folder, answer)
+    return FOLDER.sub(folder, answer)
 
 
 def timing(claim: Mapping[Any, Any], root: Path) -> Timing | None:

@@ -154,7 +154,7 @@ def _how(claim: Mapping[Any, Any]) -> str:
         return "needs the compared method's own code, which this repository does not implement"
     if answer.startswith("python"):
         seeds = f" (and seeds 1 to {SEEDS - 1})" if answer.startswith(claim_runs.TRAIN) else ""
-        return claim_runs.command(answer) + seeds
+        return claim_runs.needs(answer) + claim_runs.command(answer) + seeds
     name, _, label = answer.partition("/")
     runs = [run for run in claim_runs.planned(name) if claim_runs.named(run.label, label)]
     hours = [estimate.gpu_hours(run.config, collect.REPOSITORY / "results" / "bench") for run in runs]

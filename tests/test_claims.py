@@ -234,6 +234,18 @@ def test_a_point_of_a_curve_is_interpolated_per_seed(tmp_path: Path) -> None:
     assert claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, tmp_path) is None
 
 
+def test_what_the_text_says_of_neurons_is_that_of_the_claims() -> None:
+    stated = claims.load().query("here == 'neurons_of_fig5_here'").set_index("argument")
+    assert {half: (row["value"], row["tolerance"]) for half, row in stated.iterrows()} == claim_checks.ABOUT
+
+
+def test_a_benchmark_of_trained_networks_says_how_to_get_them() -> None:
+    claim = next(claim for claim in ANSWERED if claim["id"] == "X-09")
+    assert claims._how(claim).startswith(
+        "python slurm/launch_grid.py --grid cifar10_table3 --only dense hiap-33; then "
+    )
+
+
 def test_what_no_grid_answers_is_not_run_and_says_why() -> None:
     answer = claims.judge({**CLAIM, "answer": ""}, Path("/nowhere"))
     assert (answer.verdict, answer.evidence) == (

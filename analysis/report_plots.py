@@ -89,7 +89,7 @@ def gate_totals(rows: pd.DataFrame) -> Figure:
         ax.set_title(f"{unit}, of {whole:,}")
         ax.grid(True, axis="y")
         ax.set_ylim(0, 103)
-    axes[0].set_ylabel("open, % of the dense network's")
+    axes[0].set_ylabel("open, % of dense")
     handles, _ = axes[0].get_legend_handles_labels()
     fig.legend(handles=handles, loc="outside right center")
     return fig

@@ -423,6 +423,25 @@ def test_a_failing_cell_is_one_line(tmp_path: Path) -> None:
         asyncio.run(execute.execute(tmp_path / "a.ipynb", tmp_path))
 
 
+def test_a_kernel_that_does_not_start_is_tried_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    async def start(path: Path, results: Path) -> nbformat.NotebookNode:
+        tries.append(1)
+        if len(tries) < wanted:
+            raise RuntimeError("Kernel didn't respond")
+        return nbformat.v4.new_notebook()
+
+    monkeypatch.setattr(execute, "_execute", start)
+    wanted = 2
+    assert asyncio.run(execute.execute(Path("a.ipynb"), Path())) == nbformat.v4.new_notebook()
+    tries.clear()
+    wanted = execute.STARTS + 1
+    with pytest.raises(RuntimeError, match="respond"):
+        asyncio.run(execute.execute(Path("a.ipynb"), Path()))
+    assert len(tries) == execute.STARTS
+
+
 def test_committed_notebooks_hold_no_path_and_no_error() -> None:
     for path in (collect.REPOSITORY / "analysis").glob("*.ipynb"):
         notebook = json.loads(path.read_text())

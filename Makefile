@@ -1,6 +1,7 @@
 # make reproduce   set up, run the laptop grid, execute the notebooks, print the table and the figures' paths
 # make test        set up, lint, type-check, run the quick tests      (make test-slow: the minutes-long ones)
 # make slurm-test  the launcher on a real SLURM of two nodes, started for the tests (Debian, root)
+# make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: setup reproduce test test-slow slurm-test lint release paper report lock clean
+.PHONY: setup reproduce test test-slow slurm-test verify lint release paper report lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +40,15 @@ slurm-test: $(STAMP)
 	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge) || \
 	  echo "SLURM cannot be installed here: its tests are skipped"
 	$(BIN)/python -m pytest -m slurm
+
+# Figures are left out: their bytes depend on the machine's fonts.
+WRITTEN := 'results/*.csv' 'results/*.tex' 'paper/*.tex' README.md
+verify: $(STAMP)
+	$(BIN)/python -m analysis.execute --results results --out "$$(mktemp -d)"
+	$(BIN)/python -m analysis.claims --results results
+	$(BIN)/python -m analysis.paper --results results
+	git --no-pager diff --exit-code -- $(WRITTEN)
+	! git ls-files --others --exclude-standard -- $(WRITTEN) | grep .
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

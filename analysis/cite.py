@@ -1,13 +1,15 @@
 """What stands behind a result, ready to be cited: ``python -m analysis.cite ID``.
 
 An ID is a row of a results table, ``<grid>/<label>`` such as ``study/hiap-20``, or a claim of the ledger such as
-``T2-10``. With the commit behind an @ it names the same numbers for ever: ``study/hiap-20@<commit>``.
+``T2-10``. With a commit of this repository behind an @ it is a permalink, ``study/hiap-20@<commit>``: the same numbers
+for ever. It is answered in a checkout of that commit, and refused in any other.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hiap.config import ConfigError
 from hiap.record import git_state
 
 REFERENCE = "arXiv:2603.12222"
+ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in front
 
 
 def row(root: Path, name: str) -> str:
@@ -53,6 +56,7 @@ def claim(root: Path, name: str) -> str:
     if _number(entry["interval_low"]):
         lines["interval"] = f"[{entry['interval_low']:g}, {entry['interval_high']:g}], n = {entry['n']:.0f}"
     lines |= {"verdict": str(entry["verdict"]), "evidence": str(entry["evidence"])}
+    lines |= {key: ", ".join(entry[key].split()) for key in ("runs", "commits") if entry[key]}
     return _text(name, lines, f"{lines['claim']} Verdict: {lines['verdict']}")
 
 
@@ -62,19 +66,33 @@ def ids(root: Path) -> list[str]:
     return sorted({f"{grid}/{label}" for grid, label in zip(runs["grid"], runs["label"], strict=True)})
 
 
-def _text(name: str, lines: dict[str, str], note: str) -> str:
-    commit = git_state()[0][:10]
-    link = f"{name}@{commit}" if commit else name
-    key = "hiap-reproduction-" + name.replace("/", "-")
-    bibtex = [
-        f"@misc{{{key},",
+def head() -> str:
+    """The commit that is checked out; '' without git."""
+    return git_state()[0]
+
+
+def check(commit: str) -> None:
+    """Raises ``ConfigError`` unless ``commit`` is what is checked out, or begins so."""
+    if commit and not head().startswith(commit):
+        raise ConfigError(f"@{commit}: the commit here is {head()[:10] or 'unknown'}; git checkout {commit} first")
+
+
+def bibtex(name: str, link: str, note: str) -> str:
+    text = f"{link}. {note}. Reproduces {REFERENCE}."
+    lines = [
+        f"@misc{{hiap-reproduction-{name.replace('/', '-')},",
         "  title = {An open reproduction of {HiAP}},",
         "  author = {{The HiAP reproduction contributors}},",
-        f"  note = {{{link}. {note.replace('%', chr(92) + '%')}. Reproduces {REFERENCE}.}}",
+        f"  note = {{{re.sub(r'([%_&#$])', ESCAPED, text)}}},",
         "}",
     ]
+    return "\n".join(lines)
+
+
+def _text(name: str, lines: dict[str, str], note: str) -> str:
+    link = f"{name}@{head()[:10]}" if head() else name
     shown = {"id": link, **lines}
-    return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", *bibtex])
+    return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", bibtex(name, link, note)])
 
 
 def _interval(found: stats.Interval, unit: str) -> str:
@@ -93,11 +111,12 @@ def _near(name: str, known: list[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.cite", description="What stands behind a result.")
-    parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10")
+    parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind")
     parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
     options = parser.parse_args(arguments)
-    name = options.id.split("@")[0]
+    name, _, commit = options.id.partition("@")
     try:
+        check(commit)
         print(row(options.results, name) if "/" in name else claim(options.results, name))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

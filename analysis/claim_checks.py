@@ -16,11 +16,20 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
-from analysis import bench, collect, findings, findings_runs, stats, theory
+from analysis import bench, claim_runs, collect, findings, findings_runs, stats, theory
 from baselines.vit_slim import SoftMask
 from hiap import gated_vit
+from hiap.config import GateConfig
 from hiap.gates import Gate
 from hiap.ledger import dense_macs, paper_prices, true_prices
+
+
+class Noted(NamedTuple):
+    """A value and what to know about it."""
+
+    value: float | bool
+    note: str
+
 
 # Analytic
 
@@ -59,16 +68,16 @@ def table2_possible(row: str) -> bool:
     return bool(findings_runs.table2_check()["possible"].iloc[int(row)])
 
 
-def described_dims(printed: str) -> float:
-    """Fewest value dimensions per head with which the described architecture costs what is printed."""
-    gmacs, params = map(float, printed.split())
-    found = findings_runs.fewest_value_dims(gmacs, params, "v")
-    return float("nan") if found is None else found
-
-
-def described_neurons(printed: str) -> bool:
-    gmacs, params = map(float, printed.split())
-    return findings_runs.width_range(gmacs, params, findings_runs.Described().neurons) is not None
+def described_dims(argument: str) -> Noted:
+    """'G M cut': the largest share of heads that can have 32 value dimensions or fewer where the described architecture
+    costs what is printed: the others then keep all of theirs."""
+    gmacs, params, cut = argument.split()
+    least = findings_runs.fewest_value_dims(float(gmacs), float(params), "v" if cut == "v" else "qkv")
+    if least is None:
+        return Noted(0.0, "no number of heads and neurons that is described costs what is printed")
+    narrow, full = findings_runs.Described().value_dims, findings.DEIT_SMALL.head_dim
+    share = float(np.clip((full - least) / (full - narrow), 0, 1))
+    return Noted(share, f"the mean over heads is at least {least:.1f} of {full}")
 
 
 def vit_slim_gmacs(printed: str) -> float:
@@ -130,14 +139,6 @@ def heads_between(argument: str) -> bool:
     return bool(gates.loc[gates["epoch"] == epoch, "heads"].between(low, high).all())
 
 
-def mean_neurons(argument: str) -> float:
-    """'figure first last': mean neurons of these blocks' FFNs that are left, at the last epoch."""
-    figure, first, last = map(int, argument.split())
-    gates = collect.published_heatmap(figure)
-    rows = gates[(gates["epoch"] == gates["epoch"].max()) & gates["block"].between(first, last - 1)]
-    return float(rows.loc[rows["neurons"] > 0, "neurons"].mean())
-
-
 def neurons_kept(figure: str) -> float:
     rows = findings.final_sizes().set_index("figure")
     dims = findings.DEIT_SMALL
@@ -152,9 +153,11 @@ def ffns_empty(figure: str) -> bool:
     return bool((collect.published_heatmap(int(figure)).query("epoch == epoch.max()")["neurons"] == 0).any())
 
 
-def rows_with_training(_: str) -> float:
+def rows_with_training(_: str) -> Noted:
     told = findings_runs.rows_with_training()
-    return float(100 * told["state"].sum() / told["rows"].sum())
+    names = {str(column) for table in told["table"] for column in collect.published(table)}
+    share = float(100 * told["state"].sum() / told["rows"].sum())
+    return Noted(share, f"the columns of both, as transcribed, are {', '.join(sorted(names))}")
 
 
 def pressure_orders_heads(_: str) -> float:
@@ -170,13 +173,14 @@ def never_empty(_: str) -> bool:
 
 
 @torch.no_grad()
-def extraction_exact(_: str) -> bool:
-    """On a small network with random gates, in float64."""
-    gated = hiap.gate(_small().double()).eval()
-    for _name, gate in gated_vit.named_gates(gated):
-        gate.logit.normal_()
+def extraction_exact(removed: str) -> bool:
+    """A small network with random gates of Eq. 3, on V, in float64: does removing V alone, or Q, K and V
+    ('v-cut-qkv'), leave what the masked network computes?"""
+    masked, cut = (hiap.gate(_small().double(), GateConfig(dims=dims)).eval() for dims in ("v", removed))  # type: ignore[arg-type]
+    for (_, gate), (_, same) in zip(gated_vit.named_gates(masked), gated_vit.named_gates(cut), strict=True):
+        same.logit.copy_(gate.logit.normal_())
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    return bool(torch.allclose(gated(images), hiap.extract(gated)(images), rtol=1e-10, atol=1e-10))
+    return bool(torch.allclose(masked(images), hiap.extract(cut)(images), rtol=1e-10, atol=1e-10))
 
 
 @torch.no_grad()
@@ -216,23 +220,25 @@ def proposition_2(gates: str) -> float:
     return findings.hardening_gap(0.1, gates=2 if gates == "2" else 1).gap
 
 
-CHECKS: dict[str, Callable[[str], float | bool]] = {
+CHECKS: dict[str, Callable[[str], float | bool | Noted]] = {
     f.__name__: f
     for f in (
-        gates_of, dense_gmacs, dense_params, table2_change, table2_possible, described_dims, described_neurons,
-        vit_slim_gmacs, cifar_mmacs, table3_reduction, ahead_of_uniform, quotient, undecided_falls, binary_share,
-        two_to_one_best, macro_only_reaches, last_ffn_gone, last_ffn_always_gone, heads_between, mean_neurons,
-        neurons_kept, heads_left, ffns_empty, rows_with_training, pressure_orders_heads, never_empty, extraction_exact,
-        closed_layer_is_identity, eq5_over_macs, value_dim_credit, neuron_credit, lemma_1, proposition_1, proposition_2,
+        gates_of, dense_gmacs, dense_params, table2_change, table2_possible, described_dims, vit_slim_gmacs,
+        cifar_mmacs, table3_reduction, ahead_of_uniform, quotient, undecided_falls, binary_share, two_to_one_best,
+        macro_only_reaches, last_ffn_gone, last_ffn_always_gone, heads_between, neurons_kept, heads_left, ffns_empty,
+        rows_with_training, pressure_orders_heads, never_empty, extraction_exact, closed_layer_is_identity,
+        eq5_over_macs, value_dim_credit, neuron_credit, lemma_1, proposition_1, proposition_2,
     )
 }  # fmt: skip
+OWN = {"gates_of", "closed_layer_is_identity"}  # look at our implementation, which was built so
 
 
 # At laptop scale
 
 
 class Answer(NamedTuple):
-    """``found`` with its interval over ``n`` runs, whether it ``agrees`` with the claim, and its ``source``."""
+    """``found`` with its interval over ``n`` runs, whether it ``agrees`` with the claim, its ``source``, and the
+    ``runs`` behind it (``run_id``, ``commit``), if any."""
 
     found: float
     low: float
@@ -240,6 +246,7 @@ class Answer(NamedTuple):
     n: int
     agrees: bool
     source: str
+    runs: pd.DataFrame | None = None
 
 
 def ahead_here(root: Path, argument: str) -> Answer | None:
@@ -251,26 +258,42 @@ def ahead_here(root: Path, argument: str) -> Answer | None:
         return None
     found = stats.compare(scores[first], scores[second])
     difference = found.difference
-    return Answer(*difference, found.decided and difference.mean > 0, f"grid study: {first}, {second}")
+    both = runs[runs["label"].isin([first, second])]
+    return Answer(*difference, found.decided and difference.mean > 0, f"grid study: {first}, {second}", both)
 
 
 def gap_here(root: Path, _: str) -> Answer | None:
     runs = collect.load(root, "study")
-    gaps = runs.loc[runs["label"] == "hiap-faithful", "gap"]
-    if gaps.empty:
+    rows = runs[runs["label"] == "hiap-faithful"]
+    if rows.empty:
         return None
-    found = stats.mean(gaps)
-    return Answer(*found, found.low > -0.3, "grid study: hiap-faithful")
+    found = stats.mean(rows["gap"])
+    return Answer(*found, found.low > -0.3, "grid study: hiap-faithful", rows)
 
 
 def dims_here(root: Path, _: str) -> Answer | None:
+    """Share of the heads left that keep half of their value dimensions or fewer."""
     runs = collect.load(root, "study")
     rows = runs[runs["label"] == "hiap-faithful"]
     if rows.empty:
         return None
-    found = stats.mean(rows["value_dims"] / rows["heads"])
-    dense = collect.dense_units(collect.gated_records(root, "study")[0])["mean_dims"]
-    return Answer(*found, found.high <= dense / 2, f"grid study: hiap-faithful, of {dense} per head")
+    found = stats.mean(claim_runs.METRICS["share of narrow heads"](root, "study", rows))
+    return Answer(*found, found.low >= 0.5, "grid study: hiap-faithful", rows)
+
+
+ABOUT = {"first": (1400, 70), "second": (1200, 60)}  # neurons that the text names, and its tolerance
+
+
+def neurons_of_fig5_here(_: Path, half: str) -> Answer:
+    """Mean neurons of the first or second part of Fig. 5, at the last epoch, over every split into two; the split
+    nearest to what the text says of its network."""
+    neurons = collect.published_heatmap(5).query("epoch == epoch.max()")["neurons"].to_numpy()
+    parts = [neurons[:k] if half == "first" else neurons[k:] for k in range(1, len(neurons))]
+    means = [float(part[part > 0].mean()) for part in parts if part.any()]
+    value, tolerance = ABOUT[half]
+    nearest = min(means, key=lambda mean: abs(mean - value))
+    source = "digitised Fig. 5, another of the paper's runs: range over every split into early and deep blocks"
+    return Answer(nearest, min(means), max(means), 0, abs(nearest - value) <= tolerance, source)
 
 
 def _alone(root: Path, kind: str) -> pd.DataFrame:
@@ -293,7 +316,8 @@ def _of_dense(root: Path, rows: pd.DataFrame, column: str, least: float) -> Answ
     records = collect.gated_records(root, "ratios")
     depth = len(records[0].shape or [])
     found = stats.mean(100 * rows[column] / (depth * collect.dense_units(records[0])[column]))
-    return Answer(*found, found.mean >= least, f"grid ratios: {', '.join(sorted(set(rows['label'])))}; % of dense")
+    source = f"grid ratios: {', '.join(sorted(set(rows['label'])))}; % of dense"
+    return Answer(*found, found.mean >= least, source, rows)
 
 
 def ffns_empty_here(root: Path, _: str) -> Answer | None:
@@ -306,7 +330,8 @@ def ffns_empty_here(root: Path, _: str) -> Answer | None:
     if not gone:
         return None
     share = float(np.mean(gone))
-    return Answer(share, float("nan"), float("nan"), len(gone), share > 0, "grid ratios: micro-only, share of runs")
+    nan, source = float("nan"), "grid ratios: micro-only, share of runs"
+    return Answer(share, nan, nan, len(gone), share > 0, source, _alone(root, "micro"))
 
 
 def two_to_one_best_here(root: Path, _: str) -> Answer | None:
@@ -320,29 +345,28 @@ def two_to_one_best_here(root: Path, _: str) -> Answer | None:
     line, others = means[mine].sort_values("macs_share"), means[~mine]
     inside = others[others["macs_share"].between(line["macs_share"].iloc[0], line["macs_share"].iloc[-1])]
     lead = (inside["top1"] - np.interp(inside["macs_share"], line["macs_share"], line["top1"])).max()
-    return Answer(
-        float(lead), float("nan"), float("nan"), len(runs), bool(lead <= 0), "grid ratios: largest lead over 2:1"
-    )
+    nan, source = float("nan"), "grid ratios: largest lead over 2:1, points"
+    return Answer(float(lead), nan, nan, len(runs), bool(lead <= 0), source, runs)
 
 
 def rule_misses_here(root: Path, _: str) -> Answer | None:
     """Extracted minus expected MACs of the paper's rule, per cent of dense: the largest in size."""
-    misses = stats.rule_misses(root, "budget")
-    return None if misses.empty else _farthest(misses, "grid budget: rule-*")
+    misses, runs = stats.rule_misses(root, "budget"), collect.load(root, "budget")
+    return None if misses.empty else _farthest(misses, "grid budget: rule-*", runs.loc[misses.index])
 
 
 def budget_misses_here(root: Path, _: str) -> Answer | None:
     runs = collect.load(root, "budget").dropna(subset="target")
     if runs.empty:
         return None
-    return _farthest(100 * (runs["macs_share"] - runs["target"]), "grid budget: hiap-*; our budget rule")
+    return _farthest(100 * (runs["macs_share"] - runs["target"]), "grid budget: hiap-*; our budget rule", runs)
 
 
-def _farthest(misses: pd.Series, source: str) -> Answer:
+def _farthest(misses: pd.Series, source: str, runs: pd.DataFrame) -> Answer:
     """The miss (% of dense) that is farthest from 0; agrees within half a per cent."""
     low, high = float(misses.min()), float(misses.max())
     worst = low if -low > high else high
-    return Answer(worst, low, high, len(misses), abs(worst) <= 0.5, source)
+    return Answer(worst, low, high, len(misses), abs(worst) <= 0.5, source, runs)
 
 
 def realised_share_here(root: Path, _: str) -> Answer | None:
@@ -352,13 +376,13 @@ def realised_share_here(root: Path, _: str) -> Answer | None:
     if rows.empty:
         return None
     low, high = float(rows["share"].min()), float(rows["share"].max())
-    return Answer(low, low, high, len(rows), low >= 0.9, "results/bench/deit_small_cpu_fp32_b16.json; a CPU")
+    return Answer(low, low, high, len(rows), low >= 0.9, "results/bench/deit_small_cpu_fp32_b16.json; a CPU, not A100")
 
 
 HERE: dict[str, Callable[[Path, str], Answer | None]] = {
     f.__name__: f
     for f in (
-        ahead_here, gap_here, dims_here, neurons_kept_here, heads_kept_here, ffns_empty_here, two_to_one_best_here,
-        rule_misses_here, budget_misses_here, realised_share_here,
+        ahead_here, gap_here, dims_here, neurons_of_fig5_here, neurons_kept_here, heads_kept_here, ffns_empty_here,
+        two_to_one_best_here, rule_misses_here, budget_misses_here, realised_share_here,
     )
 }  # fmt: skip

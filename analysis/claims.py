@@ -3,9 +3,11 @@
 ``results/published/claims.csv`` states the claims, their tolerances and what answers them; it holds no verdict. This
 module writes ``results/claims.csv``. Verdicts:
 
-- *confirmed*, *contradicted*: by a computation (``check``), or by at least ``SEEDS`` runs on the paper's data.
+- *confirmed*, *contradicted*: by a computation (``check``), or by at least ``SEEDS`` runs on the paper's data, if their
+  interval lies wholly within the tolerance, or wholly outside.
+- *implemented so*: what our implementation was built to do; that it does so is tested, and is no evidence about theirs.
 - *insufficient seeds*: runs on the paper's data, too few or too spread to decide.
-- *different setting*: answered here on other data or hardware only; ``agrees`` says with what outcome.
+- *different setting*: answered with other data, hardware or rule than the paper's; ``agrees`` says with what outcome.
 - *not run*: with the command that would answer it, or why none here can.
 """
 
@@ -15,25 +17,25 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from analysis import collect, tables
-from analysis.claim_checks import CHECKS, HERE
+from analysis import claim_runs, collect, tables
+from analysis.claim_checks import CHECKS, HERE, OWN, Noted
 from hiap.record import atomic_write
 from slurm import estimate, grid
 
 SEEDS = 3
-VERDICTS = ("confirmed", "contradicted", "different setting", "insufficient seeds", "not run")
+VERDICTS = ("confirmed", "contradicted", "implemented so", "different setting", "insufficient seeds", "not run")
 KINDS = ("analytic", "theory", "structural", "accuracy", "speed")
+SHORT = {"insufficient seeds": "Few seeds"}  # where a column is narrow
+AGREES = {"confirmed": "yes", "contradicted": "no"}
 
 
 class Found(NamedTuple):
-    """A verdict with the number behind it, if there is one."""
+    """A verdict with the number behind it, if there is one, and the runs that gave it."""
 
     verdict: str
     evidence: str
@@ -42,98 +44,107 @@ class Found(NamedTuple):
     high: float = float("nan")
     n: int = 0
     agrees: str = ""
+    runs: str = ""
+    commits: str = ""
 
 
 def load() -> pd.DataFrame:
     """The claims as stated; an empty cell of text is ''."""
     claims = pd.read_csv(collect.PUBLISHED / "claims.csv", dtype={"argument": str})
-    words = ["metric", "unit", "check", "argument", "answer", "here"]
+    words = ["metric", "unit", "direction", "check", "argument", "answer", "here"]
     return claims.fillna(dict.fromkeys(words, ""))
 
 
 def verdicts(root: str | Path) -> pd.DataFrame:
-    """One row per claim: what was claimed, what was ``found``, on how many runs (``n``), the ``verdict``, and the
-    ``evidence``: function, runs, or command."""
+    """One row per claim: what was claimed, what was ``found``, on how many runs (``n``), the ``verdict``, the
+    ``evidence`` (function, runs, or command), and ids and commits of the runs."""
     rows = []
     for claim in load().to_dict("records"):
         found = judge(claim, Path(root))
-        stated = {key: claim[key] for key in ("id", "place", "kind", "claim", "value", "unit", "tolerance")}
+        stated = {
+            key: claim[key] for key in ("id", "place", "kind", "claim", "value", "unit", "tolerance", "direction")
+        }
         numbers = {"found": found.found, "interval_low": found.low, "interval_high": found.high, "n": found.n}
-        rows.append({**stated, **numbers, "verdict": found.verdict, "agrees": found.agrees, "evidence": found.evidence})
+        words = {key: getattr(found, key) for key in ("verdict", "agrees", "evidence", "runs", "commits")}
+        rows.append({**stated, **numbers, **words})
     return pd.DataFrame(rows)
 
 
 def judge(claim: Mapping[Any, Any], root: Path) -> Found:
+    here = _here(claim, root)
     if claim["check"]:
-        value = CHECKS[claim["check"]](claim["argument"])
-        holds = bool(value) if isinstance(value, bool) else _within(value, claim)
-        source = f"analysis.claim_checks.{claim['check']}"
-        return Found("confirmed" if holds else "contradicted", source, float(value), agrees=_yes(holds))
-    if (scores := _scores(claim, root)) is not None and len(scores):
+        found = _computed(claim)
+        return found._replace(evidence=f"{found.evidence}; {_aside(here)}") if here else found
+    if scores := claim_runs.scores(claim, root):
         return _from_runs(claim, scores)
-    if claim["here"] and (answer := HERE[claim["here"]](root, claim["argument"])):
-        numbers = (answer.found, answer.low, answer.high, answer.n)
-        return Found("different setting", answer.source, *numbers, agrees=_yes(answer.agrees))
-    return Found("not run", _how(claim))
+    if timing := claim_runs.timing(claim, root):
+        return _from_timing(claim, timing)
+    return here or Found("not run", _how(claim))
 
 
-def _from_runs(claim: Mapping[Any, Any], scores: pd.Series) -> Found:
-    """Two-sided: confirmed if the mean lies within tolerance, contradicted if its interval lies wholly outside."""
-    half = tables.half_width(scores)
-    mean, n = float(scores.mean()), len(scores)
-    numbers = (mean, mean - half, mean + half, n)
-    evidence = f"{claim['answer']}: {', '.join(map(str, scores.index))}"
+def _computed(claim: Mapping[Any, Any]) -> Found:
+    value, note = CHECKS[claim["check"]](claim["argument"]), ""
+    if isinstance(value, Noted):
+        value, note = value
+    holds = value if isinstance(value, bool) else _decide(value, value, claim) == "confirmed"
+    verdict = "contradicted" if not holds else "implemented so" if claim["check"] in OWN else "confirmed"
+    source = f"analysis.claim_checks.{claim['check']}"
+    return Found(verdict, f"{source}: {note}" if note else source, float(value), agrees="yes" if holds else "no")
+
+
+def _from_runs(claim: Mapping[Any, Any], scores: claim_runs.Scores) -> Found:
+    """By the mean over runs (of ``top1 difference`` and of curves: seeds) and Student's interval of it."""
+    half, mean, n = tables.half_width(scores.values), float(scores.values.mean()), len(scores.values)
+    runs, commits = _named(scores.runs)
+    outcome = _decide(mean - half, mean + half, claim) if n >= SEEDS else "insufficient seeds"
+    evidence, verdict = f"grid {'/'.join(claim_runs.selector(claim['answer']) or ())}", outcome
+    if scores.other:
+        verdict, evidence = "different setting", f"{evidence}, with {scores.other}"
     if n < SEEDS:
-        return Found("insufficient seeds", evidence, *numbers)
-    if math.isnan(claim["value"]):  # a difference that should be above zero
-        verdict = "confirmed" if mean - half > 0 else "contradicted" if mean + half < 0 else "insufficient seeds"
-    elif _within(mean, claim):
-        verdict = "confirmed"
-    else:
-        gap = abs(mean - claim["value"]) - claim["tolerance"]
-        verdict = "contradicted" if gap > half else "insufficient seeds"
-    return Found(verdict, evidence, *numbers)
+        evidence += f"; {_more_seeds(claim)}"
+    agrees = AGREES.get(outcome, "undecided")
+    return Found(verdict, evidence, mean, mean - half, mean + half, n, agrees, runs, commits)
 
 
-def _scores(claim: Mapping[Any, Any], root: Path) -> pd.Series | None:
-    """The claim's metric per run id, from finished runs of its grid and label on its data; None if no grid answers."""
-    name, _, label = claim["answer"].partition("/")
-    if not label or claim["answer"].startswith("python"):
+def _from_timing(claim: Mapping[Any, Any], timing: claim_runs.Timing) -> Found:
+    """Decides for the paper only on the claim's device; ``low`` and ``high`` are those of ``claim_runs.Timing``."""
+    outcome = _decide(timing.low, timing.high, claim)
+    here = claim["dataset"] in timing.device
+    numbers = (timing.found, timing.low, timing.high, timing.n)
+    evidence = f"{timing.report} on {timing.device}{'' if here else ', not ' + claim['dataset']}"
+    verdict = outcome if here else "different setting"
+    return Found(verdict, evidence, *numbers, AGREES.get(outcome, "undecided"), commits=timing.commit[:10])
+
+
+def _here(claim: Mapping[Any, Any], root: Path) -> Found | None:
+    """The answer at laptop scale."""
+    if not claim["here"] or not (answer := HERE[claim["here"]](root, claim["argument"])):
         return None
-    runs = collect.load(root, name)
-    runs = runs[runs["data"] == claim["dataset"]]
-    if label.endswith("*"):
-        return _at(runs[runs["label"].str.startswith(label[:-1])], claim)
-    if claim["metric"] == "top1 difference":
-        return _difference(runs, claim["argument"])
-    column = {"top1": "top1", "gap": "gap", "heads": "heads", "neurons": "neurons", "top1_dense": "top1_dense"}
-    mine = runs[runs["label"] == label].set_index("run_id")
-    if claim["metric"] == "miss":
-        return 100 * (mine["macs_share"] - mine["target"])
-    return mine[column[claim["metric"]]].astype(float).dropna() if claim["metric"] in column else None
+    numbers = (answer.found, answer.low, answer.high, answer.n)
+    agrees = "yes" if answer.agrees else "no"
+    return Found("different setting", answer.source, *numbers, agrees, *_named(answer.runs))
 
 
-def _at(runs: pd.DataFrame, claim: Mapping[Any, Any]) -> pd.Series | None:
-    """Top-1 at the MACs (G) that the claim's argument names, between a ratio's runs, per seed."""
-    found = {}
-    for seed, group in runs.sort_values("macs").groupby("seed"):
-        gmacs = group["macs"].to_numpy() / 1e9
-        if len(group) > 1 and gmacs[0] <= float(claim["argument"]) <= gmacs[-1]:
-            found[f"seed {seed}"] = np.interp(float(claim["argument"]), gmacs, group["top1"])
-    return pd.Series(found, dtype=float)
+def _aside(here: Found) -> str:
+    ends = "" if math.isnan(here.low) else f" [{here.low:.4g}, {here.high:.4g}]"
+    return f"at laptop scale {here.found:.4g}{ends}, n = {here.n}, agrees: {here.agrees} ({here.evidence})"
 
 
-def _difference(runs: pd.DataFrame, labels: str) -> pd.Series:
-    first, second = (runs[runs["label"] == label].set_index("seed")["top1"] for label in labels.split())
-    return (first - second).dropna().rename(index="seed {}".format)
+def _named(runs: pd.DataFrame | None) -> tuple[str, str]:
+    """Ids and commits of runs."""
+    if runs is None:
+        return "", ""
+    return " ".join(sorted(runs["run_id"])), " ".join(sorted({commit[:10] for commit in runs["commit"]}))
 
 
-def _within(value: float, claim: Mapping[Any, Any]) -> bool:
-    return abs(value - claim["value"]) <= claim["tolerance"] + 1e-9
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
+def _decide(low: float, high: float, claim: Mapping[Any, Any]) -> str:
+    """Where the interval lies: within what the claim allows, outside, or across its edge."""
+    slack = claim["tolerance"] + 1e-9
+    least = -math.inf if claim["direction"] == "<=" else claim["value"] - slack
+    most = math.inf if claim["direction"] == ">=" else claim["value"] + slack
+    if least <= low and high <= most:
+        return "confirmed"
+    return "contradicted" if high < least or low > most else "insufficient seeds"
 
 
 def _how(claim: Mapping[Any, Any]) -> str:
@@ -142,24 +153,27 @@ def _how(claim: Mapping[Any, Any]) -> str:
     if not answer:
         return "needs the compared method's own code, which this repository does not implement"
     if answer.startswith("python"):
-        return str(answer)
+        seeds = f" (and seeds 1 to {SEEDS - 1})" if answer.startswith(claim_runs.TRAIN) else ""
+        return claim_runs.needs(answer) + claim_runs.command(answer) + seeds
     name, _, label = answer.partition("/")
-    only = " ".join(sorted({run.label for run in _runs(name) if _named(run.label, label)}))
-    hours = [estimate.gpu_hours(run.config, collect.REPOSITORY / "results" / "bench") for run in _runs(name)]
-    mine = [h for run, h in zip(_runs(name), hours, strict=True) if _named(run.label, label)]
-    known = [h[0] for h in mine if h is not None]
-    cost = f"about {sum(known):,.0f} GPU-hours" if len(known) == len(mine) else "GPU-hours: no step was timed on a GPU"
-    return f"python slurm/launch_grid.py --grid {name} --only {only} ({cost})"
+    runs = [run for run in claim_runs.planned(name) if claim_runs.named(run.label, label)]
+    hours = [estimate.gpu_hours(run.config, collect.REPOSITORY / "results" / "bench") for run in runs]
+    known = [h[0] for h in hours if h is not None]
+    cost = f"about {sum(known):,.0f} GPU-hours" if len(known) == len(runs) else "GPU-hours: no step was timed on a GPU"
+    notes = [cost]
+    if any(run.config.method == "hiap" and run.config.budget.target_macs is not None for run in runs):
+        notes.append("its budget rule is ours, so the answer will be 'different setting'")
+    if len(grid.load(grid.find(name)).seeds) < SEEDS:
+        notes.append(_more_seeds(claim))
+    only = " ".join(sorted({run.label for run in runs}))
+    return f"python slurm/launch_grid.py --grid {name} --only {only} ({'; '.join(notes)})"
 
 
-def _named(label: str, wanted: str) -> bool:
-    return label.startswith(wanted[:-1]) if wanted.endswith("*") else label == wanted
-
-
-@cache
-def _runs(name: str) -> list[grid.Run]:
-    path = grid.find(name)
-    return grid.expand(grid.load(path), path, {})
+def _more_seeds(claim: Mapping[Any, Any]) -> str:
+    name, label = claim_runs.selector(claim["answer"]) or ("", "")
+    return (
+        f"a verdict needs {SEEDS} seeds: 'seeds: {list(range(SEEDS))}' in slurm/grids/{name}.yaml, then {label} again"
+    )
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
@@ -173,17 +187,18 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 def table(found: pd.DataFrame) -> tables.Table:
     """``summary`` for print."""
     columns = [tables.Column("kind", "Kind", left=True)]
-    columns += [tables.Column(name, name.capitalize(), tables.number(0)) for name in (*VERDICTS, "all")]
+    columns += [
+        tables.Column(name, SHORT.get(name, name.capitalize()), tables.number(0)) for name in (*VERDICTS, "all")
+    ]
     rows = summary(found).rename_axis("kind").reset_index()
     return tables.Table("Verdicts by kind of claim", tuple(columns), (tables.Panel("Number of claims", rows),))
 
 
 def contradictions(found: pd.DataFrame) -> Iterator[str]:
     for row in found[found["verdict"] == "contradicted"].to_dict("records"):
-        number = (
-            "" if math.isnan(row["value"]) else f" (claimed {row['value']:g}, found {row['found']:.4g} {row['unit']})"
-        )
-        yield f"{row['id']}: {row['claim']}{number}"
+        unit = f" {row['unit']}" if row["unit"] else ""
+        numbers = f" (claimed {row['direction']}{row['value']:g}, found {row['found']:.4g}{unit})"
+        yield f"{row['id']}: {row['claim']}{'' if math.isnan(row['value']) else numbers}"
 
 
 README = collect.REPOSITORY / "README.md"

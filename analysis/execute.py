@@ -20,6 +20,7 @@ from analysis import collect
 from hiap.record import atomic_write
 
 FOLDER = Path(__file__).parent
+STARTS = 3  # a kernel takes ports that another process may have taken a moment before
 
 
 class NotebookError(RuntimeError):
@@ -28,10 +29,21 @@ class NotebookError(RuntimeError):
 
 async def execute(path: Path, results: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs, run in ``analysis/`` on the records below ``results``."""
+    for start in range(STARTS):
+        try:
+            return await _execute(path, results)
+        except RuntimeError as error:  # the kernel did not start, or died
+            if isinstance(error, NotebookError) or start + 1 == STARTS:
+                raise
+    raise AssertionError
+
+
+async def _execute(path: Path, results: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=300,
+        startup_timeout=300,
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],
         record_timing=False,
@@ -47,9 +59,16 @@ async def execute(path: Path, results: Path) -> nbformat.NotebookNode:
 
 
 async def execute_all(results: Path, out: Path) -> list[NotebookError]:
-    """All notebooks, side by side; writes those that ran through and returns the errors of the others."""
+    """All notebooks, as many at once as there are cores; writes those that ran through and returns the errors of the
+    others."""
     paths = sorted(FOLDER.glob("*.ipynb"))
-    done = await asyncio.gather(*(execute(path, results) for path in paths), return_exceptions=True)
+    free = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def in_turn(path: Path) -> nbformat.NotebookNode:
+        async with free:
+            return await execute(path, results)
+
+    done = await asyncio.gather(*map(in_turn, paths), return_exceptions=True)
     errors = []
     for path, notebook in zip(paths, done, strict=True):
         if isinstance(notebook, NotebookError):

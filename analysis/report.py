@@ -18,7 +18,15 @@ from analysis.collect import REPOSITORY
 from hiap.record import atomic_write
 
 TITLE = "HiAP, reproduced in the open"
-STYLE = "<style>main{max-width:60rem;margin:auto} pre{white-space:pre;overflow-x:auto} img{max-width:100%}</style>"
+STYLE = """<style>
+main{max-width:60rem;margin:auto} pre{white-space:pre;overflow-x:auto} img{max-width:100%}
+main table{display:block;overflow-x:auto;margin-left:0} main td:first-child{white-space:nowrap}
+main h1{margin-top:2.5em;padding-top:.6em;border-top:1px solid #ccc} main h2{margin-top:1.8em}
+@media(min-width:90rem){
+  main{margin-left:22rem}
+  nav{position:fixed;left:1rem;top:1rem;width:19rem;max-height:95vh;overflow-y:auto;font-size:85%}
+}
+</style>"""
 
 
 def merged(paths: list[Path]) -> NotebookNode:
@@ -32,7 +40,7 @@ def merged(paths: list[Path]) -> NotebookNode:
         for i, cell in enumerate(notebook.cells):
             cell["id"] = f"{path.stem}-{i}"
         cells += [nbformat.v4.new_markdown_cell(f'<a id="{path.stem}"></a>'), *notebook.cells]
-    front = nbformat.v4.new_markdown_cell("\n".join([STYLE, f"# {TITLE}", "", *contents]))
+    front = nbformat.v4.new_markdown_cell("\n".join([STYLE, f"# {TITLE}", "", "<nav>", "", *contents, "", "</nav>"]))
     return nbformat.v4.new_notebook(cells=[front, *cells])
 
 
@@ -40,7 +48,8 @@ def page(paths: list[Path]) -> str:
     """The HTML of ``merged``, without code and prompts."""
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     html, _ = exporter.from_notebook_node(merged(paths), resources={"metadata": {"name": TITLE}})
-    return str(html)
+    # MathJax and RequireJS come from the network; nothing here needs them.
+    return re.sub(r'<script src="https?://[^>]*>\s*</script>', "", html)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -372,6 +372,7 @@ def test_final_sizes_of_the_digitised_runs() -> None:
     sizes = findings.final_sizes().set_index("figure")
     assert sizes["heads"].tolist() == [34, 20, 33, 16, 72]
     assert (sizes["macs"] / 1e9).round(3).tolist() == [3.151, 3.235, 3.023, 3.236, 2.395]
+    assert (sizes["macs_as_read"] / 1e9).round(3).tolist() == [3.151, 3.232, 3.023, 3.228, 2.395]
     assert (sizes["last_ffn_neurons"] > 0).tolist() == [False, True, False, True, False]
     full = findings._macs(findings.DEIT_SMALL, [6] * 12, [1536] * 12)
     assert full == findings.units().total_macs
@@ -420,6 +421,25 @@ def test_a_failing_cell_is_one_line(tmp_path: Path) -> None:
     nbformat.write(notebook, tmp_path / "a.ipynb")
     with pytest.raises(execute.NotebookError, match=r"^a\.ipynb: ValueError: expected a record$"):
         asyncio.run(execute.execute(tmp_path / "a.ipynb", tmp_path))
+
+
+def test_a_kernel_that_does_not_start_is_tried_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    async def start(path: Path, results: Path) -> nbformat.NotebookNode:
+        tries.append(1)
+        if len(tries) < wanted:
+            raise RuntimeError("Kernel didn't respond")
+        return nbformat.v4.new_notebook()
+
+    monkeypatch.setattr(execute, "_execute", start)
+    wanted = 2
+    assert asyncio.run(execute.execute(Path("a.ipynb"), Path())) == nbformat.v4.new_notebook()
+    tries.clear()
+    wanted = execute.STARTS + 1
+    with pytest.raises(RuntimeError, match="respond"):
+        asyncio.run(execute.execute(Path("a.ipynb"), Path()))
+    assert len(tries) == execute.STARTS
 
 
 def test_committed_notebooks_hold_no_path_and_no_error() -> None:

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 from fake_train import make_record
 
-from analysis import cite, claims, collect
+from analysis import cite, claim_checks, claim_runs, claims, collect
 from analysis.claim_checks import CHECKS, HERE
-from hiap.config import from_dict
-from hiap.record import Folders, write
+from hiap.bench import Report, Row, Settings
+from hiap.config import Config, from_dict, parse_overrides
+from hiap.record import BlockShape, EpochLog, Folders, write, write_json
 from slurm import grid
 
 CLAIM = {
     "check": "", "argument": "", "answer": "g/hiap", "here": "", "dataset": "imagenet", "metric": "top1", "value": 80.0,
-    "tolerance": 0.3,
+    "tolerance": 0.3, "direction": "",
 }  # fmt: skip
 
 
@@ -45,18 +46,24 @@ def test_numeric_claims_have_tolerances_and_units_and_named_functions_exist() ->
     stated = claims.load()
     numeric = stated[stated["value"].notna()]
     assert numeric["tolerance"].notna().all()
+    assert set(stated["direction"]) <= {"", ">=", "<="}
+    assert set(stated.loc[stated["check"] == "", "answer"][stated["value"].isna()]) <= {""}
     assert set(stated["check"]) - {""} <= set(CHECKS)
     assert set(stated["here"]) - {""} <= set(HERE)
     assert set(CHECKS) <= set(stated["check"]), "a check that no claim names"
     assert set(HERE) <= set(stated["here"])
 
 
-def test_every_grid_and_label_that_a_claim_names_is_there() -> None:
+def test_every_grid_label_and_command_that_a_claim_names_is_there() -> None:
     for answer in claims.load()["answer"]:
-        if "/" in answer and not answer.startswith("python"):
+        if answer.startswith(claim_runs.BENCH):
+            Settings(**parse_overrides(claim_runs.command(answer).removeprefix(claim_runs.BENCH).split()))
+        elif answer.startswith(claim_runs.TRAIN):
+            from_dict(parse_overrides(answer.removeprefix(claim_runs.TRAIN).split()))
+        elif answer:
             name, _, label = answer.partition("/")
             known = grid.load(grid.find(name)).runs
-            assert any(claims._named(other, label) for other in known), answer
+            assert any(claim_runs.named(other, label) for other in known), answer
 
 
 def test_the_committed_ledger_is_what_is_computed(found: pd.DataFrame, tmp_path: Path) -> None:
@@ -86,12 +93,129 @@ def test_a_spread_that_allows_both_decides_nothing(tmp_path: Path) -> None:
     assert claims.judge({**CLAIM, "value": 80.0}, tmp_path).verdict == "insufficient seeds"
 
 
+def test_a_mean_within_tolerance_with_an_interval_beyond_it_confirms_nothing(tmp_path: Path) -> None:
+    runs(tmp_path, [79.5, 80.0, 80.5])
+    found = claims.judge(CLAIM, tmp_path)
+    assert found.found == 80.0
+    assert found.verdict == "insufficient seeds"
+
+
+@pytest.mark.parametrize(
+    ("direction", "value", "verdict"),
+    [(">=", 79.0, "confirmed"), (">=", 81.0, "contradicted"), ("<=", 81.0, "confirmed"), ("<=", 79.0, "contradicted")],
+)
+def test_a_one_sided_claim_is_judged_on_its_side(direction: str, value: float, verdict: str, tmp_path: Path) -> None:
+    runs(tmp_path, [79.9, 80.0, 80.1])
+    assert claims.judge({**CLAIM, "direction": direction, "value": value}, tmp_path).verdict == verdict
+
+
+def test_a_method_that_is_not_the_papers_never_confirms(tmp_path: Path) -> None:
+    for seed in range(3):
+        config = from_dict({"method": "hiap", "seed": seed, "data": {"name": "imagenet"}, "model": {"weights": "hub"},
+                            "budget": {"target_macs": 0.5}, "run": {"grid": "g", "label": "hiap"}})  # fmt: skip
+        write(make_record(config, "finished", top1=80.0), Folders(tmp_path, "g", config.run_id))
+    found = claims.judge(CLAIM, tmp_path)
+    assert (found.verdict, found.agrees, found.n) == ("different setting", "yes", 3)
+    assert "not the paper's" in found.evidence
+    assert len(found.runs.split()) == 3
+
+
+def fabricate(config: Config, root: Path, macs: int = 10**6, top1: float = 70.0) -> None:
+    """A finished run of this configuration whose numbers nobody measured."""
+    record = make_record(config, "finished", top1=top1)
+    assert record.size is not None
+    log = EpochLog(stage="hiap", epoch=0, loss=1.0, lr=1e-3, heads=[3], neurons=[9], macs=macs)
+    log.state["expected_macs"] = float(macs)
+    found = {
+        "size": record.size.model_copy(update={"macs": macs, "dense_macs": 5 * 10**9}),
+        "metrics": record.metrics.model_copy(update={"dense": record.metrics.extracted}),
+        "epochs": [log],
+        "shape": [BlockShape(head_dims=[32, 16, 64], neurons=1300)] * 2,
+    }
+    write(record.model_copy(update=found), Folders(root, config.run.grid, config.run_id))
+
+
+def fabricate_runs(claim: dict[str, Any], root: Path) -> None:
+    """Runs that answer a claim; those of one grid at MACs from 1 to 4.5 G."""
+    if claim["answer"].startswith(claim_runs.TRAIN):
+        values = parse_overrides(claim["answer"].removeprefix(claim_runs.TRAIN).split())
+        for seed in range(3):
+            fabricate(from_dict({**values, "seed": seed}), root)
+        return
+    name, _, label = claim["answer"].partition("/")
+    wanted = [label, *(claim["argument"].split() if claim["metric"] == "top1 difference" else [])]
+    planned = [run for run in claim_runs.planned(name) if any(claim_runs.named(run.label, w) for w in wanted)]
+    for i, run in enumerate(planned):
+        fabricate(run.config, root, macs=int(1e9 + 3.5e9 * i / max(1, len(planned) - 1)))
+
+
+def fabricate_report(claim: dict[str, Any], root: Path, device: str) -> None:
+    values = parse_overrides(claim_runs.command(claim["answer"]).removeprefix(claim_runs.BENCH).split())
+    settings = Settings(**values)
+    sizes: dict[str, Any] = {"batch": settings.batches[0], "params": 1, "memory": 0, "throughput": 1.0}
+    rows = [
+        Row(name=name, layout="padded", macs=macs, executed_macs=macs, seconds=(t, t, t), ratio=(q, q, q), share=share,
+            **sizes)
+        for name, macs, t, q, share in (("dense", 100, 5.57e-3, 1.0, None),
+                                        (f"{settings.topologies[0]}/padded", 50, 3.86e-3, 3.86 / 5.57, 0.99))
+    ]  # fmt: skip
+    config = from_dict({"method": "dense"})
+    machine = make_record(config, "finished").environment.model_copy(
+        update={"device": "cuda", "device_name": device, "commit": "1" * 40}
+    )
+    report = Report(mode="speed", settings=settings, environment=machine, started="", finished="", reference="dense",
+                    rows=rows)  # fmt: skip
+    write_json(root / "bench" / "any.json", report.model_dump(mode="json"))
+
+
+ANSWERED = [claim for claim in claims.load().to_dict("records") if claim["answer"]]
+
+
+@pytest.mark.parametrize("claim", ANSWERED, ids=[claim["id"] for claim in ANSWERED])
+def test_every_selector_can_give_a_verdict(claim: dict[str, Any], tmp_path: Path) -> None:
+    before = claims.judge(claim, tmp_path / "empty").verdict
+    if claim["answer"].startswith(claim_runs.BENCH):
+        fabricate_report(claim, tmp_path, f"{claim['dataset']}-SXM4-40GB")
+    else:
+        fabricate_runs(claim, tmp_path)
+    found = claims.judge(claim, tmp_path)
+    assert found.verdict not in ("not run", ""), before
+    assert found.commits or found.runs
+    assert found.evidence != claims._how(claim)
+
+
+def test_a_report_decides_on_the_claims_device_only(tmp_path: Path) -> None:
+    claim = next(claim for claim in ANSWERED if claim["id"] == "V3-04")
+    fabricate_report(claim, tmp_path, "NVIDIA A100-SXM4-40GB")
+    assert claims.judge(claim, tmp_path).verdict == "confirmed"
+    fabricate_report(claim, tmp_path, "another GPU")
+    other = claims.judge(claim, tmp_path)
+    assert (other.verdict, other.agrees) == ("different setting", "yes")
+    assert "not A100" in other.evidence
+
+
+def test_what_our_own_code_was_built_to_do_confirms_nothing(found: pd.DataFrame) -> None:
+    own = [claim["id"] for claim in claims.load().to_dict("records") if claim["check"] in claim_checks.OWN]
+    assert own
+    assert set(found.set_index("id").loc[own, "verdict"]) == {"implemented so"}
+
+
+def test_removing_what_was_not_gated_changes_the_function() -> None:
+    assert claim_checks.extraction_exact("v")
+    assert not claim_checks.extraction_exact("v-cut-qkv")
+
+
+def test_a_check_shows_the_answer_at_laptop_scale_too(found: pd.DataFrame) -> None:
+    stated = claims.load().set_index("id")
+    both = stated[(stated["check"] != "") & (stated["here"] != "")].index
+    assert len(both)
+    assert found.set_index("id").loc[both, "evidence"].str.contains("at laptop scale").all()
+
+
 def test_other_data_never_answer_for_the_papers(tmp_path: Path) -> None:
     """Three runs that hit the number to the digit, on digits: the claim stays open."""
     runs(tmp_path, [80.0, 80.0, 80.0], data="affine-digits")
-    found = claims._scores(CLAIM, tmp_path)
-    assert found is not None
-    assert found.empty
+    assert claim_runs.scores(CLAIM, tmp_path) is None
     named = {**CLAIM, "answer": "cifar10_table3/hiap-33", "dataset": "cifar10"}
     assert claims.judge(named, tmp_path).verdict == "not run"
 
@@ -104,12 +228,22 @@ def test_a_point_of_a_curve_is_interpolated_per_seed(tmp_path: Path) -> None:
         record = make_record(config, "finished", top1=top1)
         assert record.size is not None
         write(record.model_copy(update={"size": record.size.model_copy(update={"macs": macs})}), Folders.of(config))
-    middle = claims._scores({**CLAIM, "answer": "g/r-*", "argument": "7.5e-05"}, tmp_path)
+    middle = claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "7.5e-05"}, tmp_path)
     assert middle is not None
-    assert middle.tolist() == [75.0]
-    outside = claims._scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, tmp_path)
-    assert outside is not None
-    assert outside.empty
+    assert middle.values.tolist() == [75.0]
+    assert claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, tmp_path) is None
+
+
+def test_what_the_text_says_of_neurons_is_that_of_the_claims() -> None:
+    stated = claims.load().query("here == 'neurons_of_fig5_here'").set_index("argument")
+    assert {half: (row["value"], row["tolerance"]) for half, row in stated.iterrows()} == claim_checks.ABOUT
+
+
+def test_a_benchmark_of_trained_networks_says_how_to_get_them() -> None:
+    claim = next(claim for claim in ANSWERED if claim["id"] == "X-09")
+    assert claims._how(claim).startswith(
+        "python slurm/launch_grid.py --grid cifar10_table3 --only dense hiap-33; then "
+    )
 
 
 def test_what_no_grid_answers_is_not_run_and_says_why() -> None:
@@ -126,8 +260,33 @@ def test_a_row_and_a_claim_can_be_cited(capsys: pytest.CaptureFixture[str]) -> N
     assert "5 seeds, 5,000 test images" in shown
     assert shown.count("hiap-") > 5
     assert "@misc{hiap-reproduction-study-hiap-20," in shown
-    assert cite.main(["E-01@0123456789"]) == 0
-    assert "verdict   contradicted" in capsys.readouterr().out
+    head = cite.head()
+    assert cite.main([f"E-01@{head[:10]}"]) == 0
+    shown = capsys.readouterr().out
+    assert "verdict   contradicted" in shown
+    assert f"id        E-01@{head[:10]}" in shown
+
+
+def test_another_commit_is_refused_with_the_command_that_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cite.main(["E-01@0123456789"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "git checkout 0123456789" in error
+
+
+def test_a_claim_answered_by_runs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cite.main(["T3-14"]) == 0
+    shown = capsys.readouterr().out
+    both = collect.load(collect.REPOSITORY / "results", "study").query("label in ('hiap-33', 'uniform-33')")
+    assert all(run_id in shown for run_id in both["run_id"])
+    assert all(commit[:10] in shown for commit in both["commit"])
+
+
+def test_bibtex_has_no_bare_special_character() -> None:
+    entry = cite.bibtex("study/vit_slim-20", "study/vit_slim-20@0", "72.8 % of a_b & c")
+    note = next(line for line in entry.splitlines() if "note" in line)
+    assert r"72.8 \% of a\_b \& c" in note
+    assert r"vit\_slim-20@0" in note
 
 
 @pytest.mark.parametrize(("name", "near"), [("study/hiap-21", "study/hiap-20"), ("E-0", "E-0")])

@@ -1,0 +1,122 @@
+"""What the paper leaves open (A1 to A11): which readings were measured, where, with what outcome, and why not the rest.
+
+A reading is measured where a grid holds runs of it beside runs of another that differ in nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis import collect, stats
+from analysis.findings import sigmoid
+from analysis.tables import Column, Panel, Table, number, signed
+from hiap.config import GateConfig
+
+START = GateConfig().init_logit
+OPEN = f"start at {START:g} (open with probability {sigmoid(START):.2f}), the weights' rate, no decay"
+
+
+class Point(NamedTuple):
+    """``default``: our reading and why. ``grid`` and ``prefix``: whose labels measure others; else ``reason`` why none
+    is measured."""
+
+    id: str
+    what: str
+    default: str
+    grid: str = ""
+    prefix: str = ""
+    reason: str = ""
+
+
+POINTS = (
+    Point("A1", "forward pass", "hard samples, soft gradient: what 'straight-through' means elsewhere",
+          "sensitivity", "A1-"),
+    Point("A2", "expectation in the penalty", "closed form: exact at every temperature, no variance",
+          "sensitivity", "A2-"),
+    Point("A3", "scale of the penalties", "both over the dense total of Eq. 5: keeps its relative prices",
+          "sensitivity", "A3-"),
+    Point("A4", "dimensions that a value gate removes", "V only: removing what was not gated changes the function",
+          "a4", ""),
+    Point("A5", "hardening", "probability: deterministic given the weights", "sensitivity", "A5-"),
+    Point("A6", "start, rate, decay of logits", OPEN, "sensitivity", "A6-"),
+    Point("A7", "floors and strengths of Eq. 8", "one head, small strengths: the figures show empty layers",
+          "sensitivity", "A7-"),
+    Point("A8", "augmentation and schedule", "DeiT's recipe; none on digits",
+          reason="DeiT's recipe is one for photographs; it matters for runs on the paper's data"),
+    Point("A9", "biases of gated units", "go with the unit, so that a closed layer is the identity",
+          reason="matters only where a layer loses all of its heads"),
+    Point("A10", "noise of several processes", "each draws its own; shared on request",
+          reason="one process has nothing to share; with shared noise the result is that of one process (tested)"),
+    Point("A11", "the CIFAR-10 network", "patch and MLP ratio that give the printed MACs",
+          reason="follows from the printed MACs (finding 3), nothing to choose"),
+)  # fmt: skip
+
+
+def base(label: str, grid: str) -> str:
+    """The label that a reading is paired with: in grid ``a4`` 'v' with the same ending, else 'default'."""
+    if grid != "a4":
+        return "default"
+    name, _, ending = label.rpartition("-")
+    return f"v-{ending}" if name and ending not in ("qkv",) else "v"
+
+
+def measured(root: str | Path) -> pd.DataFrame:
+    """One row per reading that was measured: ``point``, ``grid``, ``label``, ``n`` seeds that it shares with its base,
+    ``macs_percent``, ``top1``, and top-1 against the base, paired by seed (``difference``, ``difference_low``,
+    ``difference_high``, ``decided``)."""
+    rows = []
+    for point in POINTS:
+        runs = collect.load(root, point.grid) if point.grid else pd.DataFrame(columns=["label", "method"])
+        runs = runs[runs["method"] == "hiap"]
+        for label, group in runs[runs["label"].str.startswith(point.prefix)].groupby("label", sort=False):
+            other = runs[runs["label"] == base(str(label), point.grid)]
+            if str(label) == base(str(label), point.grid) or other.empty:
+                continue
+            found = stats.compare(group.set_index("seed")["top1"], other.set_index("seed")["top1"])
+            rows.append({"point": point.id, "grid": point.grid, "label": label, "n": found.difference.n,
+                         "macs_percent": 100 * group["macs_share"].mean(), "top1": group["top1"].mean(),
+                         "difference": found.difference.mean, "difference_low": found.difference.low,
+                         "difference_high": found.difference.high, "decided": found.decided})  # fmt: skip
+    columns = ["point", "grid", "label", "n", "macs_percent", "top1", "difference", "difference_low"]
+    return pd.DataFrame(rows, columns=[*columns, "difference_high", "decided"])
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per open point: ``point``, ``what``, ``default``, how many ``readings`` were measured, in which grid
+    (``where``), from which to which share of the dense MACs they lead (``macs_low``, ``macs_high``), and the ``reason``
+    if none was."""
+    rows = []
+    for point in POINTS:
+        mine = found[found["point"] == point.id]
+        reason = point.reason or ("" if len(mine) else f"not run: python slurm/launch_grid.py --grid {point.grid}")
+        row = {"point": point.id, "what": point.what, "default": point.default, "readings": len(mine)}
+        ends = {"macs_low": mine["macs_percent"].min(), "macs_high": mine["macs_percent"].max()}
+        rows.append({**row, "where": point.grid if len(mine) else "", **ends, "reason": reason})
+    return pd.DataFrame(rows)
+
+
+def emptied_layers(root: str | Path, grid: str = "sensitivity") -> tuple[int, int]:
+    """Of the finished runs of a grid with gates, in how many a layer lost all of its heads; and how many there are."""
+    runs = collect.gated_records(root, grid)
+    return sum(any(not block.head_dims for block in record.shape or []) for record in runs), len(runs)
+
+
+def table(found: pd.DataFrame) -> Table:
+    """``measured`` for print."""
+    columns = (
+        Column("label", "Reading", left=True),
+        Column("n", "n", number(0)),
+        Column("macs_percent", "MACs %", number(1)),
+        Column("top1", "Top-1 %", number(2)),
+        Column("difference", "- default", signed(2)),
+        Column("difference_low", "low", signed(2)),
+        Column("difference_high", "high", signed(2)),
+    )
+    panels = [
+        Panel(f"{point.id}: {point.what} (grid {point.grid})", found[found["point"] == point.id])
+        for point in POINTS
+        if (found["point"] == point.id).any()
+    ]
+    return Table("Other readings of what the paper leaves open", columns, tuple(panels))

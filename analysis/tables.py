@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy.special import stdtrit  # Student's quantile
 
 from analysis import collect
@@ -167,7 +168,9 @@ def compact(rows: pd.DataFrame) -> Table:
 
 def listing(frame: pd.DataFrame, title: str) -> Table:
     """Any frame as it is, a column each."""
-    columns = tuple(Column(str(key), str(key).replace("_", " "), left=frame[key].dtype == object) for key in frame)
+    columns = tuple(
+        Column(str(key), str(key).replace("_", " "), left=not is_numeric_dtype(frame[key])) for key in frame
+    )
     return Table(title, columns, (Panel(f"{len(frame)} rows", frame),))
 
 

@@ -38,7 +38,8 @@ from hiap.record import Environment, environment, now, write_json
 
 
 class Settings(BaseModel):
-    """``topologies``, ``widths``, ``multiple`` and ``dims`` as in ``hiap.topologies``. ``clock`` 'cpu' counts the
+    """``model``: a timm name or a folder of ``hiap.save``. ``topologies``, ``widths``, ``multiple`` and ``dims`` as in
+    ``hiap.topologies``. ``clock`` 'cpu' counts the
     process's own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and
     take quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
     rounds of one process cannot average that out."""
@@ -136,7 +137,7 @@ def alternate(
 
 def speed(settings: Settings) -> Report:
     """Inference: each topology, width and layout against the dense network."""
-    dense = timm.create_model(settings.model).eval()
+    dense = create(settings.model)
     models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
     for topology in settings.topologies:
         for width in settings.widths if topologies.takes_width(topology) else [None]:
@@ -148,22 +149,25 @@ def speed(settings: Settings) -> Report:
     return _report("speed", settings, _compare_inference(models, settings, "dense"), "dense")
 
 
+def create(name: str) -> Any:
+    """The dense network: timm's of this name, or the one in a folder of ``hiap.save``."""
+    return store.load(name) if Path(name).is_dir() else timm.create_model(name).eval()
+
+
 def peer(settings: Settings) -> Report:
     """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached and with widths that are
     multiples of 8 as its own: Fig. 5's heads, whole and narrowed, its own kind of cut (every head, narrowed in Q, K and
     V alike), the same in V alone, and the dense network."""
     from baselines.peer import torch_pruning_at
 
-    def dense() -> Any:  # a fresh one each time: what is measured has moved to the device
-        return timm.create_model(settings.model).eval()
-
     rows = []
     for gmacs in settings.gmacs:
-        theirs = torch_pruning_at(dense(), gmacs * 1e9)
+        # A fresh network each time: what was measured has moved to the device.
+        theirs = torch_pruning_at(create(settings.model), gmacs * 1e9)
         at = cost.macs(theirs, _image(theirs)) / 1e9
-        models: dict[str, tuple[str, Any]] = {"dense": ("-", dense()), "torch-pruning": ("-", theirs)}
+        models: dict[str, tuple[str, Any]] = {"dense": ("-", create(settings.model)), "torch-pruning": ("-", theirs)}
         for name, width, removed in PEERS:
-            small = topologies.load(f"{name}@{at!r}", width, dense(), 8, removed)
+            small = topologies.load(f"{name}@{at!r}", width, create(settings.model), 8, removed)
             models[f"{name}-{removed}" if width is None else f"{name}-{width}"] = ("padded", small)
         named = {f"{name}/{gmacs}": entry for name, entry in models.items()}
         rows += _compare_inference(named, settings, f"torch-pruning/{gmacs}")
@@ -227,7 +231,7 @@ def steps(settings: Settings) -> Report:
     device = torch.device(settings.device)
     rows = []
     for batch in settings.batches:
-        dense: Any = timm.create_model(settings.model).to(device).train()
+        dense = create(settings.model).to(device).train()
         models = {"dense": dense, "gated": hiap.gate(dense).train()}
         runs = {name: _training_step(model, batch, settings) for name, model in models.items()}
         seconds, ratios = alternate(runs, "dense", settings, device)
@@ -392,8 +396,8 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
         raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
     if settings.clock == "cpu" and (settings.device != "cpu" or settings.threads != 1):
         raise ConfigError("clock 'cpu' needs device=cpu and threads=1: it adds up what all threads take")
-    if settings.model not in timm.list_models():
-        raise ConfigError(f"model '{settings.model}': not a timm model")
+    if settings.model not in timm.list_models() and not Path(settings.model).is_dir():
+        raise ConfigError(f"model '{settings.model}': not a timm model, nor a folder of hiap.save")
     return arguments[0], settings
 
 

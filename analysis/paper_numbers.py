@@ -242,6 +242,16 @@ def of_bench(root: Path) -> Numbers:
         memory = pair["memory_mib"].to_dict()
         found[f"{name}.time"] = fixed(pair["ratio"].to_dict()["gated"], 3)
         found[f"{name}.memory"] = fixed(memory["gated"] / memory["dense"], 3)
+    return found | _of_peer(rows[rows["report"] == "peer_deit_small_cpu"])
+
+
+def _of_peer(rows: pd.DataFrame) -> Numbers:
+    """``peer.<kind>.low``, ``.high``: time over Torch-Pruning's, over all budgets (``peer.gmacs``) and widths."""
+    parts = rows["name"].str.split("/", expand=True)
+    found = {"peer.gmacs": " and ".join(sorted(parts[1].unique(), reverse=True))}
+    for kind in ("fig5", "uniform-qkv", "uniform-v"):
+        ratios = rows.loc[parts[0].str.startswith(kind), "ratio"]
+        found |= {f"peer.{kind}.low": fixed(ratios.min()), f"peer.{kind}.high": fixed(ratios.max())}
     return found
 
 

@@ -245,7 +245,7 @@ def _status_row(run: Run, jobs: Jobs, listed: dict[str, Queued] | None) -> list[
         f"{found['share']:.1%}" if found.get("share") else "",
         duration(found["eta_s"]) if state == "running" and "eta_s" in found else "",
         found.get("node", ""),
-        str(max(found.get("resumed", 0), found.get("restarts", 0))),
+        str(max(found.get("resumed", 0), found.get("restarts", 0)) or ""),
         found.get("error", ""),
     ]
 

@@ -99,7 +99,8 @@ def _check_rows(rows: list[list[str]], partition: str, array: list[Run], site: S
     limits["nodes"] = (nodes, sum(int(row[1]) for row, fits in zip(rows, fit, strict=True) if fits))
     for what, (number, offered) in limits.items():
         if number > offered:
-            with_all = f" with {', '.join(f'{n} {w}' for w, n in asked.items() if n)}" if what == "nodes" else ""
+            parts = what == "nodes" and not all(fit)
+            with_all = f" with {', '.join(f'{n} {w}' for w, n in asked.items() if n)}" if parts else ""
             raise ConfigError(f"partition '{partition}' offers at most {offered} {what}{with_all}, not {number}")
 
 

@@ -341,10 +341,25 @@ SINFO = """\
 cpu*|10|64|256000|(null)|2-00:00:00
 gpu|4|48|512000|gpu:a100:4(S:0-1)|1-12:30:00
 gpu|2|48|512000|gpu:h100:8|12:00:00
+mixed|2|16|64000|gpu:4|infinite
+mixed|2|64|64000|(null)|infinite
 """
 TOO_MUCH = {
-    "partition": ({"partition": "gpus"}, "cpu", 1, "partition 'gpus': the cluster has cpu, gpu"),
-    "nodes": ({"partition": "gpu", "processes_per_node": 1}, "cpu", 5, "at most 4 nodes, not 5"),
+    "partition": ({"partition": "gpus"}, "cpu", 1, "partition 'gpus': the cluster has cpu, gpu, mixed"),
+    "nodes": ({"partition": "gpu", "processes_per_node": 1}, "cpu", 7, "at most 6 nodes, not 7"),
+    "nodes that have it all": (
+        {"partition": "gpu", "processes_per_node": 8, "cpus_per_task": 1},
+        "cuda",
+        24,
+        "at most 2 nodes with 8 CPUs per node (cpus_per_task), 8 GPUs per node, not 3",
+    ),
+    "CPUs and GPUs on different nodes": (
+        {"partition": "mixed", "cpus_per_task": 9},
+        "cuda",
+        4,
+        "at most 0 nodes with 36 CPUs per node (cpus_per_task), 4 GPUs per node, not 1",
+    ),
+    "GPUs of a type": ({"partition": "gpu", "gpu_type": "a100"}, "cuda", 8, "at most 4 a100 GPUs per node, not 8"),
     "uneven": ({"partition": "gpu", "processes_per_node": 4}, "cpu", 5, "processes 5: cannot be spread evenly"),
     "CPUs": ({"cpus_per_task": 9}, "cpu", 8, "at most 64 CPUs per node (cpus_per_task), not 72"),
     "memory": ({"mem_gb": 40}, "cpu", 8, "at most 256000 MB of memory per node (mem_gb), not 327680"),
@@ -374,21 +389,30 @@ def test_what_the_cluster_has_is_accepted(tmp_path: Path, sinfo: None) -> None:
     path = write_grid(tmp_path, base={**BASE, "run": {"device": "cuda"}})
     site = Site(partition="gpu", mem_gb=60, cpus_per_task=6, time_min=2190)
     submission.check_resources(runs_of(path, tmp_path), site, 16)
+    submission.check_resources(runs_of(path, tmp_path), Site(partition="gpu", processes_per_node=1), 6)  # 4 + 2 nodes
+    submission.check_resources(runs_of(path, tmp_path), Site(partition="gpu", gpu_type="h100"), 8)
 
 
 def test_a_dry_run_with_a_site_shows_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_grid(tmp_path, processes=4, base={**BASE, "run": {"device": "cuda"}})
     site = tmp_path / "site.yaml"
-    site.write_text("partition: gpu\nprocesses_per_node: 2\nmem_gb: 3\ntime_min: 77\nsetup: [module load cuda]\n")
+    site.write_text(
+        "partition: gpu\nprocesses_per_node: 2\nmem_gb: 3\ntime_min: 77\nsetup: [module load cuda]\n"
+        "gpu_type: a100\nsbatch: {exclude: n7, exclusive: true}\nresults: elsewhere\n"
+    )
     assert launch(path, "--dry-run") == 0
-    assert "#SBATCH" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "with the settings of slurm/site.example.yaml as there is no slurm/site.yaml" in out
+    assert "#SBATCH --cpus-per-task=1\n" in out  # the threads of a run on SLURM, not of this machine's share
     assert launch(path, "--dry-run", "--site", str(site)) == 0
     out = capsys.readouterr().out
     for line in (
         "partition=gpu",
         "nodes=2",
         "ntasks-per-node=2",
-        "gpus-per-node=2",
+        "gpus-per-node=a100:2",
+        "exclude=n7",
+        "exclusive",
         "mem=6144M",
         "time=77",
         "array=0-0%1",
@@ -516,7 +540,7 @@ def test_dry_run_imports_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from slurm.launch_grid import main\n"
         f"status = main(['--grid', {str(path)!r}, '--results', {str(tmp_path)!r}, '--dry-run'])\n"
-        "heavy = {'torch', 'timm', 'sklearn', 'submitit', 'pandas'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "sys.exit(status or ', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 from hiap import data
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.ledger import dense_macs
-from hiap.record import Folders, write, write_json
+from hiap.record import EpochLog, Folders, read, write, write_json
 from slurm import estimate, grid, launch_grid, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site
@@ -598,3 +599,88 @@ def test_parameter_estimate_is_exact_for_a_built_network() -> None:
     model = build(config.model, 1, 10, Folders("/nowhere", "g", "r"))
     assert estimate.params(size) == cost.params(model)
     assert dense_macs(size) == cost.macs(model, (1, 8, 8))
+
+
+def test_what_another_grid_has_finished_is_copied_and_billed_as_done(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = write_grid(tmp_path / "other", name="other", runs={"start": RUNS["dense"]})
+    (twin,) = runs_of(other, tmp_path / "out")
+    write(fake_train.make_record(twin.config, "finished"), twin.folders)
+    twin.folders.model.mkdir(parents=True)
+    path = write_grid(tmp_path)
+    dense = runs_of(path, tmp_path / "out")[0]
+    assert launch(path, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "finished in other" in out
+    assert "2 of them to do" in out
+    assert launch(path, "--status") == 0
+    assert re.search(r"^dense .* finished .* in grid other$", capsys.readouterr().out, re.MULTILINE)
+    assert not dense.finished
+    assert launch(path) == 0
+    assert [e for e in events(fake) if e.startswith("start")] == ["start hiap", "start uniform"]
+    record = read(dense.folders.record)
+    assert (record.grid, record.label, record.config.run.label) == ("tiny", "dense", "dense")
+    assert record.metrics == read(twin.folders.record).metrics
+    assert dense.folders.sibling(dense.run_id).model == twin.folders.model, "where the weights are"
+
+
+def test_the_gpu_bill_sums_what_was_measured_and_names_the_rest(tmp_path: Path) -> None:
+    row = {"name": "dense", "macs": 4_598_882_304, "throughput": 1000.0}
+    settings = {"device": "cuda", "model": "deit_small_patch16_224", "precision": "fp32"}
+    timed = {"mode": "steps", "settings": settings, "rows": [row], "environment": {"device_name": "X"}}
+    write_json(tmp_path / "a.json", timed)
+    timm = {"img_size": 224, **dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))}
+    names = {"small": "deit_small_patch16_224", "base": "deit_base_patch16_224"}
+    runs = {label: {"method": "dense", "model": {**timm, "name": name}} for label, name in names.items()}
+    runs["plain"] = {"method": "dense", "model": {"img_size": 32}}
+    base = {"run": {"device": "cuda"}, "data": {"name": "imagenet"}}
+    shown = report.dry_run(runs_of(write_grid(tmp_path, base=base, runs=runs), tmp_path), tmp_path)
+    assert "GPU-hours on X, from the step times in results/bench, for 1 of 3 runs." in shown
+    assert "python -m hiap.bench steps model=deit_base_patch16_224 device=cuda precision=fp32" in shown
+    assert "model=vit" not in shown
+
+
+REALISTIC = EpochLog(
+    stage="hiap",
+    epoch=0,
+    loss=3.2,
+    terms=dict.fromkeys(("task", "macro", "micro", "feasibility"), 0.123456789),
+    lr=1e-5,
+    tau=1.0,
+    heads=[6] * 12,
+    head_dims=[[64] * 6] * 12,
+    neurons=[1536] * 12,
+    macs=4_598_882_304,
+)
+
+
+def test_status_of_500_records_with_long_gate_trajectories_is_quick(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, seeds=list(range(500)), runs={"dense": RUNS["dense"]})
+    for run in runs_of(path, tmp_path / "out"):
+        record = fake_train.make_record(run.config, "finished").model_dump(mode="json")
+        write_json(run.folders.record, record | {"epochs": [REALISTIC.model_dump(mode="json")] * 160})
+    assert run.folders.record.stat().st_size > 200_000
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--results", str(tmp_path / "out")]
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begin
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{seconds:.2f} s, {spent:.2f} s of a processor")
+    assert spent < 2  # what others take of this machine is not the launcher's
+    assert done.stdout.endswith("500 finished\n")
+
+
+def test_a_grid_looks_at_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.JPEG").touch()
+    base = {"data": {"name": "imagenet", "root": str(tmp_path)}, "model": {"img_size": 32}}
+    runs = runs_of(write_grid(tmp_path, base=base, runs={"dense": RUNS["dense"]}, seeds=list(range(9))), tmp_path)
+    looks, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looks.append(path) or scan(path))  # type: ignore[func-returns-value]
+    for run in runs:
+        data.check(run.config.data, run.config.model.img_size)
+    assert len(looks) == 1 + 2 + 4, "the root, train and val, their classes"

@@ -153,12 +153,7 @@ class Run:
         metrics = Metrics(dense=self._score(self.start) if config.model.weights else None)
         state = checkpoint.load(self.folders.work / "checkpoints", self.world)
         self.world.wait()  # before the first process writes the next one
-        data.set_corrupt(config.data, set(state.get("corrupt", [])) if state else set())
-        first = 0
-        if state:
-            first, self.resumed = state["stage"], state["resumed"] + 1
-            self.bills = [StageBill(**b) for b in state["bills"]]
-            self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        first = self._resume(state)
         model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
@@ -195,6 +190,16 @@ class Run:
             corrupt_images=len(self._corrupt()),
             resumed=self.resumed,
         )
+
+    def _resume(self, state: dict[str, Any] | None) -> int:
+        """Take over what a checkpoint says of the run as a whole; returns the stage that it was written in."""
+        data.set_corrupt(self.config.data, set(state.get("corrupt", [])) if state else set())
+        if state is None:
+            return 0
+        self.resumed = state["resumed"] + 1
+        self.bills = [StageBill(**b) for b in state["bills"]]
+        self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        return state["stage"]
 
     def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""

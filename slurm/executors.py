@@ -270,7 +270,8 @@ class Slurm:
         self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
 
     def _executor(self, array: list[Run], at_once: int, name: str) -> submitit.SlurmExecutor:
-        needs = {self.jobs.newest(n).split("_")[0] for run in array for n in run.needs if self.alive(n)}
+        unfinished = {need for run in array for need in run.needs if not need.finished}
+        needs = {self.jobs.newest(need).split("_")[0] for need in unfinished if self.alive(need)}
         executor = submitit.SlurmExecutor(self.logs, max_num_timeout=MOST_REQUEUES, python=self.site.python or None)
         code = submission.snapshot(self.logs)
         parameters = submission.parameters(array, self.site, self.processes, at_once, needs, code)

@@ -92,18 +92,13 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
         if len(warned) == 1 and callable(terminate):
             terminate(number, frame)
 
-    def tell(state: str) -> None:
-        if rank == 0:
-            with suppress(OSError):
-                write_status(folders, **{**read_status(folders), "state": state})
-
     def requeue() -> None:
         if warned and callable(submitit_requeues):
-            tell("queued")
+            _tell(folders, rank, "queued")
             submitit_requeues(number, None)
 
     def stop(number: int, frame: Any) -> None:
-        tell("stopped")
+        _tell(folders, rank, "stopped")
         requeue()
         sys.exit(128 + number)
 
@@ -115,6 +110,12 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(number, submitit_requeues)
+
+
+def _tell(folders: Folders, rank: int, state: str) -> None:
+    if rank == 0:
+        with suppress(OSError):  # no reason not to stop
+            write_status(folders, **{**read_status(folders), "state": state})
 
 
 @contextmanager

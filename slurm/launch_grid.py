@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from slurm.executors import Executor
 
 ROOM = 2**20  # bytes that must be free
+MENDED = "; finished results are kept, and jobs go on. Launch again when it is mended"
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.resubmit:
             runs = _failed(runs)
         if args.status or args.collect:
-            print(report.status(runs, Jobs(_logs(runs)), queue()) if args.status else _results(runs))
+            print(_status(runs) if args.status else _results(runs))
             return 0
         if args.cancel:
             print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
@@ -70,12 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
             _check(runs, results, path)
         print(_title(grid, path))
         if args.dry_run:  # the bill comes also where the data are not
-            print(report.dry_run(runs, PUBLISHED / "bench"))
-            print(f"\n{_script(runs, args.site, grid.processes)}")
+            print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
             _check(runs, results, path)
             return 0
         executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
-        with _threads(threads), executor.followed(runs):
+        with _threads(threads):
             return _launch(runs, executor)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,16 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise
     except OSError as error:  # a disk that is full, say: of that the jobs tell their own story
         what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(
-            f"error: {what}; finished results are kept, and jobs go on. Launch again when it is mended", file=sys.stderr
-        )
+        print(f"error: {what}{MENDED}", file=sys.stderr)
         return 1
 
 
 def _launch(runs: list[Run], executor: Any) -> int:
-    _copy_twins(runs)
     try:
-        progress = execute(runs, executor, Screen(sys.stdout))
+        with executor.followed(runs):
+            _copy_twins(runs)
+            progress = execute(runs, executor, Screen(sys.stdout))
     except KeyboardInterrupt as stop:
         print("stopping ...", flush=True)
         print(executor.stop())
@@ -264,6 +263,11 @@ def _script(runs: list[Run], file: Path | None, processes: int) -> str:
     text = script(array, sites.load(file if known else sites.EXAMPLE), processes, _logs(runs).absolute())
     example = "" if known else f", with the settings of {_short(sites.EXAMPLE)} as there is no {_short(sites.FILE)}"
     return f"On SLURM, the first array, {len(array)} of {len(todo)} runs{example}:\n\n{text}"
+
+
+def _status(runs: list[Run]) -> str:
+    jobs = Jobs(_logs(runs))
+    return report.status(runs, jobs, queue() if jobs.ids else None)
 
 
 def _results(runs: list[Run]) -> str:

@@ -396,11 +396,12 @@ class Run:
 
     def _checkpoint(self, phase: Phase) -> None:
         phase.average(self.world)
+        corrupt = self._corrupt()
         if not self.world.first:
             return
         run = {
             "resumed": self.resumed,
-            "corrupt": sorted(data.corrupt(self.config.data)),
+            "corrupt": sorted(corrupt),
             "bills": [b.model_dump() for b in self.bills],
             "epochs": [e.model_dump() for e in self.epochs],
         }

@@ -200,9 +200,11 @@ def _result_row(record: Record) -> list[str]:
 def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str:
     """Where every run stands: records and the status files that runs keep, and the queue ``listed`` where there is one,
     which alone knows whether a job still lives."""
-    rows, counts = [], Counter[str]()
+    rows, counts, cancelled = [], Counter[str](), jobs.cancelled()
     for run in runs:
-        row = _finished_row(run) or _status_row(run, jobs, listed)
+        job = jobs.newest(run)
+        state = "cancelled" if run.run_id in cancelled and job not in (listed or ()) else None
+        row = _finished_row(run) or _status_row(run, state, job, listed)
         counts[row[2]] += 1
         rows.append(row)
     header = ["run", "seed", "state", "epoch", "top-1 % / loss", "MACs", "to go", "node", "restarts", "why"]
@@ -231,9 +233,9 @@ def _finished_row(run: Run) -> list[str]:
     ]
 
 
-def _status_row(run: Run, jobs: Jobs, listed: dict[str, Queued] | None) -> list[str]:
+def _status_row(run: Run, known: str | None, job: str, listed: dict[str, Queued] | None) -> list[str]:
     found = read_status(run.folders)
-    state = _state(found, jobs.newest(run), listed)
+    state = known or _state(found, job, listed)
     if state == "waiting":
         return [run.label, str(run.config.seed), state, *[""] * 6, lacking(run)]
     return [

@@ -238,6 +238,7 @@ def test_cancelled_runs_are_not_submitted_again_by_a_live_launcher(tmp_path: Pat
         progress = launch_grid.execute(runs, executor, Cancels())  # type: ignore[arg-type]
     assert [(p.state, p.note) for p in progress] == [("not run", "cancelled")] * 3
     assert lines(queue) == []
+    assert report.status(runs, Jobs(logs(tmp_path)), {}).endswith("3 cancelled")
     assert (queue / "n").read_text().count("\n") == 3, "one array per stage, none again"
     later = Slurm(logs(tmp_path), None)
     with later.followed(runs):

@@ -30,7 +30,9 @@ from slurm.grid import Run
 pytestmark = [
     pytest.mark.slurm,
     # Where a machine tests for all, what cannot be tested is an error.
-    pytest.mark.skipif(bool(slurm_cluster.missing()) and "CI" not in os.environ, reason=slurm_cluster.missing() or "-"),
+    pytest.mark.skipif(
+        bool(slurm_cluster.missing()) and not os.environ.get("CI"), reason=slurm_cluster.missing() or "-"
+    ),
 ]
 REPOSITORY = Path(__file__).parents[1]
 FAULTS = ["requeue", "warning", "time-out", "task killed", "node killed"] * 2

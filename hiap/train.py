@@ -171,8 +171,11 @@ class Run:
         metrics.extracted = self._score(model)
         if self.world.first:
             store.save(model, self.folders.model)
+        return self._finished(started, metrics, model)
+
+    def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return _record(
-            config,
+            self.config,
             started,
             self.world.size,
             status="finished",

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from slurm.executors import Executor
 
 ROOM = 2**20  # bytes that must be free
-MENDED = "; finished results are kept, and jobs go on. Launch again when it is mended"
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -77,15 +76,21 @@ def main(arguments: list[str] | None = None) -> int:
         executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
         with _threads(threads):
             return _launch(runs, executor)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a disk that is full, say: of that the jobs tell their own story
+    except (ConfigError, OSError) as error:
+        return _refused(error)
+
+
+def _refused(error: Exception) -> int:
+    """Tell in one line what is wrong; the exit status."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, OSError):  # a disk that is full, say: of that the jobs tell their own story
         what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"error: {what}{MENDED}", file=sys.stderr)
+        line = f"error: {what}; finished results are kept, and jobs go on. Launch again when it is mended"
+        print(line, file=sys.stderr)
         return 1
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def _launch(runs: list[Run], executor: Any) -> int:

@@ -107,11 +107,11 @@ def fingerprint(run: Run) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """The same grid as processes of this machine."""
+    """The same grid without a queue, in one process: a start of Python costs as much as a run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     path = write_grid(folder)
-    command = launcher(path, folder / "out", "--cluster", "local", "--jobs", "2")
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=900)
+    command = launcher(path, folder / "out", "--cluster", "debug", "--jobs", str(os.cpu_count()))
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=1800)
     return {run.run_id: fingerprint(run) for run in runs_of(path, folder / "out")}
 
 
@@ -125,7 +125,7 @@ def test_an_array_after_its_teacher_gives_every_result_once(
 ) -> None:
     path = write_grid(tmp_path)
     out = start(cluster, path, tmp_path / "out")
-    text, _ = out.communicate(timeout=900)
+    text, _ = out.communicate(timeout=1800)
     assert out.returncode == 0, text
     runs = runs_of(path, tmp_path / "out")
     assert {run.run_id: fingerprint(run) for run in runs} == undisturbed
@@ -475,7 +475,7 @@ def test_two_nodes_with_two_tasks_each_give_the_loss_curve_of_one_process(
         checkpoints = runs[0].folders.work / "checkpoints"
         until(lambda: any(checkpoints.glob("*.pt")), "a checkpoint", 120)
         cluster.run("scancel", "--signal=USR2", cluster.run("squeue", "-h", "-o", "%A", "-t", "R").split()[0])
-    text, _ = out.communicate(timeout=900)
+    text, _ = out.communicate(timeout=1800)
     assert out.returncode == 0, text
     for run, expected in zip(runs, one_process, strict=True):
         assert curve(run) == pytest.approx(expected, rel=1e-5)

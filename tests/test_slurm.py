@@ -381,7 +381,7 @@ def small_disk(folder: Path, options: str) -> Iterator[None]:
 
 def finish_teacher(path: Path, results: Path) -> tuple[Path, bytes]:
     """The first run's record, and what it holds."""
-    command = launcher(path, results, "--cluster", "local", "--only", "dense")
+    command = launcher(path, results, "--cluster", "debug", "--jobs", str(os.cpu_count()), "--only", "dense")
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
     record = runs_of(path, results)[0].folders.record
     return record, record.read_bytes()
@@ -459,7 +459,7 @@ def curve(run: Run) -> list[float]:
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
     folder = tmp_path_factory.mktemp("one")
     path = write_grid(folder, count=1, base=SHARED)
-    command = launcher(path, folder / "out", "--cluster", "local")
+    command = launcher(path, folder / "out", "--cluster", "debug", "--jobs", str(os.cpu_count()))
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=900)
     return [curve(run) for run in runs_of(path, folder / "out")]
 

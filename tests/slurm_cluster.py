@@ -47,7 +47,7 @@ JobRequeue=1
 KillWait=5
 MinJobAge=3600
 MaxArraySize={max_array}
-SlurmdTimeout=10
+SlurmdTimeout=20
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=0
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP

@@ -151,8 +151,7 @@ class Fault:
 
 def job_of(cluster: Cluster, job: str) -> tuple[str, int]:
     """State and requeues."""
-    shown = cluster.run("scontrol", "show", "job", job)  # of an array's own number, all elements
-    (shown,) = [part for part in shown.split("\n\n") if part.strip().startswith(f"JobId={job} ")]
+    shown = cluster.run("scontrol", "show", "job", job)
     return re.findall(r"JobState=(\w+)", shown)[0], int(re.findall(r"Restarts=(\d+)", shown)[0])
 
 
@@ -239,8 +238,15 @@ def processes(cluster: Cluster) -> list[Task]:
         # srun's command line holds python's.
         if b"python" in command[0] and b"submitit.core._submit" in command and age > 4:
             restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
-            found.append(Task(environment["SLURM_JOB_ID"], restarts, pid, environment["SLURMD_NODENAME"]))
+            found.append(Task(job_in(environment), restarts, pid, environment["SLURMD_NODENAME"]))
     return found
+
+
+def job_in(environment: dict[str, str]) -> str:
+    """As squeue names it: the bare number of an array's last element is that of the whole array."""
+    if "SLURM_ARRAY_JOB_ID" not in environment:
+        return environment["SLURM_JOB_ID"]
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
 
 
 def test_students_of_a_teacher_that_was_killed_wait_for_its_next_job(cluster: Cluster, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hiap.distributed import ALONE, World
 from hiap.record import atomic_write
 
 KEEP = 2
@@ -31,14 +32,19 @@ def save(folder: Path, stage: int, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load(folder: Path) -> dict[str, Any] | None:
-    """The newest intact checkpoint, or None. A damaged one is skipped with a warning."""
+def load(folder: Path, world: World = ALONE) -> dict[str, Any] | None:
+    """The newest intact checkpoint, or None. A damaged one is skipped with a warning. Processes that share a run all
+    take the one that the first of them finds: on a shared file system each may see another newest file."""
+    name = world.told(lambda: _newest_intact(folder))
+    return torch.load(folder / name, map_location="cpu", weights_only=True) if name else None
+
+
+def _newest_intact(folder: Path) -> str:
     for path in newest_first(folder):
-        data = path.read_bytes()
-        if _digest(data) == path.stem.rsplit("-", 1)[-1]:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if _digest(path.read_bytes()) == path.stem.rsplit("-", 1)[-1]:
+            return path.name
         warnings.warn(f"checkpoint {path} is damaged; falling back to the one before it", stacklevel=2)
-    return None
+    return ""
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -102,11 +102,26 @@ def check(data: DataConfig, img_size: int) -> None:
         _check_imagenet(Path(data.root))
 
 
-def corrupt(data: DataConfig) -> int:
-    """Training images that were found unreadable so far, in this process."""
-    if data.name not in ON_DISK:
-        return 0
-    return len((_cifar if data.name == "cifar10" else _imagenet)(data.root, "train").corrupt)
+def corrupt(data: DataConfig) -> set[int]:
+    """Indices of training images that are known to be unreadable, in this process."""
+    return set(_source(data, "train").corrupt) if data.name in ON_DISK else set()
+
+
+def set_corrupt(data: DataConfig, indices: set[int]) -> None:
+    """What a checkpoint or other processes of the run know is not told, nor counted, again."""
+    if data.name in ON_DISK:
+        source = _source(data, "train")
+        source.corrupt = {**dict.fromkeys(i for i in source.corrupt if i in indices), **dict.fromkeys(sorted(indices))}
+
+
+def check_corrupt(data: DataConfig) -> None:
+    """Raise ``ConfigError`` if more training images are known to be unreadable than ``max_corrupt``."""
+    known = list(_source(data, "train").corrupt) if data.name in ON_DISK else []
+    if len(known) > data.max_corrupt:
+        raise ConfigError(
+            f"{len(known)} training images cannot be read, the last is {_source(data, 'train').name(known[-1])}; "
+            f"data.max_corrupt allows {data.max_corrupt}"
+        )
 
 
 def steps_per_epoch(data: DataConfig, img_size: int, batch_size: int) -> int:
@@ -138,6 +153,8 @@ def train_batches(
     batches = [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
+        if share[1] == 1:  # several processes add up what they know, and stop together
+            check_corrupt(data)
         if mix is not None:
             with _global_randomness_kept():
                 _seed(seed, epoch, k, MIX)
@@ -198,11 +215,11 @@ class _InMemory:
 
 
 class _Photographs:
-    """Images that are decoded and augmented one by one, in worker processes. Up to ``max_corrupt`` of them may be
-    replaced by their neighbours."""
+    """Images that are decoded and augmented one by one, in worker processes; ``tolerant``: a corrupt one is replaced by
+    its neighbour."""
 
-    def __init__(self, source: _Cifar | _ImageNet, transform: Transform, max_corrupt: int = 0):
-        self.source, self.transform, self.max_corrupt = source, transform, max_corrupt
+    def __init__(self, source: _Cifar | _ImageNet, transform: Transform, tolerant: bool = False):
+        self.source, self.transform, self.tolerant = source, transform, tolerant
 
     def __len__(self) -> int:
         return len(self.source)
@@ -212,7 +229,7 @@ class _Photographs:
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Any] = DataLoader(
-            _Augmented(self.source, self.transform, stream, self.max_corrupt > 0),  # type: ignore[arg-type]
+            _Augmented(self.source, self.transform, stream, self.tolerant),  # type: ignore[arg-type]
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -230,16 +247,11 @@ class _Photographs:
         raise ConfigError(message)
 
     def _note(self, index: int) -> None:
-        """Tell of a corrupt image once. Raises ``ConfigError`` when there are too many."""
-        known, name = self.source.corrupt, self.source.name(index)
-        if index not in known:
-            known.add(index)
+        """Tell of a corrupt image once."""
+        if index not in self.source.corrupt:
+            self.source.corrupt[index] = None
+            name = self.source.name(index)
             print(f"{name}: not a readable image; the next one takes its place", file=sys.stderr, flush=True)
-        if len(known) > self.max_corrupt:
-            raise ConfigError(
-                f"{len(known)} training images cannot be read, the last is {name}; "
-                f"data.max_corrupt allows {self.max_corrupt}"
-            )
 
 
 @dataclass(frozen=True)
@@ -283,8 +295,13 @@ def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
         return _digits(split, img_size, count, data.seed)
     if data.name == "digits":
         return _digits(split, img_size)
-    source = _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split)
-    return _Photographs(source, _transform(data, img_size, split), data.max_corrupt if split == "train" else 0)
+    return _Photographs(
+        _source(data, split), _transform(data, img_size, split), split == "train" and data.max_corrupt > 0
+    )
+
+
+def _source(data: DataConfig, split: Split) -> _Cifar | _ImageNet:
+    return _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split)
 
 
 @lru_cache(maxsize=8)
@@ -368,7 +385,7 @@ class _Cifar:
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray):
         self.pixels, self.labels = pixels, labels
-        self.corrupt: set[int] = set()
+        self.corrupt: dict[int, None] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -444,11 +461,11 @@ def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 class _ImageNet:
     """Photographs through timm's readers, of folders or of a tar of them. timm's own data set would replace any broken
-    file by its neighbour without a word. ``corrupt``: indices that were found unreadable."""
+    file by its neighbour without a word. ``corrupt``: indices that were found unreadable, in that order."""
 
     def __init__(self, reader: Any, numbers: np.ndarray | None = None):
         self.reader, self.numbers = reader, numbers
-        self.corrupt: set[int] = set()
+        self.corrupt: dict[int, None] = {}
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -459,12 +476,12 @@ class _ImageNet:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         from PIL import Image
 
-        file, label = self.reader[index]
-        with file:
-            try:
+        try:
+            file, label = self.reader[index]
+            with file:
                 image = Image.open(file).convert("RGB")
-            except (OSError, SyntaxError, tarfile.TarError) as error:
-                raise ConfigError(f"{self.name(index)}: not a readable image ({error})") from None
+        except (OSError, SyntaxError, tarfile.TarError) as error:
+            raise ConfigError(f"{self.name(index)}: not a readable image ({error})") from None
         return image, int(label if self.numbers is None else self.numbers[label])
 
 
@@ -509,7 +526,9 @@ def _classes(root: Path) -> int:
     return len(train)
 
 
+@cache
 def _check_imagenet(root: Path) -> None:
+    """Looked at once per process: a grid's runs share the folders, of which there are thousands."""
     expected = f"data.root must hold {_expected('imagenet')}"
     if _in_tars(root):
         for name in IMAGENET_FOLDERS.values():

@@ -8,9 +8,10 @@ MASTER_PORT); without it a run is one process and nothing here costs anything. G
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hiap.config import ConfigError
+
+MEET = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,20 @@ class World:
         dist.all_reduce(word, dist.ReduceOp.MAX, group=self.group)
         return bool(word)
 
+    def told(self, choose: Callable[[], str]) -> str:
+        """What ``choose`` gives in the first process."""
+        words = [choose() if self.first else ""]
+        if self.size > 1:
+            dist.broadcast_object_list(words, group=self.group)
+        return words[0]
+
+    def union(self, numbers: set[int]) -> set[int]:
+        """Those of all processes. All must ask at the same step."""
+        parts = [numbers] * self.size
+        if self.size > 1:
+            dist.all_gather_object(parts, numbers, group=self.group)
+        return set().union(*parts)
+
     def wait(self) -> None:
         """Until all processes are here: what the first one wrote can be read after it."""
         self.any(False)
@@ -75,7 +92,11 @@ def joined(device: torch.device) -> Iterator[World]:
     rank, size, local = (int(os.environ[name]) for name in names[:3])
     if device.type == "cuda":
         torch.cuda.set_device(local % torch.cuda.device_count())
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    # Who does not come within minutes will not come; what they do together afterwards may take its time.
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEET))
+    store.set_timeout(dist.default_pg_timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("hiap", store), rank=rank, world_size=size)
     try:
         yield World(rank, size, local, dist.new_group(backend="gloo"))
     finally:

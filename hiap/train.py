@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import platform
 import signal
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hiap import checkpoint, cost, data, gated_vit, method, store
-from hiap.config import Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
 from hiap.extraction import PrunedAttention
@@ -47,7 +46,7 @@ from hiap.record import (
     now,
     read,
     write,
-    write_json,
+    write_status,
 )
 from hiap.seeds import derive
 
@@ -89,25 +88,26 @@ def run(config: Config) -> Record:
             raise TrainingFailedError(_record_failure(config, folders, started, error, world)) from error
         if world.first:
             write(record, folders)
-            _status(folders, state="finished")
+            write_status(folders, state="finished")
     return record
 
 
 def record_lost(config: Config, error: str) -> Path:
     """The failed record of a run whose job died without one (out of memory, a lost node), as its launcher saw it."""
     cpu = config.model_copy(update={"run": config.run.model_copy(update={"device": "cpu"})})  # the launcher's machine
-    _status(Folders.of(config), state="failed", error=error)
+    write_status(Folders.of(config), state="failed", error=error)
     return write(_record(cpu, now(), status="failed", error=error), Folders.of(config))
 
 
 def _record_failure(config: Config, folders: Folders, started: str, error: Exception, world: World) -> str:
     """Write the failed record; what to tell."""
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    kind = "" if isinstance(error, TrainingFailedError) else f"{type(error).__name__}: "
+    line = f"{kind}{error}".splitlines()[0]
     if not world.first:  # all may fail of the same: one record
         return f"{config.run_id}: {line} (process {world.rank})"
     try:
         path = write(_record(config, started, status="failed", error=line), folders)
-        _status(folders, state="failed", error=line)
+        write_status(folders, state="failed", error=line)
     except OSError as full:
         return f"{config.run_id}: {line} (not recorded: {full.strerror})"
     return f"{config.run_id}: {line} (recorded in {path})"
@@ -130,25 +130,30 @@ class Run:
             )
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
         self.stages = method.stages(config)
-        self.context = method.Context(config, target_macs(config, folders, self._macs(self.start)), self.image)
+        self.dense_macs = self._macs(self.start)
+        self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
         self.bf16 = config.optim.precision == "bf16"
         self.teacher = self._teacher()
         self.bills: list[StageBill] = []
         self.epochs: list[EpochLog] = []
-        self.resumed = 0
+        self.resumed, self.begun = 0, False
         self._last_status = 0.0
         self.writer: Any = None
 
     def execute(self, started: str) -> Record:
+        try:
+            return self._execute(started)
+        except ConfigError as error:
+            if self.begun:  # data that prove unreadable, say: the run has cost something, and leaves a record
+                raise TrainingFailedError(str(error)) from None
+            raise
+
+    def _execute(self, started: str) -> Record:
         config = self.config
         metrics = Metrics(dense=self._score(self.start) if config.model.weights else None)
-        state = checkpoint.load(self.folders.work / "checkpoints")
+        state = checkpoint.load(self.folders.work / "checkpoints", self.world)
         self.world.wait()  # before the first process writes the next one
-        first = 0
-        if state:
-            first, self.resumed = state["stage"], state["resumed"] + 1
-            self.bills = [StageBill(**b) for b in state["bills"]]
-            self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        first = self._resume(state)
         model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
@@ -166,15 +171,18 @@ class Run:
         metrics.extracted = self._score(model)
         if self.world.first:
             store.save(model, self.folders.model)
+        return self._finished(started, metrics, model)
+
+    def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return _record(
-            config,
+            self.config,
             started,
             self.world.size,
             status="finished",
             metrics=metrics,
             gap=metrics.gap,
             size=Size(
-                dense_macs=self._macs(self.start),
+                dense_macs=self.dense_macs,
                 dense_params=cost.params(self.start),
                 macs=self._macs(model),
                 params=cost.params(model),
@@ -182,9 +190,19 @@ class Run:
             stages=self.bills,
             epochs=self.epochs,
             shape=shape_of(model),
-            corrupt_images=data.corrupt(config.data),
+            corrupt_images=len(self._corrupt()),
             resumed=self.resumed,
         )
+
+    def _resume(self, state: dict[str, Any] | None) -> int:
+        """Take over what a checkpoint says of the run as a whole; returns the stage that it was written in."""
+        data.set_corrupt(self.config.data, set(state.get("corrupt", [])) if state else set())
+        if state is None:
+            return 0
+        self.resumed = state["resumed"] + 1
+        self.bills = [StageBill(**b) for b in state["bills"]]
+        self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        return state["stage"]
 
     def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""
@@ -192,6 +210,8 @@ class Run:
         phase = Phase(index, stage, config, model, make_optimizer(model, config), self._steps_per_epoch())
         if state:
             phase.restore(state, self.device)
+        self.begun = True
+        self._status(state="starting")
         forward = self.world.wrap(model, self.device)
         forward = torch.compile(forward) if config.run.compile else forward
         shown = config.run.progress and self.world.first and sys.stderr.isatty()
@@ -283,15 +303,16 @@ class Run:
         if ended or stop or (every and phase.step % every == 0):
             self._checkpoint(phase)
         if stop:
-            self._status(state="stopped", resumed=self.resumed)
+            self._status(state="stopped")
             self.world.wait()
             raise Interrupted(
                 f"{self.config.run_id}: stopped at step {phase.step} of {phase.total}; run again to resume"
             )
 
     def _look(self, phase: Phase, bar: Any) -> None:
-        """Stop on a loss that is not finite; tell the progress bar and status.json."""
+        """Stop on a loss that is not finite, or on too many corrupt images; tell the progress bar and status.json."""
         phase.average(self.world)
+        self._corrupt()
         mean = float(phase.sums["loss"]) / ((phase.step - 1) % phase.per_epoch + 1)
         if not math.isfinite(mean):
             raise FloatingPointError(
@@ -300,15 +321,17 @@ class Run:
         bar.set_postfix(loss=f"{mean:.3f}")
         if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
             self._last_status = time.monotonic()
-            before = sum(s.epochs for s in self.stages[: phase.index])
+            before, epochs = (sum(s.epochs for s in part) for part in (self.stages[: phase.index], self.stages))
+            macs = self.epochs[-1].macs if self.epochs else None
             self._status(
                 state="running",
                 stage=phase.stage.name,
                 epoch=before + phase.step // phase.per_epoch,
-                epochs=sum(s.epochs for s in self.stages),
+                epochs=epochs,
                 loss=mean,
-                eta_s=phase.elapsed() / phase.step * (phase.total - phase.step),
-                resumed=self.resumed,
+                share=macs and macs / self.dense_macs,
+                # Later stages as if their steps took as long.
+                eta_s=phase.elapsed() / phase.step * ((epochs - before) * phase.per_epoch - phase.step),
             )
 
     def _end_epoch(self, phase: Phase) -> None:
@@ -332,9 +355,16 @@ class Run:
         self.epochs.append(log)
         self._tensorboard(log)
 
+    def _corrupt(self) -> set[int]:
+        """Training images that no process could read, so far. Raises ``ConfigError`` in all if they are too many."""
+        found = self.world.union(data.corrupt(self.config.data)) if self.config.data.name in ON_DISK else set[int]()
+        data.set_corrupt(self.config.data, found)
+        data.check_corrupt(self.config.data)
+        return found
+
     def _status(self, **fields: Any) -> None:
         if self.world.first:
-            _status(self.folders, **fields)
+            write_status(self.folders, resumed=self.resumed, **fields)
 
     def _tensorboard(self, log: EpochLog) -> None:
         if not (self.config.run.tensorboard and self.world.first):
@@ -353,7 +383,7 @@ class Run:
 
     def _bill(self, phase: Phase) -> None:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
-        dense = self._macs(self.start)
+        dense = self.dense_macs
         per_image = 3 * self._macs(phase.model) + (dense if self.teacher else 0)
         scored = self.context.scored
         self.bills.append(
@@ -369,10 +399,12 @@ class Run:
 
     def _checkpoint(self, phase: Phase) -> None:
         phase.average(self.world)
+        corrupt = self._corrupt()
         if not self.world.first:
             return
         run = {
             "resumed": self.resumed,
+            "corrupt": sorted(corrupt),
             "bills": [b.model_dump() for b in self.bills],
             "epochs": [e.model_dump() for e in self.epochs],
         }
@@ -394,7 +426,16 @@ class Run:
             workers=config.run.workers,
             share=(self.world.rank, self.world.size),
         )
+        batches = self._until_stopped(batches)
         return evaluate(model.to(self.device), batches, self.device, self.bf16, soft, self.world)
+
+    def _until_stopped(self, batches: Iterator[data.Batch]) -> Iterator[data.Batch]:
+        """Nothing is lost by leaving a measurement: the checkpoint before it is there."""
+        for batch in batches:
+            if self.stopping():
+                self._status(state="stopped")
+                raise Interrupted(f"{self.config.run_id}: stopped while measuring; run again to resume")
+            yield batch
 
     def _soft_score(self, model: Any) -> Score:
         """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
@@ -554,11 +595,12 @@ def _preflight(config: Config, folders: Folders) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM and SIGINT ask the loop to checkpoint and stop at the next step; a second one stops at once."""
+    """Within, SIGTERM and SIGINT ask the loop to checkpoint and stop at the next step; the same again stops at once.
+    A queue's warning, which ``slurm.job`` passes on under its own number, is followed by a SIGTERM that must not."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
+        if number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
@@ -571,10 +613,6 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _status(folders: Folders, **fields: Any) -> None:
-    write_json(folders.status, {**fields, "node": platform.node(), "updated": now()})
 
 
 def _record(config: Config, started: str, processes: int = 1, **fields: Any) -> Record:

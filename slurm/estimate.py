@@ -111,10 +111,13 @@ def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
     return None
 
 
-def bench_command(config: Config) -> str:
+def bench_hint(config: Config) -> str:
     """What measures the step time that ``gpu_hours`` needs."""
-    wanted = f"model={config.model.name} device=cuda precision={config.optim.precision} batches=[256]"
-    return f"python -m hiap.bench steps {wanted} name=steps_{config.model.name}_cuda"
+    name = config.model.name
+    if name == "vit":
+        return "The benchmark knows timm's networks only, and this one is made of numbers."
+    wanted = f"model={name} device=cuda precision={config.optim.precision} batches=[256]"
+    return f"To measure:\n  python -m hiap.bench steps {wanted} name=steps_{name}_cuda_{config.optim.precision}"
 
 
 def params(size: Dims) -> int:

@@ -1,37 +1,40 @@
 """Where runs execute: in this process, in processes of this machine, or on SLURM; three classes with one interface.
 
-``submit(runs)`` starts or queues them, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it
-is not (the last line of its log), ``again(run)`` whether a job that died without a record is worth another, ``stop()``
-ends what must not outlive the launcher and says what becomes of the rest.
+``followed(runs)`` keeps other launchers away, ``submit(runs)`` starts or queues them and returns those that it could
+not for now, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it is not (the end of its
+log), ``again(run)`` whether a job that died without a record is worth another, ``cancelled(run)`` whether nobody wants
+it any more, ``stop()`` ends what must not outlive the launcher and says what becomes of the rest.
 Whether a run succeeded is never asked here: its record says so.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import traceback
-from collections import Counter
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 import submitit
 
 from hiap.config import ConfigError
-from hiap.record import write_json
+from hiap.record import read_status, write_status
 from slurm import submission
 from slurm.grid import Run
 from slurm.job import Job
+from slurm.jobs import Jobs, Queued, queue
 from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
+MOST_REQUEUES = 1000  # by time-outs, a run of hours in slices of minutes has many
 DEFAULTS = Site()
 
 
@@ -41,14 +44,29 @@ class Executor(Protocol):
     slots: int | None
     poll_s: float
 
-    def submit(self, runs: list[Run]) -> None: ...
+    def followed(self, runs: list[Run]) -> AbstractContextManager[None]: ...
+    def submit(self, runs: list[Run]) -> list[Run]: ...
     def alive(self, run: Run) -> bool: ...
     def reason(self, run: Run) -> str: ...
     def again(self, run: Run) -> bool: ...
+    def cancelled(self, run: Run) -> bool: ...
     def stop(self) -> str: ...
 
 
-class Debug:
+class _Here:
+    """What executors without a queue have in common."""
+
+    def followed(self, runs: list[Run]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def again(self, run: Run) -> bool:
+        return False
+
+    def cancelled(self, run: Run) -> bool:
+        return False
+
+
+class Debug(_Here):
     """Each run in this process, one after the other: for debuggers and tests."""
 
     slots: int | None = 1
@@ -57,7 +75,7 @@ class Debug:
     def __init__(self) -> None:
         self.errors: dict[Run, str] = {}
 
-    def submit(self, runs: list[Run]) -> None:
+    def submit(self, runs: list[Run]) -> list[Run]:
         for run in runs:
             try:
                 Job(run.config)()
@@ -68,6 +86,7 @@ class Debug:
                     raise KeyboardInterrupt from None
                 traceback.print_exc()
                 self.errors[run] = one_line(f"{type(error).__name__}: {error}")
+        return []
 
     def alive(self, run: Run) -> bool:
         return False
@@ -75,14 +94,11 @@ class Debug:
     def reason(self, run: Run) -> str:
         return self.errors.get(run, "")
 
-    def again(self, run: Run) -> bool:
-        return False
-
     def stop(self) -> str:
         return "finished runs are kept, the others resume when launched again"
 
 
-class Local:
+class Local(_Here):
     """Processes of this machine through submitit, ``slots`` at once, each with one of the GPUs if there are any."""
 
     poll_s = 0.3
@@ -94,20 +110,18 @@ class Local:
         self.jobs: dict[Run, submitit.Job[None]] = {}
         self.gpus = visible_gpus()
 
-    def submit(self, runs: list[Run]) -> None:
+    def submit(self, runs: list[Run]) -> list[Run]:
         for run in runs:
             gpu = self.gpus[len(self.jobs) % len(self.gpus)] if self.gpus else ""
             with _signals_held({signal.SIGINT}):
                 self.jobs[run] = self.executor.submit(Job(run.config, gpu))
+        return []
 
     def alive(self, run: Run) -> bool:
         return run in self.jobs and not self.jobs[run].done()
 
     def reason(self, run: Run) -> str:
         return last_line(self.jobs[run].paths.stderr)
-
-    def again(self, run: Run) -> bool:
-        return False
 
     def stop(self) -> str:
         """SIGTERM, which a run answers with a checkpoint at its next step; a second one, after a while or when the user
@@ -125,94 +139,184 @@ class Local:
 
 class Slurm:
     """One job array per stage, or several where the site caps their size, started after the arrays that its runs need.
-    Which jobs a run had is kept in a file, so that a launcher started again follows the jobs of the one before and
-    submits nothing twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is edited while they
-    queue does not reach them."""
+    Which jobs a run had is kept in a file (``slurm.jobs``), so that a launcher started again follows the jobs of the
+    one before and submits nothing twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is
+    edited while they queue does not reach them."""
 
     slots: int | None = None
     poll_s = 5.0
     grace_s = 20.0  # between a job's leaving the queue and its record's being seen on a shared file system
+    settle_s = 60.0  # in which an sbatch that outlived its launcher has got through, or given up
+    patience_s = 900.0  # with a controller that has taken jobs before and refuses them now
 
     def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS, processes: int = 1):
-        self.logs, self.at_once, self.site, self.file = logs.absolute(), at_once, site, logs / "jobs.json"
-        self.processes = processes
-        self.jobs: dict[str, list[str]] = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.tries: Counter[Run] = Counter()
-        self.listed: set[str] | None = None
+        self.logs, self.at_once, self.site, self.processes = logs.absolute(), at_once, site, processes
+        self.jobs = Jobs(self.logs)
+        self.listed: dict[str, Queued] | None = None
+        self.unwanted: set[str] = set()
         self.listed_at = float("-inf")
         self.seen: dict[str, float] = {}
+        self.accepted = False
+        self.refused_since: float | None = None
 
-    def submit(self, runs: list[Run]) -> None:
+    @contextmanager
+    def followed(self, runs: list[Run]) -> Iterator[None]:
+        with self.jobs.followed():
+            self._take_back(runs)
+            self.jobs.uncancel(runs)
+            yield
+
+    def submit(self, runs: list[Run]) -> list[Run]:
         if not runs:
-            return
+            return []
         submission.check_resources(runs, self.site, self.processes)
-        size = self.site.max_array or submission.largest_array()
-        for stage in sorted({run.stage for run in runs}):
-            whole = [run for run in runs if run.stage == stage]
-            parts = [whole[i : i + size] for i in range(0, len(whole), size)]
-            for part in parts:
-                with _signals_held({signal.SIGINT, signal.SIGTERM}):  # a submission that is not noted is lost
-                    self._submit(part, at_once=max(1, (self.at_once or len(whole)) // len(parts)))
-            self.listed_at = float("-inf")  # the next stage must see these jobs
+        left = list(runs)
+        try:
+            left = self._take_back(left)
+        except ConfigError as error:
+            self._bear(error)
+            return left
+        for array, at_once in self._arrays(left):
+            try:
+                # A submission that is not noted is lost.
+                with _signals_held({signal.SIGINT, signal.SIGTERM}), self.jobs.turn():
+                    self._submit(array, at_once)
+            except ConfigError as error:
+                self._bear(error)
+                return left  # with the later stages, which could not wait for this one
+            self.accepted, self.refused_since = True, None
+            left = [run for run in left if run not in array]
+        return []
 
     def alive(self, run: Run) -> bool:
-        if run.run_id not in self.jobs:
+        if not (job := self.jobs.newest(run)):
             return False
-        job, now = self.jobs[run.run_id][-1], time.monotonic()
-        queue = self._queue()
-        if queue is None or job in queue:
+        now, listed = time.monotonic(), self._queue()
+        if listed is None or job in listed:
             self.seen[job] = now
         return now - self.seen.get(job, float("-inf")) < self.grace_s
 
     def reason(self, run: Run) -> str:
         """Of the first process that says something: one that fails takes the others with it, silently."""
-        told = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs[run.run_id][-1]}_*_log.err"))]
+        told = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs.newest(run)}_*_log.err"))]
         return next((line for line in told if not line.startswith("see ")), "no log")
 
     def again(self, run: Run) -> bool:
-        self.tries[run] += 1
-        if self.tries[run] <= self.site.retries:
+        tries = self.jobs.count_try(run)
+        if tries <= self.site.retries:
             return True
         from hiap.train import record_lost  # with torch, which only this rare case needs
 
-        record_lost(run.config, f"gave up after {self.tries[run]} jobs without a record; the last: {self.reason(run)}")
+        record_lost(run.config, f"gave up after {tries} jobs without a record; the last: {self.reason(run)}")
+        self.jobs.forget_tries(run)
         return False
+
+    def cancelled(self, run: Run) -> bool:
+        self._queue()
+        return run.run_id in self.unwanted
 
     def stop(self) -> str:
         return "jobs stay in the queue; launch again to follow them, or cancel them with --cancel"
 
     def cancel(self, runs: list[Run]) -> int:
-        """Take the jobs of these runs out of the queue; returns how many there were."""
-        queue = self._queue()
-        if queue is None:
-            raise ConfigError("--cancel: squeue does not answer; expected a SLURM controller")
-        ours = sorted(queue & {self.jobs[run.run_id][-1] for run in runs if run.run_id in self.jobs})
-        if ours:
-            subprocess.run(["scancel", *ours], check=True)
+        """Take the jobs of these runs out of the queue, and from a launcher that would submit them again; returns how
+        many there were."""
+        with self.jobs.turn():
+            self.jobs.reload()
+            if (listed := queue()) is None:
+                raise ConfigError("--cancel: squeue does not answer; expected a SLURM controller")
+            self.jobs.cancel(runs)
+            ours = sorted(set(listed) & {self.jobs.newest(run) for run in runs})
+            if ours:
+                subprocess.run(["scancel", *ours], check=True)
         return len(ours)
 
-    def _submit(self, array: list[Run], at_once: int) -> None:
-        here = Path.cwd()
-        try:
-            jobs = self._executor(array, at_once).submit_array([Job(run.config, folder=here) for run in array])
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-            raise ConfigError(f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}") from None
-        for run, job in zip(array, jobs, strict=True):
-            self.jobs.setdefault(run.run_id, []).append(job.job_id)
-        write_json(self.file, self.jobs)
+    def _arrays(self, runs: list[Run]) -> Iterator[tuple[list[Run], int]]:
+        """Each with how many of it may run at once; stage by stage."""
+        size = self.site.max_array or submission.largest_array()
+        for stage in sorted({run.stage for run in runs}):
+            whole = [run for run in runs if run.stage == stage]
+            parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+            for part in parts:
+                yield part, max(1, (self.at_once or len(whole)) // len(parts))
+            self.listed_at = float("-inf")  # the next stage must see these jobs
 
-    def _executor(self, array: list[Run], at_once: int) -> submitit.SlurmExecutor:
-        needs = {self.jobs[n.run_id][-1].split("_")[0] for run in array for n in run.needs if self.alive(n)}
-        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=100, python=self.site.python or None)
+    def _bear(self, error: ConfigError) -> None:
+        """Raise what may not pass; tell once of what may."""
+        if not self.accepted:
+            raise error
+        now = time.monotonic()
+        if self.refused_since is None:
+            self.refused_since = now
+            print(f"{error}; trying again for {self.patience_s / 60:.0f} minutes", file=sys.stderr, flush=True)
+        if now - self.refused_since > self.patience_s:
+            raise error
+
+    def _submit(self, array: list[Run], at_once: int) -> None:
+        unwanted = self.jobs.cancelled()
+        array = [run for run in array if run.run_id not in unwanted]
+        if not array:
+            return
+        name = f"hiap-{array[0].config.run.grid}-{uuid.uuid4().hex[:8]}"
+        for run in array:  # before a job can say more
+            write_status(run.folders, **{**read_status(run.folders), "state": "queued", "node": "", "error": ""})
+        self.jobs.intend(name, array)
+        try:
+            jobs = self._executor(array, at_once, name).submit_array([self._job(run) for run in array])
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            self.jobs.doubt(name)  # a controller that answers too late has taken them
+            raise ConfigError(f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}") from None
+        self.jobs.note(name, [job.job_id for job in jobs])
+        self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
+
+    def _executor(self, array: list[Run], at_once: int, name: str) -> submitit.SlurmExecutor:
+        unfinished = {need for run in array for need in run.needs if not need.finished}
+        needs = {self.jobs.newest(need).split("_")[0] for need in unfinished if self.alive(need)}
+        executor = submitit.SlurmExecutor(self.logs, max_num_timeout=MOST_REQUEUES, python=self.site.python or None)
         code = submission.snapshot(self.logs)
-        executor.update_parameters(**submission.parameters(array, self.site, self.processes, at_once, needs, code))
+        parameters = submission.parameters(array, self.site, self.processes, at_once, needs, code)
+        executor.update_parameters(**{**parameters, "job_name": name})
         return executor
 
-    def _queue(self) -> set[str] | None:
-        """Ids of this user's jobs; None if the controller does not answer."""
+    def _take_back(self, runs: list[Run]) -> list[Run]:
+        """Note the jobs of submissions that were broken off; returns the runs that have none of these. If none appears
+        under a submission's name there is none, or what it left behind tells what became of it."""
+        known = {run.run_id: run for run in runs}
+        for intent in list(self.jobs.intents):
+            ids = self._named(intent["name"], len(intent["runs"]), until=intent["time"] + self.settle_s)
+            for run_id, job in zip(intent["runs"], ids, strict=False):
+                if run_id in known:
+                    self._leave_for(job, known.pop(run_id))
+            self.jobs.note(intent["name"], ids)
+        return list(known.values())
+
+    def _named(self, name: str, count: int, until: float) -> list[str]:
+        """Ids of the ``count`` jobs of this name, looked for until that time, and once at least."""
+        while True:
+            if (listed := queue()) is None:
+                raise ConfigError("squeue does not answer; a submission that was broken off cannot be looked for")
+            if found := [job for job, line in listed.items() if line.name == name]:
+                array, _, element = found[0].partition("_")
+                return [f"{array}_{i}" for i in range(count)] if element else [array]
+            if time.time() >= until:
+                return []
+            time.sleep(1)
+
+    def _leave_for(self, job: str, run: Run) -> None:
+        """What the job is to run, which it waits for, and which submitit writes last."""
+        path = submitit.core.utils.JobPaths(self.logs, job_id=job).submitted_pickle
+        if not path.exists():
+            submitted = submitit.core.utils.DelayedSubmission(self._job(run))
+            submitted.set_timeout(self.site.time_min, MOST_REQUEUES)
+            submitted.dump(path)
+
+    def _job(self, run: Run) -> Job:
+        return Job(run.config, folder=Path.cwd())
+
+    def _queue(self) -> dict[str, Queued] | None:
+        """This user's jobs; None if the controller does not answer."""
         if time.monotonic() - self.listed_at >= self.poll_s:
-            listing = subprocess.run(["squeue", "--me", "-r", "-h", "-o", "%i"], capture_output=True, text=True)
-            self.listed = set(listing.stdout.split()) if listing.returncode == 0 else None
+            self.listed, self.unwanted = queue(), self.jobs.cancelled()
             self.listed_at = time.monotonic()
         return self.listed
 

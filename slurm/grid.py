@@ -73,6 +73,11 @@ class Run:
         return self.folders.record.exists()
 
     @property
+    def twin(self) -> Folders | None:
+        """The same run where another grid has finished it."""
+        return next(iter(self.folders.twins()), None)
+
+    @property
     def stage(self) -> int:
         """0 for a run that needs no other; else one more than the latest of its needs."""
         return 1 + max((need.stage for need in self.needs), default=-1)

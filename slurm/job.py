@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiap.config import Config
-from hiap.record import Folders
+from hiap.record import Folders, read_status, write_status
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -32,8 +32,8 @@ class Job:
             os.chdir(self.folder)
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
-        rank = _join()
-        with _stop_signals() as requeue, _alone(Folders.of(self.config).work / f"lock.{rank}"):
+        rank, folders = _join(), Folders.of(self.config)
+        with _stop_signals(folders, rank) as requeue, _alone(folders.work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
             from hiap.train import Interrupted, run
 
@@ -61,17 +61,25 @@ def _join() -> int:
     job = JobEnvironment()
     if job.num_tasks == 1:
         return 0
+    os.environ["MASTER_PORT"] = str(port(int(job.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", "0"))))
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     return job.global_rank
 
 
+def port(job: int, restarts: int) -> int:
+    """Where the processes of a job meet: below the ports that the kernel gives to whoever asks, another one for each
+    job, and for each of its attempts."""
+    return 20_000 + (job + 1_009 * restarts) % 12_000
+
+
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], None]]:
+def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
     """Within, the queue's warning (time-out, pre-emption) becomes a SIGTERM, which training answers with a checkpoint
     at its next step; the function that is given then lets submitit requeue the job, if the queue had warned it.
 
     submitit itself would requeue from within the signal's handler, with what the last epoch left on disk. Before
-    training starts, SIGTERM, which submitit ignores, ends the process."""
+    training starts, SIGTERM, which submitit ignores, ends the process. Where a warning and then a SIGTERM come, as some
+    queues do it, they are one request."""
     from submitit.core.job_environment import JobEnvironment
 
     number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
@@ -80,13 +88,17 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 
     def warn(number: int, frame: Any) -> None:
         warned.append(number)
-        signal.raise_signal(signal.SIGTERM)
+        terminate = signal.getsignal(signal.SIGTERM)
+        if len(warned) == 1 and callable(terminate):
+            terminate(number, frame)
 
     def requeue() -> None:
         if warned and callable(submitit_requeues):
+            _tell(folders, rank, "queued")
             submitit_requeues(number, None)
 
     def stop(number: int, frame: Any) -> None:
+        _tell(folders, rank, "stopped")
         requeue()
         sys.exit(128 + number)
 
@@ -98,6 +110,12 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(number, submitit_requeues)
+
+
+def _tell(folders: Folders, rank: int, state: str) -> None:
+    if rank == 0:
+        with suppress(OSError):  # no reason not to stop
+            write_status(folders, **{**read_status(folders), "state": state})
 
 
 @contextmanager

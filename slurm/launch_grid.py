@@ -2,8 +2,8 @@
 
 Everything is checked before anything starts. Finished runs are skipped and interrupted ones resumed, so the same
 command can be given again at any time. A run starts when the runs that it needs are finished; when one fails, those
-that need it are reported as not run and all others go on. Exit status: 0 all finished, 1 some failed, 2 nothing could
-be started, 130 or 143 stopped.
+that need it are reported as not run and all others go on. What another grid of the same results has finished is copied,
+not run again. Exit status: 0 all finished, 1 some failed, 2 nothing could be started, 130 or 143 stopped.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hiap import data
 from hiap.config import ConfigError, check_needs
-from hiap.record import read
+from hiap.record import read, write
 from slurm import grid as grids
 from slurm import report
 from slurm import site as sites
 from slurm.grid import Grid, Run
 from slurm.job import THREAD_VARIABLES
+from slurm.jobs import Jobs, queue
 from slurm.report import Progress, Screen
 from slurm.site import Site
 
@@ -53,42 +54,55 @@ def main(arguments: list[str] | None = None) -> int:
         site = sites.load(args.site)
         looks = args.dry_run or args.status or args.collect
         cluster = args.cluster if looks else _cluster("slurm" if args.cancel else args.cluster)
-        threads = grid.threads or (1 if cluster == "slurm" else max(1, _cores() // jobs))
-        settings = {"results": args.results, "threads": threads, "progress": cluster == "debug"}
+        threads = grid.threads or (1 if cluster == "slurm" or args.dry_run else max(1, _cores() // jobs))
+        results = Path(args.results or site.results or "results/local")
+        settings = {"results": str(results), "threads": threads, "progress": cluster == "debug"}
         runs = grids.select(grids.expand(grid, path, settings, site.data_root), args.only)
         if args.resubmit:
             runs = _failed(runs)
         if args.status or args.collect:
-            print(report.status(runs) if args.status else report.results(runs, _published(Path(args.results))))
+            print(_status(runs) if args.status else _results(runs))
             return 0
         if args.cancel:
             print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
             return 0
         if not args.dry_run:
-            _check(runs, Path(args.results), path)
+            _check(runs, results, path)
         print(_title(grid, path))
         if args.dry_run:  # the bill comes also where the data are not
-            print(report.dry_run(runs, PUBLISHED / "bench"))
-            if args.cluster == "slurm" or args.site or sites.FILE.exists():
-                print(f"\n{_script(runs, site, grid.processes)}")
-            _check(runs, Path(args.results), path)
+            print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
+            _check(runs, results, path)
             return 0
+        executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
         with _threads(threads):
-            slots = jobs if cluster != "slurm" else args.jobs
-            return _launch(runs, _executor(cluster, runs, slots, site, grid.processes))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            return _launch(runs, executor)
+    except (ConfigError, OSError) as error:
+        return _refused(error)
+
+
+def _refused(error: Exception) -> int:
+    """Tell in one line what is wrong; the exit status."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, OSError):  # a disk that is full, say: of that the jobs tell their own story
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        line = f"error: {what}; finished results are kept, and jobs go on. Launch again when it is mended"
+        print(line, file=sys.stderr)
+        return 1
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def _launch(runs: list[Run], executor: Any) -> int:
     try:
-        progress = execute(runs, executor, Screen(sys.stdout))
+        with executor.followed(runs):
+            _copy_twins(runs)
+            progress = execute(runs, executor, Screen(sys.stdout))
     except KeyboardInterrupt as stop:
         print("stopping ...", flush=True)
         print(executor.stop())
         return stop.args[0] if stop.args else 130
-    print(f"\n{report.results(runs, _published(runs[0].folders.root))}")
+    print(f"\n{_results(runs)}")
     for p in progress:
         if p.state in ("failed", "not run"):
             print(f"{report.name(p.run)}: {p.state} ({p.note})")
@@ -105,30 +119,56 @@ def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progres
             p.state = "running"
     while any(p.state in ("waiting", "running") for p in progress.values()):
         for p in progress.values():
-            if p.state == "running" and (p.run.finished or not executor.alive(p.run)):
-                _settle(p, executor, since)
-            elif p.state == "waiting" and any(progress[need].state in ("failed", "not run") for need in p.run.needs):
-                _lacks_need(p)
+            _look(p, any(progress[need].state in ("failed", "not run") for need in p.run.needs), executor, since)
         start = _startable(list(progress.values()), executor)
         for p in start:
             p.state = "running"
         screen.show(list(progress.values()))
-        executor.submit([p.run for p in start])
+        refused = executor.submit([p.run for p in start])
+        for run in refused:
+            progress[run].state = "waiting"
         time.sleep(executor.poll_s)
     screen.show(list(progress.values()))
     return list(progress.values())
 
 
-def _settle(p: Progress, executor: Executor, since: float) -> None:
-    """A run that has its record, or whose job has ended without one."""
+def _look(p: Progress, lost_need: bool, executor: Executor, since: float) -> None:
+    """What has become of a run since the last look."""
+    if p.state not in ("waiting", "running"):
+        return
+    if p.state == "running" and p.run.finished:
+        p.state = "finished"
+    elif executor.cancelled(p.run):
+        p.state, p.note = "not run", "cancelled"
+    elif p.state == "running" and not executor.alive(p.run):
+        _settle(p, lost_need, executor, since)
+    elif p.state == "waiting" and lost_need:
+        _lacks_need(p)
+
+
+def _settle(p: Progress, lost_need: bool, executor: Executor, since: float) -> None:
+    """A run whose job has ended; with its record, one would hope."""
     if p.run.finished:
         p.state = "finished"
-    elif not all(need.finished for need in p.run.needs):
+    elif lost_need:
         _lacks_need(p)
+    elif not all(need.finished for need in p.run.needs):  # the job of one has died, and that one may get another
+        p.state, p.note = "waiting", ""
     elif (error := report.recorded_failure(p.run, since)) is None and executor.again(p.run):
         p.state, p.note = "waiting", "again: its job died"
     else:
         p.state, p.note = "failed", error or executor.reason(p.run) or "ended without a record"
+
+
+def _copy_twins(runs: list[Run]) -> None:
+    """A grid's folder holds the records of all its runs; the command in a copy says which grid made it."""
+    for run in runs:
+        if run.finished or (twin := run.twin) is None:
+            continue
+        record, own = read(twin.record), {"grid": run.folders.grid, "label": run.label}
+        config = record.config.model_copy(update={"run": record.config.run.model_copy(update=own)})
+        write(record.model_copy(update={**own, "config": config}), run.folders)
+        print(f"{report.name(run)}: finished in grid {twin.grid}; its record is copied")
 
 
 def _failed(runs: list[Run]) -> list[Run]:
@@ -182,7 +222,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
-    parser.add_argument("--results", default="results/local", metavar="DIR", help="default: results/local")
+    parser.add_argument("--results", metavar="DIR", help="default: the site's, else results/local")
     parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")
     does = parser.add_mutually_exclusive_group()
     does.add_argument("--status", action="store_true", help="where every run stands, and nothing else")
@@ -215,17 +255,28 @@ def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site, proce
     return Local(logs, jobs or 1) if cluster == "local" else Debug()
 
 
-def _script(runs: list[Run], site: Site, processes: int) -> str:
+def _script(runs: list[Run], file: Path | None, processes: int) -> str:
     """The sbatch script of the first array that would be submitted."""
     from slurm.submission import script
 
-    todo = [run for run in runs if not run.finished]
+    todo = [run for run in runs if not run.finished and run.twin is None]
     if not todo:
         return "Nothing would be submitted."
     first = min(run.stage for run in todo)
     array = [run for run in todo if run.stage == first]
-    text = script(array, site, processes, _logs(runs).absolute())
-    return f"The first array, {len(array)} of {len(todo)} runs:\n\n{text}"
+    known = file or sites.FILE.exists()
+    text = script(array, sites.load(file if known else sites.EXAMPLE), processes, _logs(runs).absolute())
+    example = "" if known else f", with the settings of {_short(sites.EXAMPLE)} as there is no {_short(sites.FILE)}"
+    return f"On SLURM, the first array, {len(array)} of {len(todo)} runs{example}:\n\n{text}"
+
+
+def _status(runs: list[Run]) -> str:
+    jobs = Jobs(_logs(runs))
+    return report.status(runs, jobs, queue() if jobs.ids else None)
+
+
+def _results(runs: list[Run]) -> str:
+    return report.results(runs, _published(runs[0].folders.root))
 
 
 def _logs(runs: list[Run]) -> Path:

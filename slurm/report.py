@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hiap.config import ConfigError
-from hiap.record import Folders, Record, now, read
+from hiap.record import Folders, Record, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run
+from slurm.jobs import Jobs, Queued
 
 State = Literal["waiting", "running", "finished", "failed", "not run"]
+STALE_SECONDS = 900.0  # without a word; a look at the loss, every 50 steps, or a measurement may take minutes
 PLAIN_SECONDS = 30.0  # between two looks at running runs where lines cannot be updated in place
 
 
@@ -78,7 +80,7 @@ class Screen:
             return lacking(p.run)
         if p.state != "running":
             return p.note
-        status = _status(p.run.folders.status)
+        status = read_status(p.run.folders)
         if status.get("state") != "running" or status.get("updated", "") < self.since:
             return "no epoch yet"
         if status["epoch"] == status["epochs"]:
@@ -101,15 +103,24 @@ def name(run: Run) -> str:
 def dry_run(runs: list[Run], bench: Path) -> str:
     """The runs in the order in which they would start, and the bill of those that are not finished; GPU-hours from what
     was measured in the folder ``bench``."""
-    rows, todo = [], [run for run in runs if not run.finished]
+    rows, todo = [], []
     for run in runs:
+        twin = None if run.finished else run.twin
+        if not run.finished and twin is None:
+            todo.append(run)
         macs = estimate.train_macs(run.config)
         rows.append(
             [
                 run.label,
                 str(run.config.seed),
                 run.run_id,
-                "finished" if run.finished else "would resume" if _has_checkpoint(run) else "would run",
+                f"finished in {twin.grid}"
+                if twin
+                else "finished"
+                if run.finished
+                else "would resume"
+                if _has_checkpoint(run)
+                else "would run",
                 ", ".join(need.label for need in run.needs) or "-",
                 str(run.config.optim.epochs),
                 f"{estimate.images(run.config.data):,}",
@@ -122,18 +133,24 @@ def dry_run(runs: list[Run], bench: Path) -> str:
 
 
 def _gpu_bill(todo: list[Run], bench: Path) -> str:
-    """GPU-hours of all runs, or how to measure what they need."""
-    hours, devices = 0.0, set[str]()
+    """GPU-hours of the runs whose network was timed, and how to measure what the others need."""
+    hours, devices, unknown = 0.0, set[str](), dict[str, int]()
     for run in todo:
         found = estimate.gpu_hours(run.config, bench)
         if found is None:
-            return (
-                "GPU-hours: not known, as no training step of this network was timed on a GPU. To measure:\n"
-                f"  {estimate.bench_command(run.config)}"
-            )
-        hours += found[0]
-        devices.add(found[1])
-    return f"About {hours:,.0f} GPU-hours on {', '.join(sorted(devices))}, from the step times in results/bench."
+            hint = estimate.bench_hint(run.config)
+            unknown[hint] = unknown.get(hint, 0) + 1
+        else:
+            hours += found[0]
+            devices.add(found[1])
+    known = len(todo) - sum(unknown.values())
+    lines = [f"About {hours:,.0f} GPU-hours on {', '.join(sorted(devices))}, from the step times in results/bench"]
+    lines = [f"{lines[0]}, for {known} of {len(todo)} runs."] if known else []
+    for hint, count in unknown.items():
+        lines.append(
+            f"GPU-hours of {count} runs are not known, as no training step of their network was timed on a GPU. {hint}"
+        )
+    return "\n".join(lines)
 
 
 def _bill(todo: list[Run]) -> str:
@@ -159,7 +176,7 @@ def results(runs: list[Run], published: Path | None) -> str:
         record = read(run.folders.record)
         row = _result_row(record)
         there = Folders(published, run.folders.grid, run.run_id).record if published else None
-        row.append(_top1(there) if there and there.exists() else "")
+        row.append(summary(there).top1 if there and there.exists() else "")
         rows.append(row)
     header = ["run", "seed", "top-1 %", "soft", "hardened", "MACs M", "of dense", "params", "epochs", "s", "published"]
     if not any(row[-1] for row in rows):
@@ -180,43 +197,76 @@ def _result_row(record: Record) -> list[str]:
     return [record.label, str(record.seed), top1, soft, hardened, *cost, str(epochs), f"{seconds:,.0f}"]
 
 
-def status(runs: list[Run]) -> str:
-    """Where every run stands, from records and from the status files that runs keep: no queue is asked."""
-    rows, counts = [], Counter[str]()
+def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str:
+    """Where every run stands: records and the status files that runs keep, and the queue ``listed`` where there is one,
+    which alone knows whether a job still lives."""
+    rows, counts, cancelled = [], Counter[str](), jobs.cancelled()
     for run in runs:
-        row = _status_row(run)
+        job = jobs.newest(run)
+        state = "cancelled" if run.run_id in cancelled and job not in (listed or ()) else None
+        row = _finished_row(run) or _status_row(run, state, job, listed)
         counts[row[2]] += 1
         rows.append(row)
-    header = ["run", "seed", "state", "epoch", "top-1 % / loss", "MACs", "to go", "node", "resumed", "why"]
+    header = ["run", "seed", "state", "epoch", "top-1 % / loss", "MACs", "to go", "node", "restarts", "why"]
     return f"{table(header, rows, left=(0, 2, 7, 9))}\n\n{', '.join(f'{n} {state}' for state, n in counts.items())}"
 
 
-def _status_row(run: Run) -> list[str]:
-    name, seed = run.label, str(run.config.seed)
-    if run.finished:
-        record = read(run.folders.record)
-        share = f"{record.size.macs / record.size.dense_macs:.1%}" if record.size else ""
-        epochs = str(sum(stage.epochs for stage in record.stages))
-        return [name, seed, "finished", epochs, _top1(run.folders.record), share, "", "", str(record.resumed), ""]
-    found = _status(run.folders.status)
-    state = found.get("state", "waiting")
-    if state == "waiting":
-        return [name, seed, state, *[""] * 6, lacking(run)]
-    epoch = f"{found['epoch']}/{found['epochs']}" if "epoch" in found else ""
-    loss = f"{found['loss']:.3f}" if "loss" in found else ""
-    eta = duration(found["eta_s"]) if state == "running" and "eta_s" in found else ""
+def _finished_row(run: Run) -> list[str]:
+    """[] if neither this grid nor another has the record."""
+    twin = None if run.finished else run.twin
+    if not run.finished and twin is None:
+        return []
+    found = summary((twin or run.folders).record)
+    epochs = str(sum(stage.epochs for stage in found.stages))
+    where = f"in grid {twin.grid}" if twin else ""
     return [
-        name,
-        seed,
-        state,
-        epoch,
-        loss,
+        run.label,
+        str(run.config.seed),
+        "finished",
+        epochs,
+        found.top1,
+        found.share,
         "",
-        eta,
+        "",
+        str(found.resumed),
+        where,
+    ]
+
+
+def _status_row(run: Run, known: str | None, job: str, listed: dict[str, Queued] | None) -> list[str]:
+    found = read_status(run.folders)
+    state = known or _state(found, job, listed)
+    if state == "waiting":
+        return [run.label, str(run.config.seed), state, *[""] * 6, lacking(run)]
+    return [
+        run.label,
+        str(run.config.seed),
+        state,
+        f"{found['epoch']}/{found['epochs']}" if "epoch" in found else "",
+        f"{found['loss']:.3f}" if "loss" in found else "",
+        f"{found['share']:.1%}" if found.get("share") else "",
+        duration(found["eta_s"]) if state == "running" and "eta_s" in found else "",
         found.get("node", ""),
-        str(found.get("resumed", "")),
+        str(max(found.get("resumed", 0), found.get("restarts", 0)) or ""),
         found.get("error", ""),
     ]
+
+
+def _state(found: dict[str, Any], job: str, listed: dict[str, Queued] | None) -> str:
+    """What a status file says, as far as it can be true: 'lost' is a run whose job has left the queue without a word,
+    'stale' one that has said nothing for long where no queue can be asked."""
+    state = found.get("state", "waiting")
+    live = state in ("running", "starting")
+    if job and listed is not None:
+        if job in listed:
+            return "queued" if listed[job].state == "PENDING" else state if live else "starting"
+        return "lost" if live or state == "queued" else state
+    return "stale" if live and _age(found) > STALE_SECONDS else state
+
+
+def _age(found: dict[str, Any]) -> float:
+    """Seconds since a status file was written."""
+    return time.time() - datetime.fromisoformat(found["updated"]).timestamp() if found.get("updated") else 0.0
 
 
 def table(header: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
@@ -239,26 +289,13 @@ def duration(seconds: float) -> str:
 @cache
 def _summary(record: Path) -> str:
     """A finished record is never rewritten, so it is read once."""
-    found = read(record)
-    seconds = sum(stage.seconds for stage in found.stages)
-    return f"top-1 {_top1(record)} % in {duration(seconds)}"
-
-
-def _top1(record: Path) -> str:
-    score = read(record).metrics.extracted
-    return "" if score is None else f"{score.top1:.2f}"
+    found = summary(record)
+    return f"top-1 {found.top1} % in {duration(sum(stage.seconds for stage in found.stages))}"
 
 
 def _has_checkpoint(run: Run) -> bool:
     folder = run.folders.work / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _status(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def recorded_failure(run: Run, since: float) -> str | None:

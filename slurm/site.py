@@ -11,12 +11,14 @@ from hiap.config import ConfigError, unknown_key
 
 HERE = Path(__file__).parent
 FILE = HERE / "site.yaml"  # the user's own; git ignores it
+EXAMPLE = HERE / "site.example.yaml"
 
 
 class Site(BaseModel):
     """``processes_per_node``: of one run; on CUDA each has a GPU of its own. ``mem_gb`` and ``cpus_per_task`` are of
     one process. ``time_min`` is minutes of one attempt: a run that needs more is stopped, requeued and resumed.
-    ``retries``: how often a job that died without leaving a record is submitted again."""
+    ``retries``: how often a job that died without leaving a record, and without having come any further, is submitted
+    again. ``sbatch``: further options of sbatch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +27,7 @@ class Site(BaseModel):
     qos: str = ""
     constraint: str = ""
     processes_per_node: int = Field(8, ge=1)
+    gpu_type: str = ""
     cpus_per_task: int | None = Field(None, ge=1)
     mem_gb: float | None = Field(None, gt=0)
     time_min: int = Field(24 * 60, ge=1)
@@ -34,6 +37,8 @@ class Site(BaseModel):
     setup: list[str] = []
     python: str = ""
     data_root: str = ""
+    results: str = ""
+    sbatch: dict[str, str | int | bool] = {}
 
 
 def load(path: Path | None) -> Site:

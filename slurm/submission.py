@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def parameters(
         "ntasks_per_node": tasks,
         "mem": f"{round(tasks * site.mem_gb * 1024)}M" if site.mem_gb else None,
         "cpus_per_task": _cpus(array, site),
-        "gpus_per_node": tasks if _on_gpu(array) else None,
+        "gpus_per_node": ":".join(filter(None, (site.gpu_type, str(tasks)))) if _on_gpu(array) else None,
+        "additional_parameters": site.sbatch,
         # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
         "dependency": "afterany:" + ":".join(sorted(needs)) if needs else None,
     }
@@ -79,28 +81,34 @@ def check_resources(array: list[Run], site: Site, processes: int) -> None:
     wanted = site.partition or next((row[0].rstrip("*") for row in rows if row[0].endswith("*")), "")
     if wanted and wanted not in names:
         raise ConfigError(f"partition '{wanted}': the cluster has {', '.join(names)}")
+    _check_rows([row for row in rows if row[0].rstrip("*") == wanted or not wanted], wanted, array, site, processes)
+
+
+def _check_rows(rows: list[list[str]], partition: str, array: list[Run], site: Site, processes: int) -> None:
+    """Of a partition's lines of sinfo, each so many equal nodes, enough must have all that a node is asked for."""
     nodes, tasks = shape(site, processes)
     asked = {
-        "nodes": nodes,
         "CPUs per node (cpus_per_task)": tasks * _cpus(array, site),
         "MB of memory per node (mem_gb)": round(tasks * (site.mem_gb or 0) * 1024),
-        "GPUs per node": tasks if _on_gpu(array) else 0,
-        "minutes (time_min)": site.time_min,
+        f"{site.gpu_type} GPUs per node".strip(): tasks if _on_gpu(array) else 0,
     }
-    best = [0] * len(asked)
-    for row in rows:
-        if row[0].rstrip("*") == wanted or not wanted:
-            best = list(map(max, best, _offers(row)))
-    for (what, number), offered in zip(asked.items(), best, strict=True):
+    offers = [_offers(row, site.gpu_type) for row in rows]
+    limits = {"minutes (time_min)": (site.time_min, max(_minutes(row[5]) for row in rows))}
+    limits |= {what: (number, max(o[i] for o in offers)) for i, (what, number) in enumerate(asked.items())}
+    fit = [all(map(le, asked.values(), offer)) for offer in offers]
+    limits["nodes"] = (nodes, sum(int(row[1]) for row, fits in zip(rows, fit, strict=True) if fits))
+    for what, (number, offered) in limits.items():
         if number > offered:
-            raise ConfigError(f"partition '{wanted}' offers at most {offered} {what}, not {number}")
+            parts = what == "nodes" and not all(fit)
+            with_all = f" with {', '.join(f'{n} {w}' for w, n in asked.items() if n)}" if parts else ""
+            raise ConfigError(f"partition '{partition}' offers at most {offered} {what}{with_all}, not {number}")
 
 
-def _offers(row: list[str]) -> list[int]:
-    """Nodes, CPUs, MB, GPUs and minutes of a line of sinfo."""
-    _, nodes, cpus, memory, resources, limit = row
-    gpus = sum(int(n) for n in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", resources))
-    return [int(re.sub(r"\D", "", x) or 0) for x in (nodes, cpus, memory)] + [gpus, _minutes(limit)]
+def _offers(row: list[str], gpu_type: str) -> list[int]:
+    """CPUs, MB and GPUs of each node of a line of sinfo."""
+    kind = re.escape(gpu_type) if gpu_type else "[^:,(]+"
+    gpus = sum(int(n) for n in re.findall(rf"gpu(?::{kind}){'' if gpu_type else '?'}:(\d+)", row[4]))
+    return [int(re.sub(r"\D", "", x) or 0) for x in row[2:4]] + [gpus]
 
 
 def _minutes(limit: str) -> int:

@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 NODES = ("127.0.0.2", "127.0.0.3")
@@ -101,9 +102,29 @@ class Cluster:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """A node by its name, 'slurmctld' or 'munged'."""
-        process = self.processes.pop(name)
+        process = self.processes[name]
         process.send_signal(number)
         process.wait(20)
+        del self.processes[name]
+
+    def started(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """(process, environment) of all that the jobs of this cluster have started."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                environment = (folder / "environ").read_bytes().decode(errors="replace")
+                values = dict(line.split("=", 1) for line in environment.split("\0") if "=" in line)
+                if values.get("SLURM_CONF") == str(self.configuration) and "SLURM_JOB_ID" in values:
+                    yield int(folder.name), values
+
+    def power_off(self, node: str) -> None:
+        """Kill what its jobs have started there, and first what would tell the controller of it."""
+        pids = [pid for pid, values in self.started() if values.get("SLURMD_NODENAME") == node]
+        for pid in sorted({parent_of(pid) for pid in pids}):
+            if pid and "slurmstepd" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def run(self, *command: str) -> str:
         """Standard output; '' if the command failed."""
@@ -112,18 +133,34 @@ class Cluster:
 
     def stop(self) -> None:
         """Jobs first, because what a job started outlives its slurmd; munged last."""
-        if "slurmctld" in self.processes:
-            self.run("scancel", "--user=root")
-            until(lambda: not self.run("squeue", "-h").strip(), "an empty queue", seconds=60)
-        for name in [*NODES, "slurmctld", "munged"]:
-            if name in self.processes:
-                self.kill(name, signal.SIGTERM)
+        try:
+            if "slurmctld" in self.processes:
+                self.run("scancel", "--user=root")
+                until(lambda: not self.run("squeue", "-h").strip(), "an empty queue", seconds=60)
+        finally:
+            for name in [*NODES, "slurmctld", "munged"]:
+                if name in self.processes:
+                    self.end(name)
+
+    def end(self, name: str) -> None:
+        """Gently, and if that does not help, not."""
+        try:
+            self.kill(name, signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            self.kill(name)
 
     def _spawn(self, name: str, *command: str) -> None:
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+
+def parent_of(pid: int) -> int:
+    """0 if it has gone."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 30.0) -> None:

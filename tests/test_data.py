@@ -361,7 +361,7 @@ def test_corrupt_training_images_are_named_once_and_replaced_by_the_next(tmp_pat
     assert not equal(first, good)
     told = capsys.readouterr().err.splitlines()
     assert sorted(told) == [f"{path}: not a readable image; the next one takes its place" for path in broken]
-    assert data.corrupt(config) == 2
+    assert len(data.corrupt(config)) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])

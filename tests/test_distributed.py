@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from test_data import break_images, write_imagenet
 
 from hiap import data, train
 from hiap.config import Config, ConfigError, merge
@@ -173,3 +174,21 @@ def test_half_an_environment_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_how_many_processes_share_a_run_is_not_what_it_is(tmp_path: Path) -> None:
     assert json.dumps(tiny(tmp_path).run_id) == json.dumps(tiny(tmp_path, run={"accumulate": 4}).run_id)
+
+
+@pytest.mark.parametrize("allowed", [4, 3])
+def test_corrupt_images_are_added_up_over_processes(allowed: int, tmp_path: Path) -> None:
+    """Each process meets about half of them in an epoch; they are counted, and bounded, as those of one."""
+    break_images(write_imagenet(tmp_path / "data", train=8, val=3), 4)
+    sizes: dict[str, Any] = dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
+    model = {**sizes, "name": "deit_tiny_patch16_224", "img_size": 32}
+    source = {"name": "imagenet", "root": str(tmp_path / "data"), "max_corrupt": allowed}
+    config = tiny(tmp_path, model=model, data=source, optim={"epochs": 1, "batch_size": 4})
+    if allowed < 4:
+        with pytest.raises(AssertionError, match="4 training images cannot be read"):
+            together(2, config)
+        (path,) = train.Folders.of(config).runs.iterdir()
+        assert read(path).status == "failed"
+        return
+    together(2, config)
+    assert record_of(config).corrupt_images == 4

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 from hiap import data
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.ledger import dense_macs
-from hiap.record import Folders, write, write_json
+from hiap.record import EpochLog, Folders, read, write, write_json
 from slurm import estimate, grid, launch_grid, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site
@@ -341,10 +342,25 @@ SINFO = """\
 cpu*|10|64|256000|(null)|2-00:00:00
 gpu|4|48|512000|gpu:a100:4(S:0-1)|1-12:30:00
 gpu|2|48|512000|gpu:h100:8|12:00:00
+mixed|2|16|64000|gpu:4|infinite
+mixed|2|64|64000|(null)|infinite
 """
 TOO_MUCH = {
-    "partition": ({"partition": "gpus"}, "cpu", 1, "partition 'gpus': the cluster has cpu, gpu"),
-    "nodes": ({"partition": "gpu", "processes_per_node": 1}, "cpu", 5, "at most 4 nodes, not 5"),
+    "partition": ({"partition": "gpus"}, "cpu", 1, "partition 'gpus': the cluster has cpu, gpu, mixed"),
+    "nodes": ({"partition": "gpu", "processes_per_node": 1}, "cpu", 7, "at most 6 nodes, not 7"),
+    "nodes that have it all": (
+        {"partition": "gpu", "processes_per_node": 8, "cpus_per_task": 1},
+        "cuda",
+        24,
+        "at most 2 nodes with 8 CPUs per node (cpus_per_task), 8 GPUs per node, not 3",
+    ),
+    "CPUs and GPUs on different nodes": (
+        {"partition": "mixed", "cpus_per_task": 9},
+        "cuda",
+        4,
+        "at most 0 nodes with 36 CPUs per node (cpus_per_task), 4 GPUs per node, not 1",
+    ),
+    "GPUs of a type": ({"partition": "gpu", "gpu_type": "a100"}, "cuda", 8, "at most 4 a100 GPUs per node, not 8"),
     "uneven": ({"partition": "gpu", "processes_per_node": 4}, "cpu", 5, "processes 5: cannot be spread evenly"),
     "CPUs": ({"cpus_per_task": 9}, "cpu", 8, "at most 64 CPUs per node (cpus_per_task), not 72"),
     "memory": ({"mem_gb": 40}, "cpu", 8, "at most 256000 MB of memory per node (mem_gb), not 327680"),
@@ -374,21 +390,30 @@ def test_what_the_cluster_has_is_accepted(tmp_path: Path, sinfo: None) -> None:
     path = write_grid(tmp_path, base={**BASE, "run": {"device": "cuda"}})
     site = Site(partition="gpu", mem_gb=60, cpus_per_task=6, time_min=2190)
     submission.check_resources(runs_of(path, tmp_path), site, 16)
+    submission.check_resources(runs_of(path, tmp_path), Site(partition="gpu", processes_per_node=1), 6)  # 4 + 2 nodes
+    submission.check_resources(runs_of(path, tmp_path), Site(partition="gpu", gpu_type="h100"), 8)
 
 
 def test_a_dry_run_with_a_site_shows_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_grid(tmp_path, processes=4, base={**BASE, "run": {"device": "cuda"}})
     site = tmp_path / "site.yaml"
-    site.write_text("partition: gpu\nprocesses_per_node: 2\nmem_gb: 3\ntime_min: 77\nsetup: [module load cuda]\n")
+    site.write_text(
+        "partition: gpu\nprocesses_per_node: 2\nmem_gb: 3\ntime_min: 77\nsetup: [module load cuda]\n"
+        "gpu_type: a100\nsbatch: {exclude: n7, exclusive: true}\nresults: elsewhere\n"
+    )
     assert launch(path, "--dry-run") == 0
-    assert "#SBATCH" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "with the settings of slurm/site.example.yaml as there is no slurm/site.yaml" in out
+    assert "#SBATCH --cpus-per-task=1\n" in out  # the threads of a run on SLURM, not of this machine's share
     assert launch(path, "--dry-run", "--site", str(site)) == 0
     out = capsys.readouterr().out
     for line in (
         "partition=gpu",
         "nodes=2",
         "ntasks-per-node=2",
-        "gpus-per-node=2",
+        "gpus-per-node=a100:2",
+        "exclude=n7",
+        "exclusive",
         "mem=6144M",
         "time=77",
         "array=0-0%1",
@@ -516,7 +541,7 @@ def test_dry_run_imports_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from slurm.launch_grid import main\n"
         f"status = main(['--grid', {str(path)!r}, '--results', {str(tmp_path)!r}, '--dry-run'])\n"
-        "heavy = {'torch', 'timm', 'sklearn', 'submitit', 'pandas'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "sys.exit(status or ', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
@@ -574,3 +599,88 @@ def test_parameter_estimate_is_exact_for_a_built_network() -> None:
     model = build(config.model, 1, 10, Folders("/nowhere", "g", "r"))
     assert estimate.params(size) == cost.params(model)
     assert dense_macs(size) == cost.macs(model, (1, 8, 8))
+
+
+def test_what_another_grid_has_finished_is_copied_and_billed_as_done(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = write_grid(tmp_path / "other", name="other", runs={"start": RUNS["dense"]})
+    (twin,) = runs_of(other, tmp_path / "out")
+    write(fake_train.make_record(twin.config, "finished"), twin.folders)
+    twin.folders.model.mkdir(parents=True)
+    path = write_grid(tmp_path)
+    dense = runs_of(path, tmp_path / "out")[0]
+    assert launch(path, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "finished in other" in out
+    assert "2 of them to do" in out
+    assert launch(path, "--status") == 0
+    assert re.search(r"^dense .* finished .* in grid other$", capsys.readouterr().out, re.MULTILINE)
+    assert not dense.finished
+    assert launch(path) == 0
+    assert [e for e in events(fake) if e.startswith("start")] == ["start hiap", "start uniform"]
+    record = read(dense.folders.record)
+    assert (record.grid, record.label, record.config.run.label) == ("tiny", "dense", "dense")
+    assert record.metrics == read(twin.folders.record).metrics
+    assert dense.folders.sibling(dense.run_id).model == twin.folders.model, "where the weights are"
+
+
+def test_the_gpu_bill_sums_what_was_measured_and_names_the_rest(tmp_path: Path) -> None:
+    row = {"name": "dense", "macs": 4_598_882_304, "throughput": 1000.0}
+    settings = {"device": "cuda", "model": "deit_small_patch16_224", "precision": "fp32"}
+    timed = {"mode": "steps", "settings": settings, "rows": [row], "environment": {"device_name": "X"}}
+    write_json(tmp_path / "a.json", timed)
+    timm = {"img_size": 224, **dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))}
+    names = {"small": "deit_small_patch16_224", "base": "deit_base_patch16_224"}
+    runs = {label: {"method": "dense", "model": {**timm, "name": name}} for label, name in names.items()}
+    runs["plain"] = {"method": "dense", "model": {"img_size": 32}}
+    base = {"run": {"device": "cuda"}, "data": {"name": "imagenet"}}
+    shown = report.dry_run(runs_of(write_grid(tmp_path, base=base, runs=runs), tmp_path), tmp_path)
+    assert "GPU-hours on X, from the step times in results/bench, for 1 of 3 runs." in shown
+    assert "python -m hiap.bench steps model=deit_base_patch16_224 device=cuda precision=fp32" in shown
+    assert "model=vit" not in shown
+
+
+REALISTIC = EpochLog(
+    stage="hiap",
+    epoch=0,
+    loss=3.2,
+    terms=dict.fromkeys(("task", "macro", "micro", "feasibility"), 0.123456789),
+    lr=1e-5,
+    tau=1.0,
+    heads=[6] * 12,
+    head_dims=[[64] * 6] * 12,
+    neurons=[1536] * 12,
+    macs=4_598_882_304,
+)
+
+
+def test_status_of_500_records_with_long_gate_trajectories_is_quick(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, seeds=list(range(500)), runs={"dense": RUNS["dense"]})
+    for run in runs_of(path, tmp_path / "out"):
+        record = fake_train.make_record(run.config, "finished").model_dump(mode="json")
+        write_json(run.folders.record, record | {"epochs": [REALISTIC.model_dump(mode="json")] * 160})
+    assert run.folders.record.stat().st_size > 200_000
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--results", str(tmp_path / "out")]
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begin
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{seconds:.2f} s, {spent:.2f} s of a processor")
+    assert spent < 2  # what others take of this machine is not the launcher's
+    assert done.stdout.endswith("500 finished\n")
+
+
+def test_a_grid_looks_at_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.JPEG").touch()
+    base = {"data": {"name": "imagenet", "root": str(tmp_path)}, "model": {"img_size": 32}}
+    runs = runs_of(write_grid(tmp_path, base=base, runs={"dense": RUNS["dense"]}, seeds=list(range(9))), tmp_path)
+    looks, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looks.append(path) or scan(path))  # type: ignore[func-returns-value]
+    for run in runs:
+        data.check(run.config.data, run.config.model.img_size)
+    assert len(looks) == 1 + 2 + 4, "the root, train and val, their classes"

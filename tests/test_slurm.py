@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import slurm_cluster
@@ -25,29 +29,39 @@ from slurm.grid import Run
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "-"),
+    # Where a machine tests for all, what cannot be tested is an error.
+    pytest.mark.skipif(
+        bool(slurm_cluster.missing()) and not os.environ.get("CI"), reason=slurm_cluster.missing() or "-"
+    ),
 ]
 REPOSITORY = Path(__file__).parents[1]
-FAULTS = ["requeue"] * 3 + ["warning"] * 3 + ["time-out"] + ["task killed"] * 2 + ["node killed"]
+FAULTS = ["requeue", "warning", "time-out", "task killed", "node killed"] * 2
 BASE = {
     "model": {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2},
     "data": {"name": "digits"},
     "optim": {"epochs": 12, "batch_size": 16, "lr": 1e-3},
     "gates": {"lr": 0.02},
 }
+QUICK = {**BASE, "optim": {"epochs": 2, "batch_size": 64, "lr": 1e-3}}  # where it does not matter what is learned
 SITE = {"signal_delay_s": 90, "time_min": 60, "retries": 5}
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@contextmanager
+def running(**options: int) -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix="slurm-"))
-    made = Cluster(root)
+    made = Cluster(root, **options)
     try:
         made.start()
         yield made
     finally:
         made.stop()
         shutil.rmtree(root)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with running() as made:
+        yield made
 
 
 def write_grid(folder: Path, count: int = 11, site: dict[str, object] | None = None, **changes: object) -> Path:
@@ -93,17 +107,17 @@ def fingerprint(run: Run) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """The same grid as processes of this machine."""
+    """The same grid without a queue, in one process: a start of Python costs as much as a run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     path = write_grid(folder)
-    command = launcher(path, folder / "out", "--cluster", "local", "--jobs", "2")
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=900)
+    command = launcher(path, folder / "out", "--cluster", "debug", "--jobs", str(os.cpu_count()))
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=1800)
     return {run.run_id: fingerprint(run) for run in runs_of(path, folder / "out")}
 
 
 def jobs(results: Path) -> dict[str, list[str]]:
     file = results / "work" / "tiny" / "_submitit" / "jobs.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text())["jobs"] if file.exists() else {}
 
 
 def test_an_array_after_its_teacher_gives_every_result_once(
@@ -111,12 +125,34 @@ def test_an_array_after_its_teacher_gives_every_result_once(
 ) -> None:
     path = write_grid(tmp_path)
     out = start(cluster, path, tmp_path / "out")
-    text, _ = out.communicate(timeout=900)
+    text, _ = out.communicate(timeout=1800)
     assert out.returncode == 0, text
     runs = runs_of(path, tmp_path / "out")
     assert {run.run_id: fingerprint(run) for run in runs} == undisturbed
     assert {run_id: len(ids) for run_id, ids in jobs(tmp_path / "out").items()} == dict.fromkeys(undisturbed, 1)
     assert len(list(runs[0].folders.runs.glob("*.json"))) == len(runs)
+
+
+@dataclass
+class Fault:
+    """One that fell on an attempt of a job: the one after so many requeues."""
+
+    kind: str
+    job: str
+    restarts: int
+
+    def effect(self, cluster: Cluster) -> str:
+        """What SLURM says became of that attempt; '' while it runs on, or if it ended as if nothing had happened."""
+        state, restarts = job_of(cluster, self.job)
+        if restarts > self.restarts:
+            return "requeued"
+        return state if state in ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL") else ""
+
+
+def job_of(cluster: Cluster, job: str) -> tuple[str, int]:
+    """State and requeues."""
+    shown = cluster.run("scontrol", "show", "job", job)
+    return re.findall(r"JobState=(\w+)", shown)[0], int(re.findall(r"Restarts=(\d+)", shown)[0])
 
 
 def test_nothing_is_lost_or_different_while_faults_fall(
@@ -126,62 +162,160 @@ def test_nothing_is_lost_or_different_while_faults_fall(
     out = start(cluster, path, tmp_path / "out")
     rng = random.Random(0)
     faults = rng.sample(FAULTS, len(FAULTS))
-    done = []
+    done: list[Fault] = []
     while faults and out.poll() is None:
-        time.sleep(rng.uniform(2, 5))
-        if strike(cluster, faults[-1], rng):
-            done.append(faults.pop())
-    text, _ = out.communicate(timeout=1500)
+        time.sleep(rng.uniform(2, 4))
+        revive(cluster)
+        struck = strike(cluster, faults[-1], rng, {(fault.job, fault.restarts) for fault in done})
+        done += struck
+        faults = faults[:-1] if struck else faults
+    while out.poll() is None:
+        revive(cluster)
+        time.sleep(1)
+    text = out.communicate()[0]
     assert out.returncode == 0, text
     assert not faults, f"the grid was over before {faults}"
+    effects = [(fault.kind, fault.job, fault.effect(cluster)) for fault in done]
+    print(*effects, sep="\n")
+    assert all(effect for _, _, effect in effects), effects
+    assert {kind for kind, _, _ in effects} == set(FAULTS)
     runs = runs_of(path, tmp_path / "out")
     assert {run.run_id: fingerprint(run) for run in runs} == undisturbed
     assert sum(json.loads(run.folders.record.read_text())["resumed"] for run in runs) > 0, done
     assert len(list(runs[0].folders.runs.glob("*.json"))) == len(runs)
 
 
-def strike(cluster: Cluster, fault: str, rng: random.Random) -> bool:
-    """One fault on a job that trains; False if there is none, or it ended meanwhile."""
-    if fault == "node killed":
-        node = rng.choice(NODES)
-        cluster.kill(node)
-        time.sleep(2)
-        cluster.start_node(node)
-        return True
-    training = sorted(processes(cluster))
-    if not training:
-        return False
-    job, pid = rng.choice(training)
-    if fault == "task killed":
-        os.kill(pid, signal.SIGKILL)
-        return True
-    command = {
-        "requeue": ["scontrol", "requeue", job],
-        "warning": ["scancel", "--signal=USR2", job],
-        "time-out": ["scontrol", "update", f"JobId={job}", "TimeLimit=1"],
-    }[fault]
-    return subprocess.run(command, env=cluster.environment, capture_output=True).returncode == 0
+def strike(cluster: Cluster, kind: str, rng: random.Random, struck: set[tuple[str, int]]) -> list[Fault]:
+    """One fault on an attempt that trains and that none has hit yet; [] if there is none."""
+    tasks = sorted(processes(cluster))
+    free = [task for task in tasks if (task.job, task.restarts) not in struck]
+    if not free or len(cluster.processes) < 4:  # a node is down: one at a time
+        return []
+    task = rng.choice(free)
+    hit = [task]
+    if kind == "node killed":  # as when its power fails: the controller finds out by itself
+        hit = [other for other in free if other.node == task.node]
+        cluster.kill(task.node)
+        cluster.power_off(task.node)
+    elif kind == "task killed":
+        os.kill(task.pid, signal.SIGKILL)
+    else:
+        if kind == "time-out":  # a run that hangs, so that its time is over before it is
+            os.kill(task.pid, signal.SIGSTOP)
+        command = {
+            "requeue": ["scontrol", "requeue", task.job],
+            "warning": ["scancel", "--signal=USR2", task.job],
+            "time-out": ["scontrol", "update", f"JobId={task.job}", "TimeLimit=1"],
+        }[kind]
+        if subprocess.run(command, env=cluster.environment, capture_output=True).returncode:
+            return []
+    return [Fault(kind, other.job, other.restarts) for other in hit]
 
 
-def processes(cluster: Cluster) -> list[tuple[str, int]]:
-    """(job, process) of every task of this cluster that has been up for some seconds."""
+def revive(cluster: Cluster) -> None:
+    """Start a node again as soon as the controller has given it up."""
+    for node in NODES:
+        if node not in cluster.processes and "down" in cluster.run("sinfo", "-h", "-N", "-n", node, "-o", "%t"):
+            cluster.start_node(node)
+
+
+class Task(NamedTuple):
+    job: str
+    restarts: int
+    pid: int
+    node: str
+
+
+def processes(cluster: Cluster) -> list[Task]:
+    """The training processes of this cluster that have been up for some seconds."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid, environment in cluster.started():
         try:
-            command = (folder / "cmdline").read_bytes()
-            environment = (folder / "environ").read_bytes().decode(errors="replace")
-            age = time.time() - folder.stat().st_mtime
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            age = time.time() - Path(f"/proc/{pid}").stat().st_mtime
         except OSError:
             continue
-        values = dict(line.split("=", 1) for line in environment.split("\0") if "=" in line)
-        ours = values.get("SLURM_CONF") == str(cluster.configuration) and "SLURM_PROCID" in values
-        if ours and b"submitit" in command and age > 4:
-            found.append((values["SLURM_JOB_ID"], int(folder.name)))
+        # srun's command line holds python's.
+        if b"python" in command[0] and b"submitit.core._submit" in command and age > 4:
+            restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+            found.append(Task(job_in(environment), restarts, pid, environment["SLURMD_NODENAME"]))
     return found
 
 
+def job_in(environment: dict[str, str]) -> str:
+    """As squeue names it: the bare number of an array's last element is that of the whole array."""
+    if "SLURM_ARRAY_JOB_ID" not in environment:
+        return environment["SLURM_JOB_ID"]
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
+def test_students_of_a_teacher_that_was_killed_wait_for_its_next_job(cluster: Cluster, tmp_path: Path) -> None:
+    path = write_grid(tmp_path, count=3, site={"retries": 1})
+    out = start(cluster, path, tmp_path / "out")
+    until(lambda: processes(cluster), "the teacher", 120)
+    os.kill(processes(cluster)[0].pid, signal.SIGKILL)
+    text, _ = out.communicate(timeout=600)
+    assert out.returncode == 0, text
+    runs = runs_of(path, tmp_path / "out")
+    assert all(run.finished for run in runs)
+    assert len(jobs(tmp_path / "out")[runs[0].run_id]) == 2
+    assert len(list(runs[0].folders.runs.glob("*.json"))) == len(runs)
+
+
+def test_a_launcher_killed_between_sbatch_and_its_note_submits_nothing_twice(cluster: Cluster, tmp_path: Path) -> None:
+    path = write_grid(tmp_path, count=3, base=QUICK)
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    real = shutil.which("sbatch", path=cluster.environment["PATH"])
+    wrapper.write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\nkill -9 $PPID\n')
+    wrapper.chmod(0o755)
+    own, cluster.environment["PATH"] = cluster.environment["PATH"], f"{wrapper.parent}:{cluster.environment['PATH']}"
+    first = start(cluster, path, tmp_path / "out")
+    assert first.wait(120) == -signal.SIGKILL
+    assert jobs(tmp_path / "out") == {}
+    assert len(cluster.run("squeue", "-h", "-r", "-o", "%i").split()) == 1, "the teacher's job"
+    cluster.environment["PATH"] = own
+    second = start(cluster, path, tmp_path / "out")
+    text, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, text
+    assert all(run.finished for run in runs_of(path, tmp_path / "out"))
+    assert [len(ids) for ids in jobs(tmp_path / "out").values()] == [1] * 4
+    shown = cluster.run("scontrol", "show", "job")
+    assert len(re.findall(r"^JobId=", shown, re.MULTILINE)) == 4, "one job for each run"
+
+
+def test_a_cancelled_grid_stays_cancelled_though_its_launcher_lives(cluster: Cluster, tmp_path: Path) -> None:
+    path = write_grid(tmp_path, count=2)
+    out = start(cluster, path, tmp_path / "out")
+    until(lambda: processes(cluster), "the teacher", 120)
+    command = launcher(path, tmp_path / "out", "--cancel")
+    done = subprocess.run(command, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "cancelled 3 jobs\n"
+    text, _ = out.communicate(timeout=120)
+    assert out.returncode == 1
+    assert text.count("not run (cancelled)") == 3
+    assert all(len(ids) == 1 for ids in jobs(tmp_path / "out").values())
+    until(lambda: not cluster.run("squeue", "-h").strip(), "an empty queue")
+
+
+def test_arrays_are_split_where_the_site_caps_their_size(tmp_path: Path) -> None:
+    with running(max_array=5) as cluster:
+        path = write_grid(tmp_path)
+        cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+        out = start(cluster, path, tmp_path / "out")
+        try:
+            until(lambda: len(jobs(tmp_path / "out")) == 12, "all jobs", 60)
+        finally:
+            out.kill()
+            out.communicate()
+        scripts = sorted((tmp_path / "out" / "work" / "tiny" / "_submitit").glob("*_submission.sh"))
+        arrays = [re.findall(r"--array=0-(\d+)", script.read_text()) for script in scripts]
+        assert sorted(arrays) == [[], [], ["4"], ["4"]], "the teacher, and 5 + 5 + 1 students"
+        assert len(cluster.run("squeue", "-h", "-r", "-o", "%i").split()) == 12
+
+
 def test_a_launcher_killed_and_started_again_submits_nothing_twice(cluster: Cluster, tmp_path: Path) -> None:
-    path = write_grid(tmp_path, count=3)
+    path = write_grid(tmp_path, count=3, base=QUICK)
     first = start(cluster, path, tmp_path / "out")
     until(lambda: len(jobs(tmp_path / "out")) == 4, "all jobs", 60)
     first.kill()
@@ -199,7 +333,7 @@ def test_code_edited_while_jobs_queue_does_not_reach_them(cluster: Cluster, tmp_
     checkout = tmp_path / "checkout"
     for name in ("hiap", "baselines", "slurm", "results/published"):
         shutil.copytree(REPOSITORY / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = write_grid(tmp_path, count=1)
+    path = write_grid(tmp_path, count=1, base=QUICK)
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     out = subprocess.Popen(
         launcher(path, tmp_path / "out", "--cluster", "slurm"),
@@ -218,7 +352,8 @@ def test_code_edited_while_jobs_queue_does_not_reach_them(cluster: Cluster, tmp_
 
 
 def test_no_controller_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
-    path = write_grid(tmp_path, count=1)
+    path = write_grid(tmp_path, count=1, base=QUICK)
+    record, content = finish_teacher(path, tmp_path / "out")
     cluster.kill("slurmctld")
     try:
         done = subprocess.run(
@@ -235,33 +370,82 @@ def test_no_controller_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> No
     assert (
         done.stderr == "error: --cluster slurm: no SLURM controller answers here; expected 'scontrol ping' to succeed\n"
     )
-    assert not (tmp_path / "out").exists()
+    assert record.read_bytes() == content
+    assert not (tmp_path / "out" / "work" / "tiny" / "_submitit" / "jobs.json").exists()
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def finish_teacher(path: Path, results: Path) -> tuple[Path, bytes]:
+    """The first run's record, and what it holds."""
+    command = launcher(path, results, "--cluster", "debug", "--jobs", str(os.cpu_count()), "--only", "dense")
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
+    record = runs_of(path, results)[0].folders.record
+    return record, record.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
-    [("size=256k", "No space left on device"), ("size=8m,ro", "Read-only file system")],
+    [("size=8m", "No space left on device"), ("size=8m", "Read-only file system")],
     ids=["full", "read-only"],
 )
 def test_a_results_folder_that_takes_nothing_is_one_clear_line(
     options: str, line: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     results = tmp_path / "out"
-    results.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(results)], capture_output=True).returncode:
-        pytest.skip("cannot mount here")
-    try:
-        done = subprocess.run(
-            launcher(write_grid(tmp_path, count=1), results, "--cluster", "slurm"),
-            cwd=REPOSITORY,
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        subprocess.run(["umount", str(results)], check=True)
+    path = write_grid(tmp_path, count=1, base=QUICK)
+    with small_disk(results, options):
+        record, content = finish_teacher(path, results)
+        if line.startswith("No"):
+            fill(results)
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
+        command = launcher(path, results, "--cluster", "slurm")
+        done = subprocess.run(command, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True)
+        assert record.read_bytes() == content
     assert done.returncode == 2
     assert done.stderr == f"error: --results {results}: cannot write in {results} ({line})\n"
+
+
+def fill(folder: Path) -> Path:
+    """Nothing else fits."""
+    path = folder / "filler"
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_a_disk_that_fills_while_runs_go_on_loses_nothing_that_is_finished(cluster: Cluster, tmp_path: Path) -> None:
+    results = tmp_path / "out"
+    path = write_grid(tmp_path, count=2)
+    with small_disk(results, "size=16m"):
+        record, content = finish_teacher(path, results)
+        out = start(cluster, path, results)
+        until(lambda: processes(cluster), "students that train", 120)
+        filler = fill(results)
+        text, _ = out.communicate(timeout=300)
+        assert out.returncode == 1
+        assert "Traceback" not in text
+        (error,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert "No space left on device; finished results are kept" in error
+        assert record.read_bytes() == content
+        filler.unlink()
+        again = start(cluster, path, results)
+        text, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, text
+        assert record.read_bytes() == content
+        assert all(run.finished for run in runs_of(path, results))
+        cluster.run("scancel", "--user=root")
 
 
 # Large batches and few steps: in the long run rounding grows, as it does between two kinds of CPU.
@@ -281,7 +465,7 @@ def curve(run: Run) -> list[float]:
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
     folder = tmp_path_factory.mktemp("one")
     path = write_grid(folder, count=1, base=SHARED)
-    command = launcher(path, folder / "out", "--cluster", "local")
+    command = launcher(path, folder / "out", "--cluster", "debug", "--jobs", str(os.cpu_count()))
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=900)
     return [curve(run) for run in runs_of(path, folder / "out")]
 
@@ -297,7 +481,7 @@ def test_two_nodes_with_two_tasks_each_give_the_loss_curve_of_one_process(
         checkpoints = runs[0].folders.work / "checkpoints"
         until(lambda: any(checkpoints.glob("*.pt")), "a checkpoint", 120)
         cluster.run("scancel", "--signal=USR2", cluster.run("squeue", "-h", "-o", "%A", "-t", "R").split()[0])
-    text, _ = out.communicate(timeout=900)
+    text, _ = out.communicate(timeout=1800)
     assert out.returncode == 0, text
     for run, expected in zip(runs, one_process, strict=True):
         assert curve(run) == pytest.approx(expected, rel=1e-5)

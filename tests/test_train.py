@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ import pytest
 import timm
 import torch
 from conftest import small_vit, tiny
-from test_data import write_imagenet
+from test_data import break_images, write_imagenet
 
 import hiap
 from hiap import checkpoint, data, train
 from hiap.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.distributed import World
 from hiap.record import Folders, Record, read
 
 KILLS = 20
@@ -379,3 +381,83 @@ def test_photographs_with_mixing_distillation_and_bf16(tmp_path):
     record = train.run(config)
     assert record.metrics.extracted.n == 9
     assert record.stages[0].images == 24
+
+
+def photographs(tmp_path: Path, **sections) -> Config:
+    """A dense run on 24 JPEGs, in batches of 4."""
+    root = write_imagenet(tmp_path, train=8, val=3)
+    model = {"name": "deit_tiny_patch16_224", "img_size": 32}
+    model |= dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
+    base = {"model": model, "data": {"name": "imagenet", "root": str(root)}, "optim": {"epochs": 2, "batch_size": 4}}
+    return tiny(tmp_path, **{**base, **sections})
+
+
+def test_corrupt_images_are_counted_once_through_a_resume(tmp_path, kill_at):
+    config = photographs(tmp_path, run={"checkpoint_steps": 1, "results": str(tmp_path)})
+    break_images(tmp_path, 3)
+    kill_at(8)  # in the second epoch: all were met
+    with pytest.raises(Killed):
+        train.run(config)
+    kill_at(None)
+    data._imagenet.cache_clear()  # as in another process
+    assert train.run(config).corrupt_images == 3
+    other = config.model_copy(update={"run": config.run.model_copy(update={"grid": "again"})})
+    assert train.run(other).corrupt_images == 3, "of this run, not of the process"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_that_prove_unreadable_leave_a_failed_record(tmp_path, split, capsys):
+    config = photographs(tmp_path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_corrupt": 1})})
+    break_images(tmp_path, 2 if split == "train" else 0)
+    if split == "val":
+        next((tmp_path / "val").rglob("*.JPEG")).write_bytes(b"no image")
+    with pytest.raises(train.TrainingFailedError, match=r"cannot be read|not a readable image"):
+        train.run(config)
+    (path,) = Folders.of(config).runs.glob("*.json")
+    assert read(path).status == "failed"
+    assert re.match("2 training images cannot be read|.*JPEG: not a readable image", read(path).error)
+
+
+def test_a_stop_signal_while_measuring_is_heard_and_loses_nothing(dense, monkeypatch):
+    config = hiap_run(dense, seed=9)
+    original = data.test_batches
+
+    def batches(*args, **kwargs):
+        if any((Folders.of(config).work / "checkpoints").glob("*.pt")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from original(*args, **kwargs)
+
+    monkeypatch.setattr(data, "test_batches", batches)
+    with pytest.raises(train.Interrupted, match="stopped while measuring"):
+        train.run(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(train.Run, "_step", None)  # nothing is left to train
+    assert train.run(config).resumed == 1
+
+
+def test_processes_take_the_checkpoint_that_the_first_one_names(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, 0, step, {"step": step})
+    older = checkpoint.newest_first(tmp_path)[1]
+
+    class Second(World):
+        def told(self, choose):
+            return older.name
+
+    assert checkpoint.load(tmp_path)["step"] == 2
+    assert checkpoint.load(tmp_path, Second(rank=1, size=2))["step"] == 1
+
+
+def test_status_tells_the_end_of_all_stages_and_what_is_left(dense, monkeypatch):
+    told = []
+    monkeypatch.setattr(train, "write_status", lambda folders, **fields: told.append(fields))
+    monkeypatch.setattr(train, "STATUS_SECONDS", -1.0)
+    changes = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"target_macs": 0.7}, "distill": {"alpha": 0.7}}
+    config = tiny(dense.run.results, method="vit_slim", optim={"epochs": 4}, search={"epochs": 2}, **changes)
+    train.run(config)
+    running = [fields for fields in told if fields["state"] == "running"]
+    first_stage = [fields for fields in running if fields["stage"] == running[0]["stage"]]
+    assert first_stage[-1]["eta_s"] > 0, "the other stage is to come"
+    assert running[-1]["eta_s"] == 0
+    assert 0 < first_stage[-1]["share"] <= 1

@@ -1,0 +1,153 @@
+"""Which SLURM jobs each run of a grid has had: a file beside their logs, so that launchers after one another submit
+nothing twice, and the little that several commands on one grid must tell each other.
+
+``jobs.json``::
+
+    jobs      run id -> job ids, the newest last
+    tries     run id -> jobs that died without a record and without having come any further
+    reached   run id -> its newest checkpoint when its newest job was submitted
+    intents   submissions that were begun and not noted yet: job name, run ids, time
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hiap.config import ConfigError
+from hiap.record import Folders, read_status, write_json
+from slurm.grid import Run
+
+
+class Jobs:
+    """``jobs.json`` of the folder ``logs``."""
+
+    def __init__(self, logs: Path):
+        self.logs, self.file = logs, logs / "jobs.json"
+        self.reload()
+
+    def reload(self) -> None:
+        empty: dict[str, Any] = {"jobs": {}, "tries": {}, "reached": {}, "intents": []}
+        found = {**empty, **(json.loads(self.file.read_text()) if self.file.exists() else {})}
+        self.ids: dict[str, list[str]] = found["jobs"]
+        self.tries: dict[str, int] = found["tries"]
+        self.reached: dict[str, str] = found["reached"]
+        self.intents: list[dict[str, Any]] = found["intents"]
+
+    def save(self) -> None:
+        kept = {"jobs": self.ids, "tries": self.tries, "reached": self.reached, "intents": self.intents}
+        write_json(self.file, kept)
+
+    def newest(self, run: Run) -> str:
+        """'' if the run has had none."""
+        return self.ids.get(run.run_id, [""])[-1]
+
+    def intend(self, name: str, runs: list[Run]) -> None:
+        """Before sbatch: should this process die with it, the jobs can be found by their name."""
+        self.intents.append({"name": name, "runs": [run.run_id for run in runs], "time": time.time()})
+        self.reached |= {run.run_id: checkpoint_of(run.folders) for run in runs}
+        self.save()
+
+    def note(self, name: str, ids: list[str]) -> None:
+        """After sbatch; ``ids`` in the order of the runs, none if there are no such jobs."""
+        (intent,) = [intent for intent in self.intents if intent["name"] == name]
+        self.intents.remove(intent)
+        for run_id, job in zip(intent["runs"], ids, strict=False):
+            self.ids.setdefault(run_id, []).append(job)
+        self.save()
+
+    def doubt(self, name: str) -> None:
+        """sbatch has failed: whether it was taken all the same is asked before the next one."""
+        next(intent for intent in self.intents if intent["name"] == name)["time"] = 0
+        self.save()
+
+    def count_try(self, run: Run) -> int:
+        """Jobs of a run, the one that has just died included, that brought it no further; one that was told to stop, or
+        that got to a newer checkpoint, is no sign of an error."""
+        healthy = read_status(run.folders).get("state") == "stopped"
+        if not healthy and checkpoint_of(run.folders) <= self.reached.get(run.run_id, ""):
+            self.tries[run.run_id] = self.tries.get(run.run_id, 0) + 1
+            self.save()
+        return self.tries.get(run.run_id, 0)
+
+    def forget_tries(self, run: Run) -> None:
+        self.tries.pop(run.run_id, None)
+        self.save()
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Within, no other launcher follows this grid. Raises ``ConfigError`` if one does."""
+        with _locked(self.logs / "launcher.lock", wait=False) as file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            self.reload()
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within, no other command on this grid submits or cancels."""
+        with _locked(self.logs / "jobs.lock", wait=True):
+            yield
+
+    def cancelled(self) -> set[str]:
+        """Ids of runs that ``--cancel`` has taken away from whichever launcher follows them."""
+        file = self.logs / "cancelled.json"
+        return set(json.loads(file.read_text())) if file.exists() else set()
+
+    def cancel(self, runs: list[Run]) -> None:
+        write_json(self.logs / "cancelled.json", sorted(self.cancelled() | {run.run_id for run in runs}))
+
+    def uncancel(self, runs: list[Run]) -> None:
+        """Launched again, they are wanted again."""
+        if left := self.cancelled():
+            write_json(self.logs / "cancelled.json", sorted(left - {run.run_id for run in runs}))
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A line of squeue."""
+
+    state: str
+    name: str
+
+
+def queue() -> dict[str, Queued] | None:
+    """This user's jobs; None if no controller answers."""
+    try:
+        command = ["squeue", "--me", "-r", "-h", "-o", "%i|%T|%j"]
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if listing.returncode:
+        return None
+    lines = [[*line.split("|", 2), "", ""] for line in listing.stdout.split("\n") if line]
+    return {line[0]: Queued(line[1], line[2]) for line in lines}
+
+
+def checkpoint_of(folders: Folders) -> str:
+    """Stage and step of the newest checkpoint, as text that sorts; '' without one."""
+    names = [path.name.rsplit("-", 1)[0] for path in (folders.work / "checkpoints").glob("[0-9]*.pt")]
+    return max(names, default="")
+
+
+@contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[Any]:
+    """The kernel gives the lock back, however the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(f"another launcher follows this grid ({file.read()}); see it with --status") from None
+        yield file

@@ -1,0 +1,326 @@
+"""The launcher and a queue made of shell scripts: nothing is submitted twice, given up too early, or forgotten."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+
+import fake_train
+import pytest
+from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
+
+from hiap.config import ConfigError
+from hiap.record import write, write_json, write_status
+from slurm import launch_grid, report
+from slurm.executors import Slurm
+from slurm.grid import Run
+from slurm.job import Job, port
+from slurm.jobs import Jobs, Queued, checkpoint_of
+from slurm.site import Site
+
+SBATCH = """\
+test -e $D/refuse && { echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1; }
+test -e $D/kill-before && kill -9 $PPID
+echo >> $D/n; n=$(wc -l < $D/n)
+name=$(sed -n 's/#SBATCH --job-name=//p' $1)
+last=$(sed -n 's/#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' $1)
+if [ -n "$last" ]; then seq 0 $last | sed "s/.*/${n}_&|PENDING|$name/"; else echo "$n|PENDING|$name"; fi >> $D/queue
+test -e $D/kill-after && kill -9 $PPID
+test -e $D/late && { echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1; }
+echo Submitted batch job $n
+"""
+SCANCEL = 'for job; do sed -i "/^$job|/d" $D/queue; done'
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with sbatch's answers and the lines of squeue."""
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    (folder / "queue").touch()
+    scripts = {"srun": "", "sbatch": SBATCH, "squeue": "cat $D/queue", "scancel": SCANCEL}
+    scripts["scontrol"] = "echo 'Slurmctld(primary) at here is UP'"
+    for name, script in scripts.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\nD={folder}\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in {"poll_s": 0.0, "grace_s": 0.01, "settle_s": 0.0}.items():
+        monkeypatch.setattr(Slurm, name, value)
+    return folder
+
+
+class Silent:
+    def show(self, progress: list[report.Progress]) -> None:
+        pass
+
+
+def logs(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "work" / "tiny" / "_submitit"
+
+
+def lines(queue: Path) -> list[str]:
+    return (queue / "queue").read_text().splitlines()
+
+
+class Scripted:
+    """A queue in which a job ends at once: a run with its record if those it needs have theirs. The first job of each
+    run labelled in ``die`` leaves nothing."""
+
+    slots, poll_s = None, 0.0
+
+    def __init__(self, *die: str):
+        self.die, self.jobs, self.tries = die, Counter[str](), Counter[str]()
+
+    def followed(self, runs: list[Run]) -> nullcontext[None]:
+        return nullcontext()
+
+    def submit(self, runs: list[Run]) -> list[Run]:
+        self.jobs.update(run.label for run in runs)
+        return []
+
+    def alive(self, run: Run) -> bool:
+        dies = run.label in self.die and self.jobs[run.label] < 2
+        if self.jobs[run.label] and not dies and all(need.finished for need in run.needs):
+            write(fake_train.make_record(run.config, "finished"), run.folders)
+        return False
+
+    def reason(self, run: Run) -> str:
+        return "-"
+
+    def again(self, run: Run) -> bool:
+        self.tries[run.label] += 1
+        return self.tries[run.label] < 3
+
+    def cancelled(self, run: Run) -> bool:
+        return False
+
+    def stop(self) -> str:
+        return ""
+
+
+def test_runs_whose_teacher_died_wait_for_its_next_job_and_spend_no_try(tmp_path: Path) -> None:
+    runs = runs_of(write_grid(tmp_path), tmp_path / "out")
+    executor = Scripted("dense")
+    progress = launch_grid.execute(runs, executor, Silent())  # type: ignore[arg-type]
+    assert {p.run.label: p.state for p in progress} == dict.fromkeys(RUNS, "finished")
+    assert executor.tries == {"dense": 1}
+
+
+def test_a_submission_that_its_launcher_did_not_survive_is_found_again(tmp_path: Path, queue: Path) -> None:
+    path = write_grid(tmp_path, seeds=[0, 1], runs={"dense": RUNS["dense"]})
+    (queue / "kill-after").touch()
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--cluster", "slurm", "--results"]
+    done = subprocess.run([*command, str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    (queue / "kill-after").unlink()
+    before = lines(queue)
+    assert len(before) == 2
+    runs, executor = runs_of(path, tmp_path / "out"), Slurm(logs(tmp_path), None)
+    assert not any(executor.alive(run) for run in runs), "their ids were not noted"
+    with executor.followed(runs):
+        assert [executor.jobs.newest(run) for run in runs] == ["1_0", "1_1"]
+        assert all(executor.alive(run) for run in runs)
+    assert lines(queue) == before
+    assert all((logs(tmp_path) / f"1_{i}_submitted.pkl").exists() for i in (0, 1)), "jobs wait for what they are to run"
+    assert Slurm(logs(tmp_path), None).jobs.intents == []
+
+
+def test_a_launcher_that_died_before_sbatch_has_submitted_nothing(tmp_path: Path, queue: Path) -> None:
+    path = write_grid(tmp_path, runs={"dense": RUNS["dense"]})
+    (queue / "kill-before").touch()
+    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--cluster", "slurm", "--results"]
+    # The scripted sbatch goes on after its parent's death, as the real one does: it gets through later.
+    subprocess.run([*command, str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True)
+    (queue / "kill-before").unlink()
+    runs, executor = runs_of(path, tmp_path / "out"), Slurm(logs(tmp_path), None)
+    executor.settle_s = 5.0
+    with executor.followed(runs):
+        assert executor.jobs.newest(runs[0]) == "1"
+    assert len(lines(queue)) == 1
+
+
+def test_an_sbatch_that_fails_after_it_was_taken_is_not_repeated(tmp_path: Path, queue: Path) -> None:
+    runs = runs_of(write_grid(tmp_path, seeds=[0, 1], runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    executor = Slurm(logs(tmp_path), None)
+    executor.accepted = True
+    (queue / "late").touch()
+    assert executor.submit(runs) == runs
+    (queue / "late").unlink()
+    assert executor.submit(runs) == []
+    assert len(lines(queue)) == 2
+    assert [executor.jobs.newest(run) for run in runs] == ["1_0", "1_1"]
+
+
+def test_a_second_launcher_says_so_in_one_line(tmp_path: Path, queue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_grid(tmp_path)
+    runs = runs_of(path, tmp_path / "out")
+    with Slurm(logs(tmp_path), None).followed(runs):
+        options = ["--grid", str(path), "--results", str(tmp_path / "out"), "--cluster", "slurm"]
+        assert launch_grid.main(options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"another launcher follows this grid (process {os.getpid()} on " in error
+    assert lines(queue) == []
+    with Slurm(logs(tmp_path), None).followed(runs):
+        pass
+
+
+def test_a_refused_retry_is_repeated_and_a_refused_start_is_an_error(
+    tmp_path: Path, queue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = runs_of(write_grid(tmp_path), tmp_path / "out")
+    executor = Slurm(logs(tmp_path), None)
+    (queue / "refuse").touch()
+    with pytest.raises(ConfigError, match=r"sbatch refused dense and 0 more: .*Unable to contact"):
+        executor.submit(runs)
+    (queue / "refuse").unlink()
+    assert executor.submit(runs[:1]) == []
+    (queue / "refuse").touch()
+    for _ in range(3):
+        assert executor.submit(runs[1:]) == runs[1:]
+    assert capsys.readouterr().err.count("trying again for 15 minutes") == 1
+    executor.patience_s = 0.0
+    with pytest.raises(ConfigError, match="Unable to contact"):
+        executor.submit(runs[1:])
+    (queue / "refuse").unlink()
+    assert executor.submit(runs[1:]) == []
+    assert len(lines(queue)) == 3
+
+
+def test_only_jobs_that_brought_a_run_no_further_are_counted_and_a_new_launcher_goes_on_counting(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    told: list[str] = []
+    monkeypatch.setattr(fake_train, "record_lost", lambda config, error: told.append(error), raising=False)
+
+    def attempt(state: str, step: int | None = None) -> bool:
+        executor = Slurm(logs(tmp_path), None, Site(retries=2))
+        assert executor.submit([run]) == []
+        write_status(run.folders, state=state)
+        if step is not None:
+            (run.folders.work / "checkpoints").mkdir(exist_ok=True)
+            (run.folders.work / "checkpoints" / f"00-{step:09d}-abc.pt").touch()
+        return executor.again(run)
+
+    assert all(attempt("stopped") for _ in range(4)), "told to stop"
+    assert all(attempt("running", step) for step in range(4)), "lost with its node, but further than before"
+    assert checkpoint_of(run.folders) == "00-000000003"
+    assert [attempt("running"), attempt("stopped"), attempt("running"), attempt("running")] == [True, True, True, False]
+    assert told == ["gave up after 3 jobs without a record; the last: no log"]
+    assert attempt("running"), "launched again, it has its tries again"
+
+
+def test_cancelled_runs_are_not_submitted_again_by_a_live_launcher(tmp_path: Path, queue: Path) -> None:
+    path = write_grid(tmp_path)
+    runs = runs_of(path, tmp_path / "out")
+
+    class Cancels(Silent):
+        looks = 0
+
+        def show(self, progress: list[report.Progress]) -> None:
+            self.looks += 1
+            if self.looks == 3:
+                options = ["--grid", str(path), "--results", str(tmp_path / "out"), "--cancel"]
+                assert launch_grid.main(options) == 0
+
+    executor = Slurm(logs(tmp_path), None)
+    with executor.followed(runs):
+        progress = launch_grid.execute(runs, executor, Cancels())  # type: ignore[arg-type]
+    assert [(p.state, p.note) for p in progress] == [("not run", "cancelled")] * 3
+    assert lines(queue) == []
+    assert report.status(runs, Jobs(logs(tmp_path)), {}).endswith("3 cancelled")
+    assert (queue / "n").read_text().count("\n") == 3, "one array per stage, none again"
+    later = Slurm(logs(tmp_path), None)
+    with later.followed(runs):
+        assert not later.cancelled(runs[0]), "launched again, it is wanted again"
+
+
+def test_status_tells_what_the_queue_knows_and_how_old_a_word_is(tmp_path: Path) -> None:
+    runs = runs_of(write_grid(tmp_path, seeds=list(range(6)), runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    running = {"state": "running", "epoch": 2, "epochs": 9, "loss": 1.5, "share": 0.5, "eta_s": 60.0, "restarts": 3}
+    for run, state in zip(runs, ["running", "running", "failed", "stopped", "queued", "running"], strict=True):
+        write_status(run.folders, **{**running, "state": state})
+    jobs = Jobs(logs(tmp_path))
+    jobs.ids = {run.run_id: [f"7_{i}"] for i, run in enumerate(runs)}
+    listed = {f"7_{i}": Queued(state, "n") for i, state in ((0, "RUNNING"), (2, "PENDING"), (3, "PENDING"))}
+
+    def states(listed: dict[str, Queued] | None) -> list[str]:
+        return [line.split()[2] for line in report.status(runs, jobs, listed).splitlines()[2:8]]
+
+    assert states(listed) == ["running", "lost", "queued", "queued", "lost", "lost"]
+    first = report.status(runs, jobs, listed).splitlines()[2].split()
+    assert first[:10] == ["dense", "0", "running", "2/9", "1.500", "50.0%", "1", "min", "00", "s"]
+    assert first[-1] == "3"
+    write_json(runs[1].folders.status, {**running, "updated": "2020-01-01T00:00:00+00:00"})
+    assert states(None) == ["running", "stale", "failed", "stopped", "queued", "running"]
+
+
+def test_a_run_is_queued_from_its_submission_on(tmp_path: Path, queue: Path) -> None:
+    (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    write_status(run.folders, state="failed", error="of old")
+    Slurm(logs(tmp_path), None).submit([run])
+    shown = report.status([run], Jobs(logs(tmp_path)), None)
+    assert "queued" in shown
+    assert "of old" not in shown
+
+
+def test_a_full_disk_ends_the_launcher_with_one_line(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_grid(tmp_path)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device", "/results/jobs.json")
+
+    monkeypatch.setattr(launch_grid, "execute", full)
+    options = ["--grid", str(path), "--results", str(tmp_path / "out"), "--cluster", "slurm"]
+    assert launch_grid.main(options) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: /results/jobs.json: No space left on device; finished results are kept")
+
+
+def test_the_port_is_below_those_that_anyone_may_get_and_differs_between_attempts() -> None:
+    ports = [port(job, restarts) for job in range(1, 400) for restarts in range(3)]
+    assert all(20_000 <= number < 32_000 for number in ports)
+    assert len(set(ports)) == len(ports)
+
+
+def test_a_warning_and_then_a_sigterm_still_end_in_a_checkpoint_and_a_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hiap import checkpoint, train
+
+    (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    requeued: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
+    step = train.Run._step
+
+    def stopped_at_two(self: train.Run, phase: train.Phase, *args: object) -> object:
+        if phase.step == 2:
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+        return step(self, phase, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train.Run, "_step", stopped_at_two)
+    try:
+        with pytest.raises(train.Interrupted, match="stopped at step 3"):
+            Job(run.config)()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert requeued == [signal.SIGUSR2]
+    state = checkpoint.load(run.folders.work / "checkpoints")
+    assert state is not None
+    assert state["step"] == 3
+    assert '"queued"' in run.folders.status.read_text()

@@ -28,8 +28,9 @@ def used(tex: str) -> list[str]:
 
 
 def definitions(tex: str, known: Numbers) -> str:
-    """``numbers.tex`` for the names that ``tex`` uses. Raises ``ConfigError`` naming those that are not known."""
-    if unknown := [name for name in used(tex) if name not in known]:
+    """``numbers.tex`` for the names that ``tex`` uses. Raises ``ConfigError`` naming those that are not known, or of
+    which the records say nothing."""
+    if unknown := [name for name in used(tex) if known.get(name, "nan") == "nan"]:
         raise ConfigError(f"paper.tex uses numbers that are not computed: {', '.join(unknown)}")
     lines = [f"\\expandafter\\def\\csname n.{name}\\endcsname{{{known[name]}}}" for name in used(tex)]
     return "\n".join(["% Written by python -m analysis.paper.", *lines]) + "\n"

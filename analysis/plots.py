@@ -118,11 +118,15 @@ def pareto(rows: pd.DataFrame) -> Figure:
     return fig
 
 
+def count(n: pd.Series) -> str:
+    """'5', or '3 to 5' where rows differ."""
+    return " to ".join(str(int(end)) for end in sorted({n.min(), n.max()}))
+
+
 def _n(group: pd.DataFrame) -> str:
     if "n" not in group:
         return ""
-    low, high = int(group["n"].min()), int(group["n"].max())
-    return f" (n = {low})" if low == high else f" (n = {low} to {high})"
+    return f" (n = {count(group['n'])})"
 
 
 class Quantity(NamedTuple):
@@ -236,8 +240,7 @@ def training_cost(bills: pd.DataFrame) -> Figure:
         ax.text(left[label], label, f" {rows['epochs'].sum():.0f} ep., {_minutes(rows['seconds'].sum())}", va="center")
     ax.set_xlim(0, 1.6 * max(left.values()))
     ax.invert_yaxis()
-    seeds = " to ".join(str(end) for end in sorted({n.min(), n.max()}))
-    ax.set_xlabel(f"Training cost (TMACs), mean of n = {seeds}")
+    ax.set_xlabel(f"Training cost (TMACs), mean of n = {count(n)}")
     if bars["inherited"].any():
         shared = Patch(
             facecolor="#e5e5e5", hatch="////", edgecolor=GREY, linewidth=0.4, label="training of the dense start"

@@ -9,14 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots import COLUMN, GREY, PAGE, STYLE, look
+from analysis.plots import COLUMN, GREY, PAGE, STYLE, count, look
 
 FAR = 4.0  # points of top-1: a method this far from the others would hide them
-
-
-def _count(n: pd.Series) -> str:
-    """'5', or '3 to 5' where rows differ."""
-    return " to ".join(str(int(end)) for end in sorted({n.min(), n.max()}))
 
 
 class Dots(NamedTuple):
@@ -82,7 +77,7 @@ def forest(rows: pd.DataFrame) -> Figure:
     ends = near["difference_low"].min() - 0.2, near["difference_high"].max() + 0.2
     fig = dots(panels, list(order.index), limits=ends)
     fig.suptitle(
-        f"n = {_count(compared['n'])} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
+        f"n = {count(compared['n'])} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
     )
     return fig
 
@@ -112,7 +107,7 @@ def bill(studies: dict[str, pd.DataFrame]) -> Figure:
         ax.set_xlabel("target, % of the dense MACs")
         ax.grid(True, axis="y")
     n = pd.concat(studies.values()).dropna(subset="target")["n"]
-    axes[0].set_ylabel(f"top-1 on {next(iter(studies.values()))['data'].iloc[0]} (%), n = {_count(n)}")
+    axes[0].set_ylabel(f"top-1 on {next(iter(studies.values()))['data'].iloc[0]} (%), n = {count(n)}")
     sizes = [
         axes[0].scatter([], [], s=area * t * 1e12, color=GREY, label=f"{t:g} TMACs of training") for t in (0.25, 0.5, 1)
     ]
@@ -135,7 +130,7 @@ def budget_paths(paths: pd.DataFrame, ends: pd.DataFrame, labels: list[str]) -> 
         ax.axhline(100 * final["target"].iloc[0], color=colour, linestyle=":", linewidth=0.7)
         ax.plot([last + 0.3] * len(final), 100 * final["macs_share"], "D", color=colour, markersize=3)
     ax.set_xlabel("epoch")
-    ax.set_ylabel(f"MACs, % of dense (n = {_count(ends[ends['label'].isin(labels)].groupby('label').size())} seeds)")
+    ax.set_ylabel(f"MACs, % of dense (n = {count(ends[ends['label'].isin(labels)].groupby('label').size())} seeds)")
     ax.set_ylim(0, 103)
     black: dict[str, Any] = {"color": "black"}
     kinds: list[tuple[Any, str]] = [("-", "expected"), ("--", "by the threshold ½"), (":", "target")]

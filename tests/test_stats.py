@@ -60,6 +60,12 @@ def test_nothing_is_decided_without_student_or_without_common_seeds():
     assert not apart.decided
 
 
+def test_rounding_decides_nothing():
+    found = stats.compare(seeds(*[0.1 + 0.2] * 5), seeds(*[0.3] * 5))
+    assert found.difference.mean > 0
+    assert (found.difference.low, found.decided) == (0, False)
+
+
 @pytest.mark.parametrize(
     ("label", "target", "name"),
     [("taylor-rounds-20", 0.8, "taylor-rounds"), ("hiap-33", 0.67, "hiap"), ("dense", None, "dense")],

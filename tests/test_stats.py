@@ -114,6 +114,19 @@ def test_figures_show_every_compared_row(runs):
     assert len(study_plots.bill({"once": rows, "twice": rows}).axes) == 2
 
 
+def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
+    far = runs.assign(top1=runs["top1"].where(runs["method"] != "l1", 30.0))
+    near = runs[runs["label"] == "l1-20"].assign(label="taylor-20", method="taylor", run_id=["a", "b", "c"])
+    rows = stats.study(pd.concat([far, near], ignore_index=True))
+    fig = study_plots.bill({"once": rows})
+    assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
+    assert fig.axes[0].get_ylim()[0] > 70
+    fig = study_plots.forest(rows)
+    (text,) = (text for text in fig.axes[0].texts if "←" in text.get_text())
+    fig.draw_without_rendering()
+    assert text.get_window_extent().x1 < fig.axes[0].transData.transform((0, 0))[0]
+
+
 def test_landings_keep_the_worst_seed(runs):
     landed = stats.landings(runs).set_index("label")
     assert landed.loc["hiap-50", "shortfall"] == pytest.approx(100 * 2000 / DENSE_MACS, abs=1e-5)

@@ -87,6 +87,12 @@ def _controls(runs: pd.DataFrame, rows: pd.DataFrame, name: str) -> Numbers:
     return found
 
 
+def of_single_phase(root: Path) -> Numbers:
+    """``_standing`` of the longer recipes beside HiAP's single phase of the study's epochs."""
+    longer, short = collect.load(root, "study_long"), collect.load(root, "study")
+    return _standing(stats.against_single_phase(longer, short), "single") if len(longer) and len(short) else {}
+
+
 def of_gaps(root: Path) -> Numbers:
     """``gap.<label>.mean``, ``.low``, ``.high``: extracted minus soft top-1."""
     runs = collect.load(root, "study")
@@ -301,6 +307,7 @@ def _lines(folder: str) -> int:
 SOURCES: tuple[Callable[[Path], Numbers], ...] = (
     lambda root: of_study(root, "study", "study"),
     lambda root: of_study(root, "study_long", "long"),
+    of_single_phase,
     of_gaps,
     of_budget,
     lambda root: of_labels(root, "sensitivity"),

@@ -136,6 +136,11 @@ def load(root: str | Path, grid: str | None = None) -> pd.DataFrame:
     return pd.DataFrame([_row(r) for r in finished], columns=list(COLUMNS))
 
 
+def machines(names: pd.Series) -> str:
+    """Each once, without trade marks."""
+    return ", ".join(sorted({name.replace("(R)", "").removesuffix(" Processor") for name in names}))
+
+
 def gated_records(root: str | Path, grid: str | None = None) -> list[Record]:
     """Finished runs that had gates."""
     return [r for r in records(root, grid) if r.status == "finished" and not gate_trajectory(r).empty]

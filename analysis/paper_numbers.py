@@ -24,11 +24,6 @@ def fixed(value: float, digits: int = 2) -> str:
     return f"${text}$" if value < 0 else text
 
 
-def machines(names: pd.Series) -> str:
-    """Each once, without trade marks."""
-    return ", ".join(sorted({name.replace("(R)", "").removesuffix(" Processor") for name in names}))
-
-
 def of_study(root: Path, grid: str, name: str) -> Numbers:
     """``<name>.<variant>.<kept>.top1``, ``.low``, ``.high``, ``.diff``, ``.difflow``, ``.diffhigh``, ``.macs``,
     ``.tmacs``; ``kept`` is the target in per cent, or 'free'."""
@@ -283,7 +278,7 @@ def of_project(root: Path) -> Numbers:
     return {
         "runs.all": fixed(len(runs), 0),
         "runs.hours": fixed(runs["seconds"].sum() / 3600, 1),
-        "runs.machines": machines(runs["device_name"]),
+        "runs.machines": collect.machines(runs["device_name"]),
         "runs.threads": str(max(record.environment.threads for record in collect.records(root))),
         "runs.disk": fixed(sum(path.stat().st_size for path in root.glob("runs/*/*.json")) / 1e6, 1),
         "methods.baselines": str(len(set(runs["method"]) - {"dense", "hiap"})),

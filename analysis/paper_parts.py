@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import collect, findings, findings_runs, open_points
-from analysis.paper_numbers import fixed, machines
+from analysis.paper_numbers import fixed
 from slurm import grid
 
 
@@ -173,7 +173,7 @@ def command_table(root: Path) -> str:
     grids = []
     for name, shows in SHOWS.items():
         runs, planned = collect.load(root, name), grid.load(grid.find(name))
-        device = machines(runs["device_name"]) or "not run here"
+        device = collect.machines(runs["device_name"]) or "not run here"
         hours = f"{runs['seconds'].sum() / 3600:.1f}" if len(runs) else "--"
         count = f"{len(runs)} of {len(planned.runs) * len(planned.seeds)}"
         grids.append([f"\\texttt{{{escape(name)}}}", shows, count, hours, escape(device)])

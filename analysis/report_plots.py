@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,6 +10,7 @@ from matplotlib.lines import Line2D
 from analysis import collect, findings
 from analysis.paper_plots import DASHES, RATIOS
 from analysis.plots import COLUMN, GREY, PAGE, look
+from analysis.study_plots import span, write_below
 
 # Ratio of Fig. 4 at the strengths of each of Figs. 5-9.
 FIGURE_RATIOS = dict(zip(findings.FIGURES, ("2:1", "5:1", "1.5:1", "macro-only", "micro-only"), strict=True))
@@ -97,7 +97,7 @@ def gate_totals(rows: pd.DataFrame) -> Figure:
 
 def study_pareto(rows: pd.DataFrame) -> Figure:
     """Top-1 against MACs of the rows of ``stats.study``, a line per variant; hollow: pruned in rounds. Broken
-    lines: networks from which nothing was removed."""
+    lines: networks from which nothing was removed. What lies below ``span`` is written at the edge."""
     fig = Figure(figsize=(PAGE, 2.9), layout="constrained")
     ax = fig.add_subplot()
     aimed, handles = rows.dropna(subset="target"), []
@@ -112,7 +112,10 @@ def study_pareto(rows: pd.DataFrame) -> Figure:
     for dash, row in zip(DASHES, rows[rows["variant"].str.startswith("dense")].to_dict("records"), strict=False):
         ax.axhline(row["top1"], color="black", linewidth=0.7, linestyle=dash, zorder=1)
         handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=row["title"]))
-    ax.set_ylim(np.nanmax([aimed["top1"].quantile(0.08), aimed["top1"].max() - 12]), None)
+    ends = span(rows)
+    for row in aimed[aimed["top1"] < ends[0]].to_dict("records"):
+        write_below(ax, row, 100 - row["reduction"])
+    ax.set_ylim(ends)
     ax.set_xlabel("MACs of the extracted network (% of dense)")
     ax.set_ylabel(f"top-1 on {rows['data'].iloc[0]} (%), n = {rows['n'].max():.0f} seeds")
     ax.grid(True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.plots import COLUMN, GREY, PAGE, STYLE, count, look
 
-FAR = 4.0  # points of top-1: a method this far from the others would hide them
+FAR = 4.0  # points of top-1: a method this far from HiAP at the same target would hide the others
+MARGIN = 0.2  # points of top-1 around what an axis shows
 
 
 class Dots(NamedTuple):
@@ -60,6 +62,29 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
     return fig
 
 
+def near(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``stats.study`` that decide how far an axis reaches: HiAP's, and those less than ``FAR`` from it."""
+    return rows[~(rows["difference"].abs() >= FAR)]
+
+
+def span(rows: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis of top-1: all ``near`` rows with their intervals."""
+    ends = near(rows)[["top1", "low", "high"]]
+    return float(ends.min().min()) - MARGIN, float(ends.max().max()) + MARGIN
+
+
+def write_below(ax: Axes, row: dict[Any, Any], x: float) -> None:
+    """Title and top-1 of a row below the axis, at its lower edge left of ``x``; several stand on one another."""
+    words, up = f"{row['title']} {row['top1']:.1f} ↓", (0, 2 + 8 * len(ax.texts))
+    style: dict[str, Any] = {
+        "xycoords": ax.get_xaxis_transform(),
+        "textcoords": "offset points",
+        "ha": "right",
+        "fontsize": 6.5,
+    }
+    ax.annotate(words, (x, 0), up, color=look(row["method"]).colour, **style)
+
+
 def forest(rows: pd.DataFrame) -> Figure:
     """Top-1 against HiAP at the same target, one panel per target, from ``stats.study``; hollow where not decided."""
     compared = rows.dropna(subset="difference")
@@ -73,9 +98,9 @@ def forest(rows: pd.DataFrame) -> Figure:
         named = named.rename(columns={"difference_low": "low", "difference_high": "high"})
         panels.append(Dots(f"{100 * target:.0f} % of the MACs", "points against HiAP", named, line=0.0))
     order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
-    near = compared[compared["difference"].abs() < FAR]
-    low, high = near["difference_low"].min() - 0.2, near["difference_high"].max() + 0.2
-    if len(near) < len(compared):  # their numbers stand left of the line
+    shown = near(compared)
+    low, high = shown["difference_low"].min() - MARGIN, shown["difference_high"].max() + MARGIN
+    if len(shown) < len(compared):  # their numbers stand left of the line
         low = min(low, -0.5 * high)
     fig = dots(panels, list(order.index), limits=(low, high))
     fig.suptitle(
@@ -86,10 +111,10 @@ def forest(rows: pd.DataFrame) -> Figure:
 
 def bill(studies: dict[str, pd.DataFrame]) -> Figure:
     """Top-1 against MACs with the training bill as the mark's area, one panel per study (``stats.study``). Methods
-    stand side by side at each target; hollow marks: pruned in rounds. What lies far below the best is written at the
+    stand side by side at each target; hollow marks: pruned in rounds. What lies below ``span`` is written at the
     edge, its mean over the seeds."""
     aimed = pd.concat(studies.values()).dropna(subset="target")
-    floor = aimed["top1"].max() - 1.5 * FAR
+    ends = span(aimed)
     fig = Figure(figsize=(PAGE, 2.9), layout="constrained")
     axes = fig.subplots(1, len(studies), sharey=True, squeeze=False)[0]
     area = 40 / max(rows["train_macs"].max() for rows in studies.values())
@@ -102,14 +127,10 @@ def bill(studies: dict[str, pd.DataFrame]) -> Figure:
             x = 100 * row["target"] + 0.75 * (variants.index(row["title"]) - (len(variants) - 1) / 2)
             face = "white" if hollow else style.colour
             size = area * row["train_macs"]
-            if row["top1"] < floor:
-                words, place = f"{row['title']} {row['top1']:.1f} ↓", (0, 2 + 8 * len(ax.texts))
-                ax.annotate(
-                    words, (x, floor), place, textcoords="offset points", ha="right", color=style.colour, fontsize=6.5
-                )
-            else:
-                ax.vlines(x, row["low"], row["high"], color=style.colour, linewidth=0.7, zorder=1)
-                ax.scatter(x, row["top1"], s=size, marker=style.marker, facecolor=face, edgecolor=style.colour, lw=0.7)
+            ax.vlines(x, row["low"], row["high"], color=style.colour, linewidth=0.7, zorder=1)
+            ax.scatter(x, row["top1"], s=size, marker=style.marker, facecolor=face, edgecolor=style.colour, lw=0.7)
+            if row["top1"] < ends[0]:
+                write_below(ax, row, x)
             handles[row["title"]] = Line2D(
                 [], [], color=style.colour, marker=style.marker, markerfacecolor=face, linestyle="", label=row["title"]
             )
@@ -117,7 +138,7 @@ def bill(studies: dict[str, pd.DataFrame]) -> Figure:
         ax.set_xticks(sorted(100 * rows["target"].unique()))
         ax.set_xlabel("target, % of the dense MACs")
         ax.grid(True, axis="y")
-    axes[0].set_ylim(bottom=floor)
+    axes[0].set_ylim(ends)
     axes[0].set_ylabel(f"top-1 on {aimed['data'].iloc[0]} (%), n = {count(aimed['n'])}")
     sizes = [
         axes[0].scatter([], [], s=area * t * 1e12, color=GREY, label=f"{t:g} TMACs of training") for t in (0.25, 0.5, 1)

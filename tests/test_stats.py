@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_analysis import DENSE_MACS, made_up
 
-from analysis import collect, stats, study_plots, tables
+from analysis import collect, report_plots, stats, study_plots, tables
 from hiap.record import Folders, write
 
 
@@ -118,9 +118,10 @@ def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
     far = runs.assign(top1=runs["top1"].where(runs["method"] != "l1", 30.0))
     near = runs[runs["label"] == "l1-20"].assign(label="taylor-20", method="taylor", run_id=["a", "b", "c"])
     rows = stats.study(pd.concat([far, near], ignore_index=True))
-    fig = study_plots.bill({"once": rows})
-    assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
-    assert fig.axes[0].get_ylim()[0] > 70
+    for fig in (study_plots.bill({"once": rows}), report_plots.study_pareto(rows)):
+        assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
+        assert fig.axes[0].get_ylim()[0] > 70
+        assert fig.axes[0].get_ylim()[0] < rows.loc[rows["method"] == "hiap", "low"].min()
     fig = study_plots.forest(rows)
     (text,) = (text for text in fig.axes[0].texts if "←" in text.get_text())
     fig.draw_without_rendering()

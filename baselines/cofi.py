@@ -21,9 +21,10 @@ from hiap import gated_vit
 from hiap.config import Config
 from hiap.gates import Gate, logistic_noise
 from hiap.method import Context, Multipliers, Stage, TargetedStage, joint_ranking
+from hiap.reach import HARD_CONCRETE
 from hiap.selection import Ranking
 
-LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
+LOW, HIGH, TEMPERATURE = HARD_CONCRETE
 
 
 class HardConcrete(Gate):

@@ -2,8 +2,9 @@
 
 Source: Michel et al., "Are Sixteen Heads Really Better than One?" (NeurIPS 2019), and the head-pruning rows that the
 HiAP paper compares with; the classic multi-stage pipeline.
-Algorithm: score each head by the l2 norm of its slices of the value and output projections; remove the lowest anywhere
-until the MACs meet the target, at once or in ``budget.rounds`` steps with training between; fine-tune.
+Algorithm: score each head by the l2 norm of its slices of the value and output projections; remove the lowest until
+the MACs meet the target, wherever they are (``budget.head_ranking: global``) or the same share of each layer
+(``layer``), at once or in ``budget.rounds`` steps with training between; fine-tune.
 Deviations: Michel et al. score by a head's gradient; here it is magnitude, as the name says. Heads hold a limited share
 of the MACs (38.6 % of what can be pruned in DeiT-S), so large cuts are out of reach and refused. So that the result
 meets the target as closely as every other method's, the one head at the boundary is narrowed instead of removed: it
@@ -26,7 +27,8 @@ def stages(config: Config) -> list[Stage]:
 
 def rank(model: Any, context: Context) -> Ranking:
     squares = value_dim_sums(model, lambda weight: weight.detach().square())
-    heads = global_rank(squares.sum(-1))
+    per_layer = context.config.budget.head_ranking == "layer"
+    heads = (within_layer_rank if per_layer else global_rank)(squares.sum(-1))
     within = within_layer_rank(squares.flatten(0, 1)).view_as(squares)
     # Heads differ by 1 / their number, a head's dimensions by less: no dimension leaves before a weaker head has gone.
     return Ranking(dims=heads[..., None] + within / (heads.numel() + 1), cut_qk=True)

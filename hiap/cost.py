@@ -90,14 +90,24 @@ def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     )
 
 
+def head_widths(mask: BlockMask) -> list[int]:
+    """Value dimensions of each head that is left."""
+    return [w for w in (mask.dims.sum(-1) * mask.heads).tolist() if w]
+
+
+def neurons(mask: BlockMask) -> int:
+    """FFN neurons that are left; 0 if the block's gate is closed."""
+    return int(mask.neurons.sum()) * int(mask.ffn)
+
+
 def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) -> int:
     """MACs of the model that extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
     total = ledger.constant_macs(dims)
     for mask in kept:
-        widths = [w for w in (mask.dims.sum(-1) * mask.heads).tolist() if w]
+        widths = head_widths(mask)
         qk = widths if cut_qk else [dims.head_dim] * len(widths)
         total += ledger.attention_macs(dims.tokens, dims.dim, qk, widths)
-        total += ledger.ffn_macs(dims.tokens, dims.dim, int(mask.neurons.sum()) * int(mask.ffn))
+        total += ledger.ffn_macs(dims.tokens, dims.dim, neurons(mask))
     return total
 
 

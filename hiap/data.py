@@ -1,4 +1,4 @@
-"""Images in batches: two embedded digit sets, CIFAR-10 and ImageNet.
+"""Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10 and ImageNet.
 
 Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
 augmentation of an image from (seed, e, its index), mixing from (seed, e, k). A run that is resumed at step k therefore
@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from hiap.config import ON_DISK, ConfigError, DataConfig
+from hiap import fashion_mnist
+from hiap.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,13 @@ Batch = tuple["torch.Tensor", "torch.Tensor"]
 Transform = Callable[["Image.Image"], "torch.Tensor"]
 
 DIGIT_SETS = ("digits", "affine-digits")
-SMALLEST = {"digits": 8, "affine-digits": 16, "cifar10": 8, "imagenet": 32}
+SMALLEST = {"digits": 8, "affine-digits": 16, "fashion-mnist": 8, "cifar10": 8, "imagenet": 32}
 
 # Mean and standard deviation per channel of the training images in [0, 1]. ImageNet's are timm's constants.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.305,), (0.376,)),
     "affine-digits": ((0.22,), (0.157,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 
@@ -67,6 +69,17 @@ class Info:
     test: int
 
 
+def published_size(data: DataConfig) -> Info:
+    """What the data set is as it was published, without reading it: for bills and for checks before submission."""
+    if data.name in ("affine-digits", "fashion-mnist"):
+        return Info(1, 10, None, data.train_size, data.test_size)
+    return {
+        "digits": Info(1, 10, 8, 1_352, 445),
+        "cifar10": Info(3, 10, 32, 50_000, 10_000),
+        "imagenet": Info(3, 1000, None, 1_281_167, 50_000),
+    }[data.name]
+
+
 def info(data: DataConfig, img_size: int) -> Info:
     """What the data set is; draws and decodes nothing, but reads CIFAR-10's files and lists ImageNet's, once."""
     if data.name == "affine-digits":
@@ -75,6 +88,8 @@ def info(data: DataConfig, img_size: int) -> Info:
         from hiap.affine_digits import original_indices
 
         return Info(1, 10, 8, len(original_indices("train")), len(original_indices("test")))
+    if data.name == "fashion-mnist":
+        return Info(1, fashion_mnist.CLASSES, fashion_mnist.SIDE, data.train_size, data.test_size)
     if data.name == "cifar10":
         train, test = (len(_cifar(data.root, split)) for split in ("train", "test"))
         return Info(3, 10, 32, train, test)
@@ -86,9 +101,12 @@ def check(data: DataConfig, img_size: int) -> None:
     """Raise ``ConfigError`` (one line) if the data cannot serve a run; quick, reads no image and imports no torch."""
     if img_size < SMALLEST[data.name]:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
+    if data.name in IN_MEMORY and data.augment != "none":
+        raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+    if data.name == "fashion-mnist":
+        _check_fashion(data)
+        return
     if data.name in DIGIT_SETS:
-        if data.augment != "none":
-            raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
         if find_spec("sklearn") is None:
             raise ConfigError(f"data.name '{data.name}' needs scikit-learn, which is not installed")
         return
@@ -100,6 +118,13 @@ def check(data: DataConfig, img_size: int) -> None:
         _cifar_files(data.root)
     else:
         _check_imagenet(Path(data.root))
+
+
+def _check_fashion(data: DataConfig) -> None:
+    fashion_mnist.find(data.root)
+    for name, most in (("train_size", fashion_mnist.TRAIN), ("test_size", fashion_mnist.TEST)):
+        if getattr(data, name) > most:
+            raise ConfigError(f"data.{name} {getattr(data, name)}: fashion-mnist has {most:,} such images")
 
 
 def corrupt(data: DataConfig) -> set[int]:
@@ -144,13 +169,10 @@ def train_batches(
     (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
     ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch."""
     dataset = _dataset(data, img_size, "train")
-    size = min(batch_size, len(dataset))
     mixing = data.mixup > 0 or data.cutmix > 0
-    if mixing and size % 2:
-        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {size}")
-    order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(len(dataset))
-    steps = max(1, len(dataset) // batch_size)
-    batches = [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
+    if mixing and min(batch_size, len(dataset)) % 2:
+        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch_size}")
+    batches = train_indices(len(dataset), batch_size=batch_size, seed=seed, epoch=epoch, start=start, share=share)
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
         if share[1] == 1:  # several processes add up what they know, and stop together
@@ -160,6 +182,21 @@ def train_batches(
                 _seed(seed, epoch, k, MIX)
                 images, targets = mix(images, targets)
         yield images, targets
+
+
+def train_indices(
+    count: int, *, batch_size: int, seed: int, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)
+) -> list[np.ndarray]:
+    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ..."""
+    size, steps = min(batch_size, count), max(1, count // batch_size)
+    order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(count)
+    return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
+
+
+def in_order(data: DataConfig, img_size: int, batch_size: int) -> Iterator[Batch]:
+    """Every training image once, in the order of ``train_indices``' numbers, as ``train_batches`` gives them."""
+    dataset = _dataset(data, img_size, "train")
+    yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), 0)
 
 
 def test_batches(
@@ -295,6 +332,11 @@ def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
         return _digits(split, img_size, count, data.seed)
     if data.name == "digits":
         return _digits(split, img_size)
+    if data.name == "fashion-mnist":
+        part_of: fashion_mnist.Part = "train" if split == "train" else data.measure
+        return _fashion(
+            data.root, part_of, img_size, data.train_size if split == "train" else data.test_size, data.seed
+        )
     return _Photographs(
         _source(data, split), _transform(data, img_size, split), split == "train" and data.max_corrupt > 0
     )
@@ -315,6 +357,12 @@ def _digits(split: Split, img_size: int, count: int | None = None, seed: int = 0
         images, labels = affine_digits.canvases(split, count, img_size, seed)
     mean, std = NORMALISATION["digits" if count is None else "affine-digits"]
     return _InMemory(images, labels, mean[0], std[0])
+
+
+@lru_cache(maxsize=4)
+def _fashion(root: str, which: fashion_mnist.Part, img_size: int, count: int, seed: int) -> _InMemory:
+    mean, std = NORMALISATION["fashion-mnist"]
+    return _InMemory(*fashion_mnist.images(root, which, img_size, count, seed), mean[0], std[0])
 
 
 def _transform(data: DataConfig, img_size: int, split: Split) -> Transform:

@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from hiap.config import GateConfig
-from hiap.gates import Gate
+from hiap.gates import Gate, temperature
 
 
 class UnsupportedModelError(ValueError):
@@ -191,6 +191,13 @@ def set_temperature(gated: nn.Module, tau: float) -> None:
         g.tau.fill_(tau)
 
 
+def anneal(gated: nn.Module, config: GateConfig, progress: float) -> float:
+    """Set and return the temperature at ``progress`` in [0, 1]."""
+    tau = temperature(config, progress)
+    set_temperature(gated, tau)
+    return tau
+
+
 @contextmanager
 def sampling(gated: nn.Module) -> Iterator[None]:
     """Within, the gates sample as in training whatever the mode of the rest of the network (the 'soft' evaluation)."""
@@ -227,6 +234,20 @@ def harden_to(gated: Any, kept: list[BlockMask]) -> None:
     """Decide by hand how gates harden, e.g. to meet a target; what they have learned stays."""
     for g, keep in _with_masks(gated, kept):
         g.harden_to(keep)
+
+
+def keep_one_head(gated: Any) -> None:
+    """If no head is left, harden to the one with the largest logit, with the dimensions of it that are open (its best
+    one, if none is)."""
+    kept = masks(gated)
+    if any(bool((m.heads & m.dims.any(-1)).any()) for m in kept):
+        return
+    logits = torch.stack([b.attn.head_gate.logit.detach() for b in gated.blocks])
+    block, head = divmod(int(logits.argmax()), logits.shape[1])
+    kept[block].heads[head] = True
+    if not kept[block].dims[head].any():
+        kept[block].dims[head, gated.blocks[block].attn.value_gate.logit[head].argmax()] = True
+    harden_to(gated, kept)
 
 
 def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:

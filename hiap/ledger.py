@@ -92,11 +92,12 @@ def ffn_macs(n: int, d: int, neurons: int) -> int:
     return 2 * n * d * neurons
 
 
-# Backbones that the grids name, for bills computed without building a network: (D, L, H) at patch 16, 224 pixels.
+# Backbones that the grids name, for bills computed without building a network: (D, L, H, patch).
 _KNOWN = {
-    "deit_tiny_patch16_224": (192, 12, 3),
-    "deit_small_patch16_224": (384, 12, 6),
-    "deit_base_patch16_224": (768, 12, 12),
+    "deit_tiny_patch16_224": (192, 12, 3, 16),
+    "deit_small_patch16_224": (384, 12, 6, 16),
+    "deit_base_patch16_224": (768, 12, 12, 16),
+    "vit_small_patch14_dinov2": (384, 12, 6, 14),
 }
 
 
@@ -104,5 +105,5 @@ def known_dims(name: str, image: int = 224, classes: int = 1000, channels: int =
     """Sizes of a timm model that the grids use, or None."""
     if name not in _KNOWN:
         return None
-    d, depth, heads = _KNOWN[name]
-    return Dims(d, depth, heads, d // heads, 4 * d, 16, image, channels, classes)
+    d, depth, heads, patch = _KNOWN[name]
+    return Dims(d, depth, heads, d // heads, 4 * d, patch, image, channels, classes)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from hiap import cost, gated_vit, ledger
 from hiap.config import Config
 from hiap.extraction import extract
-from hiap.gates import temperature
 from hiap.objective import feasibility, penalties
 from hiap.selection import Ranking, keep_best, require_reachable
 
@@ -41,8 +41,9 @@ def remove(gated: Any) -> Any:
 class Stage:
     """One training phase; as it stands, plain training (a dense network, or fine-tuning)."""
 
-    def __init__(self, name: str, epochs: int):
-        self.name, self.epochs = name, epochs
+    def __init__(self, name: str, epochs: int, before: int = 0, after: int = 0):
+        """``before``, ``after``: epochs of other stages that share one schedule of rates with this one."""
+        self.name, self.epochs, self.before, self.after = name, epochs, before, after
 
     def prepare(self, model: Any, context: Context) -> Any:
         """What is trained, made from what the previous stage left. Deterministic: a resumed run calls it again."""
@@ -93,9 +94,8 @@ class Multipliers(nn.Module):
 
 class TargetedStage(Stage):
     """Gates and weights trained together, then hardened to the target by ``rank``: HiAP with a budget, and baselines
-    that search. A subclass makes the gates (``gate``) and says which go first (``rank``)."""
-
-    RAMP = 0.5  # share of the stage over which the wanted MACs fall from dense to the target (linear, as in CoFi)
+    that search. A subclass makes the gates (``gate``) and says which go first (``rank``). The wanted MACs fall from
+    dense to the target over a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
 
     def gate(self, model: Any, context: Context) -> Any:
         raise NotImplementedError
@@ -106,6 +106,7 @@ class TargetedStage(Stage):
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target_macs is not None
         self.dims, self.target = cost.dims_of(model), context.target_macs
+        self.ramp = context.config.budget.ramp
         gated = self.gate(model, context)
         require_reachable(self.dims, self.rank(gated), self.target)
         return gated
@@ -113,7 +114,7 @@ class TargetedStage(Stage):
     def excess(self, gated: Any, progress: float) -> Tensor:
         """Expected minus wanted MACs, as a share of dense."""
         dense = ledger.dense_macs(self.dims)
-        wanted = dense + min(1.0, progress / self.RAMP) * (self.target - dense)
+        wanted = dense + min(1.0, progress / self.ramp) * (self.target - dense)
         return (cost.expected_cost(gated).macs - wanted) / dense
 
     @torch.no_grad()
@@ -131,16 +132,15 @@ class SinglePhase(Stage):
     """HiAP: weights and gates together, then hardened and removed, without fine-tuning (section 3.4)."""
 
     def __init__(self, config: Config):
-        super().__init__("single-phase", config.optim.epochs)
+        epochs = round((config.budget.settle or 1.0) * config.optim.epochs)
+        super().__init__("single-phase", epochs, after=config.optim.epochs - epochs)
         self.config = config
 
     def prepare(self, model: Any, context: Context) -> Any:
         return gated_vit.gate(model, self.config.gates, seed=self.config.seed)
 
     def anneal(self, model: Any, progress: float) -> float:
-        tau = temperature(self.config.gates, progress)
-        gated_vit.set_temperature(model, tau)
-        return tau
+        return gated_vit.anneal(model, self.config.gates, progress)
 
     def terms(self, model: Any) -> dict[str, Tensor]:
         return {
@@ -150,10 +150,20 @@ class SinglePhase(Stage):
 
     @torch.no_grad()
     def log(self, model: Any) -> dict[str, float]:
-        return {"expected_macs": float(cost.expected_cost(model).macs)}
+        return {"expected_macs": float(cost.expected_cost(model).macs), "travel": farthest(model, self.config)}
+
+    def harden(self, model: Any) -> None:
+        if self.config.gates.keep_head:
+            gated_vit.keep_one_head(model)
 
     def finish(self, model: Any) -> Any:
         return remove(model)
+
+
+def farthest(gated: Any, config: Config) -> float:
+    """How far the logit that has gone farthest is from where it started."""
+    start = config.gates.init_logit
+    return max(float((gate.logit.detach() - start).abs().max()) for _, gate in gated_vit.named_gates(gated))
 
 
 class BudgetedSinglePhase(TargetedStage, SinglePhase):
@@ -169,6 +179,9 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
     # expected MACs follow, not by accuracy.
     RATE = 100.0
     DAMP = 50.0
+    # Bounds of log(strength), a factor of 10,000. While gates are still on their way to the threshold the excess only
+    # adds up; an integral at its bound says so, and starts again from 0 as soon as the excess changes its sign.
+    LIMIT = math.log(1e4)
 
     def gate(self, model: Any, context: Context) -> Any:
         gated = SinglePhase.prepare(self, model, context)
@@ -177,9 +190,12 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
 
     def anneal(self, model: Any, progress: float) -> float:
         with torch.no_grad():
-            excess = self.excess(model, progress)
-            model.dual.ascend(excess, progress, self.RATE)
-            model.strength = (model.dual.value + self.DAMP * excess).exp().squeeze()
+            excess, dual = self.excess(model, progress), model.dual
+            wound_up = (dual.value.abs() >= self.LIMIT) & (dual.value * excess < 0)
+            dual.value.masked_fill_(wound_up, 0.0)
+            dual.ascend(excess, progress, self.RATE)
+            dual.value.clamp_(-self.LIMIT, self.LIMIT)
+            model.strength = (dual.value + self.DAMP * excess).clamp(-self.LIMIT, self.LIMIT).exp().squeeze()
         return SinglePhase.anneal(self, model, progress)
 
     def terms(self, model: Any) -> dict[str, Tensor]:
@@ -188,7 +204,7 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
         return {**priced, "feasibility": feasibility(model, self.config.feasibility)}
 
     def log(self, model: Any) -> dict[str, float]:
-        return {**super().log(model), "strength": float(model.strength)}
+        return {**SinglePhase.log(self, model), "strength": float(model.strength)}
 
     def rank(self, model: Any) -> Ranking:
         return joint_ranking(model)
@@ -217,6 +233,7 @@ def joint_ranking(gated: Any) -> Ranking:
         dims=keys[: d.numel()].view_as(d),
         neurons=keys[d.numel() :].view_as(c),
         cut_qk=blocks[0].attn.mode != "v",
+        tied=torch.cat([(d >= g).flatten(), (c >= b).flatten()]),
     )
 
 
@@ -225,5 +242,6 @@ def stages(config: Config) -> list[Stage]:
     if config.method == "dense":
         return [Stage("train", config.optim.epochs)]
     if config.method == "hiap":
-        return [SinglePhase(config) if config.budget.target_macs is None else BudgetedSinglePhase(config)]
+        phase = SinglePhase(config) if config.budget.target_macs is None else BudgetedSinglePhase(config)
+        return [phase, Stage("settled", phase.after, before=phase.epochs)] if phase.after else [phase]
     return import_module(f"baselines.{config.method}").stages(config)

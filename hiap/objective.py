@@ -15,7 +15,7 @@ from hiap.cost import expected_cost
 def task_loss(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, distill: DistillConfig, smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``.
+    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``; A12: T^2 or 1.
 
     ``logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives alpha and T and says
     "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of the two numbers.
@@ -26,7 +26,8 @@ def task_loss(
     t = distill.temperature
     student, teacher = ((z.float() / t).log_softmax(-1) for z in (logits, teacher_logits))
     divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return (1 - distill.alpha) * loss + distill.alpha * t * t * divergence
+    weight = distill.alpha * t * t if distill.t_squared else distill.alpha
+    return (1 - distill.alpha) * loss + weight * divergence
 
 
 def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ Layout below a results root (``results/`` for what this repository publishes, ``
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hiap.config import Config, ConfigError
@@ -38,11 +40,21 @@ class _Part(BaseModel):
 
 
 class Score(_Part):
-    """Accuracy on the whole test split: ``top1`` in per cent, mean cross-entropy ``loss`` in nats, ``n`` images."""
+    """Accuracy on the images measured: ``top1`` in per cent, mean cross-entropy ``loss`` in nats, ``n`` images.
+    ``correct``: which of them, in order, one bit each in base64; of the extracted network only, and '' in old records.
+    """
 
     top1: float
     loss: float
     n: int
+    correct: str = ""
+
+    def hits(self) -> np.ndarray | None:
+        """Booleans (n,): which images were classified rightly; None if the record does not say."""
+        if not self.correct:
+            return None
+        bits = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
+        return np.unpackbits(bits, count=self.n).astype(bool)
 
 
 class Metrics(_Part):
@@ -101,6 +113,18 @@ class EpochLog(_Part):
     state: dict[str, float] = Field(default_factory=dict)
 
 
+class GateLog(_Part):
+    """The hardened counts per block after ``step`` of ``steps`` steps of the stage that trains the gates; ``macs``,
+    ``expected_macs`` as in ``EpochLog``."""
+
+    step: int
+    steps: int
+    heads: list[int]
+    neurons: list[int]
+    macs: int
+    expected_macs: int
+
+
 class BlockShape(_Part):
     """What is left of one block: value dimensions of each surviving head, and FFN neurons (0: the FFN is gone)."""
 
@@ -136,6 +160,8 @@ class Record(_Part):
     stages: list[StageBill] = Field(default_factory=list)
     epochs: list[EpochLog] = Field(default_factory=list)
     shape: list[BlockShape] | None = None
+    gates: list[GateLog] = Field(default_factory=list)  # every run.gate_log steps, if that is set
+    weights_sha256: str = ""  # of the file that the weights began with, through the runs before this one
     corrupt_images: int = 0  # training images that could not be read and were replaced
     environment: Environment
     started: str

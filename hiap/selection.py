@@ -20,17 +20,21 @@ class Ranking:
     """Keys by which units are kept, highest first, comparable across all units. A kind left None is not pruned.
 
     ``dims`` (L, H, Dh) value dimensions, a head goes with its last one; ``neurons`` (L, Dffn), an FFN goes with its
-    last one. ``cut_qk``: a dimension takes its Q and K rows along."""
+    last one. ``cut_qk``: a dimension takes its Q and K rows along. ``tied``, of all units, dimensions first: those that
+    a macro gate ranks, with all others of their head or FFN that it ranks; their own gates only order them."""
 
     dims: Tensor | None = None
     neurons: Tensor | None = None
     cut_qk: bool = False
+    tied: Tensor | None = None
 
 
 def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMask]:
     """Masks that keep the highest-ranked units such that the extracted model has at most ``target`` MACs, and no
-    further unit of a head that is left, or neuron, would fit. The best value dimension stays whatever its rank: with
-    no head at all the image would not reach the classifier. Raises ``ConfigError`` if the target is out of reach."""
+    further unit would fit. A head or FFN whose macro gate the threshold splits is closed, and units of open ones fill
+    what is left; only if there are too few of them does it come back, as narrow as it must. The best value dimension
+    stays whatever its rank: with no head at all the image would not reach the classifier. Raises ``ConfigError`` if the
+    target is out of reach."""
     require_reachable(dims, ranking, target)
     order = _order(ranking)
 
@@ -42,8 +46,10 @@ def keep_best(dims: ledger.Dims, ranking: Ranking, target: int) -> list[BlockMas
         middle = (low + high + 1) // 2
         fits = macs(_first(order, middle)) <= target
         low, high = (middle, high) if fits else (low, middle - 1)
-    chosen = _first(order, low)
-    return _masks(dims, ranking, _top_up(dims, ranking, chosen, order[low:], target - macs(chosen)))
+    chosen = _without_split(_groups(dims, ranking), _first(order, low), ranking.tied, keep=int(order[0]))
+    for gone_too in (False, True):
+        chosen = _top_up(dims, ranking, chosen, order, target - macs(chosen), gone_too)
+    return _masks(dims, ranking, chosen)
 
 
 def require_reachable(dims: ledger.Dims, ranking: Ranking, target: int) -> None:
@@ -86,23 +92,43 @@ def _first(order: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _top_up(dims: ledger.Dims, ranking: Ranking, chosen: Tensor, rest: Tensor, slack: int) -> Tensor:
-    """Add the best remaining units that still fit; a dimension of a head that is gone would bring the head back, with
-    all that its Q and K cost: not it."""
+def _groups(dims: ledger.Dims, ranking: Ranking) -> Tensor:
+    """Which head (numbered from 0) or FFN (after the heads) each unit belongs to."""
+    heads = torch.arange(dims.depth * dims.heads).repeat_interleave(dims.head_dim)
+    ffns = torch.arange(dims.depth).repeat_interleave(dims.hidden) + dims.depth * dims.heads
+    return torch.cat([heads] * (ranking.dims is not None) + [ffns] * (ranking.neurons is not None))
+
+
+def _without_split(groups: Tensor, chosen: Tensor, tied: Tensor | None, keep: int) -> Tensor:
+    """``chosen`` without the heads and FFNs of which some tied units are chosen and others are not: a threshold common
+    to all gates does not cut through one gate. The group of unit ``keep`` stays."""
+    if tied is None:
+        return chosen
+    split = set(groups[tied & chosen].tolist()) & set(groups[tied & ~chosen].tolist()) - {int(groups[keep])}
+    return chosen & ~torch.isin(groups, torch.tensor(sorted(split), dtype=groups.dtype))
+
+
+def _top_up(dims: ledger.Dims, ranking: Ranking, chosen: Tensor, order: Tensor, slack: int, gone_too: bool) -> Tensor:
+    """Add the best remaining units that still fit; of heads and FFNs that are gone only if ``gone_too``, and then the
+    first dimension of a head pays for its Q and K as well."""
     prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    price = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
-    n_dims = 0 if ranking.dims is None else ranking.dims.numel()
-    for unit in rest.tolist():
-        if slack < min(price, prices.neuron):
+    dim = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
+    cheapest = min([dim] * (ranking.dims is not None) + [prices.neuron] * (ranking.neurons is not None))
+    groups, heads = _groups(dims, ranking), dims.depth * dims.heads
+    alive = set(groups[chosen].tolist())
+    for unit in order[~chosen[order]].tolist():
+        if slack < cheapest:
             break
-        if unit < n_dims:
-            head = unit // dims.head_dim * dims.head_dim
-            if not chosen[head : head + dims.head_dim].any():
-                continue
-        unit_price = price if unit < n_dims else prices.neuron
-        if unit_price <= slack:
+        group = int(groups[unit])
+        if group not in alive and not gone_too:
+            continue
+        price = prices.neuron if group >= heads else dim
+        if group < heads and group not in alive and not ranking.cut_qk:
+            price += prices.head
+        if price <= slack:
             chosen[unit] = True
-            slack -= unit_price
+            alive.add(group)
+            slack -= price
     return chosen
 
 

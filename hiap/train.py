@@ -31,12 +31,14 @@ from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, pa
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
 from hiap.extraction import LAYOUTS, PrunedAttention, set_layout
-from hiap.model import build, set_drop_path
+from hiap.model import build, set_drop_path, weights_sha256
 from hiap.objective import task_loss
+from hiap.reach import check_reach, gate_scale, learning_rate
 from hiap.record import (
     BlockShape,
     EpochLog,
     Folders,
+    GateLog,
     Metrics,
     Record,
     Score,
@@ -133,9 +135,13 @@ class Run:
         self.dense_macs = self._macs(self.start)
         self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
         self.bf16 = config.optim.precision == "bf16"
+        if warning := check_reach(config, self._steps_per_epoch()):
+            print(f"{config.run_id}: {warning}", file=sys.stderr)
         self.teacher = self._teacher()
+        self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
         self.epochs: list[EpochLog] = []
+        self.gates: list[GateLog] = []
         self.resumed, self.begun = 0, False
         self._last_status = 0.0
         self.writer: Any = None
@@ -150,10 +156,12 @@ class Run:
 
     def _execute(self, started: str) -> Record:
         config = self.config
-        metrics = Metrics(dense=self._score(self.start) if config.model.weights else None)
+        metrics = Metrics(dense=self._dense_score() if config.model.weights else None)
         state = checkpoint.load(self.folders.work / "checkpoints", self.world)
         self.world.wait()  # before the first process writes the next one
         first = self._resume(state)
+        if self.teacher and config.distill.precompute:
+            self.taught = self._taught()
         model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
@@ -164,7 +172,7 @@ class Run:
             stage.harden(model)
             # A search's gates are a means; what counts is what the stages after it make of them.
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
-                metrics.soft, metrics.hardened = self._soft_score(model), self._score(model)
+                metrics.soft, metrics.hardened = self._soft_score(model), _without_hits(self._score(model))
             model = stage.finish(model)
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self._stage_folder(index))
@@ -191,6 +199,8 @@ class Run:
             stages=self.bills,
             epochs=self.epochs,
             shape=shape_of(model),
+            gates=self.gates,
+            weights_sha256=weights_sha256(self.config.model, self.folders),
             corrupt_images=len(self._corrupt()),
             resumed=self.resumed,
         )
@@ -203,12 +213,13 @@ class Run:
         self.resumed = state["resumed"] + 1
         self.bills = [StageBill(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]
+        self.gates = [GateLog(**g) for g in state["gates"]]
         return state["stage"]
 
     def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""
         config = stage.recipe(self.config)
-        phase = Phase(index, stage, config, model, make_optimizer(model, config), self._steps_per_epoch())
+        phase = Phase(index, stage, config, model, self._steps_per_epoch())
         if state:
             phase.restore(state, self.device)
         self.begun = True
@@ -220,30 +231,34 @@ class Run:
                    leave=False, disable=not shown)  # fmt: skip
         model.train()
         while phase.step < phase.total:
-            for images, targets in self._rest_of_epoch(phase):
-                phase.rate = learning_rate(config, phase.step, phase.per_epoch, phase.total)
+            for images, targets, taught in self._rest_of_epoch(phase):
+                phase.rate = learning_rate(config, phase.scheduled, phase.per_epoch, phase.schedule)
                 phase.tau = stage.anneal(model, phase.step / phase.total)
-                phase.add(self._step(phase, forward, images, targets))
+                phase.add(self._step(phase, forward, images, targets, taught))
                 bar.update()
                 self._after_step(phase, bar)
         bar.close()
 
-    def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor]]:
+    def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Images, targets, and what the teacher says of them where it was asked beforehand."""
+        config = self.config
         epoch, position = divmod(phase.step, phase.per_epoch)
-        return iter(
-            data.train_batches(
-                self.config.data,
-                self.config.model.img_size,
-                batch_size=self.config.optim.batch_size,
-                seed=derive(self.config.seed, "data", phase.index),
-                epoch=epoch,
-                start=position,
-                workers=self.config.run.workers,
-                share=(self.world.rank, self.world.size),
-            )
-        )
+        place: dict[str, Any] = {
+            "batch_size": config.optim.batch_size,
+            "seed": derive(config.seed, "data", phase.index),
+            "epoch": epoch,
+            "start": position,
+            "share": (self.world.rank, self.world.size),
+        }
+        batches = data.train_batches(config.data, config.model.img_size, workers=config.run.workers, **place)
+        if self.taught is None:
+            return ((images, targets, None) for images, targets in batches)
+        chosen = data.train_indices(self.info.train, **place)
+        return ((*batch, self.taught[indices]) for batch, indices in zip(batches, chosen, strict=True))
 
-    def _step(self, phase: Phase, forward: Any, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _step(
+        self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
+    ) -> dict[str, Tensor]:
         """Forward, backward, update; the loss and its terms, detached: their means over the processes are the batch's.
 
         This process's share of the batch goes through in ``run.accumulate`` parts."""
@@ -257,7 +272,8 @@ class Run:
             waits = nullcontext() if i == parts - 1 or self.world.size == 1 else forward.no_sync()
             self._seed_noise(phase, self.world.rank * parts + i)
             with waits:
-                values = self._part(phase, forward, images[chosen], targets[chosen])
+                known = None if taught is None else taught[chosen]
+                values = self._part(phase, forward, images[chosen], targets[chosen], known)
                 values["loss"].backward()
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
@@ -268,12 +284,15 @@ class Run:
         phase.optimizer.step()
         return sums
 
-    def _part(self, phase: Phase, forward: Any, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _part(
+        self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
+    ) -> dict[str, Tensor]:
         """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
         config = phase.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            with torch.no_grad():
-                taught = self.teacher(images) if self.teacher else None
+            if self.teacher and taught is None:
+                with torch.no_grad():
+                    taught = self.teacher(images)
             logits = forward(images)
         task = task_loss(logits, targets, taught, config.distill, config.optim.label_smoothing)
         terms = phase.stage.terms(phase.model)
@@ -293,6 +312,9 @@ class Run:
     def _after_step(self, phase: Phase, bar: Any) -> None:
         """Look at the loss, close the epoch, checkpoint, stop if asked to."""
         ended = phase.step % phase.per_epoch == 0
+        every = self.config.run.gate_log
+        if every and phase.step % every == 0 and gated_vit.is_gated(phase.model):
+            self._log_gates(phase)
         if ended or phase.step % CHECK_EVERY == 0:
             self._look(phase, bar)
         if ended:
@@ -348,13 +370,34 @@ class Run:
         )
         if gated_vit.is_gated(phase.model):
             kept = gated_vit.masks(phase.model)
-            log.head_dims = [[w for w in (m.dims.sum(-1) * m.heads).tolist() if w] for m in kept]
+            log.head_dims = [cost.head_widths(m) for m in kept]
             log.heads = [len(block) for block in log.head_dims]
-            log.neurons = [int(m.neurons.sum() * m.ffn) for m in kept]
+            log.neurons = [cost.neurons(m) for m in kept]
             log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, phase.model.blocks[0].attn.mode != "v")
+            if not any(log.heads):
+                print(
+                    f"{self.config.run_id}: after epoch {log.epoch + 1} every head is closed; unless one opens again "
+                    "there will be nothing to extract (gates.keep_head keeps the best one)",
+                    file=sys.stderr,
+                )
         log.state = phase.stage.log(phase.model)
         self.epochs.append(log)
         self._tensorboard(log)
+
+    @torch.no_grad()
+    def _log_gates(self, phase: Phase) -> None:
+        model = phase.model
+        kept, dims = gated_vit.masks(model), cost.dims_of(model)
+        self.gates.append(
+            GateLog(
+                step=phase.step,
+                steps=phase.total,
+                heads=[len(cost.head_widths(m)) for m in kept],
+                neurons=[cost.neurons(m) for m in kept],
+                macs=cost.masked_macs(dims, kept, model.blocks[0].attn.mode != "v"),
+                expected_macs=round(float(cost.expected_cost(model).macs)),
+            )
+        )
 
     def _corrupt(self) -> set[int]:
         """Training images that no process could read, so far. Raises ``ConfigError`` in all if they are too many."""
@@ -385,8 +428,9 @@ class Run:
     def _bill(self, phase: Phase) -> None:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
         dense = self.dense_macs
-        per_image = 3 * self._macs(phase.model) + (dense if self.teacher else 0)
+        per_image = 3 * self._macs(phase.model) + (dense if self.teacher and self.taught is None else 0)
         scored = self.context.scored
+        asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
             StageBill(
                 name=phase.stage.name,
@@ -394,7 +438,7 @@ class Run:
                 steps=phase.total,
                 images=images + scored,
                 seconds=round(phase.elapsed(), 2),
-                train_macs=float(per_image * images + 3 * dense * scored),
+                train_macs=float(per_image * images + 3 * dense * scored + dense * asked),
             )
         )
 
@@ -408,6 +452,7 @@ class Run:
             "corrupt": sorted(corrupt),
             "bills": [b.model_dump() for b in self.bills],
             "epochs": [e.model_dump() for e in self.epochs],
+            "gates": [g.model_dump() for g in self.gates],
         }
         checkpoint.save(self.folders.work / "checkpoints", phase.index, phase.step, {**phase.state(), **run})
 
@@ -416,6 +461,33 @@ class Run:
         if self.config.method == "dense" or self.config.distill.alpha == 0:
             return None
         return copy.deepcopy(self.start).eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def _taught(self) -> Tensor:
+        """The teacher's logits of every training image, float32 (n, classes)."""
+        size = max(self.config.optim.batch_size, 250)
+        found = []
+        for images, _ in data.in_order(self.config.data, self.config.model.img_size, size):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                found.append(self.teacher(images.to(self.device)).float())
+        return torch.cat(found)
+
+    def _dense_score(self) -> Score:
+        """Of the network that the run starts from. What another run has left was measured at its end: that counts, if
+        it was with the same images, precision, libraries and kind of machine."""
+        config = self.config
+        if config.model.weights.startswith("run:"):
+            other = read(self.folders.sibling(config.model.weights.removeprefix("run:")).record)
+            here = environment(self.device, "")
+            same = (
+                other.config.data.model_dump(exclude={"root"}) == config.data.model_dump(exclude={"root"})
+                and other.config.optim.precision == config.optim.precision
+                and (other.environment.device_name, other.environment.threads) == (here.device_name, here.threads)
+                and other.environment.libraries == here.libraries
+            )
+            if same and other.metrics.extracted:
+                return _without_hits(other.metrics.extracted)
+        return _without_hits(self._score(self.start))
 
     def _score(self, model: Any, soft: bool = False) -> Score:
         config = self.config
@@ -442,7 +514,7 @@ class Run:
         """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
         gated_vit.set_temperature(model, self.config.gates.tau_end)
         torch.manual_seed(derive(self.config.seed, "soft"))
-        return self._score(model, soft=True)
+        return _without_hits(self._score(model, soft=True))
 
     def _macs(self, model: Any) -> int:
         return cost.macs(model, self.image)
@@ -462,7 +534,6 @@ class Phase:
     stage: method.Stage
     config: Config
     model: Any
-    optimizer: torch.optim.Optimizer
     per_epoch: int
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -470,10 +541,25 @@ class Phase:
     clock: float = field(default_factory=time.perf_counter)
     rate: float = 0.0
     tau: float | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        scale = gate_scale(self.config, self.per_epoch, self.schedule)
+        self.optimizer = make_optimizer(self.model, self.config, scale)
 
     @property
     def total(self) -> int:
         return self.stage.epochs * self.per_epoch
+
+    @property
+    def schedule(self) -> int:
+        """Steps of the schedule of rates, which stages may share."""
+        return (self.stage.before + self.stage.epochs + self.stage.after) * self.per_epoch
+
+    @property
+    def scheduled(self) -> int:
+        """Where in that schedule the next step is."""
+        return self.stage.before * self.per_epoch + self.step
 
     def elapsed(self) -> float:
         """Seconds spent in this stage, earlier tries included."""
@@ -514,8 +600,9 @@ class Phase:
         self.sums = {k: v.to(device) for k, v in state["sums"].items()}
 
 
-def make_optimizer(model: Any, config: Config) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only (timm's usual rule) and the gates' own rate and decay (A6)."""
+def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only (timm's usual rule) and the gates' own decay and rate, ``gate_scale`` times the
+    weights' (A6)."""
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     decay, plain, logits = [], [], []
     for name, p in model.named_parameters():
@@ -532,22 +619,15 @@ def make_optimizer(model: Any, config: Config) -> torch.optim.Optimizer:
         {
             "params": logits,
             "weight_decay": gates.weight_decay,
-            "scale": (gates.lr or config.optim.lr) / config.optim.lr,
+            "scale": gate_scale,
         },
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.optim.lr, fused=True)
 
 
-def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> float:
-    """The weights' rate at ``step``: linear warm-up, then cosine to ``min_lr`` or constant."""
-    optim = config.optim
-    warmup = min(round(optim.warmup_epochs * per_epoch), total - 1)
-    if step < warmup:
-        return optim.lr * (step + 1) / (warmup + 1)
-    if optim.schedule == "constant":
-        return optim.lr
-    progress = (step - warmup) / (total - warmup)
-    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+def _without_hits(score: Score) -> Score:
+    """Which images were right is kept of the extracted network alone."""
+    return score.model_copy(update={"correct": ""})
 
 
 def target_macs(config: Config, folders: Folders, dense: int) -> int | None:

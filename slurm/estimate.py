@@ -5,34 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hiap.config import SEARCHING, Config, ConfigError, DataConfig
+from hiap.config import SEARCHING, Config, ConfigError
+from hiap.data import published_size
 from hiap.ledger import Dims, dense_macs, known_dims
 from hiap.record import Folders, read
-
-# Training images, classes, channels. 'affine-digits' has as many images as its configuration says.
-DATA = {
-    "digits": (1_352, 10, 1),
-    "affine-digits": (0, 10, 1),
-    "cifar10": (50_000, 10, 3),
-    "imagenet": (1_281_167, 1000, 3),
-}
-
-
-def images(data: DataConfig) -> int:
-    """Training images in the data set."""
-    return data.train_size if data.name == "affine-digits" else DATA[data.name][0]
 
 
 def images_seen(config: Config) -> int:
     """Training images of the whole run; an incomplete last batch of an epoch is left out."""
-    count, batch = images(config.data), config.optim.batch_size
+    count, batch = published_size(config.data).train, config.optim.batch_size
     return config.optim.epochs * max(1, count // batch) * min(batch, count)
 
 
 def dims(config: Config) -> Dims | None:
     """Sizes of the dense network; None for a timm model that the ledger does not know."""
     model = config.model
-    _, classes, channels = DATA[config.data.name]
+    size = published_size(config.data)
+    classes, channels = size.classes, size.channels
     if model.name != "vit":
         return known_dims(model.name, model.img_size, classes, channels)
     # ModelConfig has checked that they are there.

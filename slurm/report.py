@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hiap.config import ConfigError
+from hiap.data import published_size
 from hiap.record import Folders, Record, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run
@@ -123,7 +124,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
                 else "would run",
                 ", ".join(need.label for need in run.needs) or "-",
                 str(run.config.optim.epochs),
-                f"{estimate.images(run.config.data):,}",
+                f"{published_size(run.config.data).train:,}",
                 "unknown" if macs is None else f"{macs / 1e12:,.1f}",
             ]
         )

@@ -21,7 +21,7 @@ from conftest import small_vit, tiny
 from test_data import break_images, write_imagenet
 
 import hiap
-from hiap import checkpoint, data, train
+from hiap import checkpoint, data, reach, train
 from hiap.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.distributed import World
 from hiap.record import Folders, Record, read
@@ -243,7 +243,7 @@ def test_the_recorded_command_gives_the_same_run():
 
 def test_learning_rate_warms_up_and_follows_the_cosine():
     config = from_dict({"optim": {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 1, "epochs": 10}})
-    rates = [train.learning_rate(config, step, 10, 100) for step in range(100)]
+    rates = [reach.learning_rate(config, step, 10, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
@@ -253,7 +253,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
 
 def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     config = tiny("unused", gates={"lr": 0.3})
-    groups = train.make_optimizer(hiap.gate(small_vit()), config).param_groups
+    groups = train.make_optimizer(hiap.gate(small_vit()), config, 4.0).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
     assert groups[2]["scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)

@@ -1,0 +1,118 @@
+"""How far a gate can travel, and the refusal of runs whose gates cannot reach their threshold (finding 14).
+
+Adam divides a gradient's running mean by its running root mean square, so a step moves a logit by about its rate, and
+the rates of all steps sum to how far it can go. No torch: the launcher asks before it submits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hiap.config import SEARCHING, Config, ConfigError
+
+BETAS = (0.9, 0.999)  # torch's defaults for AdamW
+HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
+
+
+def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> float:
+    """The weights' rate at ``step`` of ``total``: linear warm-up, then cosine to ``min_lr`` or constant."""
+    optim = config.optim
+    warmup = min(round(optim.warmup_epochs * per_epoch), total - 1)
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - warmup) / (total - warmup)
+    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def summed_rate(config: Config, steps: int, per_epoch: int, total: int) -> float:
+    """The weights' rates of the first ``steps`` steps of ``total``, summed."""
+    return math.fsum(learning_rate(config, step, per_epoch, total) for step in range(steps))
+
+
+def gate_scale(config: Config, per_epoch: int, total: int) -> float:
+    """The gates' rate over the weights': 1 unless ``gates.lr`` or ``gates.travel`` says otherwise (A6)."""
+    if config.gates.travel is not None:
+        return config.gates.travel / summed_rate(config, total, per_epoch, total)
+    return (config.gates.lr or config.optim.lr) / config.optim.lr
+
+
+def travel(config: Config, per_epoch: int, total: int, steps: int | None = None) -> float:
+    """How far a logit goes in ``steps`` steps (all ``total`` unless given) if its gradient never changes: the gates'
+    rates, summed. A gradient that changes its sign or its size from step to step takes a logit less far; one that grows
+    can take it farther, but not beyond ``bound``."""
+    return gate_scale(config, per_epoch, total) * summed_rate(
+        config, total if steps is None else steps, per_epoch, total
+    )
+
+
+def bound(rates: Sequence[float], growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
+    """No sequence of gradients takes a parameter farther under Adam with these ``rates``, weight decay aside, if all
+    increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most ``growth``.
+
+    With eta_t the weight of g_t^2 in v_t, g_t^2 / v_t = (1 - (1 - eta_t) v_(t-1) / v_t) / eta_t, which is at most
+    1 + k_t log(v_t / v_(t-1)) with k_t = (1 - eta_t) / eta_t, and exactly 1 while the gradient's size is constant. A
+    step is r_t |m_t| / sqrt(v_t), and m_t a mean of gradients so far: r_t is shared out among them, each share enlarged
+    by what v can have lost since. Cauchy and Schwarz over the shares R_t give sqrt(R (R + max(R_t k_t) log growth)).
+    """
+    b1, b2 = betas
+    rate, t = np.asarray(rates, dtype=float), np.arange(1, len(rates) + 1)
+    seen1, seen2 = 1 - b1**t, 1 - b2**t  # the bias corrections
+    shares = np.zeros(len(rates))
+    for lag in range(min(len(rates), math.ceil(math.log(1e-12) / math.log(b1)))):
+        now, then = slice(lag, None), slice(None, len(rates) - lag)
+        weight = (1 - b1) * b1**lag / seen1[now]
+        shares[then] += rate[now] * weight * np.sqrt(seen2[now] / (seen2[then] * b2**lag))
+    k = b2 * (1 - b2 ** (t - 1)) / (1 - b2)
+    total = shares.sum()
+    return float(np.sqrt(total * (total + (shares * k).max() * math.log(max(growth, 1.0)))))
+
+
+def gate_phase(config: Config) -> Config:
+    """The configuration that the gates train with: of a search, its own epochs and recipe."""
+    optim: dict[str, Any] = {}
+    if config.method in SEARCHING:
+        optim = {"epochs": config.search.epochs}
+    if config.method == "vit_slim":
+        search = {"lr": config.search.lr, "weight_decay": config.search.weight_decay}
+        optim |= {**search, "schedule": "constant", "warmup_epochs": 0.0}
+    return config.model_copy(update={"optim": config.optim.model_copy(update=optim)})
+
+
+def way(config: Config) -> float | None:
+    """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask); None for a method
+    without learned gates, or where nothing is priced (controls)."""
+    if config.method == "hiap":
+        priced = config.penalty.lambda_macro > 0 or config.penalty.lambda_micro > 0
+        return config.gates.init_logit if priced else None
+    if config.method == "cofi":  # to where it is open half of the time
+        low, high, temperature = HARD_CONCRETE
+        return config.gates.init_logit - temperature * math.log(-low / high)
+    if config.method == "vit_slim":
+        return 1.0  # from 1 to 0
+    return None
+
+
+def check_reach(config: Config, per_epoch: int) -> str:
+    """'' or a warning: whether a gate that is pulled the same way at each of the run's steps, ``per_epoch`` an epoch,
+    gets to its threshold. Raises ``ConfigError`` (one line) if not even that one does: such a run prunes nothing."""
+    distance = way(config)
+    if distance is None or distance <= 0:
+        return ""
+    phase = gate_phase(config)
+    total = phase.optim.epochs * per_epoch
+    steps = round((config.budget.settle or 1.0) * phase.optim.epochs) * per_epoch
+    far = travel(phase, per_epoch, total, steps)
+    rate = gate_scale(phase, per_epoch, total) * phase.optim.lr
+    says = (
+        f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}; "
+        f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
+    )
+    if far < distance:
+        raise ConfigError(f"no gate can ever close: {says}")
+    return f"only a gate that is pulled the same way at every step can close: {says}" if far < 2 * distance else ""

@@ -135,8 +135,6 @@ class Run:
         self.dense_macs = self._macs(self.start)
         self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
         self.bf16 = config.optim.precision == "bf16"
-        if warning := check_reach(config, self._steps_per_epoch()):
-            print(f"{config.run_id}: {warning}", file=sys.stderr)
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -665,6 +663,9 @@ def _preflight(config: Config, folders: Folders) -> None:
     """Everything that can be known to be wrong before the run writes anything."""
     data.check(config.data, config.model.img_size)
     check_needs(config)
+    per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
+    if warning := check_reach(config, per_epoch):
+        print(f"{config.run_id}: {warning}", file=sys.stderr)
     try:
         for folder in (folders.runs, folders.work):
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,13 @@ from hiap.record import Folders, read
 
 def images_seen(config: Config) -> int:
     """Training images of the whole run; an incomplete last batch of an epoch is left out."""
-    count, batch = published_size(config.data).train, config.optim.batch_size
-    return config.optim.epochs * max(1, count // batch) * min(batch, count)
+    batch = min(config.optim.batch_size, published_size(config.data).train)
+    return config.optim.epochs * steps_per_epoch(config) * batch
+
+
+def steps_per_epoch(config: Config) -> int:
+    """Of the data set as it was published; what lies in a folder may differ."""
+    return max(1, published_size(config.data).train // config.optim.batch_size)
 
 
 def dims(config: Config) -> Dims | None:

@@ -9,6 +9,7 @@ A grid file is YAML::
     jobs: 2                      # runs at once on one machine, and CPU threads of each: hints,
     threads: 1                   # not part of what a run is
     processes: 1                 # that share one run on SLURM; a hint as well
+    reading: calibrated          # of slurm/readings.yaml: Config keys over base
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
     runs:
       dense: {method: dense}     # label: Config keys over base
@@ -32,6 +33,7 @@ from hiap.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_
 from hiap.record import Folders
 
 GRIDS = Path(__file__).parent / "grids"
+READINGS = Path(__file__).parent / "readings.yaml"
 REFERENCE = "run:"
 SET_BY_LAUNCHER = ("seed", "run.grid", "run.label", "run.results", "run.threads")
 
@@ -48,6 +50,7 @@ class Grid(BaseModel):
     jobs: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
+    reading: str = ""
     base: dict[str, Any] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -128,7 +131,8 @@ def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: 
     ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
     needs a folder and that name none. Raises ``ConfigError`` naming ``source``.
     """
-    values = {label: merge(_nested(grid.base), _nested(own)) for label, own in grid.runs.items()}
+    reading = _reading(grid.reading, source)
+    values = {label: _values(grid.base, reading, own) for label, own in grid.runs.items()}
     for label, nested in values.items():
         _refuse_launcher_keys(nested, f"{source}: run '{label}'")
     runs: list[Run] = []
@@ -166,6 +170,34 @@ def with_needs(run: Run) -> Iterator[Run]:
     yield run
     for need in run.needs:
         yield from with_needs(need)
+
+
+class Reading(BaseModel):
+    """An entry of ``slurm/readings.yaml``: ``why``, and Config keys for runs of HiAP and for runs of every method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    why: str
+    hiap: dict[str, Any] = {}
+    all: dict[str, Any] = {}
+
+
+def _reading(name: str, source: str | Path) -> Reading:
+    if not name:
+        return Reading(why="")
+    known = yaml.load(READINGS.read_text(), _StrictLoader)
+    if name not in known:
+        raise ConfigError(f"{source}: reading: {unknown_key(name, list(known)).replace('key', 'reading', 1)}")
+    return Reading.model_validate(known[name])
+
+
+def _values(base: dict[str, Any], reading: Reading, own: dict[str, Any]) -> dict[str, Any]:
+    """Config keys of one run: the grid's, over them the reading's, over them its own."""
+    method = _nested(own).get("method", _nested(base).get("method", "hiap"))
+    values = merge(_nested(base), _nested(reading.all))
+    if method == "hiap":
+        merge(values, _nested(reading.hiap))
+    return merge(values, _nested(own))
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

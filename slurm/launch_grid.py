@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hiap import data
 from hiap.config import ConfigError, check_needs
+from hiap.reach import check_reach
 from hiap.record import read, write
+from slurm import estimate, report
 from slurm import grid as grids
-from slurm import report
 from slurm import site as sites
 from slurm.grid import Grid, Run
 from slurm.job import THREAD_VARIABLES
@@ -198,9 +199,12 @@ def _check(runs: list[Run], results: Path, source: Path) -> None:
     for run in runs:
         try:
             check_needs(run.config)
+            warning = check_reach(run.config, estimate.steps_per_epoch(run.config))
             data.check(run.config.data, run.config.model.img_size)
         except ConfigError as error:
             raise ConfigError(f"{source}: run '{run.label}': {error}") from None
+        if warning and not run.finished and run.config.seed == runs[0].config.seed:  # seeds do not differ in it
+            print(f"{source}: run '{run.label}': {warning}", file=sys.stderr)
         if run.finished:
             read(run.folders.record)
     folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())

@@ -217,7 +217,7 @@ METHODS = [
     ("taylor", {"budget": {"rounds": 3}}),
     ("magnitude", {"budget": {"rounds": 2}}),
     ("vit_slim", {"search": {"epochs": 1}}),
-    ("cofi", {"search": {"epochs": 2}}),
+    ("cofi", {"search": {"epochs": 2}, "gates": {"lr": 0.5}}),
     ("peer", {}),
 ]
 
@@ -273,7 +273,7 @@ def test_a_strength_changes_no_ratio():
         ("l1", {"budget": {"target_macs": 0.2}}, "reachable"),
         ("magnitude", {"budget": {"target_macs": 0.2, "rounds": 2}}, "reachable"),
         ("hiap", {"budget": {"target_macs": 0.001}}, "reachable"),
-        ("cofi", {"budget": {"target_macs": 0.001}, "search": {"epochs": 1}}, "reachable"),
+        ("cofi", {"budget": {"target_macs": 0.001}, "search": {"epochs": 1}, "gates": {"lr": 0.5}}, "reachable"),
         ("vit_slim", {}, "search.epochs 50: must leave some of optim.epochs 3"),
         ("taylor", {"budget": {"rounds": 9}}, "budget.rounds 9: more than optim.epochs 3"),
         ("hiap", {"gates": {"harden": "sample"}}, "gates.harden 'sample'"),

@@ -50,8 +50,8 @@ def together(processes: int, config: Config, stop_at: int = 0) -> None:
 
 def hiap_run(results: Path, **sections: Any) -> Config:
     """Gates that are often closed and prices that close few of them, so that the noise matters to the loss."""
-    gates = {"noise": "shared", "init_logit": 1.5, "lr": 0.02}
-    penalty = {"lambda_macro": 0.03, "lambda_micro": 0.03}
+    gates = {"noise": "shared", "init_logit": 1.5, "lr": 0.1}
+    penalty = {"lambda_macro": 0.003, "lambda_micro": 0.003}
     base: dict[str, Any] = {"method": "hiap", "optim": {"epochs": 3, "lr": 1e-2}, "gates": gates, "penalty": penalty}
     return tiny(results, **merge(base, sections))
 

@@ -31,6 +31,7 @@ BASE = {
     "model": {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2},
     "data": {"name": "digits"},
     "optim": {"epochs": 1},
+    "gates": {"lr": 2.0},
 }
 RUNS = {
     "uniform": {"method": "uniform", "model.weights": "run:dense", "budget.target_macs": "run:hiap"},

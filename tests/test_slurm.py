@@ -42,7 +42,11 @@ BASE = {
     "optim": {"epochs": 12, "batch_size": 16, "lr": 1e-3},
     "gates": {"lr": 0.02},
 }
-QUICK = {**BASE, "optim": {"epochs": 2, "batch_size": 64, "lr": 1e-3}}  # where it does not matter what is learned
+QUICK = {  # where it does not matter what is learned
+    **BASE,
+    "optim": {"epochs": 2, "batch_size": 64, "lr": 1e-3},
+    "gates": {"lr": 0.2, "keep_head": True},
+}
 SITE = {"signal_delay_s": 90, "time_min": 60, "retries": 5}
 
 
@@ -465,7 +469,7 @@ def test_a_disk_that_fills_while_runs_go_on_loses_nothing_that_is_finished(clust
 SHARED = {
     **BASE,
     "optim": {"epochs": 8, "batch_size": 128, "lr": 1e-3},
-    "gates": {"lr": 0.02, "noise": "shared"},
+    "gates": {"lr": 0.1, "noise": "shared", "keep_head": True},
 }
 TWO_BY_TWO = {"site": {"processes_per_node": 2}, "processes": 4, "base": SHARED}
 

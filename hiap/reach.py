@@ -1,7 +1,8 @@
 """How far a gate can travel, and the refusal of runs whose gates cannot reach their threshold (finding 14).
 
 Adam divides a gradient's running mean by its running root mean square, so a step moves a logit by about its rate, and
-the rates of all steps sum to how far it can go. No torch: the launcher asks before it submits.
+the rates of all steps sum to how far it goes if its gradient is steady; one that grows takes it farther, which counts
+in runs of few steps. No torch: the launcher asks before it submits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from hiap.config import SEARCHING, Config, ConfigError
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
+GROWN = 1e3  # nothing is refused that a gradient which grows as much as this might reach
 HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
 
 
@@ -51,7 +53,7 @@ def travel(config: Config, per_epoch: int, total: int, steps: int | None = None)
     )
 
 
-def bound(rates: Sequence[float], growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
+def bound(rates: Sequence[float] | np.ndarray, growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
     """No sequence of gradients takes a parameter farther under Adam with these ``rates``, weight decay aside, if all
     increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most ``growth``. Without
     any increase that is the sum of the rates, which a constant gradient reaches.
@@ -101,19 +103,25 @@ def way(config: Config) -> float | None:
 
 def check_reach(config: Config, per_epoch: int) -> str:
     """'' or a warning: whether a gate that is pulled the same way at each of the run's steps, ``per_epoch`` an epoch,
-    gets to its threshold. Raises ``ConfigError`` (one line) if not even that one does: such a run prunes nothing."""
+    gets to its threshold. Raises ``ConfigError`` (one line) if none does though its gradient grew by ``GROWN`` on the
+    way: such a run prunes nothing. (In runs of a few hundred steps some gates do close whose rates sum to less than
+    the way: their gradient grows as the logit falls and the temperature with it.)"""
     distance = way(config)
     if distance is None or distance <= 0:
         return ""
     phase = gate_phase(config)
     total = phase.optim.epochs * per_epoch
     steps = round((config.budget.settle or 1.0) * phase.optim.epochs) * per_epoch
-    far = travel(phase, per_epoch, total, steps)
-    rate = gate_scale(phase, per_epoch, total) * phase.optim.lr
-    says = (
-        f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}; "
-        f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
-    )
-    if far < distance:
-        raise ConfigError(f"no gate can ever close: {says}")
-    return f"only a gate that is pulled the same way at every step can close: {says}" if far < 2 * distance else ""
+    scale = gate_scale(phase, per_epoch, total)
+    rates = [scale * learning_rate(phase, step, per_epoch, total) for step in range(steps)]
+    far, rate = math.fsum(rates), scale * phase.optim.lr
+    if far >= 2 * distance:
+        return ""
+    says = f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}"
+    remedy = f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
+    if far < distance and (most := bound(rates, GROWN**2)) < distance:
+        raise ConfigError(
+            f"no gate can ever close: {says} ({most:.3g} at most if its gradient grows {GROWN:.0f}-fold); {remedy}"
+        )
+    who = "whose gradient keeps its sign" if far >= distance else "whose gradient grows from step to step"
+    return f"only a gate {who} can close: {says}; {remedy}"

@@ -23,6 +23,7 @@ from hiap.record import Record
 from slurm import grid
 
 TRAIN, BENCH = "python -m hiap.train ", "python -m hiap.bench speed "
+LAUNCH = "python slurm/launch_grid.py --grid "  # runs that are planned, and in another setting than the paper's
 
 
 class Scores(NamedTuple):

@@ -29,6 +29,7 @@ from slurm import estimate, grid
 
 SEEDS = 3
 VERDICTS = ("confirmed", "contradicted", "implemented so", "different setting", "insufficient seeds", "not run")
+OTHERS = "other papers"  # rows that HiAP's tables print of others: judged too, and no claim of HiAP's paper
 KINDS = ("analytic", "theory", "structural", "accuracy", "speed")
 SHORT = {"insufficient seeds": "Few seeds"}  # where a column is narrow
 AGREES = {"confirmed": "yes", "contradicted": "no"}
@@ -99,7 +100,7 @@ def _from_runs(claim: Mapping[Any, Any], scores: claim_runs.Scores) -> Found:
     outcome = _decide(mean - half, mean + half, claim) if n >= SEEDS else "insufficient seeds"
     evidence, verdict = f"grid {'/'.join(claim_runs.selector(claim['answer']) or ())}", outcome
     if scores.other:
-        verdict, evidence = "different setting", f"{evidence}, with {scores.other}"
+        verdict, evidence = _elsewhere(claim), f"{evidence}, with {scores.other}"
     if n < SEEDS:
         evidence += f"; {_more_seeds(claim)}"
     agrees = AGREES.get(outcome, "undecided")
@@ -122,7 +123,12 @@ def _here(claim: Mapping[Any, Any], root: Path) -> Found | None:
         return None
     numbers = (answer.found, answer.low, answer.high, answer.n)
     agrees = "yes" if answer.agrees else "no"
-    return Found("different setting", answer.source, *numbers, agrees, *_named(answer.runs))
+    return Found(_elsewhere(claim), answer.source, *numbers, agrees, *_named(answer.runs))
+
+
+def _elsewhere(claim: Mapping[Any, Any]) -> str:
+    """The verdict where it is not the paper's runs that answer."""
+    return "implemented so" if claim["here"] in OWN else "different setting"
 
 
 def _aside(here: Found) -> str:
@@ -153,8 +159,10 @@ def _how(claim: Mapping[Any, Any]) -> str:
     if not answer:
         return "needs the compared method's own code, which this repository does not implement"
     if answer.startswith("python"):
-        seeds = f" (and seeds 1 to {SEEDS - 1})" if answer.startswith(claim_runs.TRAIN) else ""
-        return claim_runs.needs(answer) + claim_runs.command(answer) + seeds
+        note = f" (and seeds 1 to {SEEDS - 1})" if answer.startswith(claim_runs.TRAIN) else ""
+        if answer.startswith(claim_runs.LAUNCH):
+            note = " (other data, so the answer will be 'different setting')"
+        return claim_runs.needs(answer) + claim_runs.command(answer) + note
     name, _, label = answer.partition("/")
     runs = [run for run in claim_runs.planned(name) if claim_runs.named(run.label, label)]
     hours = [estimate.gpu_hours(run.config, collect.REPOSITORY / "results" / "bench") for run in runs]
@@ -177,11 +185,12 @@ def _more_seeds(claim: Mapping[Any, Any]) -> str:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Claims by kind (rows) and verdict (columns)."""
-    counts = pd.crosstab(found["kind"], found["verdict"]).reindex(index=KINDS, columns=VERDICTS, fill_value=0)
+    """Claims by kind (rows) and verdict (columns); what ``OTHERS`` has stands below the sum and is not in it."""
+    names = [*KINDS, OTHERS]
+    counts = pd.crosstab(found["kind"], found["verdict"]).reindex(index=names, columns=VERDICTS, fill_value=0)
     counts["all"] = counts.sum(axis=1)
-    counts.loc["all"] = counts.sum()
-    return counts
+    counts.loc["all"] = counts.loc[list(KINDS)].sum()
+    return counts.loc[[*KINDS, "all", OTHERS]]
 
 
 def table(found: pd.DataFrame) -> tables.Table:
@@ -191,10 +200,13 @@ def table(found: pd.DataFrame) -> tables.Table:
         tables.Column(name, SHORT.get(name, name.capitalize()), tables.number(0)) for name in (*VERDICTS, "all")
     ]
     rows = summary(found).rename_axis("kind").reset_index()
+    rows["kind"] = rows["kind"].replace(OTHERS, f"({OTHERS})")
     return tables.Table("Verdicts by kind of claim", tuple(columns), (tables.Panel("Number of claims", rows),))
 
 
-def contradictions(found: pd.DataFrame) -> Iterator[str]:
+def contradictions(found: pd.DataFrame, others: bool = False) -> Iterator[str]:
+    """One line for each contradicted claim of HiAP's paper, or of the rows that it prints of ``others``."""
+    found = found[(found["kind"] == OTHERS) == others]
     for row in found[found["verdict"] == "contradicted"].to_dict("records"):
         unit = f" {row['unit']}" if row["unit"] else ""
         numbers = f" (claimed {row['direction']}{row['value']:g}, found {row['found']:.4g}{unit})"
@@ -224,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         atomic_write(README, readme(README.read_text(), found).encode())
     print(tables.text(table(found)))
     print("Contradicted:", *contradictions(found), sep="\n- ")
+    print("Rows of other papers, contradicted:", *contradictions(found, others=True), sep="\n- ")
     return 0
 
 

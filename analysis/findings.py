@@ -213,12 +213,22 @@ def sample_density(z: np.ndarray, tau: float, logit: float = 0.0) -> np.ndarray:
     return tau * sigmoid(x) * sigmoid(-x) / (z * (1 - z))
 
 
+def sample_mean(tau: float, logit: float, points: int = 200_001) -> float:
+    """Mean of a soft Gumbel-Sigmoid sample, by the quadrature of ``sample_variance``: sigmoid(logit) only as tau falls
+    to 0 (A2)."""
+    return float(np.mean(_quantiles(tau, logit, points)))
+
+
 def sample_variance(tau: float, logit: float = 0.0, points: int = 200_001) -> float:
     """Variance of a Gumbel-Sigmoid sample, by quadrature over the logistic noise's quantiles. As tau falls it rises to
     the Bernoulli variance sigmoid(logit) sigmoid(-logit), not to 0."""
+    return float(np.var(_quantiles(tau, logit, points)))
+
+
+def _quantiles(tau: float, logit: float, points: int) -> np.ndarray:
+    """A soft sample's quantiles at the middles of equal steps of probability."""
     u = (np.arange(points) + 0.5) / points
-    exponent = np.clip((logit + np.log(u) - np.log1p(-u)) / tau, -500, 500)
-    return float(np.var(sigmoid(exponent)))
+    return sigmoid(np.clip((logit + np.log(u) - np.log1p(-u)) / tau, -500, 500))
 
 
 # Figs. 5-9: what the digitised runs end as
@@ -274,7 +284,7 @@ def _params(dims: Dims, heads: list[int], neurons: list[int]) -> int:
     return parameters(dims) - removed_heads - removed_neurons
 
 
-# Everything above as one table; ``analysis.findings_runs.overview`` adds findings 6 to 13
+# Everything above as one table; ``analysis.findings_runs.overview`` adds findings 6 to 14
 
 
 def overview() -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Findings 6 to 13: the paper's tables and figures held against each other, and all thirteen as one table.
+"""Findings 6 to 13: the paper's tables and figures held against each other, and all fourteen as one table.
 
 Equations, tables and figures are those of arXiv 2603.12222 version 1. Nothing is quoted but what ``Described`` names:
 numbers follow from ``hiap.ledger`` and from the reported values in ``results/published``.
@@ -17,7 +17,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import linprog
 from scipy.stats import spearmanr
 
-from analysis import collect, findings
+from analysis import collect, findings, speed_limit
 from analysis.findings import DEIT_SMALL
 from hiap.ledger import Dims, constant_macs, paper_prices, true_prices
 
@@ -274,12 +274,12 @@ def better_and_no_larger() -> pd.DataFrame:
     return found.assign(ahead=found["top1"] - found["hiap_top1"]).sort_values(["hiap_gmacs", "top1"], ignore_index=True)
 
 
-# All thirteen
+# All fourteen (the last is ``analysis.speed_limit``'s)
 
 
 def overview() -> pd.DataFrame:
-    """The numbers of all thirteen findings, one per row: ``finding``, ``quantity``, ``value``, ``unit``."""
-    later = [*_figures(), *_table2(), *_comparisons()]
+    """The numbers of all fourteen findings, one per row: ``finding``, ``quantity``, ``value``, ``unit``."""
+    later = [*_figures(), *_table2(), *_comparisons(), *speed_limit.rows()]
     frame = pd.DataFrame(later, columns=["finding", "quantity", "value", "unit"]).astype({"value": float})
     return pd.concat([findings.overview(), frame]).sort_values("finding", kind="stable", ignore_index=True)
 

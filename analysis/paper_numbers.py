@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import bench, claims, collect, findings, findings_runs, open_points, stats
+from analysis import bench, claims, collect, findings, findings_runs, open_points, speed_limit, stats
 from hiap.config import Config
 
 Numbers = dict[str, str]
 DECIDED = ("confirmed", "contradicted")
 GAP_LOGIT, GAP_UNITS = 0.1, 10  # the example of finding 4
+TEN = 10  # epochs within which, says the text, heads have closed
 
 
 def fixed(value: float, digits: int = 2) -> str:
@@ -235,6 +236,37 @@ def of_printed() -> Numbers:
     return found
 
 
+def of_speed_limit() -> Numbers:
+    """Finding 14: travel of a logit (``limit.*``), and what Figs. 5-9 show after their first epoch."""
+    scheduled, full = speed_limit.reach(speed_limit.FIGURES), speed_limit.reach(speed_limit.FIGURES, full=True)
+    first = speed_limit.first_reach()
+    ours = first[(first["rate"] == speed_limit.RATE) & (first["start"] == Config().gates.init_logit)].iloc[0]
+    columns = speed_limit.first_columns().set_index("figure")
+    found = {
+        "limit.rate": r"$5\cdot10^{-5}$" if speed_limit.RATE == 5e-5 else "nan",
+        "limit.epoch": fixed(full[0]),
+        "limit.grown": fixed(speed_limit.grown(speed_limit.FIGURES, 1)),
+        "limit.ten.epochs": str(TEN),
+        "limit.ten": fixed(scheduled[TEN - 1], 1),
+        "limit.all": fixed(scheduled[-1]),
+        "limit.cifar": fixed(speed_limit.reach(speed_limit.CIFAR)[-1]),
+        "limit.open": fixed(100 * speed_limit.most_open_start(), 0),
+        "limit.open.grown": fixed(100 * float(findings.sigmoid(speed_limit.grown(speed_limit.FIGURES, 1))), 0),
+        "limit.full": str(ours["full"]),
+        "limit.scheduled": str(ours["scheduled"]),
+        "limit.neurons.nine": fixed(100 * float(columns["neurons_closed"].loc[9]), 0),
+    }
+    names = dict(zip(findings.FIGURES, ("five", "six", "seven", "eight", "nine"), strict=True))
+    return found | {f"limit.heads.{name}": str(columns["heads_closed"].loc[figure]) for figure, name in names.items()}
+
+
+def of_soft() -> Numbers:
+    """What the closed form is not: the mean of a soft gate's samples, at our start and the first temperature (A2)."""
+    gates = Config().gates
+    return {"soft.mean": fixed(findings.sample_mean(gates.tau_start, gates.init_logit), 3),
+            "soft.closed": fixed(float(findings.sigmoid(gates.init_logit)), 3)}  # fmt: skip
+
+
 def of_bench(root: Path) -> Numbers:
     rows = bench.load(root)
     main = rows[rows["report"] == "deit_small_cpu_fp32_b16"].set_index("name")
@@ -262,10 +294,12 @@ def _of_peer(rows: pd.DataFrame) -> Numbers:
 
 
 def of_claims(root: Path) -> Numbers:
-    verdicts = claims.verdicts(root)
+    everything = claims.verdicts(root)
+    verdicts = everything[everything["kind"] != claims.OTHERS]
     counts = verdicts["verdict"].value_counts()
     found = {
         "claims.all": str(len(verdicts)),
+        "claims.others": str(len(everything) - len(verdicts)),
         **{f"claims.{name}": str(counts.get(name, 0)) for name in claims.VERDICTS},
     }
     ours = verdicts[verdicts["kind"].isin(["accuracy", "speed"])]["verdict"]
@@ -310,6 +344,8 @@ SOURCES: tuple[Callable[[Path], Numbers], ...] = (
     of_ratios,
     lambda root: of_costs(),
     lambda root: of_printed(),
+    lambda root: of_speed_limit(),
+    lambda root: of_soft(),
     of_bench,
     of_claims,
     of_project,

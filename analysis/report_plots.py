@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -93,6 +96,71 @@ def gate_totals(rows: pd.DataFrame) -> Figure:
     handles, _ = axes[0].get_legend_handles_labels()
     fig.legend(handles=handles, loc="outside right center")
     return fig
+
+
+def speed_limit_data(totals: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """What ``speed_limit`` shows, as one frame."""
+    return pd.concat([totals.assign(panel="Figs. 5-9"), first.assign(panel="first reach")], ignore_index=True)
+
+
+RATE_LOOKS = (("o", "#000000"), ("s", "#0072B2"), ("^", "#D55E00"))  # of ``speed_limit.RATES``
+
+
+def speed_limit(totals: pd.DataFrame, first: pd.DataFrame) -> Figure:
+    """Finding 14: above, the heads and neurons of Figs. 5-9 (``gate_totals_data``); below, after how many epochs a gate
+    can be closed at the earliest (``speed_limit.first_reach``), by its start and rate."""
+    fig = Figure(figsize=(COLUMN, 4.4), layout="constrained")
+    axes = fig.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.7))
+    _open_units(axes, totals)
+    ax, starts = axes[2], sorted(first["start"].unique())
+    for shift, (_, group), (marker, colour) in zip((-0.27, 0, 0.27), first.groupby("rate"), RATE_LOOKS, strict=True):
+        for row in group.to_dict("records"):
+            place = starts.index(row["start"]) + shift
+            ax.plot([row["full"], row["scheduled"]], [place, place], color=colour, linewidth=0.8, zorder=1)
+            ax.plot(row["scheduled"], place, marker, color=colour, mfc="white", markersize=4)
+            ax.plot(row["full"], place, marker, color=colour, markersize=4)
+    ax.set_yticks(range(len(starts)), [f"{start:g}" for start in starts])
+    ax.set_ylim(-0.6, len(starts) - 0.4)
+    ax.set_ylabel(r"start $\alpha_0$")
+    ax.set_title("a gate can first be closed, by a steady gradient", loc="left")
+    ax.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    ax.set_xlabel("epochs trained (logarithmic)")
+    for axis in axes:
+        axis.grid(True, axis="x")
+    handles = [
+        Line2D([], [], marker=marker, color=colour, linestyle="", markersize=4, label=f"rate {_power(rate)}")
+        for rate, (marker, colour) in zip(sorted(first["rate"].unique()), RATE_LOOKS, strict=True)
+    ]
+    for face, name in ((GREY, "full rate at every step"), ("white", "warm-up and cosine")):
+        handles.append(Line2D([], [], marker="o", color=GREY, mfc=face, linestyle="", markersize=4, label=name))
+    ax.legend(handles=handles, loc="lower right", handlelength=1.2, borderaxespad=0.1)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1.0)
+    return fig
+
+
+def _open_units(axes: Sequence[Axes], totals: pd.DataFrame) -> None:
+    """Open heads and neurons of Figs. 5-9 after each epoch, from 1, the first one marked."""
+    dims = findings.DEIT_SMALL
+    full = {"heads": dims.depth * dims.heads, "neurons": dims.depth * dims.hidden}
+    for ax, (unit, whole) in zip(axes, full.items(), strict=False):
+        for dash, (figure, name) in zip((*DASHES, (0, (1, 3))), FIGURE_RATIOS.items(), strict=True):
+            run, style = totals[totals["figure"] == figure], RATIOS[name]
+            share = 100 * run[unit].to_numpy() / whole
+            ax.plot(run["epoch"] + 1, share, linestyle=dash, color=style.colour)
+            ax.plot(1, share[0], style.marker, color=style.colour, markersize=4)
+            ax.plot([], [], style.marker, linestyle=dash, color=style.colour, markersize=4, label=f"Fig. {figure}")
+        ax.set_xscale("log")
+        ax.set_xlim(0.88, 52)
+        ax.set_ylim(0, 103)
+        ax.set_ylabel("open, %")
+        ax.set_title(f"{unit} of the paper's Figs. 5 to 9, of {whole:,}", loc="left")
+        ax.minorticks_off()
+
+
+def _power(rate: float) -> str:
+    """1e-05 as TeX."""
+    digits, _, power = f"{rate:.0e}".partition("e")
+    return rf"${digits} \cdot 10^{{{int(power)}}}$"
 
 
 def study_pareto(rows: pd.DataFrame) -> Figure:

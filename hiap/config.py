@@ -132,8 +132,8 @@ class GateConfig(_Section):
     init_logit: float = 3.0
     # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
     lr: float | None = Field(None, gt=0)
-    # A6, the same as a length: the rates of all steps sum to it, so a logit can go so far and hardly farther
-    # (hiap.reach), however long the run. Instead of lr.
+    # A6, the same as a length: the rates of all steps sum to it, so a steady gradient takes a logit so far, however
+    # long the run (one that grows takes it farther: hiap.reach). Instead of lr.
     travel: float | None = Field(None, gt=0)
     # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
     weight_decay: float = Field(0.0, ge=0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hiap.config import GateConfig
 
-CERTAIN = 20.0  # far from the threshold; as a logit, open but once in 5e8 samples
+CERTAIN = 20.0  # far from the threshold; as a logit, open in every sample: the noise is clipped to +-13.8
 
 
 class Gate(nn.Module):
@@ -60,7 +60,8 @@ class Gate(nn.Module):
         return self.logit.detach() + self.doubt > 0
 
     def expected(self) -> Tensor:
-        """E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, or the last sample itself (A2)."""
+        """E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, so the mean of thresholded samples (of
+        soft ones it is not), or the last sample itself (A2)."""
         if self.sampled_expectation and self.training and self.sample is not None:
             return self.sample
         return torch.sigmoid(self.logit)
@@ -81,7 +82,7 @@ class FixedGate(Gate):
 
 
 def logistic_noise(uniform: Tensor) -> Tensor:
-    """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1)."""
+    """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1); clipped to +-13.8."""
     return torch.logit(uniform, eps=1e-6)
 
 

@@ -1,7 +1,8 @@
 """How far a gate can travel, and the refusal of runs whose gates cannot reach their threshold (finding 14).
 
 Adam divides a gradient's running mean by its running root mean square, so a step moves a logit by about its rate, and
-the rates of all steps sum to how far it can go. No torch: the launcher asks before it submits.
+the rates of all steps sum to how far it goes if its gradient is steady; one that grows takes it farther, which counts
+in runs of few steps. No torch: the launcher asks before it submits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from hiap.config import SEARCHING, Config, ConfigError
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
+GROWN = 1e3  # nothing is refused that a gradient which grows as much as this might reach
 HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
 
 
@@ -51,26 +53,27 @@ def travel(config: Config, per_epoch: int, total: int, steps: int | None = None)
     )
 
 
-def bound(rates: Sequence[float], growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
+def bound(rates: Sequence[float] | np.ndarray, growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
     """No sequence of gradients takes a parameter farther under Adam with these ``rates``, weight decay aside, if all
-    increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most ``growth``.
+    increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most ``growth``. Without
+    any increase that is the sum of the rates, which a constant gradient reaches.
 
-    With eta_t the weight of g_t^2 in v_t, g_t^2 / v_t = (1 - (1 - eta_t) v_(t-1) / v_t) / eta_t, which is at most
-    1 + k_t log(v_t / v_(t-1)) with k_t = (1 - eta_t) / eta_t, and exactly 1 while the gradient's size is constant. A
-    step is r_t |m_t| / sqrt(v_t), and m_t a mean of gradients so far: r_t is shared out among them, each share enlarged
-    by what v can have lost since. Cauchy and Schwarz over the shares R_t give sqrt(R (R + max(R_t k_t) log growth)).
+    A step is r_t |m_t| / sqrt(v_t) at most. m_t is a mean of the gradients g_s so far, with weights w_ts; so m_t^2 <=
+    q_t = sum_s w_ts g_s^2, and by Cauchy and Schwarz all steps sum to at most sqrt(R sum_t r_t q_t / v_t), R = sum r_t.
+    With k_s = sum of b2^i over 0 < i < s, g_s^2 = v_s + k_s (v_s - v_(s-1)), and hence q_t / v_t = 1 + sum over s < t
+    of c_ts (1 - v_s / v_t), c_ts = w_ts (1 + k_s) (b2 / b1 - 1) >= 0. Now 1 - v_s / v_t <= log(v_t / v_s), which is at
+    most the sum of log(v_j / v_(j-1)) over the increases between s and t. The one at j is counted sum_(s<j) c_ts =
+    w_tj (k_j - l_j) times, l_j being k_j with b1 for b2. So sum_t r_t q_t / v_t is at most
+    R + max_j(R_j (k_j - l_j)) log growth with R_j = sum_t r_t w_tj.
     """
-    b1, b2 = betas
     rate, t = np.asarray(rates, dtype=float), np.arange(1, len(rates) + 1)
-    seen1, seen2 = 1 - b1**t, 1 - b2**t  # the bias corrections
-    shares = np.zeros(len(rates))
+    b1 = betas[0]
+    shares = np.zeros(len(rates))  # R_j
     for lag in range(min(len(rates), math.ceil(math.log(1e-12) / math.log(b1)))):
-        now, then = slice(lag, None), slice(None, len(rates) - lag)
-        weight = (1 - b1) * b1**lag / seen1[now]
-        shares[then] += rate[now] * weight * np.sqrt(seen2[now] / (seen2[then] * b2**lag))
-    k = b2 * (1 - b2 ** (t - 1)) / (1 - b2)
-    total = shares.sum()
-    return float(np.sqrt(total * (total + (shares * k).max() * math.log(max(growth, 1.0)))))
+        shares[: len(rates) - lag] += rate[lag:] * (1 - b1) * b1**lag / (1 - b1 ** t[lag:])
+    early, late = (b * (1 - b ** (t - 1)) / (1 - b) for b in betas)  # l_j, k_j
+    total = rate.sum()
+    return float(np.sqrt(total * (total + (shares * (late - early)).max() * math.log(max(growth, 1.0)))))
 
 
 def gate_phase(config: Config) -> Config:
@@ -100,19 +103,25 @@ def way(config: Config) -> float | None:
 
 def check_reach(config: Config, per_epoch: int) -> str:
     """'' or a warning: whether a gate that is pulled the same way at each of the run's steps, ``per_epoch`` an epoch,
-    gets to its threshold. Raises ``ConfigError`` (one line) if not even that one does: such a run prunes nothing."""
+    gets to its threshold. Raises ``ConfigError`` (one line) if none does though its gradient grew by ``GROWN`` on the
+    way: such a run prunes nothing. (In runs of a few hundred steps some gates do close whose rates sum to less than
+    the way: their gradient grows as the logit falls and the temperature with it.)"""
     distance = way(config)
     if distance is None or distance <= 0:
         return ""
     phase = gate_phase(config)
     total = phase.optim.epochs * per_epoch
     steps = round((config.budget.settle or 1.0) * phase.optim.epochs) * per_epoch
-    far = travel(phase, per_epoch, total, steps)
-    rate = gate_scale(phase, per_epoch, total) * phase.optim.lr
-    says = (
-        f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}; "
-        f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
-    )
-    if far < distance:
-        raise ConfigError(f"no gate can ever close: {says}")
-    return f"only a gate that is pulled the same way at every step can close: {says}" if far < 2 * distance else ""
+    scale = gate_scale(phase, per_epoch, total)
+    rates = [scale * learning_rate(phase, step, per_epoch, total) for step in range(steps)]
+    far, rate = math.fsum(rates), scale * phase.optim.lr
+    if far >= 2 * distance:
+        return ""
+    says = f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}"
+    remedy = f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
+    if far < distance and (most := bound(rates, GROWN**2)) < distance:
+        raise ConfigError(
+            f"no gate can ever close: {says} ({most:.3g} at most if its gradient grows {GROWN:.0f}-fold); {remedy}"
+        )
+    who = "whose gradient keeps its sign" if far >= distance else "whose gradient grows from step to step"
+    return f"only a gate {who} can close: {says}; {remedy}"

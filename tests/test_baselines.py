@@ -70,7 +70,7 @@ def test_what_a_macro_gate_has_closed_stays_closed(share, seed):
     for block, mask in zip(gated.blocks, kept, strict=True):
         ruled.append((block.mlp.block_gate.logit, block.mlp.neuron_gate.logit, mask.neurons))
         ruled += zip(block.attn.head_gate.logit, block.attn.value_gate.logit, mask.dims, strict=True)
-    closed = [float(torch.minimum(macro, micro).max()) for macro, micro, left in ruled if not left.any()]
+    closed = [float(torch.minimum(macro, micro).detach().max()) for macro, micro, left in ruled if not left.any()]
     revived = [bool(left.all()) for macro, micro, left in ruled if left.any() and macro < max(closed, default=-9.0)]
     full = [bool(left.all()) for _, _, left in ruled if left.any()]
     assert not revived or full.count(False) <= 1
@@ -273,7 +273,7 @@ def test_the_strength_rises_while_the_network_costs_too_much_and_falls_below():
 
 
 def test_a_strength_that_winds_up_is_bounded_and_starts_again_when_the_target_is_passed():
-    """Gates that have not yet reached their threshold look like gates that resist; the price must not grow meanwhile."""
+    """Gates that are still on their way to the threshold look like gates that resist; the price must not grow."""
     model = small_vit()
     _, _, dense = sizes(model)
     stage = BudgetedSinglePhase(from_dict({"budget": {"target_macs": 0.3}}))
@@ -290,15 +290,15 @@ def test_a_strength_that_winds_up_is_bounded_and_starts_again_when_the_target_is
 
 
 def test_a_settled_run_trains_what_is_left_on_one_schedule(start):
-    config = pruned(start, "hiap", optim={"epochs": 4}, budget={"settle": 0.5})
+    config = pruned(start, "hiap", budget={"settle": 0.34})
     record = train.run(config)
-    assert [(s.name, s.epochs) for s in record.stages] == [("single-phase", 2), ("settled", 2)]
+    assert [(s.name, s.epochs) for s in record.stages] == [("single-phase", 1), ("settled", 2)]
     assert record.size.macs <= 0.8 * record.size.dense_macs
     assert record.metrics.hardened is None, "the gates are a means here"
     rates = [e.lr for e in record.epochs]
-    whole = train.run(pruned(start, "hiap", optim={"epochs": 4}))
+    whole = train.run(pruned(start, "hiap"))
     assert rates == [e.lr for e in whole.epochs], "one cosine over both"
-    assert record.stages[1].train_macs < record.stages[0].train_macs
+    assert record.stages[1].train_macs / 2 < record.stages[0].train_macs
 
 
 def test_fine_tuning_under_gate_noise_keeps_what_the_ranking_keeps(start):

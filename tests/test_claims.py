@@ -22,6 +22,9 @@ CLAIM = {
 }  # fmt: skip
 
 
+PLANNED = {"evidence"}  # grids that answer in another setting, named before they are there
+
+
 @pytest.fixture(scope="module")
 def found() -> pd.DataFrame:
     return claims.verdicts(collect.REPOSITORY / "results")
@@ -58,6 +61,8 @@ def test_every_grid_label_and_command_that_a_claim_names_is_there() -> None:
     for answer in claims.load()["answer"]:
         if answer.startswith(claim_runs.BENCH):
             Settings(**parse_overrides(claim_runs.command(answer).removeprefix(claim_runs.BENCH).split()))
+        elif answer.startswith(claim_runs.LAUNCH):
+            assert answer.removeprefix(claim_runs.LAUNCH) in PLANNED
         elif answer.startswith(claim_runs.TRAIN):
             from_dict(parse_overrides(answer.removeprefix(claim_runs.TRAIN).split()))
         elif answer:
@@ -168,7 +173,11 @@ def fabricate_report(claim: dict[str, Any], root: Path, device: str) -> None:
     write_json(root / "bench" / "any.json", report.model_dump(mode="json"))
 
 
-ANSWERED = [claim for claim in claims.load().to_dict("records") if claim["answer"]]
+ANSWERED = [
+    claim
+    for claim in claims.load().to_dict("records")
+    if claim["answer"] and not claim["answer"].startswith(claim_runs.LAUNCH)
+]
 
 
 @pytest.mark.parametrize("claim", ANSWERED, ids=[claim["id"] for claim in ANSWERED])
@@ -195,9 +204,59 @@ def test_a_report_decides_on_the_claims_device_only(tmp_path: Path) -> None:
 
 
 def test_what_our_own_code_was_built_to_do_confirms_nothing(found: pd.DataFrame) -> None:
-    own = [claim["id"] for claim in claims.load().to_dict("records") if claim["check"] in claim_checks.OWN]
-    assert own
+    stated = claims.load()
+    own = stated.loc[stated["check"].isin(claim_checks.OWN) | stated["here"].isin(claim_checks.OWN), "id"]
+    assert "V3-03" in set(own), "a rule of ours that lands on its target by construction"
     assert set(found.set_index("id").loc[own, "verdict"]) == {"implemented so"}
+
+
+def test_our_own_budget_rule_confirms_nothing_on_the_papers_data_either(tmp_path: Path) -> None:
+    claim = next(claim for claim in ANSWERED if claim["id"] == "V3-03")
+    fabricate_runs(claim, tmp_path)
+    assert claims.judge(claim, tmp_path).verdict == "implemented so"
+
+
+def test_rows_of_other_papers_are_counted_apart(found: pd.DataFrame) -> None:
+    others = found[found["kind"] == claims.OTHERS]
+    assert not others["place"].str.contains("HiAP").any()
+    assert {"T2-27", "T2-36"} <= set(others.loc[others["verdict"] == "contradicted", "id"])
+    counts = claims.summary(found)
+    assert counts.loc["all", "all"] == len(found) - len(others)
+    assert counts.loc[claims.OTHERS, "all"] == len(others)
+    assert set(counts.index) == {*found["kind"], "all"}
+    lines = list(claims.contradictions(found))
+    assert not any(line.startswith(("T2-27", "T2-36")) for line in lines)
+    assert len(lines) == counts.loc["all", "contradicted"]
+    assert len(list(claims.contradictions(found, others=True))) == counts.loc[claims.OTHERS, "contradicted"]
+
+
+def test_a_share_says_of_how_many(found: pd.DataFrame) -> None:
+    row = found.set_index("id").loc["X-01"]
+    assert (row["found"], row["verdict"]) == (0.75, "contradicted")
+    assert row["evidence"].endswith(": 9 of 12 blocks")
+
+
+def test_early_and_deep_blocks_are_one_split(found: pd.DataFrame) -> None:
+    neurons = collect.published_heatmap(5).query("epoch == epoch.max()").set_index("block")["neurons"]
+    rows = found.set_index("id")
+    assert rows.loc["X-03", "found"] == pytest.approx(neurons.loc[0:5].mean())
+    assert rows.loc["X-04", "found"] == pytest.approx(neurons.loc[6:10].mean()), "the last FFN is gone"
+    assert rows.loc[["X-03", "X-04"], "agrees"].tolist() == ["yes", "no"]
+
+
+def test_whether_fine_tuning_is_needed_is_answered_by_fine_tuning_alone(found: pd.DataFrame) -> None:
+    row = found.set_index("id").loc["X-14"]
+    assert row["verdict"] == "not run"
+    assert "--grid evidence" in row["evidence"]
+
+
+def test_finding_14_is_in_the_ledger(found: pd.DataFrame) -> None:
+    row = found.set_index("id").loc["X-19"]
+    assert row["verdict"] == "contradicted"
+    assert row["found"] == pytest.approx(0.5622, abs=1e-4)  # 1 / (1 + exp(-0.2502))
+    assert "0.25 in that epoch" in row["evidence"]
+    assert "0.98 in all of Table 3's training" in row["evidence"]
+    assert "17, 50, 19, 65, 0 of 72 heads" in row["evidence"]
 
 
 def test_removing_what_was_not_gated_changes_the_function() -> None:

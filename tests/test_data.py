@@ -593,7 +593,8 @@ def test_fashion_mnist_is_resized_once_to_any_size(tmp_path, small_fashion):
     assert images.dtype == torch.uint8
     small, _ = fashion_mnist.images(str(tmp_path), "test", 28, 20)
     back = torch.nn.functional.avg_pool2d(images.float(), 2)
-    assert (back - small.float()).abs().mean() < 20, "the same picture"
+    pairs = torch.stack([back.flatten(), small.float().flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.9, "the same pictures"
 
 
 @pytest.mark.parametrize(
@@ -610,7 +611,6 @@ def test_damaged_fashion_mnist_is_one_line(damage, message, tmp_path, small_fash
     write_fashion(root)
     damage(root)
     with pytest.raises(ConfigError, match=message) as caught:
-        data.check(fashion(root), 28)
         fashion_mnist.images(str(root), "train", 28, 10)
     assert "\n" not in str(caught.value)
 

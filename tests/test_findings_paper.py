@@ -1,4 +1,4 @@
-"""Findings 6 to 13, section 4 of the paper, and the figures about them. Expected values are written out here, from the
+"""Findings 6 to 14, section 4 of the paper, and the figures about them. Expected values are written out here, from the
 paper's equations, and not taken from the functions under test."""
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import integrate
 
-from analysis import collect, findings, findings_runs, paper_plots, paper_tables, plots, tables, theory
+from analysis import (
+    collect,
+    findings,
+    findings_runs,
+    paper_plots,
+    paper_tables,
+    plots,
+    report_plots,
+    speed_limit,
+    tables,
+    theory,
+)
 from hiap.ledger import Prices
 
 N, D, H, DH, DFFN, L = 197, 384, 6, 64, 1536, 12  # DeiT-Small
@@ -162,10 +173,48 @@ def test_finding_13_who_is_ahead_of_hiap() -> None:
     assert rows["ahead"].max() == pytest.approx(0.88)
 
 
-def test_the_overview_has_all_thirteen() -> None:
+def test_finding_14_sums_the_rates() -> None:
+    one, run = speed_limit.reach(speed_limit.FIGURES, full=True), speed_limit.reach(speed_limit.FIGURES)
+    assert one[0] == pytest.approx(5004 * 5e-5)
+    assert one[-1] == pytest.approx(50 * 5004 * 5e-5)
+    # warm-up over 5 epochs takes half of what full rate would, a cosine over 45 as well
+    assert run[4] == pytest.approx(2.5 * 5004 * 5e-5, rel=1e-3)
+    assert run[-1] == pytest.approx(25 * 5004 * 5e-5, rel=1e-3) == pytest.approx(6.26, abs=0.01)
+    assert run[[0, 9]] == pytest.approx([0.025, 1.86], abs=0.005)
+    assert speed_limit.reach(speed_limit.CIFAR)[-1] == pytest.approx(100 * 195 * 5e-5, rel=1e-3)
+    assert one[0] < speed_limit.grown(speed_limit.FIGURES, 1) < 0.5
+    assert 0.98 < speed_limit.grown(speed_limit.CIFAR) < 3
+
+
+def test_finding_14_holds_starts_and_rates_against_the_first_columns() -> None:
+    first = speed_limit.first_reach().set_index(["rate", "start"])
+    assert first.loc[5e-5, "full"].tolist() == [1, 1, 4, 12]
+    assert first.loc[5e-5, "scheduled"].tolist() == [2, 4, 7, 15]
+    assert first["full"].loc[5e-3].max() == 1
+    assert (first["full"] <= first["scheduled"]).all()
+    assert speed_limit._first(np.array([0.1, 0.2]), 0.3) is None
+    shown = speed_limit.first_columns()
+    assert shown["heads_closed"].tolist() == [17, 50, 19, 65, 0]
+    assert round(100 * shown["neurons_closed"].iloc[-1]) == 71
+    assert speed_limit.most_open_start() == pytest.approx(1 / (1 + math.exp(-0.2502)))
+
+
+@pytest.mark.parametrize(("tau", "logit"), [(2.0, 3.0), (1.0, -1.0), (0.5, 0.7)])
+def test_the_mean_of_a_soft_sample_is_that_of_its_density(tau: float, logit: float) -> None:
+    mean, _ = integrate.quad(lambda z: z * float(findings.sample_density(np.array(z), tau, logit)), 0, 1)
+    assert findings.sample_mean(tau, logit) == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_closed_form_is_not_the_mean_of_soft_gates() -> None:
+    assert findings.sample_mean(2.0, 3.0) == pytest.approx(0.786, abs=5e-4)
+    assert float(findings.sigmoid(3.0)) == pytest.approx(0.953, abs=5e-4)
+    assert findings.sample_mean(0.01, 3.0) == pytest.approx(float(findings.sigmoid(3.0)), abs=1e-3)
+
+
+def test_the_overview_has_all_fourteen() -> None:
     rows = findings_runs.overview()
     assert list(rows) == ["finding", "quantity", "value", "unit"]
-    assert rows["finding"].unique().tolist() == list(range(1, 14))
+    assert rows["finding"].unique().tolist() == list(range(1, 15))
     assert not rows.duplicated(["finding", "quantity", "unit"]).any()
     assert rows["value"].notna().all()
     values = rows.set_index("quantity")["value"]
@@ -287,6 +336,7 @@ def figures() -> dict[str, Figure]:
         "fig3": paper_plots.fig3(networks),
         "fig4": paper_plots.fig4(means, "MACs (%)", "top-1 (%)", seeds),
         "gap": paper_plots.hardening(paper_plots.gaps(), paths),
+        "speed_limit": report_plots.speed_limit(report_plots.gate_totals_data(), speed_limit.first_reach()),
         "feasible": paper_plots.feasible(regions, paper_plots.final_widths(), findings_runs.Described()),
         "table2": paper_plots.table2(paper_plots.table2_rows(pd.DataFrame(columns=["name", "gmacs", "top1"]))),
     }
@@ -294,7 +344,8 @@ def figures() -> dict[str, Figure]:
 
 def test_figures_have_units_and_no_text_over_another_or_the_edge(tmp_path: Path) -> None:
     for name, figure in figures().items():
-        assert all(ax.get_xlabel() or name == "fig3" for ax in figure.axes), name
+        shared = name in ("fig3", "speed_limit")  # one axis below all panels
+        assert all(ax.get_xlabel() or shared for ax in figure.axes), name
         assert any(ax.get_ylabel() for ax in figure.axes), name
         figure.draw_without_rendering()
         boxes = [t.get_window_extent() for ax in figure.axes for t in ax.texts if t.get_text().strip()]

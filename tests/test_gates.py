@@ -10,7 +10,7 @@ from conftest import scatter_logits, small_vit
 import hiap
 from hiap.config import GateConfig
 from hiap.gated_vit import sampling, set_temperature
-from hiap.gates import Gate, temperature
+from hiap.gates import CERTAIN, Gate, logistic_noise, temperature
 
 
 def gate_of(logit: float, count: int = 200_000, tau: float = 1.0, **options: str) -> Gate:
@@ -26,6 +26,21 @@ def test_a_sample_exceeds_half_with_probability_sigmoid_of_the_logit_at_every_te
     torch.manual_seed(0)
     share = gate_of(logit, tau=tau)().mean()
     assert abs(share - torch.sigmoid(torch.tensor(logit))) < 0.005
+
+
+def test_the_closed_form_is_the_mean_of_thresholded_samples_and_not_of_soft_ones():
+    torch.manual_seed(0)
+    hard, soft = gate_of(3.0, tau=2.0), gate_of(3.0, tau=2.0, forward="soft")
+    assert abs(hard().mean() - 0.953) < 0.002
+    assert abs(soft().mean() - 0.786) < 0.002
+    assert abs(hard.expected().mean() - 0.953) < 0.001
+    assert torch.equal(hard.expected(), soft.expected())
+
+
+def test_a_certain_gate_is_open_in_every_sample_because_the_noise_is_clipped():
+    ends = logistic_noise(torch.tensor([0.0, 1.0]))
+    assert ends.abs().max() < 13.9 < CERTAIN
+    assert ends.tolist() == pytest.approx([-ends[1].item(), ends[1].item()], rel=1e-3)
 
 
 def test_soft_samples_follow_eq_6_at_a_known_quantile():

@@ -79,7 +79,7 @@ def test_the_readme_names_only_what_exists():
     readme = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
-    options = set(re.findall(r"`((?:gates|penalty|feasibility|data|optim|model)\.[a-z_]+)`", readme))
+    options = set(re.findall(r"`((?:gates|penalty|feasibility|distill|budget|data|optim|model)\.[a-z_]+)`", readme))
     from hiap.config import valid_keys
 
     assert options <= set(valid_keys())

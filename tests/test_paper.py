@@ -78,9 +78,18 @@ def test_every_part_that_is_generated_is_used_and_the_other_way_round(tmp_path: 
 
 
 def test_all_findings_and_all_open_points_have_a_line() -> None:
-    assert [int(row[0]) for row in paper_parts.finding_rows()] == list(range(1, 14))
-    assert [point.id for point in open_points.POINTS] == [f"A{i}" for i in range(1, 12)]
+    assert [int(row[0]) for row in paper_parts.finding_rows()] == list(range(1, 15))
+    assert [point.id for point in open_points.POINTS] == [f"A{i}" for i in range(1, 13)]
     assert all(bool(point.grid) != bool(point.reason) for point in open_points.POINTS)
+
+
+def test_what_was_chosen_without_an_option_is_told_with_its_reason() -> None:
+    shown = paper_parts.open_table(RESULTS)
+    readme = (collect.REPOSITORY / "README.md").read_text()
+    for choice in open_points.CHOICES:
+        assert choice.reason[:30] in shown
+    assert "0.953 against 0.786" in shown
+    assert all(f"| {point.id} |" in readme for point in open_points.POINTS)
 
 
 def test_every_grid_is_listed_with_what_it_shows() -> None:

@@ -1,0 +1,174 @@
+"""How far a logit travels: the speed limit against torch's own AdamW, and the refusal of runs that cannot prune."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import collect
+from baselines import cofi
+from hiap import reach
+from hiap.config import Config, ConfigError, GateConfig, from_dict
+
+PER_EPOCH = 10
+
+
+def recipe(steps: int, schedule: str, lr: float = 5e-4, **optim: float) -> Config:
+    return from_dict({"optim": {"epochs": steps // PER_EPOCH, "lr": lr, "schedule": schedule, **optim}})
+
+
+def rates_of(config: Config, steps: int) -> list[float]:
+    return [reach.learning_rate(config, step, PER_EPOCH, steps) for step in range(steps)]
+
+
+def train(rates: list[float], gradients: np.ndarray) -> tuple[float, float]:
+    """(travel, growth) of one parameter under AdamW without decay: the farthest that it gets from where it starts, and
+    the product of all increases of the running mean of its squared gradient."""
+    value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.AdamW([value], weight_decay=0.0, betas=reach.BETAS)
+    farthest, growth, before = 0.0, 1.0, math.inf
+    for step, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), start=1):
+        optimiser.param_groups[0]["lr"] = rate
+        value.grad = torch.full_like(value, -float(gradient))
+        optimiser.step()
+        mean_square = optimiser.state[value]["exp_avg_sq"].item() / (1 - reach.BETAS[1] ** step)
+        growth *= max(1.0, mean_square / before)
+        farthest, before = max(farthest, abs(value.item())), mean_square
+    return farthest, growth
+
+
+def noisy(ratio: float, seed: int) -> Callable[[int], np.ndarray]:
+    return lambda steps: ratio + np.random.default_rng(seed).normal(size=steps)
+
+
+GRADIENTS: dict[str, Callable[[int], np.ndarray]] = {
+    "constant": np.ones,
+    "tiny": lambda steps: np.full(steps, 1e-4),
+    "growing": lambda steps: 1.01 ** np.arange(steps),
+    "a leap": lambda steps: np.where(np.arange(steps) < steps // 2, 1e-3, 1.0),
+    "falling": lambda steps: 0.99 ** np.arange(steps),
+    "sparse": lambda steps: (np.arange(steps) % 50 == 0).astype(float),
+    "alternating": lambda steps: (-1.0) ** np.arange(steps),
+    **{f"noisy {r:g}, seed {s}": noisy(r, s) for r, s in itertools.product((0.0, 0.1, 1.0, 3.0), range(3))},
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_no_gradient_takes_a_parameter_beyond_the_bound(name: str, schedule: str) -> None:
+    rates = rates_of(recipe(600, schedule), 600)
+    far, growth = train(rates, GRADIENTS[name](600))
+    assert 0 < far <= reach.bound(rates, growth)
+
+
+@pytest.mark.parametrize("steps", [200, 2000])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 5.0])
+def test_a_constant_gradient_goes_as_far_as_the_rates_sum_to(steps: int, schedule: str, warmup: float) -> None:
+    config = recipe(steps, schedule, warmup_epochs=warmup)
+    rates = rates_of(config, steps)
+    far, growth = train(rates, np.ones(steps))
+    assert growth == pytest.approx(1, abs=1e-9)
+    assert far == pytest.approx(reach.travel(config, PER_EPOCH, steps), rel=1e-6)
+    assert far >= 0.9 * reach.bound(rates)
+    assert reach.bound(rates) == pytest.approx(sum(rates)), "nothing is given away where the gradient is steady"
+
+
+def test_only_a_gradient_that_grows_goes_farther_than_the_rates_sum_to() -> None:
+    rates = rates_of(recipe(600, "constant"), 600)
+    assert train(rates, GRADIENTS["growing"](600))[0] > 2 * sum(rates)
+    assert all(train(rates, GRADIENTS[name](600))[0] <= sum(rates) * (1 + 1e-6) for name in ("falling", "alternating"))
+    assert reach.bound(rates, 10.0) > reach.bound(rates, 1.0) == reach.bound(rates, 0.5)
+
+
+def test_noise_shortens_the_way() -> None:
+    rates = rates_of(recipe(600, "constant"), 600)
+    ways = [np.mean([train(rates, noisy(r, s)(600))[0] for s in range(3)]) for r in (0.1, 1.0, 3.0)]
+    assert ways == sorted(ways)
+    assert ways[0] < 0.3 * sum(rates)
+
+
+def test_travel_is_that_of_the_gates_and_of_the_steps_asked_for() -> None:
+    config = from_dict({"optim": {"epochs": 4, "lr": 1e-3, "schedule": "constant"}, "gates": {"lr": 0.02}})
+    assert reach.travel(config, 10, 40) == pytest.approx(0.8)
+    assert reach.travel(config, 10, 40, steps=10) == pytest.approx(0.2)
+    asked = config.model_copy(update={"gates": GateConfig(travel=7.0)})
+    assert reach.travel(asked, 10, 40) == pytest.approx(7.0)
+    assert reach.travel(asked, 10, 40, steps=10) == pytest.approx(1.75)
+
+
+# Runs that cannot prune
+
+
+def run(method: str, epochs: int = 200, lr: float = 5e-5, **sections: dict) -> Config:
+    optim = {"epochs": epochs, "lr": lr, "warmup_epochs": 5}
+    return from_dict({"method": method, "model": {"weights": "run:dense"}, "optim": optim, **sections})
+
+
+def test_the_papers_settings_on_cifar_10_can_close_no_gate_that_starts_at_three() -> None:
+    with pytest.raises(ConfigError, match=r"^no gate can ever close: .*39,000 steps sum to 0\.975 \(1\.26 ") as e:
+        reach.check_reach(run("hiap"), 195)
+    assert "\n" not in str(e.value)
+    assert "set gates.lr to 0.00031 or more (it is 5e-05), or gates.travel" in str(e.value)
+    assert reach.check_reach(run("hiap", gates={"lr": 3.1e-4}), 195) == "", "what it says to set is enough"
+    assert reach.check_reach(run("hiap", gates={"init_logit": 0.4}), 195) == ""
+
+
+def test_a_run_whose_gates_price_nothing_is_let_through() -> None:
+    control = {"lambda_macro": 0.0, "lambda_micro": 0.0}
+    assert reach.check_reach(run("hiap", penalty=control), 195) == ""
+    assert reach.check_reach(run("dense"), 195) == ""
+    with pytest.raises(ConfigError, match="no gate"):
+        reach.check_reach(run("hiap", penalty={**control, "lambda_micro": 1.5}), 195)
+
+
+def test_a_way_that_only_a_steady_pull_can_go_is_warned_of() -> None:
+    assert reach.check_reach(run("hiap", gates={"travel": 6.1}), 195) == ""
+    assert reach.check_reach(run("hiap", gates={"travel": 5.9}), 195).startswith(
+        "only a gate whose gradient keeps its sign can"
+    )
+    assert reach.check_reach(run("hiap", gates={"travel": 3.1}), 195).startswith("only a gate")
+    assert "whose gradient grows" in reach.check_reach(run("hiap", gates={"travel": 2.9}), 195)
+    with pytest.raises(ConfigError, match=r"sum to 2 \(2\."):
+        reach.check_reach(run("hiap", gates={"travel": 2.0}), 195)
+
+
+def test_a_short_run_is_not_refused_for_its_rates_alone_because_committed_ones_did_close_gates() -> None:
+    """Grid sensitivity, 'A6-rate-0.02': its rates sum to less than the way, and it lost a seventh of its neurons."""
+    runs = [r for r in collect.records(collect.REPOSITORY / "results", "sensitivity") if r.label == "A6-rate-0.02"]
+    config = runs[0].config
+    assert reach.travel(config, 39, 234) == pytest.approx(2.35)
+    assert all(sum(r.epochs[-1].neurons or []) < 0.9 * sum(r.epochs[0].neurons or []) for r in runs)
+    assert reach.check_reach(config, 39).startswith("only a gate whose gradient grows from step to step can close")
+
+
+def test_gates_that_settle_have_fewer_steps() -> None:
+    values = {"optim": {"epochs": 10, "lr": 1e-3, "schedule": "constant"}, "gates": {"lr": 0.04}}
+    config = from_dict({"method": "hiap", "model": {"weights": "run:dense"}, **values})
+    half = config.model_copy(update={"budget": config.budget.model_copy(update={"settle": 0.5})})
+    assert "whose gradient keeps its sign" in reach.check_reach(config, 10)
+    assert "of 50 steps sum to 2;" in reach.check_reach(half, 10)
+
+
+def test_vit_slims_masks_go_from_one_to_zero_in_its_search() -> None:
+    assert reach.check_reach(run("vit_slim", epochs=300, search={"epochs": 50}), 195) == ""
+    with pytest.raises(ConfigError, match=r"starts 1 .*195 steps sum to 0\.0975 "):
+        reach.check_reach(run("vit_slim", epochs=300, search={"epochs": 1}), 195)
+
+
+def test_cofis_gates_go_to_where_they_are_open_half_of_the_time() -> None:
+    assert (cofi.LOW, cofi.HIGH, cofi.TEMPERATURE) == reach.HARD_CONCRETE == (-0.1, 1.1, 2 / 3)
+    config = run("cofi", epochs=40, search={"epochs": 20})
+    gate = cofi.HardConcrete((1,), "micro", config.gates, torch.Generator())
+    distance = reach.way(config)
+    assert distance is not None
+    gate.logit.data.sub_(distance)
+    assert gate.expected().item() == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"starts 4\.6 .*3,900 steps"):
+        reach.check_reach(config, 195)
+    assert reach.check_reach(run("cofi", epochs=40, search={"epochs": 20}, gates={"lr": 0.1}), 195) == ""

@@ -130,6 +130,9 @@ class GateConfig(_Section):
     # A6: unstated. sigmoid(3) = 0.95: near all open, far from the threshold. The paper's figures exclude it at the rate
     # that it states (finding 14): its grids take start and rate from slurm/readings.yaml.
     init_logit: float = 3.0
+    # A6: unstated. Where heads and FFN blocks start, if not where dimensions and neurons do: in the figures they close
+    # within the first epoch, while nearly all neurons stay open for many.
+    init_macro: float | None = None
     # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
     lr: float | None = Field(None, gt=0)
     # A6, the same as a length: the rates of all steps sum to it, so a steady gradient takes a logit so far, however
@@ -149,6 +152,10 @@ class GateConfig(_Section):
     noise: Literal["own", "shared"] = "own"
     tau_start: float = Field(2.0, gt=0)
     tau_end: float = Field(0.5, gt=0)
+
+    def start(self, kind: str) -> float:
+        """The first logit of a 'macro' or 'micro' gate."""
+        return self.init_macro if kind == "macro" and self.init_macro is not None else self.init_logit
 
     @model_validator(mode="after")
     def _one_rate(self) -> GateConfig:

@@ -25,7 +25,7 @@ class Gate(nn.Module):
         super().__init__()
         self.kind, self.soft = kind, config.forward == "soft"
         self.sampled_expectation = config.expectation == "sampled"
-        self.logit = nn.Parameter(torch.full(shape, float(config.init_logit)))
+        self.logit = nn.Parameter(torch.full(shape, float(config.start(kind))))
         self.register_buffer("tau", torch.tensor(float(config.tau_start)), persistent=False)
         # A5: the noise of the one sample that hardening thresholds; 0 thresholds the probability. It is drawn once, so
         # that a network has one hardened form.

@@ -162,8 +162,8 @@ class SinglePhase(Stage):
 
 def farthest(gated: Any, config: Config) -> float:
     """How far the logit that has gone farthest is from where it started."""
-    start = config.gates.init_logit
-    return max(float((gate.logit.detach() - start).abs().max()) for _, gate in gated_vit.named_gates(gated))
+    gates = (gate for _, gate in gated_vit.named_gates(gated))
+    return max(float((gate.logit.detach() - config.gates.start(gate.kind)).abs().max()) for gate in gates)
 
 
 class BudgetedSinglePhase(TargetedStage, SinglePhase):

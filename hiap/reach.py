@@ -91,8 +91,8 @@ def way(config: Config) -> float | None:
     """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask); None for a method
     without learned gates, or where nothing is priced (controls)."""
     if config.method == "hiap":
-        priced = config.penalty.lambda_macro > 0 or config.penalty.lambda_micro > 0
-        return config.gates.init_logit if priced else None
+        kinds = ["macro"] * (config.penalty.lambda_macro > 0) + ["macro", "micro"] * (config.penalty.lambda_micro > 0)
+        return max((config.gates.start(kind) for kind in kinds), default=None)
     if config.method == "cofi":  # to where it is open half of the time
         low, high, temperature = HARD_CONCRETE
         return config.gates.init_logit - temperature * math.log(-low / high)

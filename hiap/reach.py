@@ -16,7 +16,7 @@ import numpy as np
 from hiap.config import SEARCHING, Config, ConfigError
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
-GROWN = 1e3  # nothing is refused that a gradient which grows as much as this might reach
+GROWN = 1e3  # how much a gradient may grow where "at most" is said
 HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
 
 
@@ -87,12 +87,12 @@ def gate_phase(config: Config) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update=optim)})
 
 
-def way(config: Config) -> float | None:
-    """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask); None for a method
-    without learned gates, or where nothing is priced (controls)."""
+def way(config: Config, nearest: bool = False) -> float | None:
+    """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask): the kind of gate that
+    starts farthest, or ``nearest``. None for a method without learned gates, or where nothing is priced (controls)."""
     if config.method == "hiap":
         kinds = ["macro"] * (config.penalty.lambda_macro > 0) + ["macro", "micro"] * (config.penalty.lambda_micro > 0)
-        return max((config.gates.start(kind) for kind in kinds), default=None)
+        return (min if nearest else max)((config.gates.start(kind) for kind in kinds), default=None)
     if config.method == "cofi":  # to where it is open half of the time
         low, high, temperature = HARD_CONCRETE
         return config.gates.init_logit - temperature * math.log(-low / high)
@@ -101,27 +101,33 @@ def way(config: Config) -> float | None:
     return None
 
 
-def check_reach(config: Config, per_epoch: int) -> str:
-    """'' or a warning: whether a gate that is pulled the same way at each of the run's steps, ``per_epoch`` an epoch,
-    gets to its threshold. Raises ``ConfigError`` (one line) if none does though its gradient grew by ``GROWN`` on the
-    way: such a run prunes nothing. (In runs of a few hundred steps some gates do close whose rates sum to less than
-    the way: their gradient grows as the logit falls and the temperature with it.)"""
-    distance = way(config)
+def check_reach(config: Config, per_epoch: int, closes_by: int | None = None) -> str:
+    """'' or a warning, where a gate gets to its threshold only if it is pulled the same way at nearly every one of the
+    run's steps, ``per_epoch`` an epoch. ``closes_by``: epochs after which some gates must be able to close, for the run
+    to show what it is for. Raises ``ConfigError`` (one line with both numbers and what to set) if the rates of those
+    epochs, or of the run, do not sum to the way.
+
+    A gradient that grows from step to step can take a gate a little farther (``bound``), and in runs of a few hundred
+    steps some do close so. Such a run shows its rate and not its method, so it is refused as well."""
+    phase = gate_phase(config)
+    whole = round((config.budget.settle or 1.0) * phase.optim.epochs)
+    warning = _look(phase, way(config), per_epoch, whole, "")
+    if closes_by is not None:
+        within = f" within {closes_by} epoch{'s' if closes_by > 1 else ''}, as it is meant to"
+        _look(phase, way(config, nearest=True), per_epoch, min(closes_by, whole), within)
+    return warning
+
+
+def _look(phase: Config, distance: float | None, per_epoch: int, epochs: int, within: str) -> str:
     if distance is None or distance <= 0:
         return ""
-    phase = gate_phase(config)
-    total = phase.optim.epochs * per_epoch
-    steps = round((config.budget.settle or 1.0) * phase.optim.epochs) * per_epoch
-    scale = gate_scale(phase, per_epoch, total)
-    rates = [scale * learning_rate(phase, step, per_epoch, total) for step in range(steps)]
-    far, rate = math.fsum(rates), scale * phase.optim.lr
-    if far >= 2 * distance:
-        return ""
+    total, steps = phase.optim.epochs * per_epoch, epochs * per_epoch
+    far = travel(phase, per_epoch, total, steps)
+    rate = gate_scale(phase, per_epoch, total) * phase.optim.lr
     says = f"a gate starts {distance:.3g} from its threshold, and the rates of {steps:,} steps sum to {far:.3g}"
     remedy = f"set gates.lr to {2 * rate * distance / far:.2g} or more (it is {rate:.2g}), or gates.travel"
-    if far < distance and (most := bound(rates, GROWN**2)) < distance:
-        raise ConfigError(
-            f"no gate can ever close: {says} ({most:.3g} at most if its gradient grows {GROWN:.0f}-fold); {remedy}"
-        )
-    who = "whose gradient keeps its sign" if far >= distance else "whose gradient grows from step to step"
-    return f"only a gate {who} can close: {says}; {remedy}"
+    if far < distance:
+        raise ConfigError(f"too slow to prune{within}: {says}; {remedy}")
+    if far < 2 * distance:
+        return f"only a gate that is pulled the same way at nearly every step can close: {says}; {remedy}"
+    return ""

@@ -10,6 +10,7 @@ A grid file is YAML::
     threads: 1                   # not part of what a run is
     processes: 1                 # that share one run on SLURM; a hint as well
     reading: calibrated          # of slurm/readings.yaml: Config keys over base
+    closes_by: 1                 # what the grid is to show needs gates that can close within so many epochs
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
     runs:
       dense: {method: dense}     # label: Config keys over base
@@ -51,6 +52,7 @@ class Grid(BaseModel):
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
     reading: str = ""
+    closes_by: int | None = Field(None, ge=1)
     base: dict[str, Any] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 

@@ -68,11 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
             return 0
         if not args.dry_run:
-            _check(runs, results, path)
+            _check(runs, results, path, grid.closes_by)
         print(_title(grid, path))
         if args.dry_run:  # the bill comes also where the data are not
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
-            _check(runs, results, path)
+            _check(runs, results, path, grid.closes_by)
             return 0
         executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
         with _threads(threads):
@@ -194,12 +194,12 @@ def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
     return [p for p in waiting if all(need.finished for need in p.run.needs)][: max(0, free)]
 
 
-def _check(runs: list[Run], results: Path, source: Path) -> None:
+def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None) -> None:
     """Everything that is wrong and can be known now, before anything is written. Raises ``ConfigError``."""
     for run in runs:
         try:
             check_needs(run.config)
-            warning = check_reach(run.config, estimate.steps_per_epoch(run.config))
+            warning = check_reach(run.config, estimate.steps_per_epoch(run.config), closes_by)
             data.check(run.config.data, run.config.model.img_size)
         except ConfigError as error:
             raise ConfigError(f"{source}: run '{run.label}': {error}") from None

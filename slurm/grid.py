@@ -10,11 +10,15 @@ A grid file is YAML::
     threads: 1                   # not part of what a run is
     processes: 1                 # that share one run on SLURM; a hint as well
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
+    shared:                      # Config keys under a name, for several runs: what was tuned stands in one place
+      tuned: {gates.lr: 0.05}
     runs:
       dense: {method: dense}     # label: Config keys over base
-      hiap: {method: hiap, model.weights: run:dense}
+      hiap: {method: hiap, model.weights: run:dense, like: tuned}
+      slow: {method: hiap, model.weights: run:dense, like: [tuned], optim.epochs: 20, seeds: [0]}
 
-``run:<label>`` names another run of the grid, with the same seed; it is replaced by ``run:<run_id>``.
+``run:<label>`` names another run of the grid, with the same seed; it is replaced by ``run:<run_id>``. ``like`` lays the
+keys of ``shared`` over base, and the run's own keys over them. ``seeds`` of a run: some of the grid's.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ class Grid(BaseModel):
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
     base: dict[str, Any] = {}
+    shared: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
@@ -123,18 +128,23 @@ def load(path: Path) -> Grid:
 
 
 def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "") -> list[Run]:
-    """Every run of ``grid`` for every seed, each after what it needs, else in the order of the file.
+    """Every run of ``grid`` for every one of its seeds, each after what it needs, else in the order of the file.
 
     ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
     needs a folder and that name none. Raises ``ConfigError`` naming ``source``.
     """
-    values = {label: merge(_nested(grid.base), _nested(own)) for label, own in grid.runs.items()}
+    seeds = {label: _seeds(grid, label, source) for label in grid.runs}
+    values = {label: _values(grid, label, source) for label in grid.runs}
     for label, nested in values.items():
         _refuse_launcher_keys(nested, f"{source}: run '{label}'")
     runs: list[Run] = []
     for seed in dict.fromkeys(grid.seeds):
         made: dict[str, Run] = {}
         for label, needs in _ordered(values, source):
+            if seed not in seeds[label]:
+                continue
+            for need in (need for need in needs if need not in made):
+                raise ConfigError(f"{source}: run '{label}' needs '{need}', which has no seed {seed}")
             own = _map_references(values[label], lambda other, made=made: made[other].run_id)  # type: ignore[misc]
             own["seed"] = seed
             merge(own, {"run": {**settings, "grid": grid.name, "label": label}})
@@ -166,6 +176,26 @@ def with_needs(run: Run) -> Iterator[Run]:
     yield run
     for need in run.needs:
         yield from with_needs(need)
+
+
+def _seeds(grid: Grid, label: str, source: str | Path) -> list[int]:
+    own = grid.runs[label].get("seeds", grid.seeds)
+    if not isinstance(own, list) or not own or not set(own) <= set(grid.seeds):
+        raise ConfigError(f"{source}: run '{label}': seeds must be a list of some of {grid.seeds}, not {own!r}")
+    return own
+
+
+def _values(grid: Grid, label: str, source: str | Path) -> dict[str, Any]:
+    """The nested Config keys of a run: base, what it is ``like``, its own."""
+    own = {key: value for key, value in grid.runs[label].items() if key not in ("like", "seeds")}
+    names = grid.runs[label].get("like", [])
+    merged = _nested(grid.base)
+    for name in names if isinstance(names, list) else [names]:
+        if name not in grid.shared:
+            hint = unknown_key(str(name), list(grid.shared)).replace("key", "name", 1) if grid.shared else "no 'shared'"
+            raise ConfigError(f"{source}: run '{label}': like: {hint}")
+        merge(merged, _nested(grid.shared[name]))
+    return merge(merged, _nested(own))
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,18 @@ def test_references_become_run_ids_of_the_same_seed_and_needs_come_first(tmp_pat
     assert {r.config.run.label for r in runs} == set(RUNS)
 
 
+def test_a_run_may_have_fewer_seeds_and_share_settings(tmp_path: Path) -> None:
+    shared = {"tuned": {"gates.lr": 0.05, "optim": {"lr": 0.5}}, "short": {"optim.epochs": 2}}
+    both = {**RUNS["hiap"], "like": ["tuned", "short"], "optim.lr": 0.25, "seeds": [1]}
+    written = write_grid(tmp_path, seeds=[0, 1], shared=shared, runs={**RUNS, "both": both})
+    runs = runs_of(written, tmp_path)
+    (run,) = [run for run in runs if run.label == "both"]
+    assert len(runs) == 7
+    assert (run.config.seed, run.needs[0].config.seed) == (1, 1)
+    assert (run.config.gates.lr, run.config.optim.lr, run.config.optim.epochs) == (0.05, 0.25, 2)
+    assert all(run.config.gates.lr is None for run in runs if run.label != "both")
+
+
 def test_hints_and_folders_do_not_change_run_ids(tmp_path: Path) -> None:
     one = runs_of(write_grid(tmp_path), tmp_path / "a")
     two = runs_of(write_grid(tmp_path, jobs=7, threads=3, name="other"), tmp_path / "b")
@@ -125,7 +137,7 @@ def test_every_grid_in_the_repository_is_valid(path: Path) -> None:
     loaded = load(path)
     assert loaded.name == path.stem
     runs = expand(loaded, path, {})
-    assert len(runs) == len(loaded.runs) * len(loaded.seeds)
+    assert len(runs) == sum(len(own.get("seeds", loaded.seeds)) for own in loaded.runs.values())
     assert loaded.published
     for run in runs:
         check_needs(run.config)
@@ -151,6 +163,17 @@ def test_the_bill_comes_also_where_the_data_are_not(capsys: pytest.CaptureFixtur
 # Bad input
 
 BAD = {
+    "unknown shared settings": (
+        {"shared": {"tuned": {}}, "runs": {"a": {"like": "tunde"}}},
+        [],
+        ["'a'", "tunde", "'tuned'"],
+    ),
+    "seeds that the grid lacks": ({"runs": {"a": {"seeds": [3]}}}, [], ["'a'", "seeds", "[0]", "[3]"]),
+    "a need without the seed": (
+        {"seeds": [0, 1], "runs": {**RUNS, "dense": {"method": "dense", "seeds": [0]}}},
+        [],
+        ["'dense'", "no seed 1"],
+    ),
     "unknown grid key": ({"sedes": [0]}, [], ["tiny.yaml", "sedes", "'seeds'"]),
     "unknown config key": (
         {"runs": {"a": {"penalty.lamda_macro": 1}}},

@@ -23,7 +23,7 @@ keys of ``shared`` over base, and the run's own keys over them. ``seeds`` of a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -159,15 +159,17 @@ def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: 
     return sorted(runs, key=lambda run: (run.stage, labels.index(run.label)))
 
 
-def select(runs: list[Run], labels: list[str]) -> list[Run]:
-    """The runs with these labels (all without labels) and what they need, in the same order."""
+def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> list[Run]:
+    """The runs with these labels (all without labels), of these seeds (likewise), and what they need; same order."""
     known = {run.label for run in runs}
     for label in labels:
         if label not in known:
             raise ConfigError(f"--only: {unknown_key(label, sorted(known)).replace('key', 'label', 1)}")
+    if unknown := set(seeds) - {run.config.seed for run in runs}:
+        raise ConfigError(f"--seeds: the grid has no seed {min(unknown)}")
     wanted: dict[Run, None] = {}
     for run in runs:
-        if not labels or run.label in labels:
+        if (not labels or run.label in labels) and (not seeds or run.config.seed in seeds):
             wanted |= dict.fromkeys(with_needs(run))
     return [run for run in runs if run in wanted]
 

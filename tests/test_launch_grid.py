@@ -122,6 +122,14 @@ def test_a_run_may_have_fewer_seeds_and_share_settings(tmp_path: Path) -> None:
     assert all(run.config.gates.lr is None for run in runs if run.label != "both")
 
 
+def test_one_seed_can_be_chosen_with_what_it_needs(tmp_path: Path) -> None:
+    runs = runs_of(write_grid(tmp_path, seeds=[0, 1]), tmp_path)
+    assert [(r.label, r.config.seed) for r in select(runs, ["hiap"], [1])] == [("dense", 1), ("hiap", 1)]
+    assert len(select(runs, [], [0])) == 3
+    with pytest.raises(ConfigError, match="no seed 7"):
+        select(runs, [], [7])
+
+
 def test_hints_and_folders_do_not_change_run_ids(tmp_path: Path) -> None:
     one = runs_of(write_grid(tmp_path), tmp_path / "a")
     two = runs_of(write_grid(tmp_path, jobs=7, threads=3, name="other"), tmp_path / "b")

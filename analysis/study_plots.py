@@ -39,8 +39,10 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
         for row in panel.rows.to_dict("records"):
             style = look(row.get("method", "hiap"))
             if limits and not limits[0] < row["middle"] < limits[1]:
-                words = f"← {row['middle']:.1f}" if row["middle"] < limits[0] else f"{row['middle']:.1f} →"
-                ax.text(limits[0], place[row["title"]], f" {words}", va="center", color=style.colour, fontsize=6.5)
+                left = row["middle"] < limits[0]
+                words = f" ← {row['middle']:.1f}" if left else f"{row['middle']:.1f} → "
+                at = {"x": limits[0], "ha": "left"} if left else {"x": limits[1], "ha": "right"}
+                ax.text(y=place[row["title"]], s=words, va="center", color=style.colour, fontsize=6.5, **at)
                 continue
             ax.errorbar(
                 row["middle"],

@@ -164,7 +164,7 @@ def gate_heatmaps(gates: pd.DataFrame, full: dict[str, int], title: str = "") ->
         ax.set_xlabel("Epoch")
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(12, integer=True))
-        _numbers(ax, grid.to_numpy(), quantity.number, full[quantity.column], width=5.6 / len(shown), changes=True)
+        write_numbers(ax, grid.to_numpy(), quantity.number, full[quantity.column], width=5.6 / len(shown), changes=True)
         ticks = MaxNLocator(6, integer=True)
         bar = fig.colorbar(image, ax=ax, location="bottom", aspect=30, pad=0.02, ticks=ticks)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -173,7 +173,7 @@ def gate_heatmaps(gates: pd.DataFrame, full: dict[str, int], title: str = "") ->
     return fig
 
 
-def _numbers(ax: Axes, grid: np.ndarray, form: str, full: float, width: float, changes: bool = False) -> None:
+def write_numbers(ax: Axes, grid: np.ndarray, form: str, full: float, width: float, changes: bool = False) -> None:
     """Write the values into the cells of a map ``width`` inches wide (``changes``: only where one changes along its
     row), or, where cells are too narrow, each row's last value beside the map. Missing values are left blank."""
     labels = [[form.format(v) if np.isfinite(v) else "" for v in values] for values in grid]
@@ -199,7 +199,7 @@ def topology(shape: pd.DataFrame, full: dict[str, int], title: str = "") -> Figu
     fig = Figure(figsize=(COLUMN, 1.6 + 0.17 * heads), layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[0.17 * heads + 0.1, 0.9])
     image = top.imshow(np.ma.masked_invalid(dims), cmap=SEQUENTIAL, vmin=0, vmax=full["mean_dims"], aspect="auto")
-    _numbers(top, dims, "{:.0f}", full["mean_dims"], width=2.5)
+    write_numbers(top, dims, "{:.0f}", full["mean_dims"], width=2.5)
     top.set_yticks(range(heads), [str(h + 1) for h in range(heads)])
     top.set_ylabel("Head, by size")
     top.spines[:].set_visible(False)

@@ -2,7 +2,8 @@
 
 The only randomness is the bootstrap's, from ``SEED``. A percentile bootstrap of few seeds is too narrow (at n = 5 it
 covers some 84 % of normal means instead of 95 %; a test measures it), so nothing is called better or worse unless
-Student's interval excludes zero as well.
+Student's interval excludes zero as well. A study makes dozens of such comparisons: ``holm`` says which of them stand
+when all are counted. Seeds alone vary here; ``analysis.inference`` draws the test images too, where records name them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import collect, tables
+from analysis import collect, inference, tables
 
 SEED, RESAMPLES, LEVEL = 0, 10_000, 0.95
 DIGITS = 12  # of an interval's ends: one that is zero but for rounding must decide nothing
@@ -32,11 +33,13 @@ class Interval(NamedTuple):
 
 class Comparison(NamedTuple):
     """``difference``: method minus reference, paired by seed. ``improvement``: probability that a seed of the method
-    beats a seed of the reference, over all pairs, ties counting one half. ``decided``: both intervals exclude zero."""
+    beats a seed of the reference, over all pairs, ties counting one half. ``decided``: both intervals exclude zero.
+    ``p``: of Student's test, two-sided."""
 
     difference: Interval
     improvement: float
     decided: bool
+    p: float
 
 
 def mean(values: pd.Series | np.ndarray) -> Interval:
@@ -56,14 +59,14 @@ def compare(method: pd.Series, reference: pd.Series) -> Comparison:
     both = pd.concat([method, reference], axis=1, join="inner").to_numpy(dtype=float)
     if not len(both):
         nan = float("nan")
-        return Comparison(Interval(nan, nan, nan, 0), nan, False)
+        return Comparison(Interval(nan, nan, nan, 0), nan, False, nan)
     gain = both[:, 0] - both[:, 1]
     difference = mean(gain)
     above = both[:, 0][:, None] - both[:, 1][None, :]
     improvement = float((above > 0).mean() + 0.5 * (above == 0).mean())
     student = tables.half_width(pd.Series(gain))
     decided = len(gain) > 1 and abs(difference.mean) > student and (difference.low > 0 or difference.high < 0)
-    return Comparison(difference, improvement, bool(decided))
+    return Comparison(difference, improvement, bool(decided), inference.student_p(gain))
 
 
 def variant(label: str, target: float | None) -> str:
@@ -73,7 +76,9 @@ def variant(label: str, target: float | None) -> str:
 
 def study(runs: pd.DataFrame) -> pd.DataFrame:
     """``tables.summary`` with one row per target and variant, and against the reference at the same target: columns
-    ``low``, ``high``, ``difference``, ``difference_low``, ``difference_high``, ``improvement``, ``decided``."""
+    ``low``, ``high``, ``difference``, ``difference_low``, ``difference_high``, ``improvement``, ``decided``; ``p`` and
+    ``p_holm``, of Student's test before and after correction for all these comparisons; ``holm``: whether it is decided
+    after it."""
     runs = runs.drop_duplicates("run_id").assign(variant=list(map(variant, runs["label"], runs["target"])))
     rows = tables.summary(runs)
     rows["variant"] = list(map(variant, rows["label"], rows["target"]))
@@ -92,10 +97,18 @@ def study(runs: pd.DataFrame) -> pd.DataFrame:
                 "difference_high": against.difference.high,
                 "improvement": against.improvement,
                 "decided": against.decided,
+                "p": against.p,
             }
         found.append(new)
-    wanted = ["low", "high", "difference", "difference_low", "difference_high", "improvement", "decided"]
-    return rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=wanted))
+    wanted = ["low", "high", "difference", "difference_low", "difference_high", "improvement", "decided", "p"]
+    return _corrected(rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=wanted)))
+
+
+def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
+    """With ``p_holm`` and ``holm``: all rows that have a ``p`` are one family."""
+    p = inference.holm(rows["p"].to_numpy(dtype=float))
+    stands = (rows["decided"] == True) & (p < 1 - LEVEL)  # noqa: E712  (a column of objects)
+    return rows.assign(p_holm=p, holm=stands.astype(object).where(rows["decided"].notna()))
 
 
 def against(runs: pd.DataFrame, controls: list[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -14,11 +15,12 @@ from analysis.plots import COLUMN, GREY, PAGE, STYLE, count, look
 
 FAR = 4.0  # points of top-1: a method this far from HiAP at the same target would hide the others
 MARGIN = 0.2  # points of top-1 around what an axis shows
+PALE = 0.35  # how much of its colour a mark keeps that Holm's correction leaves undecided
 
 
 class Dots(NamedTuple):
     """One panel of ``dots``: ``rows`` has ``title`` (the line it stands on), ``middle``, ``low``, ``high``, and may
-    have ``method`` (its colour) and ``decided`` (filled or hollow)."""
+    have ``method`` (its colour), ``decided`` (filled or hollow) and ``holm`` (False: pale)."""
 
     title: str
     unit: str
@@ -37,8 +39,10 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
         for row in panel.rows.to_dict("records"):
             style = look(row.get("method", "hiap"))
             if limits and not limits[0] < row["middle"] < limits[1]:
-                words = f"← {row['middle']:.1f}" if row["middle"] < limits[0] else f"{row['middle']:.1f} →"
-                ax.text(limits[0], place[row["title"]], f" {words}", va="center", color=style.colour, fontsize=6.5)
+                left = row["middle"] < limits[0]
+                words = f" ← {row['middle']:.1f}" if left else f"{row['middle']:.1f} → "
+                at = {"x": limits[0], "ha": "left"} if left else {"x": limits[1], "ha": "right"}
+                ax.text(y=place[row["title"]], s=words, va="center", color=style.colour, fontsize=6.5, **at)
                 continue
             ax.errorbar(
                 row["middle"],
@@ -46,7 +50,7 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
                 xerr=[[row["middle"] - row["low"]], [row["high"] - row["middle"]]],
                 fmt=style.marker,
                 color=style.colour,
-                markerfacecolor=style.colour if row.get("decided", True) else "white",
+                markerfacecolor=_face(row, style.colour),
                 markersize=4,
                 elinewidth=0.9,
                 zorder=2,
@@ -60,6 +64,12 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
     fig.axes[0].set_yticks(range(len(lines)), lines)
     fig.axes[0].set_ylim(len(lines) - 0.5, -0.5)
     return fig
+
+
+def _face(row: dict[Any, Any], colour: str) -> str | tuple[float, ...]:
+    if not row.get("decided", True):
+        return "white"
+    return colour if row.get("holm", True) else tuple(1 - PALE * (1 - part) for part in to_rgb(colour))
 
 
 def near(rows: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +96,8 @@ def write_below(ax: Axes, row: dict[Any, Any], x: float) -> None:
 
 
 def forest(rows: pd.DataFrame) -> Figure:
-    """Top-1 against HiAP at the same target, one panel per target, from ``stats.study``; hollow where not decided."""
+    """Top-1 against HiAP at the same target, one panel per target, from ``stats.study``; hollow where not decided, pale
+    where not after Holm's correction for all that is shown."""
     compared = rows.dropna(subset="difference")
     panels = []
     for target in sorted(map(float, compared["target"].unique()), reverse=True):
@@ -104,7 +115,8 @@ def forest(rows: pd.DataFrame) -> Figure:
         low = min(low, -0.5 * high)
     fig = dots(panels, list(order.index), limits=(low, high))
     fig.suptitle(
-        f"n = {count(compared['n'])} seeds; filled: the intervals exclude zero", fontsize=STYLE["axes.titlesize"]
+        f"n = {count(compared['n'])} seeds; filled: the intervals exclude zero; pale: not after Holm's correction",
+        fontsize=STYLE["axes.titlesize"],
     )
     return fig
 

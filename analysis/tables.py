@@ -134,7 +134,7 @@ STUDY_COLUMNS = (
 def study(rows: pd.DataFrame) -> Table:
     """The rows of ``stats.study``: one panel per target, and one for what has none."""
     data, images = rows["data"].iloc[0], int(rows["test_images"].iloc[0])
-    rows = rows.assign(share=100 - rows["reduction"], verdict=[_verdict(row) for _, row in rows.iterrows()])
+    rows = rows.assign(share=100 - rows["reduction"], verdict=[_corrected(row) for _, row in rows.iterrows()])
     free = rows[rows["target"].isna()]
     panels = [Panel("No target", free)] if len(free) else []
     for target in sorted(map(float, rows["target"].dropna().unique()), reverse=True):
@@ -178,10 +178,17 @@ def _verdict(row: pd.Series) -> str:
     return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
 
 
+def _corrected(row: pd.Series) -> str:
+    """The verdict, in brackets where it does not stand among all comparisons of its study."""
+    verdict = _verdict(row)
+    return verdict if row["holm"] is True or not verdict else f"({verdict})"
+
+
 STUDY_NOTES = (
     "Top-1: extracted model, mean over n seeds; low, high: its bootstrap 95 % interval.",
     "- HiAP: difference to HiAP with the same target, paired by seed; P: probability that a seed beats a seed of HiAP.",
-    "better, worse: than HiAP, where the bootstrap's and Student's 95 % interval of the difference exclude zero.",
+    "better, worse: than HiAP, where the bootstrap's and Student's 95 % interval of the difference exclude zero; in "
+    "brackets: not after Holm's correction for all comparisons of this table.",
     "TMACs: multiply-adds of training after the dense model.",
 )
 

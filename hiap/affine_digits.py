@@ -67,14 +67,25 @@ def canvases(split: Split, count: int, size: int, seed: int) -> tuple[Tensor, Te
     images, labels = originals(split)
     # Drawn from a smooth enlargement, ink kept off its border: grid_sample then pads with background.
     source = F.pad(F.interpolate(images, scale_factor=2, mode="bicubic", align_corners=False).clamp(0, 1), (2, 2, 2, 2))
-    chunks = []
     with _one_thread():
-        for chunk in range(math.ceil(count / CHUNK)):
-            entropy = np.random.SeedSequence([seed, split == "test", chunk]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(entropy[0]))
-            chunks.append(_draw_chunk(source, labels, size, generator))
+        chunks = [_draw_chunk(source, labels, size, generator) for generator in _generators(split, count, seed)]
     pixels, targets = (torch.cat(parts)[:count].clone() for parts in zip(*chunks, strict=True))
     return pixels, targets
+
+
+def shown(split: Split, count: int, seed: int) -> np.ndarray:
+    """Which original each of ``canvases``' images shows, counted within the split: pictures of one original are right
+    or wrong together, which an interval over test images has to know."""
+    number = len(original_indices(split))
+    chosen = [torch.randint(number, (CHUNK,), generator=g) for g in _generators(split, count, seed)]
+    return torch.cat(chosen)[:count].numpy()
+
+
+def _generators(split: Split, count: int, seed: int) -> Iterator[torch.Generator]:
+    """One per chunk. The first thing that is drawn from it are the originals."""
+    for chunk in range(math.ceil(count / CHUNK)):
+        entropy = np.random.SeedSequence([seed, split == "test", chunk]).generate_state(1, np.uint64)
+        yield torch.Generator().manual_seed(int(entropy[0]))
 
 
 def _draw_chunk(source: Tensor, labels: Tensor, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -93,9 +93,9 @@ def way(config: Config, nearest: bool = False) -> float | None:
     if config.method == "hiap":
         kinds = ["macro"] * (config.penalty.lambda_macro > 0) + ["macro", "micro"] * (config.penalty.lambda_micro > 0)
         return (min if nearest else max)((config.gates.start(kind) for kind in kinds), default=None)
-    if config.method == "cofi":  # to where it is open half of the time
+    if config.method == "cofi":  # half of the way to where it is open half of the time: ranks decide, not a threshold
         low, high, temperature = HARD_CONCRETE
-        return config.gates.init_logit - temperature * math.log(-low / high)
+        return (config.gates.init_logit - temperature * math.log(-low / high)) / 2
     if config.method == "vit_slim":
         return 1.0  # from 1 to 0
     return None

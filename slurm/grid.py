@@ -12,16 +12,20 @@ A grid file is YAML::
     reading: calibrated          # of slurm/readings.yaml: Config keys over base
     closes_by: 1                 # what the grid is to show needs gates that can close within so many epochs
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
+    shared:                      # Config keys under a name, for several runs: what was tuned stands in one place
+      tuned: {gates.lr: 0.05}
     runs:
       dense: {method: dense}     # label: Config keys over base
-      hiap: {method: hiap, model.weights: run:dense}
+      hiap: {method: hiap, model.weights: run:dense, like: tuned}
+      slow: {method: hiap, model.weights: run:dense, like: [tuned], optim.epochs: 20, seeds: [0]}
 
-``run:<label>`` names another run of the grid, with the same seed; it is replaced by ``run:<run_id>``.
+``run:<label>`` names another run of the grid, with the same seed; it is replaced by ``run:<run_id>``. ``like`` lays the
+keys of ``shared`` over base, and the run's own keys over them. ``seeds`` of a run: some of the grid's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -54,6 +58,7 @@ class Grid(BaseModel):
     reading: str = ""
     closes_by: int | None = Field(None, ge=1)
     base: dict[str, Any] = {}
+    shared: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
@@ -128,19 +133,24 @@ def load(path: Path) -> Grid:
 
 
 def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "") -> list[Run]:
-    """Every run of ``grid`` for every seed, each after what it needs, else in the order of the file.
+    """Every run of ``grid`` for every one of its seeds, each after what it needs, else in the order of the file.
 
     ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
     needs a folder and that name none. Raises ``ConfigError`` naming ``source``.
     """
+    seeds = {label: _seeds(grid, label, source) for label in grid.runs}
     reading = _reading(grid.reading, source)
-    values = {label: _values(grid.base, reading, own) for label, own in grid.runs.items()}
+    values = {label: _values(grid, label, reading, source) for label in grid.runs}
     for label, nested in values.items():
         _refuse_launcher_keys(nested, f"{source}: run '{label}'")
     runs: list[Run] = []
     for seed in dict.fromkeys(grid.seeds):
         made: dict[str, Run] = {}
         for label, needs in _ordered(values, source):
+            if seed not in seeds[label]:
+                continue
+            for need in (need for need in needs if need not in made):
+                raise ConfigError(f"{source}: run '{label}' needs '{need}', which has no seed {seed}")
             own = _map_references(values[label], lambda other, made=made: made[other].run_id)  # type: ignore[misc]
             own["seed"] = seed
             merge(own, {"run": {**settings, "grid": grid.name, "label": label}})
@@ -155,15 +165,17 @@ def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: 
     return sorted(runs, key=lambda run: (run.stage, labels.index(run.label)))
 
 
-def select(runs: list[Run], labels: list[str]) -> list[Run]:
-    """The runs with these labels (all without labels) and what they need, in the same order."""
+def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> list[Run]:
+    """The runs with these labels (all without labels), of these seeds (likewise), and what they need; same order."""
     known = {run.label for run in runs}
     for label in labels:
         if label not in known:
             raise ConfigError(f"--only: {unknown_key(label, sorted(known)).replace('key', 'label', 1)}")
+    if unknown := set(seeds) - {run.config.seed for run in runs}:
+        raise ConfigError(f"--seeds: the grid has no seed {min(unknown)}")
     wanted: dict[Run, None] = {}
     for run in runs:
-        if not labels or run.label in labels:
+        if (not labels or run.label in labels) and (not seeds or run.config.seed in seeds):
             wanted |= dict.fromkeys(with_needs(run))
     return [run for run in runs if run in wanted]
 
@@ -193,13 +205,26 @@ def _reading(name: str, source: str | Path) -> Reading:
     return Reading.model_validate(known[name])
 
 
-def _values(base: dict[str, Any], reading: Reading, own: dict[str, Any]) -> dict[str, Any]:
-    """Config keys of one run: the grid's, over them the reading's, over them its own."""
-    method = _nested(own).get("method", _nested(base).get("method", "hiap"))
-    values = merge(_nested(base), _nested(reading.all))
-    if method == "hiap":
-        merge(values, _nested(reading.hiap))
-    return merge(values, _nested(own))
+def _seeds(grid: Grid, label: str, source: str | Path) -> list[int]:
+    own = grid.runs[label].get("seeds", grid.seeds)
+    if not isinstance(own, list) or not own or not set(own) <= set(grid.seeds):
+        raise ConfigError(f"{source}: run '{label}': seeds must be a list of some of {grid.seeds}, not {own!r}")
+    return own
+
+
+def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dict[str, Any]:
+    """The nested Config keys of a run: base, the reading, what it is ``like``, its own."""
+    own = {key: value for key, value in grid.runs[label].items() if key not in ("like", "seeds")}
+    names = grid.runs[label].get("like", [])
+    merged = merge(_nested(grid.base), _nested(reading.all))
+    if _nested(own).get("method", merged.get("method", "hiap")) == "hiap":
+        merge(merged, _nested(reading.hiap))
+    for name in names if isinstance(names, list) else [names]:
+        if name not in grid.shared:
+            hint = unknown_key(str(name), list(grid.shared)).replace("key", "name", 1) if grid.shared else "no 'shared'"
+            raise ConfigError(f"{source}: run '{label}': like: {hint}")
+        merge(merged, _nested(grid.shared[name]))
+    return merge(merged, _nested(own))
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

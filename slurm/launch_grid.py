@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         threads = grid.threads or (1 if cluster == "slurm" or args.dry_run else max(1, _cores() // jobs))
         results = Path(args.results or site.results or "results/local")
         settings = {"results": str(results), "threads": threads, "progress": cluster == "debug"}
-        runs = grids.select(grids.expand(grid, path, settings, site.data_root), args.only)
+        runs = grids.select(grids.expand(grid, path, settings, site.data_root), args.only, args.seeds)
         if args.resubmit:
             runs = _failed(runs)
         if args.status or args.collect:
@@ -225,6 +225,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="auto: SLURM if a controller answers, else processes of this machine; debug: in this process",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only runs of these seeds")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
     parser.add_argument("--results", metavar="DIR", help="default: the site's, else results/local")
     parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")

@@ -51,6 +51,15 @@ def test_originals_are_split_in_two_disjoint_stratified_parts():
         assert counts.max() < 1.05 * share * 183
 
 
+def test_it_is_known_which_original_a_canvas_shows():
+    which = affine_digits.shown("test", 300, 3)
+    assert which.shape == (300,)
+    labels = affine_digits.originals("test")[1].numpy()
+    assert (labels[which] == affine_digits.canvases("test", 300, 16, 3)[1].numpy()).all()
+    assert (affine_digits.shown("test", 40, 3) == which[:40]).all()
+    assert len(np.unique(affine_digits.shown("test", 5000, 0))) == 445
+
+
 def test_canvases_come_from_their_own_split_only(monkeypatch):
     """With the other split's originals blanked, a split's canvases stay the same; with its own blanked they change."""
     whole = {split: affine_digits.canvases(split, 100, 32, 0)[0] for split in ("train", "test")}

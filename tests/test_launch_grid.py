@@ -18,9 +18,10 @@ import fake_train
 import pytest
 import yaml
 
-from hiap import data
+from hiap import data, fashion_mnist
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.ledger import dense_macs
+from hiap.reach import check_reach
 from hiap.record import EpochLog, Folders, read, write, write_json
 from slurm import estimate, grid, launch_grid, report, submission
 from slurm.grid import GRIDS, expand, load, select
@@ -111,6 +112,26 @@ def test_references_become_run_ids_of_the_same_seed_and_needs_come_first(tmp_pat
     assert {r.config.run.label for r in runs} == set(RUNS)
 
 
+def test_a_run_may_have_fewer_seeds_and_share_settings(tmp_path: Path) -> None:
+    shared = {"tuned": {"gates.lr": 0.05, "optim": {"lr": 0.5}}, "short": {"optim.epochs": 2}}
+    both = {**RUNS["hiap"], "like": ["tuned", "short"], "optim.lr": 0.25, "seeds": [1]}
+    written = write_grid(tmp_path, seeds=[0, 1], shared=shared, runs={**RUNS, "both": both})
+    runs = runs_of(written, tmp_path)
+    (run,) = [run for run in runs if run.label == "both"]
+    assert len(runs) == 7
+    assert (run.config.seed, run.needs[0].config.seed) == (1, 1)
+    assert (run.config.gates.lr, run.config.optim.lr, run.config.optim.epochs) == (0.05, 0.25, 2)
+    assert all(run.config.gates.lr == 2.0 for run in runs if run.label != "both")
+
+
+def test_one_seed_can_be_chosen_with_what_it_needs(tmp_path: Path) -> None:
+    runs = runs_of(write_grid(tmp_path, seeds=[0, 1]), tmp_path)
+    assert [(r.label, r.config.seed) for r in select(runs, ["hiap"], [1])] == [("dense", 1), ("hiap", 1)]
+    assert len(select(runs, [], [0])) == 3
+    with pytest.raises(ConfigError, match="no seed 7"):
+        select(runs, [], [7])
+
+
 def test_hints_and_folders_do_not_change_run_ids(tmp_path: Path) -> None:
     one = runs_of(write_grid(tmp_path), tmp_path / "a")
     two = runs_of(write_grid(tmp_path, jobs=7, threads=3, name="other"), tmp_path / "b")
@@ -126,14 +147,48 @@ def test_every_grid_in_the_repository_is_valid(path: Path) -> None:
     loaded = load(path)
     assert loaded.name == path.stem
     runs = expand(loaded, path, {})
-    assert len(runs) == len(loaded.runs) * len(loaded.seeds)
+    assert len(runs) == sum(len(own.get("seeds", loaded.seeds)) for own in loaded.runs.values())
     assert loaded.published
     for run in runs:
         check_needs(run.config)
+        check_reach(run.config, estimate.steps_per_epoch(run.config), loaded.closes_by)
         if run.config.data.name in ON_DISK:
             assert "data.root is empty" in report_of(run.config)
-        else:
+        elif run.config.data.name != "fashion-mnist" or has_fashion():
             data.check(run.config.data, run.config.model.img_size)
+
+
+def has_fashion() -> bool:
+    try:
+        return bool(fashion_mnist.find())
+    except ConfigError:
+        return False
+
+
+def test_a_reading_stands_between_base_and_run_and_its_gates_are_for_hiap_alone(tmp_path: Path) -> None:
+    runs = {"dense": {"method": "dense"}, "a": {"method": "hiap", "model.weights": "run:dense", "gates.lr": 0.5},
+            "b": {"method": "uniform", "model.weights": "run:dense", "budget.target_macs": 0.5}}  # fmt: skip
+    dense, a, b = runs_of(write_grid(tmp_path, reading="calibrated", runs=runs), tmp_path)
+    assert a.config.gates.init_macro == 0.2
+    assert a.config.gates.lr == 0.5
+    assert b.config.gates.init_macro is None
+    assert not a.config.distill.t_squared
+    assert not b.config.distill.t_squared, "what all distil with is the same"
+    with pytest.raises(ConfigError, match="unknown reading 'calibratd' \\(did you mean 'calibrated'"):
+        runs_of(write_grid(tmp_path, reading="calibratd"), tmp_path)
+    assert dense.run_id
+
+
+def test_a_grid_whose_gates_cannot_close_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changes, message in (({"base": {**BASE, "gates": {"lr": 0.1}}}, "too slow to prune: a gate starts 3"),
+                             ({"closes_by": 1, "base": {**BASE, "optim": {"epochs": 50}, "gates": {"travel": 9}}},
+                              "too slow to prune within 1 epoch")):  # fmt: skip
+        assert launch_grid.main(["--grid", str(write_grid(tmp_path, **changes)), "--dry-run"]) == 2
+        shown = capsys.readouterr().err
+        assert "run 'hiap': " + message in shown
+        assert shown.count("\n") == 1
 
 
 def report_of(config: Config) -> str:
@@ -152,6 +207,17 @@ def test_the_bill_comes_also_where_the_data_are_not(capsys: pytest.CaptureFixtur
 # Bad input
 
 BAD = {
+    "unknown shared settings": (
+        {"shared": {"tuned": {}}, "runs": {"a": {"like": "tunde"}}},
+        [],
+        ["'a'", "tunde", "'tuned'"],
+    ),
+    "seeds that the grid lacks": ({"runs": {"a": {"seeds": [3]}}}, [], ["'a'", "seeds", "[0]", "[3]"]),
+    "a need without the seed": (
+        {"seeds": [0, 1], "runs": {**RUNS, "dense": {"method": "dense", "seeds": [0]}}},
+        [],
+        ["'dense'", "no seed 1"],
+    ),
     "unknown grid key": ({"sedes": [0]}, [], ["tiny.yaml", "sedes", "'seeds'"]),
     "unknown config key": (
         {"runs": {"a": {"penalty.lamda_macro": 1}}},

@@ -143,9 +143,9 @@ def test_a_run_that_is_to_show_gates_closing_early_must_let_them() -> None:
         reach.check_reach(config, 5004, closes_by=1)
     with pytest.raises(ConfigError, match="too slow"):
         reach.check_reach(config, 5004, closes_by=14)
-    assert reach.check_reach(config, 5004, closes_by=15) != ""
+    assert reach.check_reach(config, 5004, closes_by=15) == ""
     near = run("hiap", epochs=50, gates={"init_logit": 3.0, "init_macro": 0.01})
-    assert reach.check_reach(near, 5004, closes_by=1).endswith("or gates.travel"), "heads can; neurons hardly ever"
+    assert reach.check_reach(near, 5004, closes_by=1) == ""
 
 
 def test_a_gradient_that_grows_can_close_gates_whose_rates_fall_short() -> None:
@@ -180,8 +180,8 @@ def test_cofis_gates_go_to_where_they_are_open_half_of_the_time() -> None:
     gate = cofi.HardConcrete((1,), "micro", config.gates, torch.Generator())
     distance = reach.way(config)
     assert distance is not None
-    gate.logit.data.sub_(distance)
+    gate.logit.data.sub_(2 * distance)
     assert gate.expected().item() == pytest.approx(0.5, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"starts 4\.6 .*3,900 steps"):
+    with pytest.raises(ConfigError, match=r"starts 2\.3 .*3,900 steps"):
         reach.check_reach(config, 195)
     assert reach.check_reach(run("cofi", epochs=40, search={"epochs": 20}, gates={"lr": 0.1}), 195) == ""

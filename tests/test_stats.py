@@ -108,6 +108,24 @@ def test_the_study_table_says_what_is_decided_and_fits_the_page(runs):
     assert "Target 50 %" in text
 
 
+def test_what_holm_does_not_keep_stands_in_brackets_and_pale(runs):
+    """A clear difference stays among any number of others; one that is decided by itself does not."""
+    l1 = runs[runs["label"] == "l1-20"]
+    others = [
+        l1.assign(label=f"{method}-20", method=method, run_id=[method + i for i in "abc"], top1=l1["top1"] + shift)
+        for method, shift in (("taylor", np.array([-0.3, 0.4, 0.1])), ("cofi", np.array([-3.0, 2.0, 0.0])))
+    ]
+    rows = stats.study(pd.concat([runs, *others], ignore_index=True)).set_index("label")
+    decided = rows.loc[["l1-20", "taylor-20", "cofi-20"], ["decided", "holm"]]
+    assert decided.values.tolist() == [[True, True], [True, False], [False, False]]
+    assert rows.loc["l1-20", "p_holm"] == pytest.approx(3 * rows.loc["l1-20", "p"])
+    assert rows.loc[["dense", "hiap-20"], ["p", "p_holm", "holm"]].isna().all(axis=None)
+    verdicts = tables.values(tables.study(rows.reset_index())).set_index("title")["verdict"]
+    assert verdicts[["l1 FFN", "Taylor", "CoFi"]].tolist() == ["better", "(better)", ""]
+    faces = {tuple(line.get_markerfacecolor()) for line in study_plots.forest(rows.reset_index()).axes[0].lines[1:]}
+    assert len(faces) == 3
+
+
 def test_figures_show_every_compared_row(runs):
     rows = stats.study(runs)
     assert len(study_plots.forest(rows).axes) == 1  # a target at which nothing is compared has no panel

@@ -528,3 +528,16 @@ def test_status_tells_the_end_of_all_stages_and_what_is_left(dense, monkeypatch)
     assert first_stage[-1]["eta_s"] > 0, "the other stage is to come"
     assert running[-1]["eta_s"] == 0
     assert 0 < first_stage[-1]["share"] <= 1
+
+
+def test_an_extracted_network_can_be_fine_tuned_by_plain_training(dense):
+    """What HiAP's "no fine-tuning" costs is measured so: the pruned network is the start, and keeps its shape."""
+    pruned = train.run(hiap_run(dense, budget={"target_macs": 0.5}, optim={"epochs": 4}))
+    tuned = train.run(tiny(dense.run.results, model={"weights": f"run:{pruned.run_id}"}, optim={"epochs": 3}))
+    assert tuned.shape == pruned.shape
+    assert pruned.size is not None
+    assert tuned.size is not None
+    assert (tuned.size.macs, tuned.size.dense_macs) == (pruned.size.macs, pruned.size.macs)
+    assert tuned.metrics.dense == pruned.metrics.extracted.model_copy(update={"correct": ""})
+    assert tuned.metrics.extracted.hits().mean() == pytest.approx(tuned.metrics.extracted.top1 / 100)
+    assert [stage.name for stage in tuned.stages] == ["train"]

@@ -23,7 +23,7 @@ def curves(root: str | Path) -> pd.DataFrame:
         {
             "reading": record.label.rsplit("-fig", 1)[0],
             "figure": int(record.label[-1]),
-            "share": look.step / look.steps,
+            "share": round(look.step / look.steps, 4),
             **{kind: sum(getattr(look, kind)) / full for kind, full in FULL.items()},
         }
         for record in collect.records(root, GRID)
@@ -38,7 +38,7 @@ def _paper() -> pd.DataFrame:
         {
             "reading": "paper",
             "figure": open_units["figure"],
-            "share": (open_units["epoch"] + 1) / COLUMNS,
+            "share": ((open_units["epoch"] + 1) / COLUMNS).round(4),
             "heads": open_units["active_heads"] / FULL["heads"],
             "neurons": open_units["active_neurons"] / FULL["neurons"],
         }

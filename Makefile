@@ -3,6 +3,7 @@
 # make slurm-test  the launcher on a real SLURM of two nodes, started for the tests (Debian, root)
 # make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
+# make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: setup reproduce test test-slow slurm-test verify lint release paper report lock clean
+.PHONY: fashion weights setup reproduce test test-slow slurm-test verify lint release paper report lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -69,6 +70,12 @@ paper: $(STAMP)
 
 report: $(STAMP)
 	$(BIN)/python -m analysis.report
+
+fashion: $(STAMP)
+	$(BIN)/python -m hiap.fashion_mnist
+
+weights: $(STAMP)
+	$(BIN)/python -m hiap.pretrained
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \

@@ -77,5 +77,5 @@ def figure(lines: pd.DataFrame, shown: dict[str, str]) -> Figure:
         axes[0, 0].set_ylabel("open heads (%)", fontsize=7)
         axes[1, 0].set_ylabel("open neurons (%)", fontsize=7)
     fig.supxlabel("share of the training done (%)", fontsize=7)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7, frameon=False)
     return fig

@@ -290,13 +290,14 @@ def test_a_strength_that_winds_up_is_bounded_and_starts_again_when_the_target_is
 
 
 def test_a_settled_run_trains_what_is_left_on_one_schedule(start):
-    config = pruned(start, "hiap", budget={"settle": 0.34})
+    gates = {"lr": 0.3}
+    config = pruned(start, "hiap", budget={"settle": 0.34}, gates=gates)
     record = train.run(config)
     assert [(s.name, s.epochs) for s in record.stages] == [("single-phase", 1), ("settled", 2)]
     assert record.size.macs <= 0.8 * record.size.dense_macs
     assert record.metrics.hardened is None, "the gates are a means here"
     rates = [e.lr for e in record.epochs]
-    whole = train.run(pruned(start, "hiap"))
+    whole = train.run(pruned(start, "hiap", gates=gates))
     assert rates == [e.lr for e in whole.epochs], "one cosine over both"
     assert record.stages[1].train_macs / 2 < record.stages[0].train_macs
 

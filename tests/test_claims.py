@@ -22,8 +22,6 @@ CLAIM = {
 }  # fmt: skip
 
 
-
-
 @pytest.fixture(scope="module")
 def found() -> pd.DataFrame:
     return claims.verdicts(collect.REPOSITORY / "results")

@@ -4,9 +4,23 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from hiap.config import ConfigError
 
 
 def folder() -> Path:
     chosen = os.environ.get("HIAP_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiap"
+
+
+def fetched(fetch: Callable[[], Path]) -> int:
+    """What a command that downloads does: tell where the files lie, or in one line why not; its exit status."""
+    try:
+        print(fetch())
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -136,14 +136,5 @@ def _apt() -> int:
     return status
 
 
-def main() -> int:
-    try:
-        print(fetch())
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cache.fetched(fetch))

@@ -148,14 +148,5 @@ def _timm_names(graph: _Graph) -> Iterator[tuple[str, Tensor]]:
             yield f"{ours}ls{n}.gamma", graph.tensor(f"{theirs}layer_scale{n}.lambda1")
 
 
-def main() -> int:
-    try:
-        print(fetch())
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cache.fetched(fetch))

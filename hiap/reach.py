@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from hiap.config import SEARCHING, Config, ConfigError
+from hiap.config import SEARCHING, Config, ConfigError, OptimConfig
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
 GROWN = 1e3  # how much a gradient may grow where "at most" is said
@@ -22,7 +23,10 @@ HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (ba
 
 def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> float:
     """The weights' rate at ``step`` of ``total``: linear warm-up, then cosine to ``min_lr`` or constant."""
-    optim = config.optim
+    return _rate(config.optim, step, per_epoch, total)
+
+
+def _rate(optim: OptimConfig, step: int, per_epoch: int, total: int) -> float:
     warmup = min(round(optim.warmup_epochs * per_epoch), total - 1)
     if step < warmup:
         return optim.lr * (step + 1) / (warmup + 1)
@@ -34,7 +38,12 @@ def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> floa
 
 def summed_rate(config: Config, steps: int, per_epoch: int, total: int) -> float:
     """The weights' rates of the first ``steps`` steps of ``total``, summed."""
-    return math.fsum(learning_rate(config, step, per_epoch, total) for step in range(steps))
+    return _summed(config.optim, steps, per_epoch, total)
+
+
+@lru_cache(maxsize=256)  # an ImageNet run has a million steps, and a grid's runs and seeds share few schedules
+def _summed(optim: OptimConfig, steps: int, per_epoch: int, total: int) -> float:
+    return math.fsum(_rate(optim, step, per_epoch, total) for step in range(steps))
 
 
 def gate_scale(config: Config, per_epoch: int, total: int) -> float:

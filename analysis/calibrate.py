@@ -1,4 +1,4 @@
-"""Grid calibrate: how far each reading of A3, A6 and A12 is from the gates of the paper's Figs. 5-9."""
+"""Grids calibrate and imagenet_calibrate: how far each reading of A3, A6 and A12 is from the gates of Figs. 5-9."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import collect
+from analysis.plots import PAGE, SEQUENTIAL
+from hiap.record import Record
 
-GRID = "calibrate"
+GRID, IMAGENET = "calibrate", "imagenet_calibrate"
+TAKEN = "m0.2-s3-t6-total-no-t2"  # the label of 'calibrated' in slurm/readings.yaml
 FULL = {"heads": 72, "neurons": 18_432}  # of the dense network, the paper's and ours
+BLOCKS = 12
 COLUMNS = 50  # epochs in the figures, looks at the gates in a run
 
 
@@ -30,6 +34,37 @@ def curves(root: str | Path) -> pd.DataFrame:
         for look in record.gates
     ]
     return pd.concat([_paper(), pd.DataFrame(rows)], ignore_index=True)
+
+
+def first_columns(root: str | Path) -> pd.DataFrame:
+    """Of the one-epoch runs on the paper's data, per reading, nearest first: open ``heads`` and ``neurons`` of each
+    figure, as ours/the paper's, and the ``distance`` (root mean square of the open shares' differences)."""
+    whole = _paper()
+    paper = whole[whole["share"] == 1 / COLUMNS].set_index("figure")[list(FULL)]
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    for record in collect.records(root, IMAGENET):
+        reading, _, number = record.label.rpartition("-fig")
+        last = record.epochs[-1]
+        shares = {kind: sum(getattr(last, kind)) / full for kind, full in FULL.items()}
+        rows.setdefault(reading, {})[int(number)] = shares
+    table = []
+    for reading, found in rows.items():
+        ours = pd.DataFrame(found).T.sort_index()
+        theirs = paper.loc[ours.index]
+        told = {
+            f"fig{number} {kind}": f"{ours[kind][number] * full:.0f}/{theirs[kind][number] * full:.0f}"
+            for number in ours.index
+            for kind, full in FULL.items()
+        }
+        distance = float(np.sqrt(((ours - theirs) ** 2).to_numpy().mean()))
+        table.append({"reading": reading, **told, "distance": round(distance, 4), "figures": len(ours)})
+    return pd.DataFrame(table).sort_values("distance", ignore_index=True) if table else pd.DataFrame()
+
+
+def taken(root: str | Path) -> dict[int, Record]:
+    """The finished runs of the reading that the paper's grids take, by the figure whose strengths they have."""
+    mine = [record for record in collect.records(root, GRID) if record.label.startswith(f"{TAKEN}-fig")]
+    return {int(record.label[-1]): record for record in mine}
 
 
 def _paper() -> pd.DataFrame:
@@ -78,4 +113,49 @@ def figure(lines: pd.DataFrame, shown: dict[str, str]) -> Figure:
         axes[1, 0].set_ylabel("open neurons (%)", fontsize=7)
     fig.supxlabel("share of the training done (%)", fontsize=7)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    return fig
+
+
+def maps(root: str | Path) -> pd.DataFrame:
+    """Figs. 5-9 and the taken reading's runs at their strengths: ``network`` ('paper', 'here'), ``figure``, ``share``
+    of the training done, ``block``, and its open ``heads`` and ``neurons``."""
+    frames = [
+        collect.published_heatmap(number).assign(network="paper", figure=number, share=lambda f: (f["epoch"] + 1) / 50)
+        for number in sorted(taken(root))
+    ]
+    ours = [
+        {"network": "here", "figure": number, "share": look.step / look.steps, "block": block,
+         "heads": look.heads[block], "neurons": look.neurons[block]}
+        for number, record in sorted(taken(root).items())
+        for look in record.gates
+        for block in range(BLOCKS)
+    ]  # fmt: skip
+    whole = pd.concat([*frames, pd.DataFrame(ours)], ignore_index=True)
+    return whole[["network", "figure", "share", "block", "heads", "neurons"]].round({"share": 4})
+
+
+def heatmaps(cells: pd.DataFrame) -> Figure:
+    """``maps``: a column per figure; above the paper's and our open heads, below the neurons, with one colour scale for
+    each unit. Block 0 is the first."""
+    numbers = sorted(cells["figure"].unique())
+    fig = Figure(figsize=(PAGE, 4.6), layout="constrained")
+    axes = fig.subplots(4, len(numbers), sharex=True, sharey=True)
+    for first, (kind, full) in zip((0, 2), FULL.items(), strict=True):
+        for row, network in enumerate(("paper", "here"), start=first):
+            for column, number in enumerate(numbers):
+                chosen = cells[(cells["network"] == network) & (cells["figure"] == number)]
+                grid = chosen.pivot(index="block", columns="share", values=kind)
+                extent = (0, 100, BLOCKS - 0.5, -0.5)
+                top = full / BLOCKS
+                image = axes[row, column].imshow(
+                    grid, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=top, extent=extent, interpolation="nearest"
+                )
+                axes[row, column].set_title(f"strengths of Fig. {number}" if row == 0 else "")
+            axes[row, 0].set_ylabel(f"{network}: block")
+        bar = fig.colorbar(image, ax=axes[first : first + 2], pad=0.01, aspect=25)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.set_label(f"open {kind} of {full // BLOCKS:,}")
+    axes[0, 0].set_yticks([0, 5, 11])
+    axes[0, 0].set_xticks([0, 50, 100])
+    fig.supxlabel("share of the training done (%)", fontsize=8)
     return fig

@@ -16,12 +16,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
-from analysis import bench, claim_runs, collect, findings, findings_runs, speed_limit, stats, theory
+from analysis import bench, calibrate, claim_runs, collect, findings, findings_runs, speed_limit, stats, theory
 from baselines.vit_slim import SoftMask
 from hiap import gated_vit
 from hiap.config import GateConfig
 from hiap.gates import Gate
 from hiap.ledger import dense_macs, paper_prices, true_prices
+from hiap.record import BlockShape, Record
 
 
 class Noted(NamedTuple):
@@ -241,14 +242,14 @@ OWN = {"gates_of", "closed_layer_is_identity", "budget_misses_here"}
 
 
 class Answer(NamedTuple):
-    """``found`` with its interval over ``n`` runs, whether it ``agrees`` with the claim, its ``source``, and the
-    ``runs`` behind it (``run_id``, ``commit``), if any."""
+    """``found`` with its interval over ``n`` runs, whether it ``agrees`` with the claim (None: as the claim's own value
+    and tolerance say), its ``source``, and the ``runs`` behind it (``run_id``, ``commit``), if any."""
 
     found: float
     low: float
     high: float
     n: int
-    agrees: bool
+    agrees: bool | None
     source: str
     runs: pd.DataFrame | None = None
 
@@ -276,58 +277,90 @@ def dims_here(root: Path, _: str) -> Answer | None:
     return Answer(*found, found.low >= 0.5, "grid study: hiap-faithful", rows)
 
 
-ABOUT = {"first": (1400, 70), "second": (1200, 60)}  # neurons that the text names, and its tolerance
-
-
 def neurons_of_fig5_here(_: Path, half: str) -> Answer:
     """Mean neurons of the FFNs left in the first or the second half of Fig. 5's blocks, at the last epoch: one split,
     fixed beforehand, because among all of them there is one for nearly every number."""
     neurons = collect.published_heatmap(5).query("epoch == epoch.max()")["neurons"].to_numpy()
     middle = len(neurons) // 2
     part = neurons[:middle] if half == "first" else neurons[middle:]
-    value, tolerance = ABOUT[half]
     found, nan = float(part[part > 0].mean()), float("nan")
     ends = f"0 to {middle - 1}" if half == "first" else f"{middle} to {len(neurons) - 1}"
     source = f"digitised Fig. 5, another of the paper's runs: blocks {ends}"
-    return Answer(found, nan, nan, 0, abs(found - value) <= tolerance, source)
+    return Answer(found, nan, nan, 0, None, source)
 
 
-def _alone(root: Path, kind: str) -> pd.DataFrame:
-    runs = collect.load(root, "ratios")
-    return runs[runs["label"].str.startswith(f"{kind}-only")]
-
-
-def neurons_kept_here(root: Path, _: str) -> Answer | None:
-    rows = _alone(root, "macro")
-    return None if rows.empty else _of_dense(root, rows, "neurons", 99.0)
-
-
-def heads_kept_here(root: Path, _: str) -> Answer | None:
-    rows = _alone(root, "micro")
-    return None if rows.empty else _of_dense(root, rows, "heads", 100.0)
-
-
-def _of_dense(root: Path, rows: pd.DataFrame, column: str, least: float) -> Answer:
-    """Per cent of the dense network's units; agrees if the mean reaches ``least``."""
-    records = collect.gated_records(root, "ratios")
-    depth = len(records[0].shape or [])
-    found = stats.mean(100 * rows[column] / (depth * collect.dense_units(records[0])[column]))
-    source = f"grid ratios: {', '.join(sorted(set(rows['label'])))}; % of dense"
-    return Answer(*found, found.mean >= least, source, rows)
-
-
-def ffns_empty_here(root: Path, _: str) -> Answer | None:
-    """Share of micro-only runs in which a whole FFN is gone."""
-    gone = [
-        any(block.neurons == 0 for block in record.shape or [])
-        for record in collect.gated_records(root, "ratios")
-        if record.label.startswith("micro-only")
-    ]
-    if not gone:
+def _at_strengths(root: Path, figures: list[int], of: Callable[[Record], float]) -> Answer | None:
+    """A number of the runs with the paper's rule at the strengths of these figures, in a network of its shape: the mean
+    over them, which the claim's own tolerance judges."""
+    records = calibrate.taken(root)
+    if not all(figure in records for figure in figures):
         return None
-    share = float(np.mean(gone))
-    nan, source = float("nan"), "grid ratios: micro-only, share of runs"
-    return Answer(share, nan, nan, len(gone), share > 0, source, _alone(root, "micro"))
+    values, nan = [of(records[figure]) for figure in figures], float("nan")
+    names = ", ".join(str(figure) for figure in figures)
+    source = f"grid calibrate: reading {calibrate.TAKEN} at the strengths of Fig. {names}, one seed"
+    runs = collect.load(root, calibrate.GRID)
+    mine = runs[runs["label"].isin([records[figure].label for figure in figures])]
+    return Answer(float(np.mean(values)), nan, nan, len(values), None, source, mine)
+
+
+def heads_here(root: Path, figure: str) -> Answer | None:
+    return _at_strengths(root, [int(figure)], _heads)
+
+
+def neurons_here(root: Path, figure: str) -> Answer | None:
+    return _at_strengths(root, [int(figure)], _neurons)
+
+
+def neurons_share_here(root: Path, figure: str) -> Answer | None:
+    """Per cent of the dense network's."""
+    found = neurons_here(root, figure)
+    return found and found._replace(found=100 * found.found / calibrate.FULL["neurons"])
+
+
+def last_ffns_here(root: Path, figures: str) -> Answer | None:
+    """The share of the runs in which the last block's FFN is gone."""
+    found = _at_strengths(root, [int(f) for f in figures.split()], lambda record: _shape(record)[-1].neurons == 0)
+    return found and found._replace(agrees=found.found == 1)
+
+
+def ffns_empty_here(root: Path, figure: str) -> Answer | None:
+    """How many FFNs are gone."""
+    found = _at_strengths(root, [int(figure)], lambda record: sum(block.neurons == 0 for block in _shape(record)))
+    return found and found._replace(agrees=found.found > 0)
+
+
+def heads_between_here(root: Path, argument: str) -> Answer | None:
+    """As ``heads_between``, after the same share of the training."""
+    figure, epochs, low, high = map(int, argument.split())
+
+    def share(record: Record) -> float:
+        look = next(look for look in record.gates if look.step * calibrate.COLUMNS >= epochs * look.steps)
+        return float(np.mean([low <= heads <= high for heads in look.heads]))
+
+    return _at_strengths(root, [figure], share)
+
+
+def never_empty_here(root: Path, figures: str) -> Answer | None:
+    """The share of the runs in which no layer is without heads at the end."""
+
+    def whole(record: Record) -> bool:
+        return all(block.head_dims for block in _shape(record))
+
+    found = _at_strengths(root, [int(f) for f in figures.split()], whole)
+    return found and found._replace(agrees=found.found == 1)
+
+
+def _heads(record: Record) -> float:
+    return float(sum(len(block.head_dims) for block in _shape(record)))
+
+
+def _neurons(record: Record) -> float:
+    return float(sum(block.neurons for block in _shape(record)))
+
+
+def _shape(record: Record) -> list[BlockShape]:
+    assert record.shape is not None
+    return record.shape
 
 
 def two_to_one_best_here(root: Path, _: str) -> Answer | None:
@@ -378,7 +411,8 @@ def realised_share_here(root: Path, _: str) -> Answer | None:
 HERE: dict[str, Callable[[Path, str], Answer | None]] = {
     f.__name__: f
     for f in (
-        ahead_here, dims_here, neurons_of_fig5_here, neurons_kept_here, heads_kept_here, ffns_empty_here,
-        two_to_one_best_here, rule_misses_here, budget_misses_here, realised_share_here,
+        ahead_here, dims_here, neurons_of_fig5_here, heads_here, neurons_here, neurons_share_here, last_ffns_here,
+        ffns_empty_here, heads_between_here, never_empty_here, two_to_one_best_here, rule_misses_here,
+        budget_misses_here, realised_share_here,
     )
 }  # fmt: skip

@@ -80,6 +80,8 @@ def judge(claim: Mapping[Any, Any], root: Path) -> Found:
         return _from_runs(claim, scores)
     if timing := claim_runs.timing(claim, root):
         return _from_timing(claim, timing)
+    if here and claim["answer"] and here.verdict == "different setting":
+        return here._replace(evidence=f"{here.evidence}; in the paper's: {_how(claim)}")
     return here or Found("not run", _how(claim))
 
 
@@ -122,7 +124,10 @@ def _here(claim: Mapping[Any, Any], root: Path) -> Found | None:
     if not claim["here"] or not (answer := HERE[claim["here"]](root, claim["argument"])):
         return None
     numbers = (answer.found, answer.low, answer.high, answer.n)
-    agrees = "yes" if answer.agrees else "no"
+    agreed = answer.agrees
+    if agreed is None:
+        agreed = _decide(answer.found, answer.found, claim) == "confirmed"
+    agrees = "yes" if agreed else "no"
     return Found(_elsewhere(claim), answer.source, *numbers, agrees, *_named(answer.runs))
 
 

@@ -102,6 +102,8 @@ class OptimConfig(_Section):
     """AdamW (paper, section 5), cosine with linear warm-up (A8: unstated; DeiT's schedule is the natural reading)."""
 
     epochs: int = Field(200, ge=1)
+    # Train only so many of them, rates and temperature as in all: a look at how a long run starts.
+    stop_after: int | None = Field(None, ge=1)
     batch_size: int = Field(256, ge=1)
     lr: float = Field(5e-5, gt=0)
     min_lr: float = Field(0.0, ge=0)
@@ -111,6 +113,11 @@ class OptimConfig(_Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def trained(self) -> int:
+        """Epochs that are trained."""
+        return self.stop_after or self.epochs
 
 
 class GateConfig(_Section):
@@ -317,6 +324,11 @@ def check_needs(config: Config) -> None:
                 f"budget.settle {config.budget.settle}: leaves no whole epoch of optim.epochs {config.optim.epochs} on "
                 "one side"
             )
+    if (stop := config.optim.stop_after) is not None:
+        if config.method not in ("dense", "hiap") or config.budget.target_macs is not None:
+            raise ConfigError("optim.stop_after is for methods 'dense' and 'hiap' without budget.target_macs")
+        if stop >= config.optim.epochs:
+            raise ConfigError(f"optim.stop_after {stop}: must be fewer than optim.epochs {config.optim.epochs}")
     if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
         raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
     if config.method == "hiap" and config.budget.target_macs is not None and config.gates.harden == "sample":

@@ -95,7 +95,8 @@ class Multipliers(nn.Module):
 class TargetedStage(Stage):
     """Gates and weights trained together, then hardened to the target by ``rank``: HiAP with a budget, and baselines
     that search. A subclass makes the gates (``gate``) and says which go first (``rank``). The wanted MACs fall from
-    dense to the target over a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
+    dense, or from what the gates expect at their ``start``, to the target over a share ``budget.ramp`` of the stage,
+    linearly, as in CoFi."""
 
     def gate(self, model: Any, context: Context) -> Any:
         raise NotImplementedError
@@ -108,14 +109,18 @@ class TargetedStage(Stage):
         self.dims, self.target = cost.dims_of(model), context.target_macs
         self.ramp = context.config.budget.ramp
         gated = self.gate(model, context)
+        self.start = self.starts(gated)
         require_reachable(self.dims, self.rank(gated), self.target)
         return gated
 
+    def starts(self, gated: Any) -> float:
+        """The MACs at which the ramp starts."""
+        return ledger.dense_macs(self.dims)
+
     def excess(self, gated: Any, progress: float) -> Tensor:
         """Expected minus wanted MACs, as a share of dense."""
-        dense = ledger.dense_macs(self.dims)
-        wanted = dense + min(1.0, progress / self.ramp) * (self.target - dense)
-        return (cost.expected_cost(gated).macs - wanted) / dense
+        wanted = self.start + min(1.0, progress / self.ramp) * (self.target - self.start)
+        return (cost.expected_cost(gated).macs - wanted) / ledger.dense_macs(self.dims)
 
     @torch.no_grad()
     def log(self, model: Any) -> dict[str, float]:
@@ -132,15 +137,16 @@ class SinglePhase(Stage):
     """HiAP: weights and gates together, then hardened and removed, without fine-tuning (section 3.4)."""
 
     def __init__(self, config: Config):
-        epochs = round((config.budget.settle or 1.0) * config.optim.epochs)
+        whole = round((config.budget.settle or 1.0) * config.optim.epochs)
+        epochs = config.optim.stop_after or whole
         super().__init__("single-phase", epochs, after=config.optim.epochs - epochs)
-        self.config = config
+        self.config, self.part = config, epochs / whole
 
     def prepare(self, model: Any, context: Context) -> Any:
         return gated_vit.gate(model, self.config.gates, seed=self.config.seed)
 
     def anneal(self, model: Any, progress: float) -> float:
-        return gated_vit.anneal(model, self.config.gates, progress)
+        return gated_vit.anneal(model, self.config.gates, progress * self.part)
 
     def terms(self, model: Any) -> dict[str, Tensor]:
         return {
@@ -187,6 +193,12 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
         gated = SinglePhase.prepare(self, model, context)
         gated.dual = Multipliers(1)
         return gated
+
+    @torch.no_grad()
+    def starts(self, gated: Any) -> float:
+        """Gates that start near the threshold expect far less than dense: a ramp from there would first be above them,
+        and what adds up meanwhile would hold the price down when it is needed."""
+        return float(cost.expected_cost(gated).macs)
 
     def anneal(self, model: Any, progress: float) -> float:
         with torch.no_grad():
@@ -240,8 +252,8 @@ def joint_ranking(gated: Any) -> Ranking:
 def stages(config: Config) -> list[Stage]:
     """The phases of ``config.method``."""
     if config.method == "dense":
-        return [Stage("train", config.optim.epochs)]
+        return [Stage("train", config.optim.trained, after=config.optim.epochs - config.optim.trained)]
     if config.method == "hiap":
         phase = SinglePhase(config) if config.budget.target_macs is None else BudgetedSinglePhase(config)
-        return [phase, Stage("settled", phase.after, before=phase.epochs)] if phase.after else [phase]
+        return [phase, Stage("settled", phase.after, before=phase.epochs)] if config.budget.settle else [phase]
     return import_module(f"baselines.{config.method}").stages(config)

@@ -14,7 +14,7 @@ from hiap.record import Folders, read
 def images_seen(config: Config) -> int:
     """Training images of the whole run; an incomplete last batch of an epoch is left out."""
     batch = min(config.optim.batch_size, published_size(config.data).train)
-    return config.optim.epochs * steps_per_epoch(config) * batch
+    return config.optim.trained * steps_per_epoch(config) * batch
 
 
 def steps_per_epoch(config: Config) -> int:

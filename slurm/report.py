@@ -123,7 +123,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
                 if _has_checkpoint(run)
                 else "would run",
                 ", ".join(need.label for need in run.needs) or "-",
-                str(run.config.optim.epochs),
+                str(run.config.optim.trained),
                 f"{published_size(run.config.data).train:,}",
                 "unknown" if macs is None else f"{macs / 1e12:,.1f}",
             ]

@@ -14,7 +14,7 @@ from analysis.plots import PAGE, SEQUENTIAL
 from hiap.record import Record
 
 GRID, IMAGENET = "calibrate", "imagenet_calibrate"
-TAKEN = "m0.2-s3-t6-total-no-t2"  # the label of 'calibrated' in slurm/readings.yaml
+TAKEN, BEFORE = "m0.2-s3-t6-total-no-t2", "s3-t6-total-t2"  # 'calibrated' and 'near-open' in slurm/readings.yaml
 FULL = {"heads": 72, "neurons": 18_432}  # of the dense network, the paper's and ours
 BLOCKS = 12
 COLUMNS = 50  # epochs in the figures, looks at the gates in a run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import bench, claims, collect, findings, findings_runs, open_points, speed_limit, stats
+from analysis import bench, calibrate, claims, collect, findings, findings_runs, open_points, pull, speed_limit, stats
 from hiap.config import Config
 
 Numbers = dict[str, str]
@@ -260,6 +260,36 @@ def of_speed_limit() -> Numbers:
     return found | {f"limit.heads.{name}": str(columns["heads_closed"].loc[figure]) for figure, name in names.items()}
 
 
+def of_calibrate(root: Path) -> Numbers:
+    """``calibrate.*``: how many readings, and the distances from Figs. 5-9, whole and after the first epoch."""
+    lines = calibrate.curves(root)
+    if not (lines["reading"] != "paper").any():
+        return {}
+    near = calibrate.distances(lines)
+    whole, first = near.set_index("reading")["distance"], near.set_index("reading")["first"].sort_values()
+    looks = next(iter(calibrate.taken(root).values())).gates
+    return {
+        "calibrate.readings": str(len(near)),
+        "calibrate.steps": str(looks[-1].steps),
+        "calibrate.near": fixed(whole.min()),
+        "calibrate.taken": fixed(whole[calibrate.TAKEN]),
+        "calibrate.old": fixed(whole[calibrate.BEFORE]),
+        "calibrate.first": fixed(first[calibrate.TAKEN]),
+        "calibrate.first.next": fixed(first.drop(calibrate.TAKEN).min()),
+        "calibrate.first.old": fixed(first[calibrate.BEFORE]),
+    }
+
+
+def of_pull(root: Path) -> Numbers:
+    """``pull.<network>.<kind>``: the median pull of task and price on each kind of gate."""
+    rows = pull.load(root)
+    names = {network.title: name for name, network in pull.NETWORKS.items()}
+    return {
+        f"pull.{names[row['network']]}.{row['kind'].replace(' ', '-')}": fixed(row["both_middle"])
+        for row in rows.to_dict("records")
+    }
+
+
 def of_soft() -> Numbers:
     """What the closed form is not: the mean of a soft gate's samples, at our start and the first temperature (A2)."""
     gates = Config().gates
@@ -345,6 +375,8 @@ SOURCES: tuple[Callable[[Path], Numbers], ...] = (
     lambda root: of_costs(),
     lambda root: of_printed(),
     lambda root: of_speed_limit(),
+    of_calibrate,
+    of_pull,
     lambda root: of_soft(),
     of_bench,
     of_claims,

@@ -147,7 +147,7 @@ def _outcome(rows: pd.DataFrame) -> str:
 
 
 def _short(label: str) -> str:
-    return re.sub(r"^A\d+-", "", label)
+    return re.sub(r"^(A\d+-)+", "", label)
 
 
 # Commands
@@ -159,6 +159,7 @@ SHOWS = {
     "ratios": "Fig. 4's shape",
     "sensitivity": "open points A1 to A7",
     "calibrate": "readings of A3, A6, A12 against Figs. 5-9",
+    "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
     "evidence": "methods at the paper's shape",
     "a4": "value dimensions (A4)",

@@ -431,6 +431,14 @@ def test_golden_losses(dense):
         assert found[name]["macs"] == pytest.approx(expected["macs"], rel=0.02)
 
 
+def test_a_run_that_stops_early_is_the_start_of_the_long_one(dense):
+    """Rates, temperature, gates and losses are those of the long run's first epoch (grid imagenet_calibrate)."""
+    long = train.run(hiap_run(dense, optim={"epochs": 3}))
+    short = train.run(hiap_run(dense, optim={"epochs": 3, "stop_after": 1}))
+    assert [log.model_dump() for log in short.epochs] == [long.epochs[0].model_dump()]
+    assert short.stages[0].images == long.stages[0].images / 3
+
+
 def test_photographs_with_mixing_distillation_and_bf16(tmp_path):
     """The ImageNet path end to end on a folder of JPEGs: a timm model, DeiT's augmentation, soft targets, autocast."""
     root = write_imagenet(tmp_path, train=8, val=3)

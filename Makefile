@@ -4,6 +4,7 @@
 # make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
+# make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: fashion weights setup reproduce test test-slow slurm-test verify lint release paper report lock clean
+.PHONY: fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -76,6 +77,11 @@ fashion: $(STAMP)
 
 weights: $(STAMP)
 	$(BIN)/python -m hiap.pretrained
+
+EVIDENCE := hiap-50 vit_slim-50 taylor-50 uniform-noise-50
+evidence: fashion weights
+	$(BIN)/python slurm/launch_grid.py --grid evidence --seeds 0 --only $(EVIDENCE) --results $(RESULTS)
+	$(BIN)/python -m analysis.execute --results $(RESULTS) --only 17_evidence
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \

@@ -130,8 +130,8 @@ def maps(root: str | Path) -> pd.DataFrame:
         for look in record.gates
         for block in range(BLOCKS)
     ]  # fmt: skip
-    whole = pd.concat([*frames, pd.DataFrame(ours)], ignore_index=True)
-    return whole[["network", "figure", "share", "block", "heads", "neurons"]].round({"share": 4})
+    columns = ["network", "figure", "share", "block", "heads", "neurons"]
+    return pd.concat([*frames, pd.DataFrame(ours, columns=columns)], ignore_index=True)[columns].round({"share": 4})
 
 
 def heatmaps(cells: pd.DataFrame) -> Figure:

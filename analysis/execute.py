@@ -1,13 +1,16 @@
-"""Run the notebooks headless: ``python -m analysis.execute [--results DIR] [--out DIR | --in-place]``.
+"""Run the notebooks headless: ``python -m analysis.execute [--results DIR] [--only NAME ...]``.
 
 Executed copies go to ``<out>/notebooks``, figures and tables to ``<results>``. Nothing in them depends on when or how
-long they ran, so a second run on the same records writes the same CSV and TeX files.
+long they ran, so a second run on the same records writes the same CSV and TeX files; where neither records nor code
+changed, and what was written is still there, it is left as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,9 +20,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from analysis import collect
-from hiap.record import atomic_write
+from hiap.config import ConfigError, unknown_key
+from hiap.record import atomic_write, write_json
 
 FOLDER = Path(__file__).parent
+CODE = ("analysis", "baselines", "hiap", "slurm")
+RECORDS = ("runs", "bench", "pull")
+WRITTEN = ("figures", "tables")
 STARTS = 3  # a kernel takes ports that another process may have taken a moment before
 
 
@@ -58,45 +65,111 @@ async def _execute(path: Path, results: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-async def execute_all(results: Path, out: Path) -> list[NotebookError]:
-    """All notebooks, as many at once as there are cores; writes those that ran through and returns the errors of the
-    others."""
+def digest(path: Path, results: Path) -> str:
+    """SHA-256 of what a notebook's outputs follow from: its cells, the project's code, the records and what is
+    published."""
+    cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+    found = hashlib.sha256(json.dumps(cells).encode())
+    folders = [(collect.REPOSITORY / name, "*.py") for name in CODE]
+    folders += [
+        (collect.REPOSITORY / "slurm", "*.yaml"),
+        (collect.PUBLISHED, "*"),
+        (collect.REPOSITORY / "paper", "*.tex"),
+    ]
+    # Where a root has no benchmark of its own, notebooks show the committed ones.
+    folders += [(root / name, "*.json") for root in (results, collect.REPOSITORY / "results") for name in RECORDS]
+    for folder, pattern in folders:
+        for file in sorted(folder.rglob(pattern)):
+            if file.is_file():
+                found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+class Done:
+    """Which notebooks were executed on what (``notebooks.json``), and the figures and tables that were there
+    afterwards."""
+
+    def __init__(self, out: Path, results: Path):
+        self.path, self.out, self.results = out.with_suffix(".json"), out, results
+        known = json.loads(self.path.read_text()) if self.path.exists() else {"digests": {}, "files": []}
+        whole = all((results / name).exists() for name in known["files"])
+        self.digests: dict[str, str] = known["digests"] if whole else {}
+
+    def has(self, path: Path) -> bool:
+        return self.digests.get(path.name) == digest(path, self.results) and (self.out / path.name).exists()
+
+    def write(self, paths: list[Path]) -> None:
+        self.digests |= {path.name: digest(path, self.results) for path in paths}
+        files = [file for name in WRITTEN for file in (self.results / name).glob("*")]
+        write_json(
+            self.path, {"digests": self.digests, "files": sorted(str(file.relative_to(self.results)) for file in files)}
+        )
+
+
+def notebooks(only: list[str]) -> list[Path]:
+    """All, or those that are named (with or without number and ending). Raises ``ConfigError``."""
     paths = sorted(FOLDER.glob("*.ipynb"))
+    known = {path.stem: path for path in paths}
+    if unknown := [name for name in only if name not in known]:
+        raise ConfigError(f"--only: {unknown_key(unknown[0], list(known)).replace('key', 'notebook', 1)}")
+    return [known[name] for name in only] or paths
+
+
+async def execute_all(paths: list[Path], results: Path, out: Path) -> list[NotebookError]:
+    """As many notebooks at once as there are cores; writes those that ran through and returns the errors of the
+    others."""
     free = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def in_turn(path: Path) -> nbformat.NotebookNode:
         async with free:
             return await execute(path, results)
 
-    done = await asyncio.gather(*map(in_turn, paths), return_exceptions=True)
-    errors = []
-    for path, notebook in zip(paths, done, strict=True):
+    ended = await asyncio.gather(*map(in_turn, paths), return_exceptions=True)
+    errors, through = [], []
+    for path, notebook in zip(paths, ended, strict=True):
         if isinstance(notebook, NotebookError):
             errors.append(notebook)
         elif isinstance(notebook, BaseException):
             raise notebook
         else:
             atomic_write(out / path.name, nbformat.writes(notebook).encode() + b"\n")
+            through.append(path)
+    if out != FOLDER:
+        Done(out, results).write(through)
     return errors
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.execute", description="Run the notebooks headless.")
     parser.add_argument("--results", type=Path, default=None, help="results root (default: $HIAP_RESULTS or results/)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these, e.g. 17_evidence")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=Path, default=None, help="executed copies go to OUT/notebooks (default: results)")
     target.add_argument("--in-place", action="store_true", help="write the outputs into analysis/*.ipynb")
     options = parser.parse_args(arguments)
     results = options.results or collect.results_root()
     out = FOLDER if options.in_place else (options.out or results) / "notebooks"
-    errors = asyncio.run(execute_all(results, out))
+    try:
+        paths = notebooks(options.only)
+    except ConfigError as wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    kept = [] if options.in_place else [path for path in paths if Done(out, results).has(path)]
+    errors = asyncio.run(execute_all([path for path in paths if path not in kept], results, out))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if errors:
         return 1
-    print((results / "tables" / "table3.txt").read_text())
-    print(*sorted((results / "figures").glob("*.pdf")), sep="\n")
+    _tell(results, kept)
     return 0
+
+
+def _tell(results: Path, kept: list[Path]) -> None:
+    if kept:
+        print(f"{len(kept)} notebooks are as they were: neither their code nor the records have changed")
+    if (table := results / "tables" / "table3.txt").exists():
+        print(table.read_text())
+    print(*sorted((results / "figures").glob("*.pdf")), sep="\n")
 
 
 if __name__ == "__main__":

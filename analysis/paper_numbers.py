@@ -20,9 +20,9 @@ TEN = 10  # epochs within which, says the text, heads have closed
 
 
 def fixed(value: float, digits: int = 2) -> str:
-    """A number in TeX, with a true minus sign."""
-    text = f"{value:,.{digits}f}".replace(",", "{,}")
-    return f"${text}$" if value < 0 else text
+    """A number in TeX, with a true minus sign, which zero has none of."""
+    text = f"{round(value, digits) + 0.0:,.{digits}f}".replace(",", "{,}")
+    return f"${text}$" if text.startswith("-") else text
 
 
 def of_study(root: Path, grid: str, name: str) -> Numbers:

@@ -157,7 +157,7 @@ SHOWS = {
     "study": "HiAP and baselines at equal MACs",
     "study_long": "the same with longer recipes",
     "ratios": "Fig. 4's shape",
-    "sensitivity": "open points A1 to A7",
+    "sensitivity": "open points A1 to A7, A12",
     "calibrate": "readings of A3, A6, A12 against Figs. 5-9",
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",

@@ -156,7 +156,7 @@ def figure(rows: pd.DataFrame) -> Figure:
         ax.set_title(name, loc="left")
         ax.grid(True, axis="x")
         ax.set_xlim(-1.05, 1.05)
-    axes[-1].set_xlabel("pull: mean over root mean square of the gradient\n(-1 opens, 1 closes at the whole rate)")
+    axes[-1].set_xlabel("pull: mean over r.m.s. of the gradient\n(-1 opens, 1 closes, at the whole rate)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 

@@ -409,6 +409,20 @@ def test_notebooks_run_and_a_second_run_writes_the_same(tmp_path: Path, capfd: p
     assert outputs(root) == written
     assert again == (root / "notebooks" / "02_laptop_table.ipynb").read_text()
 
+    done = execute.Done(root / "notebooks", root)
+    assert all(done.has(path) for path in execute.notebooks([]))
+    assert execute.main(["--results", str(root), "--only", "02_laptop_table"]) == 0
+    assert "1 notebooks are as they were" in capfd.readouterr().out
+    put(root, made_up("hiap-heavy", "hiap", 1, 20_000_000, 86.0))
+    assert not any(done.has(path) for path in execute.notebooks([])), "other records"
+    (root / "figures" / "pareto.pdf").unlink()
+    assert not execute.Done(root / "notebooks", root).digests, "what was written is gone"
+
+
+def test_a_notebook_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute.main(["--only", "17_evidance"]) == 2
+    assert "unknown notebook '17_evidance' (did you mean '17_evidence'" in capfd.readouterr().err
+
 
 def test_notebooks_say_so_when_nothing_has_run(tmp_path: Path) -> None:
     assert run("02_laptop_table", tmp_path).count("No finished run of grid 'laptop'") > 2

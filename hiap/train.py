@@ -68,7 +68,7 @@ def run(config: Config) -> Record:
     """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished).
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
-    record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or submitit several
+    record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or ``srun`` several
     processes share the run (``hiap.distributed``).
     """
     folders = Folders.of(config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiap.config import Config
 from hiap.record import Folders, read_status, write_status
+from hiap.rendezvous import join_slurm
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -55,21 +56,8 @@ def _join() -> int:
     """This process's rank in its job; where there are several, sets the environment that ``hiap.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
         return 0
-    from submitit.core.job_environment import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    job = JobEnvironment()
-    if job.num_tasks == 1:
-        return 0
-    os.environ["MASTER_PORT"] = str(port(int(job.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", "0"))))
-    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    return job.global_rank
-
-
-def port(job: int, restarts: int) -> int:
-    """Where the processes of a job meet: below the ports that the kernel gives to whoever asks, another one for each
-    job, and for each of its attempts."""
-    return 20_000 + (job + 1_009 * restarts) % 12_000
+    join_slurm()
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager

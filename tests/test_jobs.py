@@ -17,10 +17,11 @@ from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
 
 from hiap.config import ConfigError
 from hiap.record import write, write_json, write_status
+from hiap.rendezvous import port
 from slurm import launch_grid, report
 from slurm.executors import Slurm
 from slurm.grid import Run
-from slurm.job import Job, port
+from slurm.job import Job
 from slurm.jobs import Jobs, Queued, checkpoint_of
 from slurm.site import Site
 

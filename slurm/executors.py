@@ -26,6 +26,7 @@ from typing import Protocol
 import submitit
 
 from hiap.config import ConfigError
+from hiap.device import visible_gpus
 from hiap.record import read_status, write_status
 from slurm import submission
 from slurm.grid import Run
@@ -330,13 +331,6 @@ def slurm_answers() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return ping.returncode == 0 and "UP" in ping.stdout
-
-
-def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES says, else all that this machine has."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in chosen.split(",") if gpu]
-    return [str(i) for i, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
 
 
 def last_line(log: Path) -> str:

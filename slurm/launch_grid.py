@@ -31,6 +31,7 @@ from slurm.doctor import diagnose
 from slurm.grid import Grid, Run
 from slurm.job import THREAD_VARIABLES
 from slurm.jobs import Jobs, queue
+from slurm.page import Page
 from slurm.prefetch import prefetch
 from slurm.report import Progress, Screen
 from slurm.site import Site
@@ -111,7 +112,9 @@ def _launch(runs: list[Run], executor: Any) -> int:
     try:
         with executor.followed(runs):
             _copy_twins(runs)
-            progress = execute(runs, executor, Screen(sys.stdout))
+            page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
+            print(f"status page: {page.file}\n")
+            progress = execute(runs, executor, Screen(sys.stdout), page)
     except KeyboardInterrupt as stop:
         print("stopping ...", flush=True)
         print(executor.stop())
@@ -124,7 +127,7 @@ def _launch(runs: list[Run], executor: Any) -> int:
     return 0 if all(p.state == "finished" for p in progress) else 1
 
 
-def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progress]:
+def execute(runs: list[Run], executor: Executor, *screens: Screen | Page) -> list[Progress]:
     """Bring every run to an end: finished, failed, or not run because one that it needs failed."""
     since = time.time()
     progress = {run: Progress(run, "finished" if run.finished else "waiting") for run in runs}
@@ -137,12 +140,14 @@ def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progres
         start = _startable(list(progress.values()), executor)
         for p in start:
             p.state = "running"
-        screen.show(list(progress.values()))
+        for screen in screens:
+            screen.show(list(progress.values()))
         refused = executor.submit([p.run for p in start])
         for run in refused:
             progress[run].state = "waiting"
         time.sleep(executor.poll_s)
-    screen.show(list(progress.values()))
+    for screen in screens:
+        screen.show(list(progress.values()))
     return list(progress.values())
 
 
@@ -221,7 +226,7 @@ def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, 
         if warning and not run.finished and run.config.seed == runs[0].config.seed:  # seeds do not differ in it
             print(f"{source}: run '{run.label}': {warning}", file=sys.stderr)
         if run.finished:
-            read(run.folders.record)
+            report.finished_summary(run.folders.record)
     folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:

@@ -428,7 +428,7 @@ def test_weights_are_fetched_once_before_anything_is_submitted(
     place = tmp_path / "cache" / "huggingface" / "hub" / "models--timm--deit_tiny_patch16_224.fb_in1k"
     assert capsys.readouterr().out == f"weights of deit_tiny_patch16_224: {place}\n"
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(launch_grid, "execute", lambda runs, executor, screen: executor.submit(runs) or [])
+    monkeypatch.setattr(launch_grid, "execute", lambda runs, executor, *screens: executor.submit(runs) or [])
     launch(path, "--site", str(hub), cluster="slurm")
     assert (tmp_path / "cache" / "huggingface" / "count").read_text() == "x"
     (text,) = [file.read_text() for file in logs(tmp_path).glob("*_submission.sh")]

@@ -1,6 +1,7 @@
 # make reproduce   set up, run the laptop grid, execute the notebooks, print the table and the figures' paths
 # make test        set up, lint, type-check, run the quick tests      (make test-slow: the minutes-long ones)
 # make slurm-test  the launcher on a real SLURM of two nodes, started for the tests (Debian, root)
+#                  with 10 random faults; with 30: .venv/bin/python -m pytest -m slurm
 # make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
@@ -35,13 +36,13 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not slurm"
 
 slurm-test: $(STAMP)
 	command -v slurmctld munged >/dev/null || \
 	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge) || \
 	  echo "SLURM cannot be installed here: its tests are skipped"
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m "slurm and not slow"
 
 # Figures are left out: their bytes depend on the machine's fonts.
 WRITTEN := 'results/*.csv' 'results/*.tex' 'paper/*.tex' README.md

@@ -112,7 +112,9 @@ class OptimConfig(_Section):
     weight_decay: float = Field(0.05, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # Of matrix products. 'fp16' is for GPUs without bf16 (V100, T4): the loss is scaled up before the backward pass,
+    # so that small gradients survive, and a step whose gradients overflow is left out.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @property
     def trained(self) -> int:

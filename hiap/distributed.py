@@ -1,8 +1,9 @@
 """Several processes that train one network: who they are, and the few things that they say to each other.
 
-Processes are found by the environment that ``torchrun`` and submitit set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-MASTER_PORT); without it a run is one process and nothing here costs anything. Gradients are averaged by PyTorch's
-``DistributedDataParallel``; every process holds the same network and optimiser, so only the first one writes.
+Processes are found by the environment that ``torchrun`` sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
+or by what ``srun`` says (``hiap.rendezvous``); without it a run is one process and nothing here costs anything.
+Gradients are averaged by PyTorch's ``DistributedDataParallel``; every process holds the same network and optimiser, so
+only the first one writes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hiap.config import ConfigError
+from hiap.rendezvous import join_slurm
 
 MEET = timedelta(minutes=5)
 
@@ -83,12 +85,13 @@ ALONE = World()
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Within, this process belongs to the world that its environment names. Raises ``ConfigError`` for half of one."""
+    join_slurm()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in names if name not in os.environ]:
-        raise ConfigError(f"WORLD_SIZE is set, {missing[0]} is not: expected the environment of torchrun or submitit")
+        raise ConfigError(f"WORLD_SIZE is set, {missing[0]} is not: expected the environment of torchrun or srun")
     rank, size, local = (int(os.environ[name]) for name in names[:3])
     if device.type == "cuda":
         torch.cuda.set_device(local % torch.cuda.device_count())

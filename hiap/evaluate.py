@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiap.device import autocast
 from hiap.distributed import ALONE, World
 from hiap.gated_vit import sampling
 from hiap.record import Score
@@ -21,7 +22,7 @@ def evaluate(
     model: Any,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
-    bf16: bool = False,
+    precision: str = "fp32",
     soft: bool = False,
     world: World = ALONE,
 ) -> Score:
@@ -31,7 +32,7 @@ def evaluate(
     processes in ``world`` each brings batches of its own, and all get the score of all images."""
     model.eval()
     with sampling(model) if soft else nullcontext():
-        return _evaluate(model, batches, device, bf16, world)
+        return _evaluate(model, batches, device, precision, world)
 
 
 def pack(correct: Tensor) -> str:
@@ -41,14 +42,14 @@ def pack(correct: Tensor) -> str:
 
 @torch.no_grad()
 def _evaluate(
-    model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, bf16: bool, world: World
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str, world: World
 ) -> Score:
     hits: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64, device=device)
     n = 0
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             logits = model(images)
         logits = logits.float()
         hits.append(logits.argmax(-1) == labels)

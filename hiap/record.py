@@ -252,17 +252,25 @@ def write(record: Record, folders: Folders) -> Path:
 
 def read(path: Path) -> Record:
     """Raises ``ConfigError`` (one line) if the file is not a record of this schema."""
-    return _read(path, Record)
+    return _parse(path, path.read_bytes(), Record)
 
 
 def summary(path: Path) -> Summary:
-    """As ``read``, several times as fast for a record of many epochs."""
-    return _read(path, Summary)
+    """As ``read``, tens of times as fast for a record of many epochs."""
+    return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Summary)
 
 
-def _read(path: Path, what: type[Part]) -> Part:
+def _without(text: bytes, key: bytes) -> bytes:
+    """A record's text, as ``write`` lays it out, without the list of that key: keys of the record, and no others, stand
+    behind one space."""
+    start = text.find(b'\n "' + key + b'": [\n')
+    end = text.find(b'\n "', start + 1)
+    return text if start < 0 or end < 0 else text[:start] + text[end:]
+
+
+def _parse(path: Path, text: bytes, what: type[Part]) -> Part:
     try:
-        return what.model_validate_json(path.read_bytes())
+        return what.model_validate_json(text)
     except ValueError as error:
         first = str(error).splitlines()
         raise ConfigError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {' '.join(first[:3])}") from None

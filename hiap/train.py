@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from hiap import checkpoint, cost, data, gated_vit, method, store
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.device import autocast, check_precision, pick_device
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
 from hiap.extraction import LAYOUTS, PrunedAttention, set_layout
@@ -68,15 +69,16 @@ def run(config: Config) -> Record:
     """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished).
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
-    record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or submitit several
+    record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or ``srun`` several
     processes share the run (``hiap.distributed``).
     """
     folders = Folders.of(config)
     if folders.record.exists():
         return read(folders.record)
     _preflight(config, folders)
-    started = now()
-    with joined(pick_device(config.run.device)) as world:
+    started, device = now(), pick_device(config.run.device)
+    check_precision(config.optim.precision, device)
+    with joined(device) as world:
         try:
             with _stop_signals() as stopping:
                 record = Run(config, folders, stopping, world).execute(started)
@@ -134,7 +136,6 @@ class Run:
         self.stages = method.stages(config)
         self.dense_macs = self._macs(self.start)
         self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
-        self.bf16 = config.optim.precision == "bf16"
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -272,14 +273,16 @@ class Run:
             with waits:
                 known = None if taught is None else taught[chosen]
                 values = self._part(phase, forward, images[chosen], targets[chosen], known)
-                values["loss"].backward()
+                phase.scaler.scale(values["loss"]).backward()
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         if config.optim.clip_norm:
+            phase.scaler.unscale_(phase.optimizer)
             nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
         for group in phase.optimizer.param_groups:
             group["lr"] = phase.rate * group["scale"]
-        phase.optimizer.step()
+        phase.scaler.step(phase.optimizer)
+        phase.scaler.update()
         return sums
 
     def _part(
@@ -287,7 +290,7 @@ class Run:
     ) -> dict[str, Tensor]:
         """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
         config = phase.config
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, config.optim.precision):
             if self.teacher and taught is None:
                 with torch.no_grad():
                     taught = self.teacher(images)
@@ -466,7 +469,7 @@ class Run:
         size = max(self.config.optim.batch_size, 250)
         found = []
         for images, _ in data.in_order(self.config.data, self.config.model.img_size, size):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with autocast(self.device, self.config.optim.precision):
                 found.append(self.teacher(images.to(self.device)).float())
         return torch.cat(found)
 
@@ -498,7 +501,7 @@ class Run:
             share=(self.world.rank, self.world.size),
         )
         batches = self._until_stopped(batches)
-        return evaluate(model.to(self.device), batches, self.device, self.bf16, soft, self.world)
+        return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)
 
     def _until_stopped(self, batches: Iterator[data.Batch]) -> Iterator[data.Batch]:
         """Nothing is lost by leaving a measurement: the checkpoint before it is there."""
@@ -540,10 +543,13 @@ class Phase:
     rate: float = 0.0
     tau: float | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         scale = gate_scale(self.config, self.per_epoch, self.schedule)
         self.optimizer = make_optimizer(self.model, self.config, scale)
+        device = next(self.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
 
     @property
     def total(self) -> int:
@@ -580,6 +586,7 @@ class Phase:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "sums": self.sums,
             "seconds": self.elapsed(),
         }
@@ -588,6 +595,8 @@ class Phase:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):  # not in older checkpoints, empty without fp16
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(
@@ -650,13 +659,6 @@ def shape_of(model: Any) -> list[BlockShape]:
             dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
         shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
     return shapes
-
-
-def pick_device(name: str) -> torch.device:
-    """'auto' is CUDA where it exists. Raises ``ConfigError`` if 'cuda' is asked for and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device 'cuda': no CUDA device here; expected 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _preflight(config: Config, folders: Folders) -> None:

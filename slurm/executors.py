@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Protocol
 import submitit
 
 from hiap.config import ConfigError
+from hiap.device import visible_gpus
 from hiap.record import read_status, write_status
 from slurm import submission
 from slurm.grid import Run
@@ -34,8 +36,17 @@ from slurm.jobs import Jobs, Queued, queue
 from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
+# What sbatch says where an association, a quality of service or the controller takes no more jobs of this user.
+FULL = r"Submit\w*Limit|job submit limit|MaxJobCount|temporarily unable to accept job"
+# What a job, or a shell within one, has in its environment, and a job of its own must not inherit.
+OF_A_JOB = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|SUBMITIT)_|(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT))$")
+OF_A_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 MOST_REQUEUES = 1000  # by time-outs, a run of hours in slices of minutes has many
 DEFAULTS = Site()
+
+
+class NoRoom(ConfigError):  # noqa: N818
+    """The controller takes no more jobs of this user for now."""
 
 
 class Executor(Protocol):
@@ -148,6 +159,7 @@ class Slurm:
     grace_s = 20.0  # between a job's leaving the queue and its record's being seen on a shared file system
     settle_s = 60.0  # in which an sbatch that outlived its launcher has got through, or given up
     patience_s = 900.0  # with a controller that has taken jobs before and refuses them now
+    ask_again_s = 60.0  # whether a limit that the controller has named still stands
 
     def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS, processes: int = 1):
         self.logs, self.at_once, self.site, self.processes = logs.absolute(), at_once, site, processes
@@ -158,6 +170,11 @@ class Slurm:
         self.seen: dict[str, float] = {}
         self.accepted = False
         self.refused_since: float | None = None
+        self.stages: dict[int, int] = {}  # stage -> its runs
+        self.largest: int | None = None  # array that the controller takes
+        self.chunk: int | None = None  # array that it may take now, after it refused one twice as large
+        self.limit: int | None = None  # jobs of ours that it takes at once
+        self.full_at = float("-inf")
 
     @contextmanager
     def followed(self, runs: list[Run]) -> Iterator[None]:
@@ -167,25 +184,38 @@ class Slurm:
             yield
 
     def submit(self, runs: list[Run]) -> list[Run]:
-        if not runs:
-            return []
+        """Returns also those for which the controller has no room yet."""
+        if not runs or self._room() == 0:
+            return runs
         submission.check_resources(runs, self.site, self.processes)
+        for stage, count in Counter(run.stage for run in runs).items():
+            self.stages[stage] = max(count, self.stages.get(stage, 0))
         left = list(runs)
         try:
             left = self._take_back(left)
         except ConfigError as error:
             self._bear(error)
             return left
-        for array, at_once in self._arrays(left):
+        while left:
+            array, at_once = self._array(left)
+            if not array:
+                return left
             try:
                 # A submission that is not noted is lost.
-                with _signals_held({signal.SIGINT, signal.SIGTERM}), self.jobs.turn():
+                with _signals_held({signal.SIGINT, signal.SIGTERM}), self.jobs.turn(), _as_from_a_shell():
                     self._submit(array, at_once)
+            except NoRoom as error:
+                if self._wait_for_room(array, error):
+                    return left
+                continue
             except ConfigError as error:
                 self._bear(error)
                 return left  # with the later stages, which could not wait for this one
             self.accepted, self.refused_since = True, None
             left = [run for run in left if run not in array]
+            self.listed_at = float("-inf")  # the next stage must see these jobs
+            if self.limit is not None and len(self._queue() or ()) > self.limit:  # it has been lifted
+                self.limit = None
         return []
 
     def alive(self, run: Run) -> bool:
@@ -231,15 +261,37 @@ class Slurm:
                 subprocess.run(["scancel", *ours], check=True)
         return len(ours)
 
-    def _arrays(self, runs: list[Run]) -> Iterator[tuple[list[Run], int]]:
-        """Each with how many of it may run at once; stage by stage."""
-        size = self.site.max_array or submission.largest_array()
-        for stage in sorted({run.stage for run in runs}):
-            whole = [run for run in runs if run.stage == stage]
-            parts = [whole[i : i + size] for i in range(0, len(whole), size)]
-            for part in parts:
-                yield part, max(1, (self.at_once or len(whole)) // len(parts))
-            self.listed_at = float("-inf")  # the next stage must see these jobs
+    def _array(self, runs: list[Run]) -> tuple[list[Run], int]:
+        """What to submit next, of the earliest stage, and how many of it may run at once."""
+        first = min(run.stage for run in runs)
+        stage = [run for run in runs if run.stage == first]
+        sizes = [self.site.max_array or self.largest or submission.largest_array(), self.chunk, self._room()]
+        self.largest = self.largest or sizes[0]
+        array = stage[: min(size for size in sizes if size is not None)]
+        return array, max(1, self.at_once * len(array) // self.stages[first] if self.at_once else len(array))
+
+    def _room(self) -> int | None:
+        """For how many more jobs; None if nobody has set a limit."""
+        limit = self.site.max_jobs or self.limit
+        if limit is None:
+            return None
+        room = max(0, limit - len(self._queue() or ()))
+        # A limit that was found out may be lifted, or another's: one job tries, now and then.
+        due = not self.site.max_jobs and time.monotonic() - self.full_at > self.ask_again_s
+        return 1 if due and not room else room
+
+    def _wait_for_room(self, array: list[Run], error: NoRoom) -> bool:
+        """After a refusal: smaller arrays until one fits, or (True) nothing until a job has ended."""
+        if len(array) > 1:
+            self.chunk = len(array) // 2
+            return False
+        self.chunk, self.full_at, self.listed_at = None, time.monotonic(), float("-inf")
+        before, self.limit = self.limit, len(self._queue() or ())
+        if not self.limit:
+            raise error
+        if before is None:
+            print(f"{error}; going on as jobs end", file=sys.stderr, flush=True)
+        return True
 
     def _bear(self, error: ConfigError) -> None:
         """Raise what may not pass; tell once of what may."""
@@ -264,8 +316,14 @@ class Slurm:
         try:
             jobs = self._executor(array, at_once, name).submit_array([self._job(run) for run in array])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            refusal = f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}"
+            if re.search(FULL, str(error)):
+                self.jobs.note(name, [])
+                for run in array:
+                    write_status(run.folders, **{**read_status(run.folders), "state": "waiting"})
+                raise NoRoom(refusal) from None
             self.jobs.doubt(name)  # a controller that answers too late has taken them
-            raise ConfigError(f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}") from None
+            raise ConfigError(refusal) from None
         self.jobs.note(name, [job.job_id for job in jobs])
         self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
 
@@ -323,8 +381,10 @@ class Slurm:
 
 def slurm_answers() -> bool:
     """Whether a SLURM controller can be reached from here."""
-    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
+    if shutil.which("sbatch") is None:
         return False
+    if shutil.which("scontrol") is None:  # some nodes that can submit lack it
+        return queue() is not None
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
     except subprocess.TimeoutExpired:
@@ -332,11 +392,14 @@ def slurm_answers() -> bool:
     return ping.returncode == 0 and "UP" in ping.stdout
 
 
-def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES says, else all that this machine has."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in chosen.split(",") if gpu]
-    return [str(i) for i, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
+@contextmanager
+def _as_from_a_shell() -> Iterator[None]:
+    """Without the variables of a job that this process may itself run in; sbatch would pass them on."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if OF_A_JOB.match(name) and name not in OF_A_SITE}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def last_line(log: Path) -> str:

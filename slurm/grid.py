@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,11 @@ class Run:
     config: Config
     needs: tuple[Run, ...]
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         return self.config.run_id
 
-    @property
+    @cached_property
     def folders(self) -> Folders:
         return Folders.of(self.config)
 
@@ -87,7 +88,7 @@ class Run:
         """The same run where another grid has finished it."""
         return next(iter(self.folders.twins()), None)
 
-    @property
+    @cached_property
     def stage(self) -> int:
         """0 for a run that needs no other; else one more than the latest of its needs."""
         return 1 + max((need.stage for need in self.needs), default=-1)
@@ -132,11 +133,14 @@ def load(path: Path) -> Grid:
         raise ConfigError(f"{path}: {key}: {first['msg']}") from None
 
 
-def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "") -> list[Run]:
+def expand(
+    grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "", precision: str = ""
+) -> list[Run]:
     """Every run of ``grid`` for every one of its seeds, each after what it needs, else in the order of the file.
 
     ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
-    needs a folder and that name none. Raises ``ConfigError`` naming ``source``.
+    needs a folder and that name none, ``precision`` for those that want bf16, which then are other runs. Raises
+    ``ConfigError`` naming ``source``.
     """
     seeds = {label: _seeds(grid, label, source) for label in grid.runs}
     reading = _reading(grid.reading, source)
@@ -158,6 +162,9 @@ def expand(grid: Grid, source: str | Path, settings: dict[str, Any], data_root: 
             if config.data.name in ON_DISK and not config.data.root:
                 data = config.data.model_copy(update={"root": data_root})
                 config = config.model_copy(update={"data": data})
+            if precision and config.optim.precision == "bf16":
+                optim = config.optim.model_copy(update={"precision": precision})
+                config = config.model_copy(update={"optim": optim})
             made[label] = Run(label, config, tuple(made[need] for need in needs))
         runs += made.values()
     _refuse_twins(runs, source)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,17 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiap.config import Config
-from hiap.record import Folders, read_status, write_status
+from hiap.record import Folders, read_status, write_json, write_status
+from hiap.rendezvous import join_slurm
+from slurm.jobs import checkpoint_of
+from slurm.locks import alone
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
+FRUITLESS = 5  # attempts in a row that reached no checkpoint of their own, after which another would not either
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Job:
     """``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is. ``folder``
-    is where relative paths begin; None: where the job starts."""
+    is where relative paths begin; None: where the job starts. Variables in ``data.root`` are those of the job's node,
+    whose own disk may hold the data."""
 
     def __init__(self, config: Config, gpus: str | None = None, folder: Path | None = None):
         self.config, self.gpus, self.folder = config, gpus, folder
@@ -33,12 +39,13 @@ class Job:
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         rank, folders = _join(), Folders.of(self.config)
-        with _stop_signals(folders, rank) as requeue, _alone(folders.work / f"lock.{rank}"):
+        data = self.config.data.model_copy(update={"root": os.path.expandvars(self.config.data.root)})
+        with _stop_signals(folders, rank) as requeue, alone(folders.work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
             from hiap.train import Interrupted, run
 
             try:
-                run(self.config)
+                run(self.config.model_copy(update={"data": data}))
             except Interrupted:
                 requeue()
                 if rank == 0:  # which has asked for the requeue; an error of any other would end the job before that
@@ -55,21 +62,8 @@ def _join() -> int:
     """This process's rank in its job; where there are several, sets the environment that ``hiap.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
         return 0
-    from submitit.core.job_environment import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    job = JobEnvironment()
-    if job.num_tasks == 1:
-        return 0
-    os.environ["MASTER_PORT"] = str(port(int(job.raw_job_id), int(os.environ.get("SLURM_RESTART_COUNT", "0"))))
-    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    return job.global_rank
-
-
-def port(job: int, restarts: int) -> int:
-    """Where the processes of a job meet: below the ports that the kernel gives to whoever asks, another one for each
-    job, and for each of its attempts."""
-    return 20_000 + (job + 1_009 * restarts) % 12_000
+    join_slurm()
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
@@ -85,6 +79,7 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
     number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
     submitit_requeues, before = signal.getsignal(number), signal.getsignal(signal.SIGTERM)
     warned: list[int] = []
+    start, fruitless = _attempts(folders) if rank == 0 and callable(submitit_requeues) else ("", 0)
 
     def warn(number: int, frame: Any) -> None:
         warned.append(number)
@@ -93,9 +88,19 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
             terminate(number, frame)
 
     def requeue() -> None:
-        if warned and callable(submitit_requeues):
-            _tell(folders, rank, "queued")
+        if not warned or not callable(submitit_requeues):
+            return
+        if rank == 0 and fruitless >= FRUITLESS and checkpoint_of(folders) == start:
+            error = f"{fruitless} attempts in a row ended before their first checkpoint; time_min must be longer"
+            _tell(folders, rank, "failed", error)
+            raise RuntimeError(error)
+        _tell(folders, rank, "queued")
+        try:
             submitit_requeues(number, None)
+        except (OSError, subprocess.SubprocessError) as error:
+            _tell(folders, rank, "stopped")  # of which a launcher makes a new job, if the script cannot requeue either
+            leave_word(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SLURM_JOB_ID"])
+            print(f"cannot requeue from here ({error}); the batch script or the launcher will", file=sys.stderr)
 
     def stop(number: int, frame: Any) -> None:
         _tell(folders, rank, "stopped")
@@ -112,16 +117,28 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
         signal.signal(number, submitit_requeues)
 
 
-def _tell(folders: Folders, rank: int, state: str) -> None:
+def _tell(folders: Folders, rank: int, state: str, error: str = "") -> None:
     if rank == 0:
         with suppress(OSError):  # no reason not to stop
-            write_status(folders, **{**read_status(folders), "state": state})
+            write_status(folders, **{**read_status(folders), "state": state, "error": error})
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process has this run: one that a killed launcher left behind must not be trained twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back by the kernel, however the process ends
-        yield
+def _attempts(folders: Folders) -> tuple[str, int]:
+    """The checkpoint that this attempt begins with, and how many attempts in a row, this one included, began so."""
+    file, start = folders.work / "attempts.json", checkpoint_of(folders)
+    try:
+        before = json.loads(file.read_text())
+    except (OSError, ValueError):
+        before = {}
+    count = before["count"] + 1 if before.get("start") == start else 1
+    write_json(file, {"start": start, "count": count})
+    return start, count
+
+
+def word(logs: Path, job: str) -> Path:
+    """A file that asks the batch script of ``job`` to requeue it: python may run where there is no scontrol."""
+    return logs / f"requeue-{job}"
+
+
+def leave_word(logs: Path, job: str) -> None:
+    word(logs, job).touch()

@@ -11,10 +11,7 @@ nothing twice, and the little that several commands on one grid must tell each o
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import platform
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiap.config import ConfigError
 from hiap.record import Folders, read_status, write_json
 from slurm.grid import Run
+from slurm.locks import locked
 
 
 class Jobs:
@@ -86,17 +83,14 @@ class Jobs:
     @contextmanager
     def followed(self) -> Iterator[None]:
         """Within, no other launcher follows this grid. Raises ``ConfigError`` if one does."""
-        with _locked(self.logs / "launcher.lock", wait=False) as file:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+        with locked(self.logs / "launcher.lock", wait=False):
             self.reload()
             yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Within, no other command on this grid submits or cancels."""
-        with _locked(self.logs / "jobs.lock", wait=True):
+        with locked(self.logs / "jobs.lock", wait=True):
             yield
 
     def cancelled(self) -> set[str]:
@@ -138,16 +132,3 @@ def checkpoint_of(folders: Folders) -> str:
     """Stage and step of the newest checkpoint, as text that sorts; '' without one."""
     names = [path.name.rsplit("-", 1)[0] for path in (folders.work / "checkpoints").glob("[0-9]*.pt")]
     return max(names, default="")
-
-
-@contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[Any]:
-    """The kernel gives the lock back, however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(f"another launcher follows this grid ({file.read()}); see it with --status") from None
-        yield file

@@ -21,15 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hiap import data
-from hiap.config import ConfigError, check_needs
+from hiap.config import ON_DISK, ConfigError, check_needs
 from hiap.reach import check_reach
 from hiap.record import read, write
 from slurm import estimate, report
 from slurm import grid as grids
 from slurm import site as sites
+from slurm.doctor import diagnose
 from slurm.grid import Grid, Run
 from slurm.job import THREAD_VARIABLES
 from slurm.jobs import Jobs, queue
+from slurm.page import Page
+from slurm.prefetch import prefetch
 from slurm.report import Progress, Screen
 from slurm.site import Site
 
@@ -53,12 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
         grid = grids.load(path)
         jobs = args.jobs or grid.jobs
         site = sites.load(args.site)
-        looks = args.dry_run or args.status or args.collect
-        cluster = args.cluster if looks else _cluster("slurm" if args.cancel else args.cluster)
+        looks = args.dry_run or args.status or args.collect or args.prefetch
+        cluster = args.cluster if looks else _cluster("slurm" if args.cancel or args.doctor else args.cluster)
         threads = grid.threads or (1 if cluster == "slurm" or args.dry_run else max(1, _cores() // jobs))
         results = Path(args.results or site.results or "results/local")
         settings = {"results": str(results), "threads": threads, "progress": cluster == "debug"}
-        runs = grids.select(grids.expand(grid, path, settings, site.data_root), args.only, args.seeds)
+        runs = grids.expand(grid, path, settings, site.data_root, site.precision)
+        runs = grids.select(runs, args.only, args.seeds)
         if args.resubmit:
             runs = _failed(runs)
         if args.status or args.collect:
@@ -67,12 +71,22 @@ def main(arguments: list[str] | None = None) -> int:
         if args.cancel:
             print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
             return 0
+        if args.doctor:
+            found = diagnose(runs, site, grid.processes, _logs(runs).absolute())
+            print(found)
+            return 1 if found.wrong else 0
+        if args.prefetch or (cluster == "slurm" and site.prefetch and not args.dry_run):
+            fetched = prefetch(runs, site)
+            if args.prefetch:
+                print("\n".join(fetched) or "These runs download nothing, or are finished.")
+                return 0
+        on_nodes = site.data_on_nodes and cluster not in ("local", "debug")
         if not args.dry_run:
-            _check(runs, results, path, grid.closes_by)
+            _check(runs, results, path, grid.closes_by, on_nodes)
         print(_title(grid, path))
         if args.dry_run:  # the bill comes also where the data are not
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
-            _check(runs, results, path, grid.closes_by)
+            _check(runs, results, path, grid.closes_by, on_nodes)
             return 0
         executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
         with _threads(threads):
@@ -98,7 +112,9 @@ def _launch(runs: list[Run], executor: Any) -> int:
     try:
         with executor.followed(runs):
             _copy_twins(runs)
-            progress = execute(runs, executor, Screen(sys.stdout))
+            page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
+            print(f"status page: {page.file}\n")
+            progress = execute(runs, executor, Screen(sys.stdout), page)
     except KeyboardInterrupt as stop:
         print("stopping ...", flush=True)
         print(executor.stop())
@@ -111,7 +127,7 @@ def _launch(runs: list[Run], executor: Any) -> int:
     return 0 if all(p.state == "finished" for p in progress) else 1
 
 
-def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progress]:
+def execute(runs: list[Run], executor: Executor, *screens: Screen | Page) -> list[Progress]:
     """Bring every run to an end: finished, failed, or not run because one that it needs failed."""
     since = time.time()
     progress = {run: Progress(run, "finished" if run.finished else "waiting") for run in runs}
@@ -124,12 +140,14 @@ def execute(runs: list[Run], executor: Executor, screen: Screen) -> list[Progres
         start = _startable(list(progress.values()), executor)
         for p in start:
             p.state = "running"
-        screen.show(list(progress.values()))
+        for screen in screens:
+            screen.show(list(progress.values()))
         refused = executor.submit([p.run for p in start])
         for run in refused:
             progress[run].state = "waiting"
         time.sleep(executor.poll_s)
-    screen.show(list(progress.values()))
+    for screen in screens:
+        screen.show(list(progress.values()))
     return list(progress.values())
 
 
@@ -194,19 +212,21 @@ def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
     return [p for p in waiting if all(need.finished for need in p.run.needs)][: max(0, free)]
 
 
-def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None) -> None:
-    """Everything that is wrong and can be known now, before anything is written. Raises ``ConfigError``."""
+def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, on_nodes: bool) -> None:
+    """Everything that is wrong and can be known now, before anything is written. ``on_nodes``: photographs lie where
+    the jobs run, and only there. Raises ``ConfigError``."""
     for run in runs:
         try:
             check_needs(run.config)
             warning = check_reach(run.config, estimate.steps_per_epoch(run.config), closes_by)
-            data.check(run.config.data, run.config.model.img_size)
+            if not (on_nodes and run.config.data.name in ON_DISK and run.config.data.root):
+                data.check(run.config.data, run.config.model.img_size)
         except ConfigError as error:
             raise ConfigError(f"{source}: run '{run.label}': {error}") from None
         if warning and not run.finished and run.config.seed == runs[0].config.seed:  # seeds do not differ in it
             print(f"{source}: run '{run.label}': {warning}", file=sys.stderr)
         if run.finished:
-            read(run.folders.record)
+            report.finished_summary(run.folders.record)
     folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -234,6 +254,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     does.add_argument("--collect", action="store_true", help="the table of what is finished, and nothing else")
     does.add_argument("--cancel", action="store_true", help="take the grid's jobs out of SLURM's queue")
     does.add_argument("--resubmit", choices=("failed",), help="only runs that failed, and what they need")
+    does.add_argument(
+        "--doctor", action="store_true", help="try this cluster by one short job; tell what site.yaml needs"
+    )
+    does.add_argument("--prefetch", action="store_true", help="fetch the weights and data that runs download")
     does.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:

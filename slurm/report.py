@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 from hiap.config import ConfigError
 from hiap.data import published_size
-from hiap.record import Folders, Record, now, read, read_status, summary
+from hiap.record import Folders, Summary, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run
 from slurm.jobs import Jobs, Queued
@@ -174,8 +174,7 @@ def results(runs: list[Run], published: Path | None) -> str:
     for run in runs:
         if not run.finished:
             continue
-        record = read(run.folders.record)
-        row = _result_row(record)
+        row = _result_row(run, finished_summary(run.folders.record))
         there = Folders(published, run.folders.grid, run.run_id).record if published else None
         row.append(summary(there).top1 if there and there.exists() else "")
         rows.append(row)
@@ -185,7 +184,7 @@ def results(runs: list[Run], published: Path | None) -> str:
     return table(header, rows, left=(0,))
 
 
-def _result_row(record: Record) -> list[str]:
+def _result_row(run: Run, record: Summary) -> list[str]:
     scores = (record.metrics.extracted, record.metrics.soft, record.metrics.hardened)
     top1, soft, hardened = ("" if score is None else f"{score.top1:.2f}" for score in scores)
     size = record.size
@@ -195,7 +194,7 @@ def _result_row(record: Record) -> list[str]:
         else [""] * 3
     )
     epochs, seconds = sum(s.epochs for s in record.stages), sum(s.seconds for s in record.stages)
-    return [record.label, str(record.seed), top1, soft, hardened, *cost, str(epochs), f"{seconds:,.0f}"]
+    return [run.label, str(run.config.seed), top1, soft, hardened, *cost, str(epochs), f"{seconds:,.0f}"]
 
 
 def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str:
@@ -288,9 +287,13 @@ def duration(seconds: float) -> str:
 
 
 @cache
-def _summary(record: Path) -> str:
+def finished_summary(record: Path) -> Summary:
     """A finished record is never rewritten, so it is read once."""
-    found = summary(record)
+    return summary(record)
+
+
+def _summary(record: Path) -> str:
+    found = finished_summary(record)
     return f"top-1 {found.top1} % in {duration(sum(stage.seconds for stage in found.stages))}"
 
 

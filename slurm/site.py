@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hiap.config import ConfigError, unknown_key
 
@@ -15,10 +18,7 @@ EXAMPLE = HERE / "site.example.yaml"
 
 
 class Site(BaseModel):
-    """``processes_per_node``: of one run; on CUDA each has a GPU of its own. ``mem_gb`` and ``cpus_per_task`` are of
-    one process. ``time_min`` is minutes of one attempt: a run that needs more is stopped, requeued and resumed.
-    ``retries``: how often a job that died without leaving a record, and without having come any further, is submitted
-    again. ``sbatch``: further options of sbatch."""
+    """Every key, its meaning and an example are in ``site.example.yaml``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,19 +26,38 @@ class Site(BaseModel):
     account: str = ""
     qos: str = ""
     constraint: str = ""
+    wckey: str = ""
     processes_per_node: int = Field(8, ge=1)
+    gpus: Literal["gpus-per-node", "gpus-per-task", "gres", "none"] = "gpus-per-node"
     gpu_type: str = ""
+    precision: Literal["", "fp32", "fp16"] = ""
     cpus_per_task: int | None = Field(None, ge=1)
     mem_gb: float | None = Field(None, gt=0)
     time_min: int = Field(24 * 60, ge=1)
     signal_delay_s: int = Field(120, ge=1)
     max_array: int | None = Field(None, ge=1)
+    max_jobs: int | None = Field(None, ge=1)
     retries: int = Field(2, ge=0)
     setup: list[str] = []
     python: str = ""
+    srun: list[str] = []
     data_root: str = ""
+    data_on_nodes: bool = False
     results: str = ""
+    cache: str = ""
+    prefetch: bool = True
     sbatch: dict[str, str | int | bool] = {}
+
+    @model_validator(mode="after")
+    def _folders_of_this_machine(self) -> Site:
+        """``$SCRATCH/hiap`` and ``~/x`` are meant as in a shell."""
+        for key in ("results", "cache", *(() if self.data_on_nodes else ("data_root",))):
+            given = getattr(self, key)
+            folder = os.path.expanduser(os.path.expandvars(given))
+            if unset := re.search(r"\$\{?(\w+)", folder):
+                raise ValueError(f"{key}: the variable {unset.group(1)} is not set here")
+            object.__setattr__(self, key, folder)
+        return self
 
 
 def load(path: Path | None) -> Site:
@@ -61,4 +80,6 @@ def load(path: Path | None) -> Site:
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{path}: {unknown_key(key, list(Site.model_fields))}") from None
+        if not key:
+            raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
         raise ConfigError(f"{path}: {key}: {first['msg']}, not {first['input']!r}") from None

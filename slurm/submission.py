@@ -14,6 +14,7 @@ from typing import Any
 from hiap.config import ConfigError
 from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
 from slurm.grid import Run
+from slurm.job import word
 from slurm.site import Site
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,23 +31,59 @@ def parameters(
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "mem": f"{round(tasks * site.mem_gb * 1024)}M" if site.mem_gb else None,
-        "cpus_per_task": _cpus(array, site),
-        "gpus_per_node": ":".join(filter(None, (site.gpu_type, str(tasks)))) if _on_gpu(array) else None,
-        "additional_parameters": site.sbatch,
+        "cpus_per_task": cpus(array, site),
         # afterany: a run whose need failed ends at once by itself, and must not keep the others of its array.
         "dependency": "afterany:" + ":".join(sorted(needs)) if needs else None,
     }
     return {
         **{key: value for key, value in {**named, **asked}.items() if value},
         "job_name": f"hiap-{array[0].config.run.grid}",
+        "wckey": site.wckey or None,  # submitit writes one of its own unless told
         "time": site.time_min,
         "signal_delay_s": site.signal_delay_s,
         "array_parallelism": at_once,
+        "additional_parameters": _options(array, site, tasks),
         # The folder that python starts in comes first where it looks for modules.
-        "setup": [*site.setup, f"cd {shlex.quote(str(code))}"],
-        # Without the others, a process would wait for ever at the next gradient.
-        "srun_args": ["--kill-on-bad-exit=1"],
+        "setup": [*_exports(array, site), *site.setup, f"cd {shlex.quote(str(code))}"],
+        "teardown": requeue_lines(code.parent),
+        # Without the others, a process would wait for ever at the next gradient. From 22.05 on srun no longer takes
+        # --cpus-per-task from sbatch.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus(array, site)}", *site.srun],
     }
+
+
+def _options(array: list[Run], site: Site, tasks: int) -> dict[str, Any]:
+    """Options of sbatch beyond those that submitit knows: GPUs as the site wants to be asked for them, unless its own
+    options ask, and what makes a job one that may be requeued where that is not the rule."""
+    own = {key.replace("_", "-"): value for key, value in site.sbatch.items()}
+    options: dict[str, Any] = {} if "no-requeue" in own else {"requeue": True}
+    asks = any(key.startswith("gpus") for key in own) or "gpu" in str(own.get("gres", ""))
+    if site.gpus != "none" and _on_gpu(array) and not asks:
+        number = 1 if site.gpus == "gpus-per-task" else tasks
+        wanted = ":".join(filter(None, (site.gpu_type, str(number))))
+        options[site.gpus] = f"gpu:{wanted}" if site.gpus == "gres" else wanted
+    if "gres" in own and "gres" in options:
+        own["gres"] = f"{options['gres']},{own['gres']}"
+    return {**options, **own}
+
+
+def _exports(array: list[Run], site: Site) -> list[str]:
+    """Where what the login node has fetched lies; that nothing is looked for on a network which may not be there."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in cache_variables(site).items()]
+    if site.prefetch and any(run.config.model.weights == "hub" for run in array):
+        lines.append("export HF_HUB_OFFLINE=1")
+    return lines
+
+
+def cache_variables(site: Site) -> dict[str, str]:
+    """The environment in which downloads lie below ``site.cache``; {} leaves them where they are without it."""
+    return {"HF_HOME": f"{site.cache}/huggingface", "HIAP_CACHE": f"{site.cache}/hiap"} if site.cache else {}
+
+
+def requeue_lines(logs: Path) -> list[str]:
+    """What the batch script, which runs outside of any container, does for a job that could not requeue itself."""
+    mark = shlex.quote(str(word(logs, ""))) + "$SLURM_JOB_ID"
+    return ["status=$?", f'if rm {mark} 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $status"]
 
 
 def script(array: list[Run], site: Site, processes: int, logs: Path) -> str:
@@ -88,7 +125,7 @@ def _check_rows(rows: list[list[str]], partition: str, array: list[Run], site: S
     """Of a partition's lines of sinfo, each so many equal nodes, enough must have all that a node is asked for."""
     nodes, tasks = shape(site, processes)
     asked = {
-        "CPUs per node (cpus_per_task)": tasks * _cpus(array, site),
+        "CPUs per node (cpus_per_task)": tasks * cpus(array, site),
         "MB of memory per node (mem_gb)": round(tasks * (site.mem_gb or 0) * 1024),
         f"{site.gpu_type} GPUs per node".strip(): tasks if _on_gpu(array) else 0,
     }
@@ -120,7 +157,8 @@ def _minutes(limit: str) -> int:
     return int(days or 0) * 24 * 60 + hours * 60 + minutes
 
 
-def _cpus(array: list[Run], site: Site) -> int:
+def cpus(array: list[Run], site: Site) -> int:
+    """Of one task."""
     return site.cpus_per_task or max(run.config.run.threads + run.config.run.workers for run in array)
 
 

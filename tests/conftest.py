@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_queue import queue  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap

@@ -18,6 +18,7 @@ from test_data import break_images, write_imagenet
 from hiap import data, train
 from hiap.config import Config, ConfigError, merge
 from hiap.record import Record, read
+from hiap.rendezvous import first_node, of_slurm
 
 REPOSITORY = Path(__file__).parents[1]
 START = """
@@ -172,6 +173,32 @@ def test_half_an_environment_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="WORLD_SIZE is set, RANK is not"):
         train.run(tiny(tmp_path))
+
+
+STEP = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+
+
+def test_tasks_of_one_srun_are_one_group(tmp_path: Path, alone: Record) -> None:
+    """``srun -n 2 python -m hiap.train ...``: not two lone runs that write into one folder."""
+    config = hiap_run(tmp_path)
+    command = [sys.executable, "-c", START, config.model_dump_json(), "0"]
+    common = {**os.environ, **STEP, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [{**common, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    tasks = [subprocess.Popen(command, cwd=REPOSITORY, env=rank) for rank in ranks]
+    assert [task.wait(120) for task in tasks] == [0, 0]
+    found = record_of(config)
+    same_curve(found, alone, 1e-5)
+    assert found.environment.processes == 2
+
+
+def test_what_a_site_says_of_its_network_is_kept() -> None:
+    step = {**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu[07-09,12]-ib,login1"}
+    assert of_slurm(step)["MASTER_ADDR"] == "gpu07-ib"
+    assert of_slurm({**step, "MASTER_ADDR": "gpu07.fast"})["MASTER_ADDR"] == "gpu07.fast"
+    assert first_node("r[1-2]n[05,07]") == "r1n05"
+    assert first_node("a,b[1-2]") == "a"
+    assert of_slurm({**step, "SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert of_slurm({**step, "WORLD_SIZE": "8"}) == {}, "torchrun has spoken"
 
 
 def test_how_many_processes_share_a_run_is_not_what_it_is(tmp_path: Path) -> None:

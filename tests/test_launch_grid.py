@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import fake_train
 import pytest
@@ -22,8 +23,8 @@ from hiap import data, fashion_mnist
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.ledger import dense_macs
 from hiap.reach import check_reach
-from hiap.record import EpochLog, Folders, read, write, write_json
-from slurm import estimate, grid, launch_grid, report, submission
+from hiap.record import EpochLog, Folders, GateLog, Record, read, summary, write, write_json
+from slurm import estimate, grid, launch_grid, page, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site
 
@@ -534,15 +535,52 @@ def test_status_collect_and_resubmit_read_what_runs_wrote(
     assert len(list(dense.folders.runs.glob(f"{bad.run_id}.failed-*.json"))) == 2
 
 
-def test_status_of_500_finished_runs_is_quick(tmp_path: Path) -> None:
-    path = write_grid(tmp_path, seeds=list(range(500)), runs={"dense": RUNS["dense"]})
-    for run in runs_of(path, tmp_path / "out"):
-        write(fake_train.make_record(run.config, "finished"), run.folders)
-    command = [sys.executable, "slurm/launch_grid.py", "--grid", str(path), "--results", str(tmp_path / "out")]
-    begin = time.perf_counter()
-    done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - begin < 4  # 2 s on a quiet machine
-    assert done.stdout.endswith("500 finished\n")
+def long_record(config: Config) -> Record:
+    """With as many numbers as a run of the paper's has."""
+    log = EpochLog(stage="train", epoch=0, loss=1.0, terms={"task": 1.0}, lr=0.1, tau=1.0, head_dims=[[64] * 6] * 12)
+    record = fake_train.make_record(config, "finished")
+    return record.model_copy(update={"epochs": [log.model_copy(update={"epoch": i}) for i in range(200)]})
+
+
+MEASURED = """
+import re, sys
+from slurm import launch_grid
+status = launch_grid.main()
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) // 1024, end="", file=sys.stderr)
+sys.exit(status)
+"""
+LIMITS = {"--dry-run": 10.0, "--status": 5.0, "--collect": 20.0}  # seconds of this machine's processors
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_large_grid_is_looked_at_in_seconds(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_grid(tmp_path, seeds=list(range(count)), runs={"dense": RUNS["dense"]})
+    runs = runs_of(path, tmp_path / "out")
+    text = write(long_record(runs[0].config), runs[0].folders).read_text()
+    for run in runs[1:]:
+        run.folders.record.write_text(text)
+    command = [sys.executable, "-c", MEASURED, "--grid", str(path), "--results", str(tmp_path / "out")]
+    for option, most in LIMITS.items():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([*command, option], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(option, count, f"{spent:.1f} s of processor time, {done.stderr} MB")
+        assert int(done.stderr) < 500
+        assert spent < most / 5000 * max(count, 2500)
+        assert len(done.stdout.splitlines()) >= count
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["as written", "laid out otherwise"])
+def test_a_summary_says_what_the_record_says(compact: bool, tmp_path: Path) -> None:
+    (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
+    record = long_record(run.config)
+    gates = [GateLog(step=1, steps=9, heads=[1], neurons=[2], macs=3, expected_macs=4)]
+    path = write(record.model_copy(update={"gates": gates, "resumed": 7}), run.folders)
+    if compact:
+        path.write_text(read(path).model_dump_json())
+    found = summary(path).model_dump()
+    assert found == read(path).model_dump(include=set(found))
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
@@ -585,6 +623,26 @@ def test_progress_is_updated_in_place_on_a_terminal_and_told_once_elsewhere(tmp_
     plain = subprocess.run([*command, str(tmp_path / "b")], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "\x1b" not in plain.stdout
     assert len(re.findall(r"^hiap +finished +top-1 91.25 % in 12 s$", plain.stdout, re.MULTILINE)) == 1
+
+
+def test_the_status_page_shows_what_moves_what_failed_and_what_is_left(tmp_path: Path, fake: Path) -> None:
+    path = write_grid(tmp_path, runs={**RUNS, "bad": {"method": "dense", "optim.lr": 0.5}})
+    assert launch(path) == 1
+    text = (tmp_path / "out" / "work" / "tiny" / "status.html").read_text()
+    assert "3 finished, 1 failed" in text
+    assert "<li><b>bad</b> FloatingPointError: the loss is nan</li>" in text
+    assert text.count("top-1 91.25 %") == 3
+    runs = runs_of(path, tmp_path / "out")
+    status = {"state": "running", "epoch": 1, "epochs": 4, "eta_s": 90.0, "node": "n7<"}
+    write_json(runs[1].folders.status, status)
+    states = ["finished", "running", "waiting", "waiting"]
+    text = page.html("tiny", [report.Progress(run, state) for run, state in zip(runs, states, strict=True)])  # type: ignore[arg-type]
+    assert "width: 25%" in text
+    assert "<td>1 min 30 s</td><td>n7&lt;</td>" in text
+    assert "About 37 s to go" in text, "three as long as the finished one, one at a time"
+    assert "http" not in text.replace("http-equiv", ""), "it loads nothing"
+    ElementTree.fromstring(text.removeprefix("<!doctype html>\n").replace('<meta charset="utf-8">', "").replace(
+        '<meta http-equiv="refresh" content="30">', "").replace("<br>", ""))  # fmt: skip
 
 
 def test_dry_run_lists_the_order_and_starts_nothing(

@@ -1,0 +1,90 @@
+"""The device that a run trains on. One that was asked for and cannot be used is an error, never a silent CPU run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hiap.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES says, else all that this machine has; whether PyTorch can use them is another matter."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in chosen.split(",") if gpu not in ("", "-1", "NoDevFiles")]
+    return [str(i) for i, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is CUDA where this process has been given a GPU. Raises ``ConfigError`` if it, or 'cuda', is of no use."""
+    import torch
+
+    if name == "cpu" or (name == "auto" and not visible_gpus() and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if why := unusable():
+        raise ConfigError(f"run.device '{name}': {why}; to train without it, set run.device=cpu")
+    return torch.device("cuda")
+
+
+def unusable() -> str:
+    """Why this PyTorch cannot use the GPU; '' if it can."""
+    import torch
+
+    built = f"PyTorch {torch.__version__}"
+    if not visible_gpus() and not torch.cuda.is_available():
+        return "no CUDA device here"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"{built} is built for CPUs"
+    if not torch.cuda.is_available():
+        why = _complaint()
+        return f"{built} for CUDA {torch.version.cuda} cannot use it ({why}); `make setup CUDA=12` serves old drivers"
+    capability, known = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if torch.version.hip is None and not runs_on(capability, known):
+        name = f"{torch.cuda.get_device_name()} (sm_{capability[0]}{capability[1]})"
+        return f"{built} for CUDA {torch.version.cuda} has no code for {name}; `make setup CUDA=12` serves old GPUs"
+    return ""
+
+
+def runs_on(capability: tuple[int, int], known: list[str]) -> bool:
+    """Whether code for one of the architectures ``known`` ('sm_80', 'sm_90a', 'compute_120') runs on such a GPU: binary
+    code within its generation, intermediate code on all later ones. True where nothing is known."""
+    for arch in known:
+        kind, _, digits = arch.partition("_")
+        made_for = divmod(int(re.sub(r"\D", "", digits) or 0), 10)
+        if made_for <= capability and (kind == "compute" or made_for[0] == capability[0]):
+            return True
+    return not known
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """In which networks run forward; 'fp32' changes nothing."""
+    import torch
+
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ``ConfigError`` for bf16 on a GPU that has none: PyTorch would emulate it, at a fraction of the speed."""
+    import torch
+
+    if precision != "bf16" or device.type != "cuda" or torch.version.hip is not None:
+        return
+    if torch.cuda.get_device_capability() < (8, 0):
+        raise ConfigError(f"optim.precision 'bf16': {torch.cuda.get_device_name()} has none; set optim.precision=fp16")
+
+
+def _complaint() -> str:
+    """What CUDA says when it is asked to start, in one line."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:300]
+    return "no device"

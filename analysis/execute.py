@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from analysis import collect
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 FOLDER = Path(__file__).parent
 STARTS = 3  # a kernel takes ports that another process may have taken a moment before

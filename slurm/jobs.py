@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from hiap.config import ConfigError
-from hiap.record import Folders, read_status, write_json
+from hiap.files import write_json
+from hiap.record import Folders, read_status
 from slurm.grid import Run
 
 

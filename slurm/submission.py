@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hiap.config import ConfigError
-from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
+from hiap.files import atomic_write, write_json
+from hiap.record import SNAPSHOT, git_state
 from slurm.grid import Run
 from slurm.site import Site
 

@@ -20,9 +20,10 @@ import yaml
 
 from hiap import data, fashion_mnist
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
+from hiap.files import write_json
 from hiap.ledger import dense_macs
 from hiap.reach import check_reach
-from hiap.record import EpochLog, Folders, read, write, write_json
+from hiap.record import EpochLog, Folders, read, write
 from slurm import estimate, grid, launch_grid, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hiap import cost, gated_vit, selection
 from hiap.config import Config, ConfigError, GateConfig
-from hiap.gates import FixedGate, Gate
+from hiap.gates import Gate
 from hiap.method import Context, Stage, remove
 from hiap.selection import Ranking
 
@@ -46,7 +47,18 @@ class Round(Stage):
         return gated
 
     def finish(self, model: Any) -> Any:
-        return gated_vit.fold(model, self.dense) if gated_vit.is_gated(model) else model
+        return fold(model, self.dense) if gated_vit.is_gated(model) else model
+
+
+class FixedGate(Gate):
+    """A gate that is what it was fixed to, in training too: a mask. Its logit is never trained."""
+
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, level, config, generator)
+        self.logit.requires_grad_(False)
+
+    def forward(self) -> Tensor:
+        return self.hardened().to(self.logit.dtype)
 
 
 class NoisyGate(Gate):
@@ -54,8 +66,8 @@ class NoisyGate(Gate):
 
     open: Tensor
 
-    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
-        super().__init__(shape, kind, config, generator)
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, level, config, generator)
         self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
 
     def fix(self, keep: Tensor) -> None:
@@ -83,6 +95,31 @@ class NoisyTuning(Round):
 
     def finish(self, model: Any) -> Any:
         return remove(model)
+
+
+@torch.no_grad()
+def fold(gated: Any, dense: Any) -> Any:
+    """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
+    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``: it hardens to another function.
+    """
+    plain: Any = copy.deepcopy(dense)
+    weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
+    plain.load_state_dict(weights)
+    for source, block, mask in zip(gated.blocks, plain.blocks, gated_vit.masks(gated), strict=True):
+        dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
+        qkv = block.attn.qkv
+        for rows in qkv.weight.chunk(3)[0 if source.attn.mode == "qkv" else 2 :]:
+            rows.mul_(dims[:, None])
+        if qkv.bias is not None and source.attn.mode == "qkv":
+            qkv.bias.view(3, -1)[:2].mul_(dims)
+        block.attn.proj.weight.mul_(dims)
+        block.mlp.fc1.weight.mul_(neurons[:, None])
+        block.mlp.fc2.weight.mul_(neurons)
+        if block.attn.proj.bias is not None and source.attn.bias_gated:
+            block.attn.proj.bias.mul_(mask.heads.any())
+        if block.mlp.fc2.bias is not None:
+            block.mlp.fc2.bias.mul_(mask.ffn)
+    return plain.train(gated.training)
 
 
 def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:

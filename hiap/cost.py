@@ -15,7 +15,7 @@ from torch.utils import flop_counter
 
 from hiap import ledger
 from hiap.extraction import PrunedAttention
-from hiap.gated_vit import BlockMask
+from hiap.gated_vit import BlockMask, masks, stack_gates
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -70,17 +70,14 @@ def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
     current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2, C3."""
     dims = dims_of(gated)
-    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])  # (L, H)
-    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])  # (L, H, Dh)
-    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])  # (L,)
-    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])  # (L, Dffn)
+    g, d, b, c = stack_gates(gated, lambda gate: gate.expected())
     heads, value_dims, neurons = g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
     price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
     priced = price_list(dims.tokens, dims.dim, dims.head_dim)
     true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
     alive = (g * (1 - (1 - d).prod(-1))).sum()
-    head_part = true.head * alive if gated.blocks[0].attn.mode == "v" else true.head // dims.head_dim * value_dims
+    head_part = true.head // dims.head_dim * value_dims if gated.blocks[0].attn.cuts_qk else true.head * alive
     return ExpectedCost(
         macro=priced.head * heads,
         micro=priced.value_dim * value_dims + priced.neuron * neurons,
@@ -90,25 +87,20 @@ def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     )
 
 
-def head_widths(mask: BlockMask) -> list[int]:
-    """Value dimensions of each head that is left."""
-    return [w for w in (mask.dims.sum(-1) * mask.heads).tolist() if w]
-
-
-def neurons(mask: BlockMask) -> int:
-    """FFN neurons that are left; 0 if the block's gate is closed."""
-    return int(mask.neurons.sum()) * int(mask.ffn)
-
-
 def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) -> int:
     """MACs of the model that extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
     total = ledger.constant_macs(dims)
     for mask in kept:
-        widths = head_widths(mask)
+        widths = mask.head_widths()
         qk = widths if cut_qk else [dims.head_dim] * len(widths)
         total += ledger.attention_macs(dims.tokens, dims.dim, qk, widths)
-        total += ledger.ffn_macs(dims.tokens, dims.dim, neurons(mask))
+        total += ledger.ffn_macs(dims.tokens, dims.dim, mask.neuron_count())
     return total
+
+
+def hardened_macs(gated: Any) -> int:
+    """MACs of what extraction would leave of a gated model as it is now."""
+    return masked_macs(dims_of(gated), masks(gated), gated.blocks[0].attn.cuts_qk)
 
 
 def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:

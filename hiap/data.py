@@ -279,7 +279,7 @@ class _Photographs:
                 yield images, labels
             return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
-            message = str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")
+            message = str(error).strip().splitlines()[-1].split("ConfigError: ")[-1]
             error.__traceback__ = None  # it would keep the workers alive
         raise ConfigError(message)
 

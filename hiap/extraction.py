@@ -1,4 +1,4 @@
-"""Physical removal: a gated model becomes a smaller plain one that computes the same function, and a folder on disk.
+"""Physical removal: a gated model becomes a smaller plain one that computes the same function.
 
 Heads of one layer may keep different numbers of value dimensions. The extracted attention stores exactly the rows and
 columns that are left; ``layout`` says how it runs them:
@@ -210,15 +210,13 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
         return None, attn.proj.bias if bias_open else None
     size, device = attn.head_dim, dims.device
     values = torch.cat([h * size + dims[h].nonzero().flatten() for h in order])
-    qk = (
-        values
-        if attn.mode != "v"
-        else torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
-    )
+    qk = values
+    if not attn.cuts_qk:
+        qk = torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
     value_dims = [int(widths[h]) for h in order]
     pruned = PrunedAttention(
         attn.qkv.in_features,
-        value_dims if attn.mode != "v" else [size] * len(order),
+        value_dims if attn.cuts_qk else [size] * len(order),
         value_dims,
         attn.scale,
         qkv_bias=attn.qkv.bias is not None,
@@ -234,7 +232,7 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
     _slice_linear(pruned.proj, attn.proj, columns=values)
     closed = ~open_dims.flatten()[values]
     pruned.proj.weight[:, closed] = 0
-    if attn.mode != "v":  # their gate closed q and k too
+    if attn.cuts_qk:  # their gate closed q and k too
         for part in [pruned.qkv.weight] + ([pruned.qkv.bias] if pruned.qkv.bias is not None else []):
             part[: 2 * len(values)].unflatten(0, (2, -1))[:, closed] = 0
     return pruned, None

@@ -163,7 +163,7 @@ class SinglePhase(Stage):
 def farthest(gated: Any, config: Config) -> float:
     """How far the logit that has gone farthest is from where it started."""
     gates = (gate for _, gate in gated_vit.named_gates(gated))
-    return max(float((gate.logit.detach() - config.gates.start(gate.kind)).abs().max()) for gate in gates)
+    return max(float((gate.logit.detach() - config.gates.start(gate.level)).abs().max()) for gate in gates)
 
 
 class BudgetedSinglePhase(TargetedStage, SinglePhase):
@@ -217,12 +217,8 @@ class BudgetedSinglePhase(TargetedStage, SinglePhase):
 def joint_ranking(gated: Any) -> Ranking:
     """A unit's key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold common
     to all gates keeps. Units that a macro gate ties are ordered by their own logit."""
-
-    blocks = gated.blocks
-    g = torch.stack([b.attn.head_gate.logit for b in blocks])[..., None].detach().cpu()
-    d = torch.stack([b.attn.value_gate.logit for b in blocks]).detach().cpu()
-    b = torch.stack([block.mlp.block_gate.logit for block in blocks])[:, None].detach().cpu()
-    c = torch.stack([block.mlp.neuron_gate.logit for block in blocks]).detach().cpu()
+    g, d, b, c = gated_vit.stack_gates(gated, lambda gate: gate.logit.detach().cpu())
+    g, b = g[..., None], b[:, None]
     own = torch.cat([d.flatten(), c.flatten()])
     joint = torch.cat([torch.minimum(g, d).flatten(), torch.minimum(b, c).flatten()])
     order = own.argsort(stable=True)
@@ -232,7 +228,7 @@ def joint_ranking(gated: Any) -> Ranking:
     return Ranking(
         dims=keys[: d.numel()].view_as(d),
         neurons=keys[d.numel() :].view_as(c),
-        cut_qk=blocks[0].attn.mode != "v",
+        cut_qk=gated.blocks[0].attn.cuts_qk,
         tied=torch.cat([(d >= g).flatten(), (c >= b).flatten()]),
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.config import DistillConfig, FeasibilityConfig, PenaltyConfig
+from hiap.config import DistillConfig
 from hiap.cost import expected_cost
+from hiap.gated_vit import stack_gates
+from hiap.options import FeasibilityConfig, PenaltyConfig
 
 
 def task_loss(
@@ -48,10 +49,7 @@ def feasibility(gated: Any, config: FeasibilityConfig) -> Tensor:
     share gamma_ffn of neurons per active FFN, summed over the network.
 
     "Active" weighs a head's or block's shortfall by its own gate, held constant: else closing the head would pay."""
-    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])
-    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])
-    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])
-    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])
+    g, d, b, c = stack_gates(gated, lambda gate: gate.expected())
     heads = F.relu(config.k_min - g.sum(-1)).square().sum()
     dims = (g.detach() * F.relu(config.gamma_attn - d.mean(-1)).square()).sum()
     neurons = (b.detach() * F.relu(config.gamma_ffn - c.mean(-1)).square()).sum()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hiap import cost, ledger
-from hiap.config import ConfigError
 from hiap.gated_vit import BlockMask
+from hiap.options import ConfigError
 
 
 @dataclass

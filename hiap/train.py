@@ -54,6 +54,9 @@ from hiap.seeds import derive
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 STATUS_SECONDS = 2.0
+MEASURED_AT_ONCE = (
+    250  # images, where the training batch is smaller: without gradients there is room, and more is faster
+)
 
 
 class TrainingFailedError(RuntimeError):
@@ -368,10 +371,10 @@ class Run:
         )
         if gated_vit.is_gated(phase.model):
             kept = gated_vit.masks(phase.model)
-            log.head_dims = [cost.head_widths(m) for m in kept]
+            log.head_dims = [m.head_widths() for m in kept]
             log.heads = [len(block) for block in log.head_dims]
-            log.neurons = [cost.neurons(m) for m in kept]
-            log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, phase.model.blocks[0].attn.mode != "v")
+            log.neurons = [m.neuron_count() for m in kept]
+            log.macs = cost.hardened_macs(phase.model)
             if not any(log.heads):
                 print(
                     f"{self.config.run_id}: after epoch {log.epoch + 1} every head is closed; unless one opens again "
@@ -385,14 +388,14 @@ class Run:
     @torch.no_grad()
     def _log_gates(self, phase: Phase) -> None:
         model = phase.model
-        kept, dims = gated_vit.masks(model), cost.dims_of(model)
+        kept = gated_vit.masks(model)
         self.gates.append(
             GateLog(
                 step=phase.step,
                 steps=phase.total,
-                heads=[len(cost.head_widths(m)) for m in kept],
-                neurons=[cost.neurons(m) for m in kept],
-                macs=cost.masked_macs(dims, kept, model.blocks[0].attn.mode != "v"),
+                heads=[len(m.head_widths()) for m in kept],
+                neurons=[m.neuron_count() for m in kept],
+                macs=cost.hardened_macs(model),
                 expected_macs=round(float(cost.expected_cost(model).macs)),
             )
         )
@@ -463,7 +466,7 @@ class Run:
     @torch.no_grad()
     def _taught(self) -> Tensor:
         """The teacher's logits of every training image, float32 (n, classes)."""
-        size = max(self.config.optim.batch_size, 250)
+        size = max(self.config.optim.batch_size, MEASURED_AT_ONCE)
         found = []
         for images, _ in data.in_order(self.config.data, self.config.model.img_size, size):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -489,7 +492,7 @@ class Run:
 
     def _score(self, model: Any, soft: bool = False) -> Score:
         config = self.config
-        size = max(config.optim.batch_size, 250)
+        size = max(config.optim.batch_size, MEASURED_AT_ONCE)
         batches = data.test_batches(
             config.data,
             config.model.img_size,

@@ -8,9 +8,9 @@ from conftest import scatter_logits, small_vit, tiny
 
 import hiap
 from baselines import magnitude, peer, random, taylor, uniform, vit_slim
+from baselines.ranking import FixedGate, fold
 from hiap import cost, gated_vit, ledger, selection, train
 from hiap.config import Config, ConfigError, from_dict
-from hiap.gates import FixedGate
 from hiap.method import BudgetedSinglePhase, Context, joint_ranking
 from hiap.record import Folders
 from hiap.selection import Ranking, keep_best
@@ -210,7 +210,7 @@ def test_folding_keeps_the_function_and_leaves_a_dense_network(mode, images):
     kept = keep_best(dims, uniform.rank(model, Context(Config(), None, IMAGE)), dense // 2)
     kept[1].heads[:], kept[1].dims[:], kept[2].ffn[...] = False, False, False
     gated_vit.set_masks(gated, kept)
-    folded = gated_vit.fold(gated, model)
+    folded = fold(gated, model)
     with torch.no_grad():
         assert torch.allclose(folded(images), gated(images), atol=1e-6)
         assert torch.equal(gated.train()(images), gated.eval()(images)), "fixed gates do not sample"

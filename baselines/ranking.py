@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiap import cost, gated_vit, selection
+from hiap import gated_vit
 from hiap.config import Config, ConfigError, GateConfig
 from hiap.gates import Gate
 from hiap.method import Context, Stage, remove
@@ -19,7 +20,7 @@ Rank = Callable[[Any, Context], Ranking]
 
 
 class Round(Stage):
-    """Rank, close units until ``share`` of the way from the dense MACs to the target is done, then train.
+    """Rank, close units until ``share`` of the way from dense to the target is done, then train.
 
     The last round removes what is closed before it trains. An earlier one trains with the closed units masked and
     leaves a dense network whose closed units have zero weights, so that they rank last in the next round."""
@@ -35,12 +36,11 @@ class Round(Stage):
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
         """``model`` with gates of this kind, closed where the ranking says so."""
-        assert context.target_macs is not None
-        dims = cost.dims_of(model)
-        dense = cost.macs(model, context.image)
-        ranking = self.rank(model, context)
-        selection.require_reachable(dims, ranking, context.target_macs)  # the last round's, before the first trains
-        kept = selection.keep_best(dims, ranking, round(dense + self.share * (context.target_macs - dense)))
+        target, ranking = context.target, self.rank(model, context)
+        assert target is not None
+        target.require_reachable(ranking)  # the last round's, before the first trains
+        now = replace(target, amount=round(target.dense + self.share * (target.amount - target.dense)))
+        kept = now.keep_best(ranking)
         gates = context.config.gates.model_copy(update={"dims": "qkv" if ranking.cut_qk else "v"})
         gated = gated_vit.gate(model, gates, kind=kind)
         gated_vit.set_masks(gated, kept)
@@ -124,7 +124,7 @@ def fold(gated: Any, dense: Any) -> Any:
 
 def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
     """``budget.rounds`` rounds that share ``optim.epochs``; with one, everything goes at once and the rest is tuning.
-    Targets go down in equal steps of MACs."""
+    Targets go down in equal steps."""
     rounds, epochs = config.budget.rounds, config.optim.epochs
     if config.budget.noise:
         return [NoisyTuning(config, rank)]
@@ -161,3 +161,16 @@ def value_dim_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
         return (rows + of(attn.proj.weight).sum(0)).view(attn.num_heads, attn.head_dim)
 
     return torch.stack([layer(b.attn) for b in model.blocks])
+
+
+def within_layer_rank(scores: Tensor) -> Tensor:
+    """(L, ...) scores to keys in (0, 1]: the share of the layer's units that a unit is at least as good as. Keeping the
+    highest keys keeps the same share of every layer."""
+    flat = scores.flatten(1)
+    ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True) + 1
+    return (ranks / flat.shape[1]).reshape(scores.shape)
+
+
+def global_rank(scores: Tensor) -> Tensor:
+    """Scores to keys in (0, 1]: the share of all units of this kind that a unit is at least as good as."""
+    return within_layer_rank(scores[None])[0]

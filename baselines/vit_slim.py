@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baselines.ranking import global_rank
 from hiap import gated_vit
 from hiap.config import Config, GateConfig
 from hiap.gates import Gate
 from hiap.method import Context, Stage, TargetedStage
-from hiap.selection import Ranking, global_rank
+from hiap.selection import Ranking
 
 
 class SoftMask(Gate):

@@ -32,10 +32,11 @@ from torch.profiler import ProfilerActivity, profile
 import hiap
 from hiap import cost, gated_vit, store, topologies
 from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
-from hiap.extraction import LAYOUTS, set_layout
 from hiap.files import write_json
 from hiap.objective import penalties
+from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.record import Environment, environment, now
+from hiap.selection import target_of
 
 
 class Settings(BaseModel):
@@ -164,7 +165,10 @@ def peer(settings: Settings) -> Report:
     rows = []
     for gmacs in settings.gmacs:
         # A fresh network each time: what was measured has moved to the device.
-        theirs = torch_pruning_at(create(settings.model), gmacs * 1e9)
+        theirs = create(settings.model)
+        target = target_of(theirs, gmacs * 1e9)
+        assert target is not None
+        theirs = torch_pruning_at(theirs, target)
         at = cost.macs(theirs, _image(theirs)) / 1e9
         models: dict[str, tuple[str, Any]] = {"dense": ("-", create(settings.model)), "torch-pruning": ("-", theirs)}
         for name, width, removed in PEERS:

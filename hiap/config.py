@@ -122,12 +122,14 @@ class DistillConfig(Section):
 
 class BudgetConfig(Section):
     """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
-    'run:<run_id>' for the MACs that another run's extracted model has. HiAP takes it too (ours, not the paper's):
-    then the strength of its penalties is found, and only their ratio is as set. ``ranking``, of l1's neurons, and
+    'run:<run_id>' for the MACs that another run's extracted model has; or ``target_params``, the same of parameters.
+    HiAP takes them too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as
+    set. ``ranking``, of l1's neurons, and
     ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
     that rank, prunes step by step, with training between."""
 
     target_macs: float | str | None = None
+    target_params: float | str | None = None
     ranking: Literal["layer", "global"] = "layer"
     head_ranking: Literal["layer", "global"] = "global"
     rounds: int = Field(1, ge=1)
@@ -140,14 +142,22 @@ class BudgetConfig(Section):
     noise: bool = False
 
     @model_validator(mode="after")
-    def _macs_form(self) -> BudgetConfig:
-        wanted = self.target_macs
-        ok = wanted is None or (
-            wanted.startswith("run:") if isinstance(wanted, str) else wanted > 0 and math.isfinite(wanted)
-        )
-        if not ok:
-            raise ValueError(f"budget.target_macs must be a share, a number of MACs or 'run:<run_id>', not {wanted!r}")
+    def _one_target(self) -> BudgetConfig:
+        for name in ("target_macs", "target_params"):
+            wanted = getattr(self, name)
+            ok = wanted is None or (
+                wanted.startswith("run:") if isinstance(wanted, str) else wanted > 0 and math.isfinite(wanted)
+            )
+            if not ok:
+                unit = name.removeprefix("target_").replace("macs", "MACs")
+                raise ValueError(f"budget.{name} must be a share, a number of {unit} or 'run:<run_id>', not {wanted!r}")
+        if self.target_macs is not None and self.target_params is not None:
+            raise ValueError("budget.target_macs and budget.target_params: set one of them")
         return self
+
+    @property
+    def has_target(self) -> bool:
+        return self.target_macs is not None or self.target_params is not None
 
 
 class SearchConfig(Section):
@@ -218,7 +228,7 @@ def check_needs(config: Config) -> None:
         raise ConfigError(
             "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
         )
-    if config.method not in ("dense", "hiap") and config.budget.target_macs is None:
+    if config.method not in ("dense", "hiap") and not config.budget.has_target:
         raise ConfigError(
             f"method '{config.method}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
         )
@@ -228,7 +238,7 @@ def check_needs(config: Config) -> None:
             "what the search found"
         )
     if config.budget.settle is not None:
-        if config.method != "hiap" or config.budget.target_macs is None:
+        if config.method != "hiap" or not config.budget.has_target:
             raise ConfigError("budget.settle is for method 'hiap' with budget.target_macs")
         if not 0 < round(config.budget.settle * config.optim.epochs) < config.optim.epochs:
             raise ConfigError(
@@ -237,7 +247,7 @@ def check_needs(config: Config) -> None:
             )
     if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
         raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
-    if config.method == "hiap" and config.budget.target_macs is not None and config.gates.harden == "sample":
+    if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
 
 

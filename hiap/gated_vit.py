@@ -20,7 +20,7 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from hiap.gates import Gate, temperature
+from hiap.gates import CERTAIN, Gate, temperature
 from hiap.options import GateConfig, checked
 
 
@@ -167,6 +167,8 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
     """Raise ``UnsupportedModelError`` unless ``model`` is a timm ViT of standard blocks, attention and MLPs."""
     if not isinstance(model, VisionTransformer):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer")
+    if is_gated(model):
+        raise UnsupportedModelError("the model carries gates already: expected one without")
     if model.attn_pool is not None:
         raise UnsupportedModelError(f"attn_pool ({type(model.attn_pool).__name__}): expected token or average pooling")
     for i, block in enumerate(model.blocks):
@@ -239,13 +241,13 @@ def masks(gated: Any) -> list[BlockMask]:
 
 def set_masks(gated: Any, kept: list[BlockMask]) -> None:
     """Close and open gates by hand, for good: this is how baselines decide."""
-    for g, keep in _with_masks(gated, kept):
+    for g, keep in gates_with_masks(gated, kept):
         g.fix(keep)
 
 
 def harden_to(gated: Any, kept: list[BlockMask]) -> None:
     """Decide by hand how gates harden, e.g. to meet a target; what they have learned stays."""
-    for g, keep in _with_masks(gated, kept):
+    for g, keep in gates_with_masks(gated, kept):
         g.harden_to(keep)
 
 
@@ -274,7 +276,15 @@ def keep_one_head(gated: Any) -> None:
     harden_to(gated, kept)
 
 
-def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
+@torch.no_grad()
+def open_for_good(gated: Any, stay: list[BlockMask]) -> None:
+    """Open the gates of these units in every sample; the others are left as they are."""
+    for g, mask in gates_with_masks(gated, stay):
+        g.logit.masked_fill_(mask.to(g.logit.device), CERTAIN)
+
+
+def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
+    """Every gate with what ``kept`` says of its units, block by block."""
     for block, mask in zip(gated.blocks, kept, strict=True):
         yield block.attn.head_gate, mask.heads
         yield block.attn.value_gate, mask.dims

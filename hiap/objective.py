@@ -7,28 +7,35 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.config import DistillConfig
 from hiap.cost import expected_cost
 from hiap.gated_vit import stack_gates
 from hiap.options import FeasibilityConfig, PenaltyConfig
 
 
-def task_loss(
-    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, distill: DistillConfig, smoothing: float = 0.0
+def distillation_loss(
+    logits: Tensor,
+    targets: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    alpha: float = 0.7,
+    temperature: float = 4.0,
+    t_squared: bool = True,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``; A12: T^2 or 1.
+    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``, a mean over the
+    batch; A12: T^2 or 1. Without a teacher, cross-entropy alone.
 
-    ``logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives alpha and T and says
-    "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of the two numbers.
+    ``logits``, ``teacher_logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives
+    alpha and T and says "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of
+    the two numbers.
     """
-    loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
     if teacher_logits is None:
         return loss
-    t = distill.temperature
-    student, teacher = ((z.float() / t).log_softmax(-1) for z in (logits, teacher_logits))
+    student, teacher = ((z.float() / temperature).log_softmax(-1) for z in (logits, teacher_logits.detach()))
     divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    weight = distill.alpha * t * t if distill.t_squared else distill.alpha
-    return (1 - distill.alpha) * loss + weight * divergence
+    weight = alpha * temperature * temperature if t_squared else alpha
+    return (1 - alpha) * loss + weight * divergence
 
 
 def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:

@@ -30,9 +30,10 @@ from hiap import checkpoint, cost, data, gated_vit, method, store
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
-from hiap.extraction import LAYOUTS, PrunedAttention, set_layout
 from hiap.model import build, set_drop_path, weights_sha256
-from hiap.objective import task_loss
+from hiap.objective import distillation_loss
+from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
+from hiap.pruner import param_groups
 from hiap.reach import check_reach, gate_scale, learning_rate
 from hiap.record import (
     BlockShape,
@@ -51,6 +52,7 @@ from hiap.record import (
     write_status,
 )
 from hiap.seeds import derive
+from hiap.selection import Target, target_of
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 STATUS_SECONDS = 2.0
@@ -136,7 +138,7 @@ class Run:
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
         self.stages = method.stages(config)
         self.dense_macs = self._macs(self.start)
-        self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
+        self.context = method.Context(config, _target(config, folders, self.start), self._steps_per_epoch())
         self.bf16 = config.optim.precision == "bf16"
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
@@ -281,7 +283,7 @@ class Run:
         if config.optim.clip_norm:
             nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
         for group in phase.optimizer.param_groups:
-            group["lr"] = phase.rate * group["scale"]
+            group["lr"] = phase.rate * group["lr_scale"]
         phase.optimizer.step()
         return sums
 
@@ -295,7 +297,13 @@ class Run:
                 with torch.no_grad():
                     taught = self.teacher(images)
             logits = forward(images)
-        task = task_loss(logits, targets, taught, config.distill, config.optim.label_smoothing)
+        task = distillation_loss(
+            logits,
+            targets,
+            taught,
+            **config.distill.model_dump(exclude={"precompute"}),
+            label_smoothing=config.optim.label_smoothing,
+        )
         terms = phase.stage.terms(phase.model)
         if config.run.accumulate * self.world.size > 1:
             batch = min(config.optim.batch_size, self.info.train)
@@ -545,8 +553,7 @@ class Phase:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        scale = gate_scale(self.config, self.per_epoch, self.schedule)
-        self.optimizer = make_optimizer(self.model, self.config, scale)
+        self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
 
     @property
     def total(self) -> int:
@@ -582,6 +589,7 @@ class Phase:
             "stage": self.index,
             "step": self.step,
             "model": self.model.state_dict(),
+            "stage_state": self.stage.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
             "seconds": self.elapsed(),
@@ -590,8 +598,9 @@ class Phase:
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         try:
             self.model.load_state_dict(state["model"])
+            self.stage.load_state_dict(state["stage_state"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(
                 f"the checkpoint of stage {self.stage.name} does not fit ({first}): other code wrote it; "
@@ -602,28 +611,9 @@ class Phase:
 
 
 def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only (timm's usual rule) and the gates' own decay and rate, ``gate_scale`` times the
-    weights' (A6)."""
-    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    decay, plain, logits = [], [], []
-    for name, p in model.named_parameters():
-        if name.endswith(".logit"):
-            logits.append(p)
-        elif p.ndim < 2 or name in skip:
-            plain.append(p)
-        else:
-            decay.append(p)
-    gates = config.gates
-    groups = [
-        {"params": decay, "weight_decay": config.optim.weight_decay, "scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "scale": 1.0},
-        {
-            "params": logits,
-            "weight_decay": gates.weight_decay,
-            "scale": gate_scale,
-        },
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.optim.lr, fused=True)
+    """AdamW; the gates' rate is ``gate_scale`` times the weights' (A6)."""
+    optim = config.optim
+    return torch.optim.AdamW(param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale), fused=True)
 
 
 def _without_hits(score: Score) -> Score:
@@ -631,17 +621,18 @@ def _without_hits(score: Score) -> Score:
     return score.model_copy(update={"correct": ""})
 
 
-def target_macs(config: Config, folders: Folders, dense: int) -> int | None:
-    """``budget.target_macs`` in MACs: a share of ``dense``, a number, or what another run's extracted model has."""
-    wanted = config.budget.target_macs
-    if wanted is None:
-        return None
-    if isinstance(wanted, str):
-        size = read(folders.sibling(wanted.removeprefix("run:")).record).size
-        if size is None:
-            raise ConfigError(f"budget.target_macs {wanted}: that record holds no size")
-        return size.macs
-    return round(wanted * dense) if wanted < 1 else round(wanted)
+def _target(config: Config, folders: Folders, start: Any) -> Target | None:
+    """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it."""
+    sizes: dict[str, float | None] = {}
+    for name in ("macs", "params"):
+        wanted = getattr(config.budget, f"target_{name}")
+        if isinstance(wanted, str):
+            size = read(folders.sibling(wanted.removeprefix("run:")).record).size
+            if size is None:
+                raise ConfigError(f"budget.target_{name} {wanted}: that record holds no size")
+            wanted = getattr(size, name)
+        sizes[f"target_{name}"] = wanted
+    return target_of(start, **sizes)
 
 
 def shape_of(model: Any) -> list[BlockShape]:

@@ -3,7 +3,7 @@
 Eq. 1-2 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
 they scale that projection's columns. Eq. 4 scales neuron k by c[k] and the block by b: they scale fc2's columns. No
 activation-sized tensor is made and fused attention stays, so a gated step costs what a dense step costs. The plain
-activation-masking form is ``tests/reference.py``; outputs and gradients agree.
+activation-masking form is ``hiap.reference``; outputs and gradients agree.
 """
 
 from __future__ import annotations

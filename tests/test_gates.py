@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from conftest import scatter_logits, small_vit
 
 import hiap
+from hiap import reference
 from hiap.config import GateConfig
 from hiap.gated_vit import sampling, set_temperature
 from hiap.gates import CERTAIN, Gate, logistic_noise, temperature

@@ -75,7 +75,7 @@ fashion: $(STAMP)
 	$(BIN)/python -m hiap.fashion_mnist
 
 weights: $(STAMP)
-	$(BIN)/python -m hiap.pretrained
+	$(BIN)/python -m hiap.formats.pretrained
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
+    from hiap.formats.store import load, save
     from hiap.gated_vit import UnsupportedModelError, gate, named_gates
     from hiap.objective import distillation_loss
     from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig
     from hiap.pruned_vit import set_layout
     from hiap.pruner import Pruner, PrunerError
-    from hiap.store import load, save
 
 _HOME = {
     "Pruner": "pruner",
@@ -42,8 +42,8 @@ _HOME = {
     "params": "cost",
     "extract": "extraction",
     "set_layout": "extraction",
-    "save": "store",
-    "load": "store",
+    "save": "formats.store",
+    "load": "formats.store",
 }
 
 __all__ = [

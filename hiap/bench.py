@@ -30,9 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
-from hiap import cost, gated_vit, store, topologies
+from hiap import cost, gated_vit, topologies
 from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.files import write_json
+from hiap.formats import store
 from hiap.objective import penalties
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.record import Environment, environment, now

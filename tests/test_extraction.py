@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hiap
 from hiap import cost, gated_vit, ledger
-from hiap.store import ARCHITECTURE, WEIGHTS, StoreError
+from hiap.formats.store import ARCHITECTURE, WEIGHTS, StoreError
 
 MODES = ("v", "qkv", "v-cut-qkv")
 

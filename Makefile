@@ -72,7 +72,7 @@ report: $(STAMP)
 	$(BIN)/python -m analysis.report
 
 fashion: $(STAMP)
-	$(BIN)/python -m hiap.fashion_mnist
+	$(BIN)/python -m hiap.data.fashion_mnist
 
 weights: $(STAMP)
 	$(BIN)/python -m hiap.formats.pretrained

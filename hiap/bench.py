@@ -187,7 +187,7 @@ def read_images(settings: Settings) -> Report:
 
     from timm.data import create_dataset, create_loader
 
-    from hiap import data
+    from hiap.data import loader as data
 
     (batch,), rows = settings.batches, []
     with tempfile.TemporaryDirectory() as folder:

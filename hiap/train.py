@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hiap import checkpoint, cost, data, gated_vit, method
+from hiap import checkpoint, cost, gated_vit, method
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.data import loader as data
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
 from hiap.formats import store

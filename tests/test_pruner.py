@@ -16,8 +16,9 @@ from conftest import scatter_logits, small_vit, tiny
 from torch import Tensor
 
 import hiap
-from hiap import cost, data, ledger, train
+from hiap import cost, ledger, train
 from hiap.config import Config
+from hiap.data import loader as data
 from hiap.reach import learning_rate
 from hiap.record import Folders
 from hiap.seeds import derive

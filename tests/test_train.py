@@ -22,8 +22,9 @@ from conftest import small_vit, tiny
 from test_data import break_images, write_imagenet
 
 import hiap
-from hiap import checkpoint, data, reach, train
+from hiap import checkpoint, reach, train
 from hiap.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.data import loader as data
 from hiap.distributed import World
 from hiap.record import Folders, Record, read
 

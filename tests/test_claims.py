@@ -11,7 +11,7 @@ from fake_train import make_record
 
 from analysis import cite, claim_checks, claim_runs, claims, collect
 from analysis.claim_checks import CHECKS, HERE
-from hiap.bench import Report, Row, Settings
+from hiap.bench.run import Report, Row, Settings
 from hiap.config import Config, from_dict, parse_overrides
 from hiap.files import write_json
 from hiap.record import BlockShape, EpochLog, Folders, write

@@ -30,7 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
-from hiap import cost, gated_vit, topologies
+from hiap import cost, gated_vit
+from hiap.bench import topologies
 from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.files import write_json
 from hiap.formats import store
@@ -42,7 +43,7 @@ from hiap.selection import target_of
 
 class Settings(BaseModel):
     """``model``: a timm name or a folder of ``hiap.save``. ``topologies``, ``widths``, ``multiple`` and ``dims`` as in
-    ``hiap.topologies``. ``clock`` 'cpu' counts the
+    ``hiap.bench.topologies``. ``clock`` 'cpu' counts the
     process's own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and
     take quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
     rounds of one process cannot average that out."""
@@ -428,7 +429,3 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

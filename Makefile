@@ -74,10 +74,10 @@ report: $(STAMP)
 	$(BIN)/python -m analysis.report
 
 fashion: $(STAMP)
-	$(BIN)/python -m hiap.fashion_mnist
+	$(BIN)/python -m hiap.data.fashion_mnist
 
 weights: $(STAMP)
-	$(BIN)/python -m hiap.pretrained
+	$(BIN)/python -m hiap.formats.pretrained
 
 EVIDENCE := hiap-50 vit_slim-50 taylor-50 uniform-noise-50
 evidence: fashion weights

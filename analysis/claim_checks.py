@@ -39,7 +39,7 @@ def gates_of(method: str) -> bool:
     """Whether the gates that this repository's implementation learns are those that Table 1 names."""
     model = _small()
     gated = hiap.gate(model) if method == "hiap" else gated_vit.gate(model, kind=SoftMask)
-    learned = {(gate.kind, name.rsplit(".", 1)[-1]) for name, gate in gated_vit.named_gates(gated) if _learned(gate)}
+    learned = {(gate.level, name.rsplit(".", 1)[-1]) for name, gate in gated_vit.named_gates(gated) if _learned(gate)}
     micro = {("micro", "value_gate"), ("micro", "neuron_gate")}
     return learned == (micro | {("macro", "head_gate"), ("macro", "block_gate")} if method == "hiap" else micro)
 

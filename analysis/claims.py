@@ -24,7 +24,7 @@ import pandas as pd
 
 from analysis import claim_runs, collect, tables
 from analysis.claim_checks import CHECKS, HERE, OWN, Noted
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 from slurm import estimate, grid
 
 SEEDS = 3

@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 
 from analysis import collect
 from hiap.config import ConfigError, unknown_key
-from hiap.record import atomic_write, write_json
+from hiap.files import atomic_write, write_json
 
 FOLDER = Path(__file__).parent
 CODE = ("analysis", "baselines", "hiap", "slurm")

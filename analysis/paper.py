@@ -16,7 +16,7 @@ from pathlib import Path
 from analysis import claims, collect, paper_parts, prose, stats, tables
 from analysis.paper_numbers import Numbers, numbers
 from hiap.config import ConfigError
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 PAPER = collect.REPOSITORY / "paper"
 USED = re.compile(r"\\n\{([^}]+)\}")

@@ -360,7 +360,7 @@ def of_project(root: Path) -> Numbers:
 
 def _lines(folder: str) -> int:
     """Lines of code, comments and docstrings included, to the next hundred: not every edit is one of the report."""
-    return round(sum(len(path.read_text().splitlines()) for path in (collect.REPOSITORY / folder).glob("*.py")), -2)
+    return round(sum(len(path.read_text().splitlines()) for path in (collect.REPOSITORY / folder).rglob("*.py")), -2)
 
 
 SOURCES: tuple[Callable[[Path], Numbers], ...] = (

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import collect
 from analysis.tables import save_frame
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 COLUMN, PAGE = 3.3, 6.8  # inches
 STYLE: dict[Any, Any] = {

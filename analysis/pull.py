@@ -24,11 +24,13 @@ from torch import Tensor
 import hiap
 from analysis import calibrate, collect
 from analysis.plots import COLUMN, GREY
-from hiap import data, gated_vit
+from hiap import gated_vit
 from hiap.config import Config, ConfigError
+from hiap.data import loader as data
+from hiap.files import write_json
 from hiap.model import build
-from hiap.objective import penalties, task_loss
-from hiap.record import Folders, environment, write_json
+from hiap.objective import distillation_loss, penalties
+from hiap.record import Folders, environment
 from hiap.seeds import derive
 from slurm import grid
 
@@ -75,12 +77,13 @@ def measure(config: Config, batches: int = BATCHES) -> pd.DataFrame:
     gates = dict(hiap.named_gates(gated.train()))
     logits = [gate.logit for gate in gates.values()]
     price = torch.autograd.grad(torch.stack(list(penalties(gated, config.penalty).values())).sum(), logits)
+    blend = config.distill.model_dump(exclude={"precompute"})
     first, second = ([torch.zeros_like(logit) for logit in logits] for _ in range(2))
     for step, (images, labels) in enumerate(_images(config, batches)):
         torch.manual_seed(derive(config.seed, "step", 0, step))
         with torch.no_grad():
             taught = teacher(images)
-        loss = task_loss(gated(images), labels, taught, config.distill)
+        loss = distillation_loss(gated(images), labels, taught, **blend)
         for mean, square, gradient in zip(first, second, torch.autograd.grad(loss, logits), strict=True):
             mean += gradient / batches
             square += gradient**2 / batches

@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from analysis.collect import REPOSITORY
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 TITLE = "HiAP, reproduced in the open"
 STYLE = """<style>

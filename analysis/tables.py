@@ -20,7 +20,7 @@ from scipy.special import stdtrit  # Student's quantile
 
 from analysis import collect
 from hiap.config import ConfigError
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 TEXT_WIDTH = 100
 MISSING = "-"

@@ -20,9 +20,10 @@ from torch import Tensor
 from hiap import gated_vit
 from hiap.config import Config
 from hiap.gates import Gate, logistic_noise
-from hiap.method import Context, Multipliers, Stage, TargetedStage, joint_ranking
+from hiap.method import Context, Stage, TargetedStage
+from hiap.pruner import Multipliers
 from hiap.reach import HARD_CONCRETE
-from hiap.selection import Ranking
+from hiap.selection import Ranking, joint_ranking
 
 LOW, HIGH, TEMPERATURE = HARD_CONCRETE
 
@@ -48,27 +49,28 @@ class Search(TargetedStage):
         self.config = config
 
     def gate(self, model: Any, context: Context) -> Any:
-        gated = gated_vit.gate(model, self.config.gates, kind=HardConcrete)
-        gated.multipliers = Multipliers(2)
-        return gated
+        self.multipliers = Multipliers(2)
+        return gated_vit.gate(model, self.config.gates, kind=HardConcrete)
 
     def anneal(self, model: Any, progress: float) -> float:
         self.progress = progress
         with torch.no_grad():
             excess = self.excess(model, progress)
-            model.multipliers.ascend(torch.stack([excess, excess.square()]), progress, self.RATE)
+            self.multipliers.ascend(torch.stack([excess, excess.square()]), progress, self.RATE)
         return TEMPERATURE
 
     def terms(self, model: Any) -> dict[str, Tensor]:
         excess = self.excess(model, self.progress)
-        return {"target": (model.multipliers.value * torch.stack([excess, excess.square()])).sum()}
+        return {"target": (self.multipliers.value * torch.stack([excess, excess.square()])).sum()}
 
     def rank(self, model: Any) -> Ranking:
         return joint_ranking(model)
 
-    def finish(self, model: Any) -> Any:
-        del model.multipliers
-        return super().finish(model)
+    def state_dict(self) -> dict[str, Any]:
+        return self.multipliers.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.multipliers.load_state_dict(state)
 
 
 def stages(config: Config) -> list[Stage]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from baselines.ranking import l1_neurons, prune_then_tune
+from baselines.ranking import l1_neurons, prune_then_tune, within_layer_rank
 from hiap.config import Config
 from hiap.method import Context, Stage
-from hiap.selection import Ranking, within_layer_rank
+from hiap.selection import Ranking
 
 
 def stages(config: Config) -> list[Stage]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from baselines.ranking import prune_then_tune, value_dim_sums
+from baselines.ranking import global_rank, prune_then_tune, value_dim_sums, within_layer_rank
 from hiap.config import Config
 from hiap.method import Context, Stage
-from hiap.selection import Ranking, global_rank, within_layer_rank
+from hiap.selection import Ranking
 
 
 def stages(config: Config) -> list[Stage]:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiap import cost, ledger
+from hiap import cost
 from hiap.config import Config, ConfigError
-from hiap.extraction import PrunedAttention, PrunedBlock
 from hiap.method import Context, Stage
+from hiap.pruned_vit import PrunedAttention, PrunedBlock
+from hiap.selection import Target
 
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
@@ -28,8 +29,8 @@ class Peer(Stage):
     """Torch-Pruning at once, then training."""
 
     def prepare(self, model: Any, context: Context) -> Any:
-        assert context.target_macs is not None
-        return as_extracted(torch_pruning_at(copy.deepcopy(model), context.target_macs, round_to=None))
+        assert context.target is not None
+        return as_extracted(torch_pruning_at(copy.deepcopy(model), context.target, round_to=None))
 
 
 def stages(config: Config) -> list[Stage]:
@@ -59,8 +60,8 @@ def as_extracted(model: Any) -> Any:
     return model
 
 
-def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
-    """``model`` pruned in place until it has at most ``macs`` MACs."""
+def torch_pruning_at(model: Any, target: Target, round_to: int | None = 8) -> Any:
+    """``model`` pruned in place until it meets the target."""
     try:
         import torch_pruning as tp
     except ImportError:
@@ -68,8 +69,12 @@ def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
             "the peer is torch-pruning, which is not here: install the development extra, hiap-reproduction[dev]"
         ) from None
 
-    image, dims = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size), cost.dims_of(model)
-    column = 2 * ledger.true_prices(dims.tokens, dims.dim, dims.head_dim).value_dim
+    image, prices = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size), target.prices
+    column = prices.value_dim + prices.head // target.dims.head_dim
+
+    def size() -> int:
+        return cost.macs(model, image) if prices.unit == "MACs" else cost.params(model)
+
     ignored: list[nn.Module] = [model.head, *(block.mlp.fc2 for block in model.blocks)]
     for block in model.blocks:
         block.attn.fused_attn = False  # its tracer follows plain matrix products
@@ -89,17 +94,17 @@ def torch_pruning_at(model: Any, macs: float, round_to: int | None = 8) -> Any:
         block.attn.fused_attn = True
     while pruner.current_step < STEPS:
         for group in pruner.step(interactive=True):
-            left = cost.macs(model, image)
-            if left <= macs:
+            left = size()
+            if left <= target.amount:
                 return model
             # A dimension goes from every head of a layer at once, which is some per mille of a small network. So that
             # the result is near its target, the one that would overshoot stays, and neurons do the rest.
-            if left - column * _attention_columns(group, model) >= macs:
+            if left - column * _attention_columns(group, model) >= target.amount:
                 group.prune()
                 _tell_attention(model, pruner.num_heads)
     raise ConfigError(
-        f"budget.target_macs: Torch-Pruning does not reach {macs / 1e6:.2f} M MACs; "
-        f"it stopped at {cost.macs(model, image) / 1e6:.2f} M"
+        f"Torch-Pruning does not reach a target of {target.amount / 1e6:.2f} M {prices.unit}; "
+        f"it stopped at {size() / 1e6:.2f} M"
     )
 
 

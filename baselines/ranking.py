@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiap import cost, gated_vit, selection
+from hiap import gated_vit
 from hiap.config import Config, ConfigError, GateConfig
-from hiap.gates import FixedGate, Gate
+from hiap.gates import Gate
 from hiap.method import Context, Stage, remove
 from hiap.selection import Ranking
 
@@ -18,7 +20,7 @@ Rank = Callable[[Any, Context], Ranking]
 
 
 class Round(Stage):
-    """Rank, close units until ``share`` of the way from the dense MACs to the target is done, then train.
+    """Rank, close units until ``share`` of the way from dense to the target is done, then train.
 
     The last round removes what is closed before it trains. An earlier one trains with the closed units masked and
     leaves a dense network whose closed units have zero weights, so that they rank last in the next round."""
@@ -34,19 +36,29 @@ class Round(Stage):
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
         """``model`` with gates of this kind, closed where the ranking says so."""
-        assert context.target_macs is not None
-        dims = cost.dims_of(model)
-        dense = cost.macs(model, context.image)
-        ranking = self.rank(model, context)
-        selection.require_reachable(dims, ranking, context.target_macs)  # the last round's, before the first trains
-        kept = selection.keep_best(dims, ranking, round(dense + self.share * (context.target_macs - dense)))
+        target, ranking = context.target, self.rank(model, context)
+        assert target is not None
+        target.require_reachable(ranking)  # the last round's, before the first trains
+        now = replace(target, amount=round(target.dense + self.share * (target.amount - target.dense)))
+        kept = now.keep_best(ranking)
         gates = context.config.gates.model_copy(update={"dims": "qkv" if ranking.cut_qk else "v"})
         gated = gated_vit.gate(model, gates, kind=kind)
         gated_vit.set_masks(gated, kept)
         return gated
 
     def finish(self, model: Any) -> Any:
-        return gated_vit.fold(model, self.dense) if gated_vit.is_gated(model) else model
+        return fold(model, self.dense) if gated_vit.is_gated(model) else model
+
+
+class FixedGate(Gate):
+    """A gate that is what it was fixed to, in training too: a mask. Its logit is never trained."""
+
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, level, config, generator)
+        self.logit.requires_grad_(False)
+
+    def forward(self) -> Tensor:
+        return self.hardened().to(self.logit.dtype)
 
 
 class NoisyGate(Gate):
@@ -54,8 +66,8 @@ class NoisyGate(Gate):
 
     open: Tensor
 
-    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
-        super().__init__(shape, kind, config, generator)
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, level, config, generator)
         self.register_buffer("open", torch.ones(shape, dtype=torch.bool))
 
     def fix(self, keep: Tensor) -> None:
@@ -85,9 +97,34 @@ class NoisyTuning(Round):
         return remove(model)
 
 
+@torch.no_grad()
+def fold(gated: Any, dense: Any) -> Any:
+    """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
+    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``: it hardens to another function.
+    """
+    plain: Any = copy.deepcopy(dense)
+    weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
+    plain.load_state_dict(weights)
+    for source, block, mask in zip(gated.blocks, plain.blocks, gated_vit.masks(gated), strict=True):
+        dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
+        qkv = block.attn.qkv
+        for rows in qkv.weight.chunk(3)[0 if source.attn.mode == "qkv" else 2 :]:
+            rows.mul_(dims[:, None])
+        if qkv.bias is not None and source.attn.mode == "qkv":
+            qkv.bias.view(3, -1)[:2].mul_(dims)
+        block.attn.proj.weight.mul_(dims)
+        block.mlp.fc1.weight.mul_(neurons[:, None])
+        block.mlp.fc2.weight.mul_(neurons)
+        if block.attn.proj.bias is not None and source.attn.bias_gated:
+            block.attn.proj.bias.mul_(mask.heads.any())
+        if block.mlp.fc2.bias is not None:
+            block.mlp.fc2.bias.mul_(mask.ffn)
+    return plain.train(gated.training)
+
+
 def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
     """``budget.rounds`` rounds that share ``optim.epochs``; with one, everything goes at once and the rest is tuning.
-    Targets go down in equal steps of MACs."""
+    Targets go down in equal steps."""
     rounds, epochs = config.budget.rounds, config.optim.epochs
     if config.budget.noise:
         return [NoisyTuning(config, rank)]
@@ -124,3 +161,16 @@ def value_dim_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
         return (rows + of(attn.proj.weight).sum(0)).view(attn.num_heads, attn.head_dim)
 
     return torch.stack([layer(b.attn) for b in model.blocks])
+
+
+def within_layer_rank(scores: Tensor) -> Tensor:
+    """(L, ...) scores to keys in (0, 1]: the share of the layer's units that a unit is at least as good as. Keeping the
+    highest keys keeps the same share of every layer."""
+    flat = scores.flatten(1)
+    ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True) + 1
+    return (ranks / flat.shape[1]).reshape(scores.shape)
+
+
+def global_rank(scores: Tensor) -> Tensor:
+    """Scores to keys in (0, 1]: the share of all units of this kind that a unit is at least as good as."""
+    return within_layer_rank(scores[None])[0]

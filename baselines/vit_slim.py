@@ -16,24 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baselines.ranking import global_rank
 from hiap import gated_vit
 from hiap.config import Config, GateConfig
 from hiap.gates import Gate
 from hiap.method import Context, Stage, TargetedStage
-from hiap.selection import Ranking, global_rank
+from hiap.selection import Ranking
 
 
 class SoftMask(Gate):
     """zeta itself while it is learned; 0 or 1 once hardened. There is no macro mask."""
 
-    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
-        super().__init__(shape, kind, config, generator)
-        self.logit.requires_grad_(kind == "micro")
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
+        super().__init__(shape, level, config, generator)
+        self.logit.requires_grad_(level == "micro")
 
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)
-        return torch.ones_like(self.logit) if self.kind == "macro" else self.logit
+        return torch.ones_like(self.logit) if self.level == "macro" else self.logit
 
 
 class Search(TargetedStage):
@@ -58,8 +59,7 @@ class Search(TargetedStage):
         return {}  # zeta is no probability: there is no expected cost
 
     def rank(self, model: Any) -> Ranking:
-        dims = torch.stack([b.attn.value_gate.logit for b in model.blocks]).detach().cpu()
-        neurons = torch.stack([b.mlp.neuron_gate.logit for b in model.blocks]).detach().cpu()
+        _, dims, _, neurons = gated_vit.stack_gates(model, lambda gate: gate.logit.detach().cpu())
         return Ranking(dims=global_rank(dims), neurons=global_rank(neurons), cut_qk=True)
 
 

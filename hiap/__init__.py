@@ -2,6 +2,7 @@
 
 ::
 
+    pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # the single phase, for any training loop: hiap.pruner
     gated = hiap.gate(model)                      # a timm VisionTransformer with gates folded into its weights
     cost = hiap.expected_cost(gated)              # Eq. 5 in FLOPs, and the true ledger in MACs
     small = hiap.extract(gated)                   # physically smaller, same function as gated.eval()
@@ -16,11 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hiap.cost import ExpectedCost, expected_cost, macs, params
-    from hiap.extraction import extract, set_layout
+    from hiap.extraction import extract
+    from hiap.formats.store import load, save
     from hiap.gated_vit import UnsupportedModelError, gate, named_gates
-    from hiap.store import load, save
+    from hiap.objective import distillation_loss
+    from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig
+    from hiap.pruned_vit import set_layout
+    from hiap.pruner import Pruner, PrunerError
 
 _HOME = {
+    "Pruner": "pruner",
+    "PrunerError": "pruner",
+    "ConfigError": "options",
+    "FeasibilityConfig": "options",
+    "GateConfig": "options",
+    "PenaltyConfig": "options",
+    "distillation_loss": "objective",
     "gate": "gated_vit",
     "named_gates": "gated_vit",
     "UnsupportedModelError": "gated_vit",
@@ -30,13 +42,20 @@ _HOME = {
     "params": "cost",
     "extract": "extraction",
     "set_layout": "extraction",
-    "save": "store",
-    "load": "store",
+    "save": "formats.store",
+    "load": "formats.store",
 }
 
 __all__ = [
+    "ConfigError",
     "ExpectedCost",
+    "FeasibilityConfig",
+    "GateConfig",
+    "PenaltyConfig",
+    "Pruner",
+    "PrunerError",
     "UnsupportedModelError",
+    "distillation_loss",
     "expected_cost",
     "extract",
     "gate",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hiap.distributed import ALONE, World
-from hiap.record import atomic_write
+from hiap.files import atomic_write
 
 KEEP = 2
 

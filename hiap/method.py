@@ -6,30 +6,29 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hiap import cost, gated_vit, ledger
+from hiap import cost, gated_vit
 from hiap.config import Config
 from hiap.extraction import extract
-from hiap.objective import feasibility, penalties
-from hiap.selection import Ranking, keep_best, require_reachable
+from hiap.pruner import Pruner
+from hiap.selection import Ranking, Target
 
 
 @dataclass
 class Context:
-    """What a stage may look at besides the network: the run's configuration, the MACs that it must reach (None if the
-    method has no target), and the image (channels, height, width). ``scored``: images that a stage ran forward and
-    backward to rank units; it adds them here, so that they are billed."""
+    """What a stage may look at besides the network: the run's configuration, the target that it must reach (None if
+    the method has none), and the steps of an epoch. ``scored``: images that a stage ran forward and backward to rank
+    units; it adds them here, so that they are billed."""
 
     config: Config
-    target_macs: int | None
-    image: tuple[int, int, int]
+    target: Target | None = None
+    steps_per_epoch: int = 1
     scored: int = 0
 
 
@@ -65,6 +64,13 @@ class Stage:
         """Named values for the epoch's log."""
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed stage needs besides the network and the optimiser: tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+
     def harden(self, model: Any) -> None:
         """After the last step, before anything is measured: decide which gates are open, where 1/2 does not."""
 
@@ -73,30 +79,10 @@ class Stage:
         return model
 
 
-class Multipliers(nn.Module):
-    """Dual variables of a constraint on MACs, kept with the network so that a resumed run has them."""
-
-    value: Tensor
-    progress: Tensor
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.register_buffer("value", torch.zeros(count))
-        self.register_buffer("progress", torch.zeros(()))
-
-    @torch.no_grad()
-    def ascend(self, violation: Tensor, progress: float, rate: float) -> None:
-        """Gradient ascent. A step is ``rate`` times the share of the run that went by times ``violation`` (count,), so
-        that a run ten times longer takes steps a tenth as large."""
-        self.value += rate * (progress - self.progress) * violation
-        self.progress.fill_(progress)
-
-
 class TargetedStage(Stage):
-    """Gates and weights trained together, then hardened to the target by ``rank``: HiAP with a budget, and baselines
-    that search. A subclass makes the gates (``gate``) and says which go first (``rank``). The wanted MACs fall from
-    dense, or from what the gates expect at their ``start``, to the target over a share ``budget.ramp`` of the stage,
-    linearly, as in CoFi."""
+    """Gates and weights trained together, then hardened to the target by ``rank``: baselines that search. A subclass
+    makes the gates (``gate``) and says which go first (``rank``). The wanted cost falls from dense to the target over
+    a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
 
     def gate(self, model: Any, context: Context) -> Any:
         raise NotImplementedError
@@ -105,36 +91,29 @@ class TargetedStage(Stage):
         raise NotImplementedError
 
     def prepare(self, model: Any, context: Context) -> Any:
-        assert context.target_macs is not None
-        self.dims, self.target = cost.dims_of(model), context.target_macs
-        self.ramp = context.config.budget.ramp
+        assert context.target is not None
+        self.target, self.ramp = context.target, context.config.budget.ramp
         gated = self.gate(model, context)
-        self.start = self.starts(gated)
-        require_reachable(self.dims, self.rank(gated), self.target)
+        self.target.require_reachable(self.rank(gated))
         return gated
 
-    def starts(self, gated: Any) -> float:
-        """The MACs at which the ramp starts."""
-        return ledger.dense_macs(self.dims)
-
     def excess(self, gated: Any, progress: float) -> Tensor:
-        """Expected minus wanted MACs, as a share of dense."""
-        wanted = self.start + min(1.0, progress / self.ramp) * (self.target - self.start)
-        return (cost.expected_cost(gated).macs - wanted) / ledger.dense_macs(self.dims)
+        """Expected minus wanted cost, as a share of dense."""
+        return self.target.excess(gated, progress / self.ramp)
 
     @torch.no_grad()
     def log(self, model: Any) -> dict[str, float]:
         return {"expected_macs": float(cost.expected_cost(model).macs)}
 
     def harden(self, model: Any) -> None:
-        gated_vit.harden_to(model, keep_best(self.dims, self.rank(model), self.target))
+        gated_vit.harden_to(model, self.target.keep_best(self.rank(model)))
 
     def finish(self, model: Any) -> Any:
         return remove(model)
 
 
 class SinglePhase(Stage):
-    """HiAP: weights and gates together, then hardened and removed, without fine-tuning (section 3.4)."""
+    """HiAP: what ``hiap.Pruner`` does in any loop, in this one."""
 
     def __init__(self, config: Config):
         whole = round((config.budget.settle or 1.0) * config.optim.epochs)
@@ -143,110 +122,48 @@ class SinglePhase(Stage):
         self.config, self.part = config, epochs / whole
 
     def prepare(self, model: Any, context: Context) -> Any:
-        return gated_vit.gate(model, self.config.gates, seed=self.config.seed)
+        config, wanted = self.config, context.target.amount if context.target else None
+        self.pruner = Pruner(
+            model,
+            steps=round(self.epochs / self.part) * context.steps_per_epoch,
+            target_macs=None if config.budget.target_macs is None else wanted,
+            target_params=None if config.budget.target_params is None else wanted,
+            gates=config.gates,
+            penalty=config.penalty,
+            feasibility=config.feasibility,
+            ramp=config.budget.ramp,
+            seed=config.seed,
+        )
+        return self.pruner.model
 
     def anneal(self, model: Any, progress: float) -> float:
-        return gated_vit.anneal(model, self.config.gates, progress * self.part)
+        # The loop calls this before a step and a plain loop steps after it. Between the two nothing changes but that
+        # logs and checkpoints here still hold what the last step was taken with.
+        if round(progress * self.part * self.pruner.steps) > self.pruner.done:
+            self.pruner.step()
+        return self.pruner.temperature
 
     def terms(self, model: Any) -> dict[str, Tensor]:
-        return {
-            **penalties(model, self.config.penalty),
-            "feasibility": feasibility(model, self.config.feasibility),
-        }
+        return self.pruner.terms()
 
     @torch.no_grad()
     def log(self, model: Any) -> dict[str, float]:
-        return {"expected_macs": float(cost.expected_cost(model).macs), "travel": farthest(model, self.config)}
+        found = {"expected_macs": float(cost.expected_cost(model).macs), "travel": self.pruner.travel()}
+        return found | ({"strength": float(self.pruner.budget.strength)} if self.pruner.budget else {})
 
     def harden(self, model: Any) -> None:
-        if self.config.gates.keep_head:
-            gated_vit.keep_one_head(model)
+        self.pruner.step()
+        self.pruner.harden()
 
     def finish(self, model: Any) -> Any:
-        return remove(model)
+        # A phase that is looked at before its end has no end to finish.
+        return self.pruner.finish(layout="ragged") if self.part == 1 else remove(model)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.pruner.state_dict(model=False)
 
-def farthest(gated: Any, config: Config) -> float:
-    """How far the logit that has gone farthest is from where it started."""
-    gates = (gate for _, gate in gated_vit.named_gates(gated))
-    return max(float((gate.logit.detach() - config.gates.start(gate.kind)).abs().max()) for gate in gates)
-
-
-class BudgetedSinglePhase(TargetedStage, SinglePhase):
-    """HiAP with ``budget.target_macs``: ours, not the paper's. A small expected cost does not make the hardened network
-    small (Proposition 2 holds only as gates turn certain), so the strength is found and the end is exact.
-
-    The penalties of Eq. 7 are multiplied by one strength, whose logarithm follows the excess of the expected MACs; the
-    ratio of macro to micro stays as set. At the end the threshold of 1/2 moves, alike for all gates, to where the
-    extracted network fits; a unit below it may fill what is left."""
-
-    # log(strength) = RATE * (integral of the excess over the run) + DAMP * excess. The second term, of an augmented
-    # Lagrangian, lets go as soon as the target is passed: saturated gates hardly come back. Both set by how closely the
-    # expected MACs follow, not by accuracy.
-    RATE = 100.0
-    DAMP = 50.0
-    # Bounds of log(strength), a factor of 10,000. While gates are still on their way to the threshold the excess only
-    # adds up; an integral at its bound says so, and starts again from 0 as soon as the excess changes its sign.
-    LIMIT = math.log(1e4)
-
-    def gate(self, model: Any, context: Context) -> Any:
-        gated = SinglePhase.prepare(self, model, context)
-        gated.dual = Multipliers(1)
-        return gated
-
-    @torch.no_grad()
-    def starts(self, gated: Any) -> float:
-        """Gates that start near the threshold expect far less than dense: a ramp from there would first be above them,
-        and what adds up meanwhile would hold the price down when it is needed."""
-        return float(cost.expected_cost(gated).macs)
-
-    def anneal(self, model: Any, progress: float) -> float:
-        with torch.no_grad():
-            excess, dual = self.excess(model, progress), model.dual
-            wound_up = (dual.value.abs() >= self.LIMIT) & (dual.value * excess < 0)
-            dual.value.masked_fill_(wound_up, 0.0)
-            dual.ascend(excess, progress, self.RATE)
-            dual.value.clamp_(-self.LIMIT, self.LIMIT)
-            model.strength = (dual.value + self.DAMP * excess).clamp(-self.LIMIT, self.LIMIT).exp().squeeze()
-        return SinglePhase.anneal(self, model, progress)
-
-    def terms(self, model: Any) -> dict[str, Tensor]:
-        strength = model.strength
-        priced = {name: strength * term for name, term in penalties(model, self.config.penalty).items()}
-        return {**priced, "feasibility": feasibility(model, self.config.feasibility)}
-
-    def log(self, model: Any) -> dict[str, float]:
-        return {**SinglePhase.log(self, model), "strength": float(model.strength)}
-
-    def rank(self, model: Any) -> Ranking:
-        return joint_ranking(model)
-
-    def finish(self, model: Any) -> Any:
-        del model.dual, model.strength
-        return remove(model)
-
-
-def joint_ranking(gated: Any) -> Ranking:
-    """A unit's key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold common
-    to all gates keeps. Units that a macro gate ties are ordered by their own logit."""
-
-    blocks = gated.blocks
-    g = torch.stack([b.attn.head_gate.logit for b in blocks])[..., None].detach().cpu()
-    d = torch.stack([b.attn.value_gate.logit for b in blocks]).detach().cpu()
-    b = torch.stack([block.mlp.block_gate.logit for block in blocks])[:, None].detach().cpu()
-    c = torch.stack([block.mlp.neuron_gate.logit for block in blocks]).detach().cpu()
-    own = torch.cat([d.flatten(), c.flatten()])
-    joint = torch.cat([torch.minimum(g, d).flatten(), torch.minimum(b, c).flatten()])
-    order = own.argsort(stable=True)
-    order = order[joint[order].argsort(stable=True)]
-    keys = torch.empty(len(order))
-    keys[order] = torch.arange(len(order), dtype=keys.dtype)
-    return Ranking(
-        dims=keys[: d.numel()].view_as(d),
-        neurons=keys[d.numel() :].view_as(c),
-        cut_qk=blocks[0].attn.mode != "v",
-        tied=torch.cat([(d >= g).flatten(), (c >= b).flatten()]),
-    )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pruner.load_state_dict(state)
 
 
 def stages(config: Config) -> list[Stage]:
@@ -254,6 +171,6 @@ def stages(config: Config) -> list[Stage]:
     if config.method == "dense":
         return [Stage("train", config.optim.trained, after=config.optim.epochs - config.optim.trained)]
     if config.method == "hiap":
-        phase = SinglePhase(config) if config.budget.target_macs is None else BudgetedSinglePhase(config)
+        phase = SinglePhase(config)
         return [phase, Stage("settled", phase.after, before=phase.epochs)] if config.budget.settle else [phase]
     return import_module(f"baselines.{config.method}").stages(config)

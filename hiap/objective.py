@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.config import DistillConfig, FeasibilityConfig, PenaltyConfig
 from hiap.cost import expected_cost
+from hiap.gated_vit import stack_gates
+from hiap.options import FeasibilityConfig, PenaltyConfig
 
 
-def task_loss(
-    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, distill: DistillConfig, smoothing: float = 0.0
+def distillation_loss(
+    logits: Tensor,
+    targets: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    alpha: float = 0.7,
+    temperature: float = 4.0,
+    t_squared: bool = True,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``; A12: T^2 or 1.
+    """Cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``, a mean over the
+    batch; A12: T^2 or 1. Without a teacher, cross-entropy alone.
 
-    ``logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives alpha and T and says
-    "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of the two numbers.
+    ``logits``, ``teacher_logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives
+    alpha and T and says "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of
+    the two numbers.
     """
-    loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
     if teacher_logits is None:
         return loss
-    t = distill.temperature
-    student, teacher = ((z.float() / t).log_softmax(-1) for z in (logits, teacher_logits))
+    student, teacher = ((z.float() / temperature).log_softmax(-1) for z in (logits, teacher_logits.detach()))
     divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    weight = distill.alpha * t * t if distill.t_squared else distill.alpha
-    return (1 - distill.alpha) * loss + weight * divergence
+    weight = alpha * temperature * temperature if t_squared else alpha
+    return (1 - alpha) * loss + weight * divergence
 
 
 def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:
@@ -48,10 +56,7 @@ def feasibility(gated: Any, config: FeasibilityConfig) -> Tensor:
     share gamma_ffn of neurons per active FFN, summed over the network.
 
     "Active" weighs a head's or block's shortfall by its own gate, held constant: else closing the head would pay."""
-    g = torch.stack([b.attn.head_gate.expected() for b in gated.blocks])
-    d = torch.stack([b.attn.value_gate.expected() for b in gated.blocks])
-    b = torch.stack([b.mlp.block_gate.expected() for b in gated.blocks])
-    c = torch.stack([b.mlp.neuron_gate.expected() for b in gated.blocks])
+    g, d, b, c = stack_gates(gated, lambda gate: gate.expected())
     heads = F.relu(config.k_min - g.sum(-1)).square().sum()
     dims = (g.detach() * F.relu(config.gamma_attn - d.mean(-1)).square()).sum()
     neurons = (b.detach() * F.relu(config.gamma_ffn - c.mean(-1)).square()).sum()

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hiap.config import Config, ConfigError
+from hiap.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -220,28 +220,6 @@ class Folders:
     def failed_record(self) -> Path:
         taken = len(list(self.runs.glob(f"{self.run_id}.failed-*.json")))
         return self.runs / f"{self.run_id}.failed-{taken + 1}.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader, or a kill, sees the old file or the new one, never a part."""
-    atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # which names no file if it comes from writing
-            error.filename = str(path)
-        raise
 
 
 def write(record: Record, folders: Folders) -> Path:

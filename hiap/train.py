@@ -26,14 +26,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hiap import checkpoint, cost, data, gated_vit, method, store
+from hiap import checkpoint, cost, gated_vit, method
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.data import loader as data
 from hiap.device import autocast, check_precision, pick_device
 from hiap.distributed import ALONE, World, joined, lost_another
 from hiap.evaluate import evaluate
-from hiap.extraction import LAYOUTS, PrunedAttention, set_layout
+from hiap.formats import store
 from hiap.model import build, set_drop_path, weights_sha256
-from hiap.objective import task_loss
+from hiap.objective import distillation_loss
+from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
+from hiap.pruner import param_groups
 from hiap.reach import check_reach, gate_scale, learning_rate
 from hiap.record import (
     BlockShape,
@@ -52,9 +55,13 @@ from hiap.record import (
     write_status,
 )
 from hiap.seeds import derive
+from hiap.selection import Target, target_of
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 STATUS_SECONDS = 2.0
+MEASURED_AT_ONCE = (
+    250  # images, where the training batch is smaller: without gradients there is room, and more is faster
+)
 
 
 class TrainingFailedError(RuntimeError):
@@ -135,7 +142,7 @@ class Run:
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
         self.stages = method.stages(config)
         self.dense_macs = self._macs(self.start)
-        self.context = method.Context(config, target_macs(config, folders, self.dense_macs), self.image)
+        self.context = method.Context(config, _target(config, folders, self.start), self._steps_per_epoch())
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -280,7 +287,7 @@ class Run:
             phase.scaler.unscale_(phase.optimizer)
             nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
         for group in phase.optimizer.param_groups:
-            group["lr"] = phase.rate * group["scale"]
+            group["lr"] = phase.rate * group["lr_scale"]
         phase.scaler.step(phase.optimizer)
         phase.scaler.update()
         return sums
@@ -295,7 +302,13 @@ class Run:
                 with torch.no_grad():
                     taught = self.teacher(images)
             logits = forward(images)
-        task = task_loss(logits, targets, taught, config.distill, config.optim.label_smoothing)
+        task = distillation_loss(
+            logits,
+            targets,
+            taught,
+            **config.distill.model_dump(exclude={"precompute"}),
+            label_smoothing=config.optim.label_smoothing,
+        )
         terms = phase.stage.terms(phase.model)
         if config.run.accumulate * self.world.size > 1:
             batch = min(config.optim.batch_size, self.info.train)
@@ -371,10 +384,10 @@ class Run:
         )
         if gated_vit.is_gated(phase.model):
             kept = gated_vit.masks(phase.model)
-            log.head_dims = [cost.head_widths(m) for m in kept]
+            log.head_dims = [m.head_widths() for m in kept]
             log.heads = [len(block) for block in log.head_dims]
-            log.neurons = [cost.neurons(m) for m in kept]
-            log.macs = cost.masked_macs(cost.dims_of(phase.model), kept, phase.model.blocks[0].attn.mode != "v")
+            log.neurons = [m.neuron_count() for m in kept]
+            log.macs = cost.hardened_macs(phase.model)
             if not any(log.heads):
                 print(
                     f"{self.config.run_id}: after epoch {log.epoch + 1} every head is closed; unless one opens again "
@@ -388,14 +401,14 @@ class Run:
     @torch.no_grad()
     def _log_gates(self, phase: Phase) -> None:
         model = phase.model
-        kept, dims = gated_vit.masks(model), cost.dims_of(model)
+        kept = gated_vit.masks(model)
         self.gates.append(
             GateLog(
                 step=phase.step,
                 steps=phase.total,
-                heads=[len(cost.head_widths(m)) for m in kept],
-                neurons=[cost.neurons(m) for m in kept],
-                macs=cost.masked_macs(dims, kept, model.blocks[0].attn.mode != "v"),
+                heads=[len(m.head_widths()) for m in kept],
+                neurons=[m.neuron_count() for m in kept],
+                macs=cost.hardened_macs(model),
                 expected_macs=round(float(cost.expected_cost(model).macs)),
             )
         )
@@ -466,7 +479,7 @@ class Run:
     @torch.no_grad()
     def _taught(self) -> Tensor:
         """The teacher's logits of every training image, float32 (n, classes)."""
-        size = max(self.config.optim.batch_size, 250)
+        size = max(self.config.optim.batch_size, MEASURED_AT_ONCE)
         found = []
         for images, _ in data.in_order(self.config.data, self.config.model.img_size, size):
             with autocast(self.device, self.config.optim.precision):
@@ -492,7 +505,7 @@ class Run:
 
     def _score(self, model: Any, soft: bool = False) -> Score:
         config = self.config
-        size = max(config.optim.batch_size, 250)
+        size = max(config.optim.batch_size, MEASURED_AT_ONCE)
         batches = data.test_batches(
             config.data,
             config.model.img_size,
@@ -546,8 +559,7 @@ class Phase:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        scale = gate_scale(self.config, self.per_epoch, self.schedule)
-        self.optimizer = make_optimizer(self.model, self.config, scale)
+        self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
         device = next(self.model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
 
@@ -585,6 +597,7 @@ class Phase:
             "stage": self.index,
             "step": self.step,
             "model": self.model.state_dict(),
+            "stage_state": self.stage.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "sums": self.sums,
@@ -594,10 +607,11 @@ class Phase:
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         try:
             self.model.load_state_dict(state["model"])
+            self.stage.load_state_dict(state["stage_state"])
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):  # not in older checkpoints, empty without fp16
                 self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(
                 f"the checkpoint of stage {self.stage.name} does not fit ({first}): other code wrote it; "
@@ -608,28 +622,9 @@ class Phase:
 
 
 def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only (timm's usual rule) and the gates' own decay and rate, ``gate_scale`` times the
-    weights' (A6)."""
-    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    decay, plain, logits = [], [], []
-    for name, p in model.named_parameters():
-        if name.endswith(".logit"):
-            logits.append(p)
-        elif p.ndim < 2 or name in skip:
-            plain.append(p)
-        else:
-            decay.append(p)
-    gates = config.gates
-    groups = [
-        {"params": decay, "weight_decay": config.optim.weight_decay, "scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "scale": 1.0},
-        {
-            "params": logits,
-            "weight_decay": gates.weight_decay,
-            "scale": gate_scale,
-        },
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.optim.lr, fused=True)
+    """AdamW; the gates' rate is ``gate_scale`` times the weights' (A6)."""
+    optim = config.optim
+    return torch.optim.AdamW(param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale), fused=True)
 
 
 def _without_hits(score: Score) -> Score:
@@ -637,17 +632,18 @@ def _without_hits(score: Score) -> Score:
     return score.model_copy(update={"correct": ""})
 
 
-def target_macs(config: Config, folders: Folders, dense: int) -> int | None:
-    """``budget.target_macs`` in MACs: a share of ``dense``, a number, or what another run's extracted model has."""
-    wanted = config.budget.target_macs
-    if wanted is None:
-        return None
-    if isinstance(wanted, str):
-        size = read(folders.sibling(wanted.removeprefix("run:")).record).size
-        if size is None:
-            raise ConfigError(f"budget.target_macs {wanted}: that record holds no size")
-        return size.macs
-    return round(wanted * dense) if wanted < 1 else round(wanted)
+def _target(config: Config, folders: Folders, start: Any) -> Target | None:
+    """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it."""
+    sizes: dict[str, float | None] = {}
+    for name in ("macs", "params"):
+        wanted = getattr(config.budget, f"target_{name}")
+        if isinstance(wanted, str):
+            size = read(folders.sibling(wanted.removeprefix("run:")).record).size
+            if size is None:
+                raise ConfigError(f"budget.target_{name} {wanted}: that record holds no size")
+            wanted = getattr(size, name)
+        sizes[f"target_{name}"] = wanted
+    return target_of(start, **sizes)
 
 
 def shape_of(model: Any) -> list[BlockShape]:

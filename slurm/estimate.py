@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hiap.config import SEARCHING, Config, ConfigError
-from hiap.data import published_size
+from hiap.data.loader import published_size
 from hiap.ledger import Dims, dense_macs, known_dims
 from hiap.record import Folders, read
 

@@ -413,7 +413,7 @@ def last_line(log: Path) -> str:
     except OSError:
         return "no log"
     # A configuration problem speaks for itself; of other exceptions the class says what they are.
-    return one_line(re.sub(r"^hiap\.config\.ConfigError: ", "", lines[-1])) if lines else f"see {log}"
+    return one_line(re.sub(r"^[\w.]*ConfigError: ", "", lines[-1])) if lines else f"see {log}"
 
 
 def one_line(text: object) -> str:

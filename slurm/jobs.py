@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiap.record import Folders, read_status, write_json
+from hiap.files import write_json
+from hiap.record import Folders, read_status
 from slurm.grid import Run
 from slurm.locks import locked
 

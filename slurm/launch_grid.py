@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hiap import data
 from hiap.config import ON_DISK, ConfigError, check_needs
+from hiap.data import loader as data
 from hiap.reach import check_reach
 from hiap.record import read, write
 from slurm import estimate, report

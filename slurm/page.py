@@ -8,7 +8,8 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from hiap.record import atomic_write, now, read_status
+from hiap.files import atomic_write
+from hiap.record import now, read_status
 from slurm.report import Progress, duration, finished_summary, name
 
 EVERY_S = 30.0

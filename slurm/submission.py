@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hiap.config import ConfigError
-from hiap.record import SNAPSHOT, atomic_write, git_state, write_json
+from hiap.files import atomic_write, write_json
+from hiap.record import SNAPSHOT, git_state
 from slurm.grid import Run
 from slurm.job import word
 from slurm.site import Site
@@ -168,7 +169,7 @@ def _on_gpu(array: list[Run]) -> bool:
 
 def snapshot(logs: Path) -> Path:
     """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
-    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).glob("*.py"))}
+    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py"))}
     digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
     folder = logs / f"code-{digest.hexdigest()[:10]}"
     for path, content in files.items():

@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hiap import affine_digits, data, fashion_mnist
 from hiap.config import ConfigError, DataConfig
+from hiap.data import affine_digits, fashion_mnist
+from hiap.data import loader as data
 
 SMALL = DataConfig(train_size=600, test_size=300)
 RNG = np.random.default_rng(0)
@@ -75,7 +76,7 @@ def test_canvases_come_from_their_own_split_only(monkeypatch):
 def test_canvases_repeat_for_any_number_of_threads_and_in_another_process():
     """A process that is given two threads, and keeps them, draws what this one draws with one."""
     code = (
-        "import hashlib, torch; from hiap.affine_digits import canvases; torch.set_num_threads(2);"
+        "import hashlib, torch; from hiap.data.affine_digits import canvases; torch.set_num_threads(2);"
         "print(hashlib.sha256(canvases('train', 600, 32, 3)[0].numpy().tobytes()).hexdigest(), torch.get_num_threads())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -518,7 +519,7 @@ def test_good_folders_pass_and_endings_are_timms(tmp_path):
 
 def test_check_needs_no_torch():
     code = (
-        "import sys; from hiap.data import check; from hiap.config import DataConfig; check(DataConfig(), 32);"
+        "import sys; from hiap.data.loader import check; from hiap.config import DataConfig; check(DataConfig(), 32);"
         "print(sorted({'torch', 'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,8 +15,9 @@ import torch
 from conftest import tiny
 from test_data import break_images, write_imagenet
 
-from hiap import data, train
+from hiap import train
 from hiap.config import Config, ConfigError, merge
+from hiap.data import loader as data
 from hiap.record import Record, read
 from hiap.rendezvous import first_node, of_slurm
 

@@ -12,7 +12,7 @@ from conftest import scatter_logits, small_vit
 from test_extraction import random_gated
 
 import hiap
-from hiap import export
+from hiap.formats import export
 
 
 def ragged(model: Any, layout: str = "padded", **options: Any) -> Any:

@@ -17,7 +17,8 @@ from fake_queue import lines, logs
 from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
 
 from hiap.config import ConfigError
-from hiap.record import write, write_json, write_status
+from hiap.files import write_json
+from hiap.record import write, write_status
 from hiap.rendezvous import port
 from slurm import launch_grid, report
 from slurm.executors import Slurm

@@ -19,11 +19,13 @@ import fake_train
 import pytest
 import yaml
 
-from hiap import data, fashion_mnist
 from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
+from hiap.data import fashion_mnist
+from hiap.data import loader as data
+from hiap.files import write_json
 from hiap.ledger import dense_macs
 from hiap.reach import check_reach
-from hiap.record import EpochLog, Folders, GateLog, Record, read, summary, write, write_json
+from hiap.record import EpochLog, Folders, GateLog, Record, read, summary, write
 from slurm import estimate, grid, launch_grid, page, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site

@@ -14,7 +14,7 @@ from conftest import tiny
 from baselines import cofi
 from hiap import reach
 from hiap.config import Config, ConfigError, GateConfig, from_dict
-from hiap.method import BudgetedSinglePhase
+from hiap.pruner import Budget
 from hiap.train import run as training
 from slurm import grid
 
@@ -196,5 +196,5 @@ def test_table_3s_setting_comes_down_to_its_target_before_the_end(tmp_path) -> N
     strengths = [log.state["strength"] for log in record.epochs]
     assert min(expected[:-1]) <= 0.501 + 0.005, "reached before the end"
     assert expected[-1] <= 0.501 + 0.01
-    assert max(abs(math.log(strength)) for strength in strengths) < 0.8 * BudgetedSinglePhase.LIMIT
+    assert max(abs(math.log(strength)) for strength in strengths) < 0.8 * Budget.LIMIT
     assert record.size.macs <= 0.501 * record.size.dense_macs

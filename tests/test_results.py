@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import collect, dictionary
-from hiap.bench import Report
+from hiap.bench.run import Report
 from hiap.record import Record, read
 
 RESULTS = collect.REPOSITORY / "results"

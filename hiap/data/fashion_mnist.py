@@ -1,8 +1,8 @@
 """Fashion-MNIST: 70,000 grey photographs of clothing, 28 x 28 pixels, ten classes (Xiao, Rasul and Vollgraf, 2017).
 
 Read from four IDX files, plain or gzipped, as torchvision and Debian's package ``dataset-fashion-mnist`` lay them.
-``python -m hiap.fashion_mnist`` (`make fashion`) fetches them by whichever way is open. The published training images
-are split into 50,000 to train on and the last 10,000 to validate on; the test images are the published 10,000.
+``python -m hiap.data.fashion_mnist`` (`make fashion`) fetches them by whichever way is open. The published training
+images are split into 50,000 to train on and the last 10,000 to validate on; the test images are the published 10,000.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hiap import cache
 from hiap.config import ConfigError
+from hiap.data import downloads
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ CHUNK = 1000  # images that are resized at once
 
 def find(root: str = "") -> Path:
     """The folder that holds the four files: ``root``, or where `make fashion` or Debian put them."""
-    places = [Path(root)] if root else [cache.folder() / "fashion-mnist", DEBIAN]
+    places = [Path(root)] if root else [downloads.folder() / "fashion-mnist", DEBIAN]
     for place in places:
         for folder in (place, place / "FashionMNIST" / "raw"):
             if all(_file(folder, name) for name in _names()):
@@ -116,7 +116,7 @@ def fetch() -> Path:
         return find()
     from torchvision.datasets import FashionMNIST
 
-    place = cache.folder() / "fashion-mnist"
+    place = downloads.folder() / "fashion-mnist"
     try:
         for train in (True, False):
             FashionMNIST(str(place), train=train, download=True)
@@ -137,4 +137,4 @@ def _apt() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cache.fetched(fetch))
+    sys.exit(downloads.fetched(fetch))

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from hiap import fashion_mnist
 from hiap.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
+from hiap.data import fashion_mnist
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def info(data: DataConfig, img_size: int) -> Info:
     if data.name == "affine-digits":
         return Info(1, 10, img_size, data.train_size, data.test_size)
     if data.name == "digits":
-        from hiap.affine_digits import original_indices
+        from hiap.data.affine_digits import original_indices
 
         return Info(1, 10, 8, len(original_indices("train")), len(original_indices("test")))
     if data.name == "fashion-mnist":
@@ -279,7 +279,7 @@ class _Photographs:
                 yield images, labels
             return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
-            message = str(error).strip().splitlines()[-1].removeprefix("hiap.config.ConfigError: ")
+            message = str(error).strip().splitlines()[-1].split("ConfigError: ")[-1]
             error.__traceback__ = None  # it would keep the workers alive
         raise ConfigError(message)
 
@@ -349,7 +349,7 @@ def _source(data: DataConfig, split: Split) -> _Cifar | _ImageNet:
 @lru_cache(maxsize=8)
 def _digits(split: Split, img_size: int, count: int | None = None, seed: int = 0) -> _InMemory:
     """Affine canvases if ``count`` is given, else the originals. Kept, so that epochs do not draw them again."""
-    from hiap import affine_digits
+    from hiap.data import affine_digits
 
     if count is None:
         images, labels = affine_digits.resized(split, img_size)

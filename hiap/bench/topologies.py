@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hiap import cost, gated_vit, ledger, store
+from hiap import cost, gated_vit, ledger
 from hiap.config import ConfigError, GateConfig
 from hiap.extraction import extract
+from hiap.formats import store
 from hiap.gated_vit import BlockMask
 
-PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
 DEIT_SMALL = (12, 6, 1536)  # blocks, heads and neurons of the network in the heat maps
 
 Width = int | Literal["mixed"] | None

@@ -23,9 +23,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from hiap.extraction import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
+from hiap.files import atomic_write
 from hiap.gated_vit import UnsupportedModelError, is_gated
-from hiap.record import atomic_write
+from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 
 FORMAT: Literal["hiap-vit"] = "hiap-vit"
 VERSION: Literal[1] = 1

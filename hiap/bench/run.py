@@ -30,16 +30,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
-from hiap import cost, gated_vit, store, topologies
+from hiap import cost, gated_vit
+from hiap.bench import topologies
 from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
-from hiap.extraction import LAYOUTS, set_layout
+from hiap.files import write_json
+from hiap.formats import store
 from hiap.objective import penalties
-from hiap.record import Environment, environment, now, write_json
+from hiap.pruned_vit import LAYOUTS, set_layout
+from hiap.record import Environment, environment, now
+from hiap.selection import target_of
 
 
 class Settings(BaseModel):
     """``model``: a timm name or a folder of ``hiap.save``. ``topologies``, ``widths``, ``multiple`` and ``dims`` as in
-    ``hiap.topologies``. ``clock`` 'cpu' counts the
+    ``hiap.bench.topologies``. ``clock`` 'cpu' counts the
     process's own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and
     take quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
     rounds of one process cannot average that out."""
@@ -163,7 +167,10 @@ def peer(settings: Settings) -> Report:
     rows = []
     for gmacs in settings.gmacs:
         # A fresh network each time: what was measured has moved to the device.
-        theirs = torch_pruning_at(create(settings.model), gmacs * 1e9)
+        theirs = create(settings.model)
+        target = target_of(theirs, gmacs * 1e9)
+        assert target is not None
+        theirs = torch_pruning_at(theirs, target)
         at = cost.macs(theirs, _image(theirs)) / 1e9
         models: dict[str, tuple[str, Any]] = {"dense": ("-", create(settings.model)), "torch-pruning": ("-", theirs)}
         for name, width, removed in PEERS:
@@ -181,7 +188,7 @@ def read_images(settings: Settings) -> Report:
 
     from timm.data import create_dataset, create_loader
 
-    from hiap import data
+    from hiap.data import loader as data
 
     (batch,), rows = settings.batches, []
     with tempfile.TemporaryDirectory() as folder:
@@ -422,7 +429,3 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,5 @@
+import sys
+
+from hiap.bench.run import main
+
+sys.exit(main())

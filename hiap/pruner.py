@@ -1,0 +1,278 @@
+"""The single phase (section 3.4) as an object that any training loop drives::
+
+    pruner = hiap.Pruner(model, steps=len(loader) * epochs, target_macs=0.5)
+    optimizer = torch.optim.AdamW(pruner.param_groups(lr=5e-5, weight_decay=0.05))
+    for images, labels in loader:
+        loss = hiap.distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
+        loss.backward(); optimizer.step(); optimizer.zero_grad(); pruner.step()
+    small = pruner.finish()
+
+Gate noise comes from torch's global generator, as dropout's does: a loop that must resume bit for bit seeds it by the
+step, or saves its state with the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap.cost import Summary, summary_of
+from hiap.extraction import extract
+from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
+from hiap.objective import feasibility, penalties
+from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked
+from hiap.pruned_vit import LAYOUTS
+from hiap.selection import Target, joint_ranking, open_also, protected, target_of
+
+LOOK = 10  # steps after which the logits must have moved: an optimiser's first rates may be 0
+
+
+class PrunerError(RuntimeError):
+    """A pruner that is used out of order; the message is one line and says what was expected."""
+
+
+class Multipliers:
+    """Dual variables of a constraint on cost, and how much of the run they have seen."""
+
+    def __init__(self, count: int):
+        self.value, self.progress = torch.zeros(count), torch.zeros(())
+
+    @torch.no_grad()
+    def ascend(self, violation: Tensor, progress: float, rate: float) -> None:
+        """Gradient ascent. A step is ``rate`` times the share of the run that went by times ``violation`` (count,), so
+        that a run ten times longer takes steps a tenth as large."""
+        self.to(violation.device)
+        self.value += rate * (progress - self.progress) * violation
+        self.progress.fill_(progress)
+
+    def to(self, device: torch.device) -> None:
+        self.value, self.progress = self.value.to(device), self.progress.to(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"value": self.value, "progress": self.progress}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.value, self.progress = state["value"].clone(), state["progress"].clone()
+
+
+class Budget:
+    """A target for the single phase: ours, not the paper's. A small expected cost does not make the hardened network
+    small (Proposition 2 holds only as gates turn certain), so the strength is found and the end is exact.
+
+    The penalties of Eq. 7 are multiplied by one ``strength``, whose logarithm follows the excess of the expected cost;
+    the ratio of macro to micro stays as set. The wanted cost falls from ``start``, what the gates expect at first, to
+    the target over a share ``ramp`` of the phase, linearly. (From dense, as in CoFi, it would first lie above gates
+    that start near the threshold, and what adds up meanwhile would hold the price down when it is needed.) At the end
+    the threshold of 1/2 moves, alike for all gates, to where the extracted network fits; a unit below it may fill what
+    is left."""
+
+    # log(strength) = RATE * (integral of the excess over the run) + DAMP * excess. The second term, of an augmented
+    # Lagrangian, lets go as soon as the target is passed: saturated gates hardly come back. Both set by how closely the
+    # expected MACs follow, not by accuracy.
+    RATE = 100.0
+    DAMP = 50.0
+    # Bounds of log(strength), a factor of 10,000. While gates are still on their way to the threshold the excess only
+    # adds up; an integral at its bound says so, and starts again from 0 as soon as the excess changes its sign.
+    LIMIT = math.log(1e4)
+
+    def __init__(self, target: Target, ramp: float, start: float):
+        self.target, self.ramp, self.start = target, ramp, start
+        self.dual, self.strength = Multipliers(1), torch.ones(())
+
+    @torch.no_grad()
+    def update(self, gated: Any, progress: float) -> None:
+        """Before the step at ``progress`` in [0, 1)."""
+        excess, dual = self.target.excess(gated, progress / self.ramp, self.start), self.dual
+        dual.to(excess.device)
+        wound_up = (dual.value.abs() >= self.LIMIT) & (dual.value * excess < 0)
+        dual.value.masked_fill_(wound_up, 0.0)
+        dual.ascend(excess, progress, self.RATE)
+        dual.value.clamp_(-self.LIMIT, self.LIMIT)
+        self.strength = (dual.value + self.DAMP * excess).clamp(-self.LIMIT, self.LIMIT).exp().squeeze()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.dual.state_dict(), "strength": self.strength}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.dual.load_state_dict(state)
+        self.strength = state["strength"].clone()
+
+
+class Pruner:
+    """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
+    the smaller network.
+
+    ``model``: a timm ``VisionTransformer`` of standard blocks; anything else is an ``UnsupportedModelError`` that names
+    the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a share of
+    dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio. Without
+    one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``, ``feasibility``: the
+    options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``: units that must stay, see ``hiap.extract``;
+    ``seed`` draws the noise of ``gates.harden='sample'``. Raises ``ConfigError`` (one line) for options that do not go
+    together and for a target out of reach.
+
+    ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
+    compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
+    batches that accumulates.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        steps: int,
+        target_macs: float | None = None,
+        target_params: float | None = None,
+        lambda_macro: float | None = None,
+        lambda_micro: float | None = None,
+        gates: GateConfig | None = None,
+        penalty: PenaltyConfig | None = None,
+        feasibility: FeasibilityConfig | None = None,
+        ramp: float = 0.5,
+        keep: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        if not isinstance(steps, int) or steps < 1:
+            raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
+        if not 0 < ramp <= 1:
+            raise ConfigError(f"ramp {ramp!r}: expected a share of the phase in (0, 1]")
+        given = {"lambda_macro": lambda_macro, "lambda_micro": lambda_micro}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        self.gates, self.feasibility = gates or GateConfig(), feasibility or FeasibilityConfig()
+        self.prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
+        self.model = gate(model, self.gates, seed=seed)
+        self.steps, self.done, self.keep = steps, 0, keep
+        self._stay = protected(self.model, keep or {})
+        self._finished = False
+        target = target_of(self.model, target_macs, target_params)
+        self.budget = Budget(target, ramp, start=target.expected(self.model)) if target else None
+        if target:
+            if self.gates.harden == "sample":
+                raise ConfigError("gates.harden 'sample' draws what is kept; with a target it must be 'probability'")
+            target.require_reachable(joint_ranking(self.model, keep))
+        self._ready()
+
+    def param_groups(self, lr: float, weight_decay: float = 0.0, gate_lr: float | None = None) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser: matrices with ``weight_decay``, vectors without, and the gates' logits with
+        the decay of ``gates.weight_decay`` and the rate ``gate_lr`` (else ``gates.lr``, else ``lr``: A6). Each carries
+        ``lr`` and ``lr_scale``, its ratio to ``lr``, which timm's schedulers multiply by."""
+        return param_groups(self.model, lr, weight_decay, self.gates, (gate_lr or self.gates.lr or lr) / lr)
+
+    def terms(self) -> dict[str, Tensor]:
+        """The parts of ``penalty`` by name: 'macro' and 'micro' of Eq. 7, 'feasibility' of Eq. 8."""
+        priced = penalties(self.model, self.prices)
+        if self.budget:
+            priced = {name: self.budget.strength * term for name, term in priced.items()}
+        return {**priced, "feasibility": feasibility(self.model, self.feasibility)}
+
+    def penalty(self) -> Tensor:
+        """A differentiable scalar to add to the task loss, which is a mean over the batch. Where gradients of n batches
+        accumulate, divide it by n as the loss."""
+        return torch.stack(list(self.terms().values())).sum()
+
+    def step(self) -> None:
+        """After each optimiser step: temperature and strength of the next one."""
+        if self.done == self.steps:
+            raise PrunerError(f"step: all {self.steps} steps are done; make the pruner with as many as the loop has")
+        self.done += 1
+        self._ready()
+        if self.done == min(LOOK, self.steps) and self.travel() == 0:
+            raise PrunerError(
+                f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
+            )
+
+    def _ready(self) -> None:
+        if self.keep:
+            open_for_good(self.model, self._stay)
+        if self.done < self.steps:
+            progress = self.done / self.steps
+            self.temperature = anneal(self.model, self.gates, progress)
+            if self.budget:
+                self.budget.update(self.model, progress)
+
+    @torch.no_grad()
+    def travel(self) -> float:
+        """How far the logit that has gone farthest is from where it started; protected ones do not count."""
+        ways = (
+            (gate.logit - self.gates.start(gate.level)).abs().masked_fill(stay.to(gate.logit.device), 0.0).max()
+            for gate, stay in gates_with_masks(self.model, self._stay)
+        )
+        return max(map(float, ways))
+
+    def harden(self) -> None:
+        """Decide what stays without removing it: in eval mode ``model`` then computes what ``finish`` leaves."""
+        if self.budget or self.keep:
+            harden_to(self.model, self._kept())
+        if self.gates.keep_head:
+            keep_one_head(self.model)
+
+    def finish(self, layout: str = LAYOUTS[0], multiple: int = 1) -> Any:
+        """The smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``. The
+        arguments are those of ``hiap.extract``. Raises ``ValueError`` if the paper's rule has closed every head."""
+        if self._finished:
+            raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
+        if self.done < self.steps:
+            warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=2)
+        self.harden()
+        small = extract(self.model, layout, multiple)
+        self._finished = True
+        return small
+
+    def summary(self) -> Summary:
+        """Of what ``finish`` would leave now."""
+        return summary_of(self.model, self._kept())
+
+    def _kept(self) -> list[BlockMask]:
+        if self.budget:
+            return self.budget.target.keep_best(joint_ranking(self.model, self.keep))
+        return open_also(masks(self.model), self._stay)
+
+    def state_dict(self, model: bool = True) -> dict[str, Any]:
+        """All that a resumed pruner needs: tensors and numbers. Without ``model`` the network's own state is left out,
+        for loops that keep it anyway."""
+        state: dict[str, Any] = {"done": self.done, "steps": self.steps}
+        if self.budget:
+            state["budget"] = self.budget.state_dict()
+        return {**state, "model": self.model.state_dict()} if model else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken. Raises ``PrunerError`` if it is of another model or phase."""
+        if state["steps"] != self.steps or ("budget" in state) != (self.budget is not None):
+            phase = f"{state['steps']} steps {'with' if 'budget' in state else 'without'} a target"
+            raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")
+        try:
+            self.model.load_state_dict(state.get("model", self.model.state_dict()))
+        except RuntimeError as error:
+            line = " ".join(str(error).split())[:200]
+            raise PrunerError(f"load_state_dict: the state is of another model: {line}") from None
+        self.done = state["done"]
+        if self.done < self.steps:
+            self.temperature = anneal(self.model, self.gates, self.done / self.steps)
+        if self.budget:
+            self.budget.load_state_dict(state["budget"])
+
+
+def param_groups(
+    model: Any, lr: float, weight_decay: float, gates: GateConfig | None = None, gate_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """See ``Pruner.param_groups``; ``model`` may be dense. Decay is on matrices only, timm's usual rule."""
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decay, plain, logits = [], [], []
+    for name, p in model.named_parameters():
+        if name.endswith(".logit"):
+            logits.append(p)
+        elif p.ndim < 2 or name in skip:
+            plain.append(p)
+        else:
+            decay.append(p)
+    gate_decay = gates.weight_decay if gates else 0.0
+    groups = ((decay, weight_decay, 1.0), (plain, 0.0, 1.0), (logits, gate_decay, gate_lr_scale))
+    return [
+        {"params": params, "weight_decay": decayed, "lr": lr * scale, "lr_scale": scale}
+        for params, decayed, scale in groups
+        if params
+    ]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from fake_train import make_record
 
-from analysis import cite, claim_checks, claim_runs, claims, collect
+from analysis import calibrate, cite, claim_checks, claim_runs, claims, collect
 from analysis.claim_checks import CHECKS, HERE
 from hiap.bench.run import Report, Row, Settings
 from hiap.config import Config, from_dict, parse_overrides
@@ -231,7 +231,7 @@ def test_rows_of_other_papers_are_counted_apart(found: pd.DataFrame) -> None:
 def test_a_share_says_of_how_many(found: pd.DataFrame) -> None:
     row = found.set_index("id").loc["X-01"]
     assert (row["found"], row["verdict"]) == (0.75, "contradicted")
-    assert row["evidence"].endswith(": 9 of 12 blocks")
+    assert ": 9 of 12 blocks; at laptop scale" in row["evidence"]
 
 
 def test_early_and_deep_blocks_are_one_split(found: pd.DataFrame) -> None:
@@ -291,9 +291,16 @@ def test_a_point_of_a_curve_is_interpolated_per_seed(tmp_path: Path) -> None:
     assert claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, tmp_path) is None
 
 
-def test_what_the_text_says_of_neurons_is_that_of_the_claims() -> None:
-    stated = claims.load().query("here == 'neurons_of_fig5_here'").set_index("argument")
-    assert {half: (row["value"], row["tolerance"]) for half, row in stated.iterrows()} == claim_checks.ABOUT
+def test_the_figures_are_answered_by_runs_of_that_shape(found: pd.DataFrame) -> None:
+    """Judged by the claims' own tolerances, as another setting, with the command for the paper's."""
+    rows = found[found["id"].str.match("F[5-9]-0[12]")].set_index("id")
+    assert set(rows["verdict"]) == {"different setting"}
+    assert rows["evidence"].str.contains("in the paper's: python slurm/launch_grid.py --grid imagenet_topology").all()
+    apart = (rows["found"] - rows["value"]).abs() <= rows["tolerance"]
+    assert rows["agrees"].map({"yes": True, "no": False}).tolist() == apart.tolist()
+    assert rows["found"].loc["F8-02"] == sum(
+        block.neurons for block in calibrate.taken(collect.REPOSITORY / "results")[8].shape or []
+    )
 
 
 def test_a_benchmark_of_trained_networks_says_how_to_get_them() -> None:

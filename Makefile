@@ -6,11 +6,14 @@
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
-# make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
+# make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
+# make lock        resolve both locks anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+CUDA ?= 13
+LOCK := requirements$(if $(filter 12,$(CUDA)),-cuda12).lock
+STAMP := $(VENV)/.installed$(if $(filter 12,$(CUDA)),-cuda12)
 RESULTS ?= results/local
 
 .PHONY: fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report lock clean
@@ -22,10 +25,11 @@ help:
 setup: $(STAMP)
 
 # Bytecode is left to the first import: compiling every installed module takes longer than the study's first run.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/.installed*
 	touch $@
 
 reproduce: $(STAMP)
@@ -84,9 +88,12 @@ evidence: fashion weights
 	$(BIN)/python slurm/launch_grid.py --grid evidence --seeds 0 --only $(EVIDENCE) --results $(RESULTS)
 	$(BIN)/python -m analysis.execute --results $(RESULTS) --only 17_evidence
 
+COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \
+  --extra dev pyproject.toml
 lock:
-	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \
-	  --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) -o requirements.lock
+	cp requirements.lock requirements-cuda12.lock  # so that all else keeps its version
+	$(COMPILE) --constraint requirements-cuda12.in -o requirements-cuda12.lock
 
 clean:
 	rm -rf $(VENV) results/local

@@ -177,7 +177,8 @@ def _submit(
         write_json(logs / f"doctor-{name}.json", task)
         path = logs / f"doctor-{name}.sh"
         path.write_text(_script(runs, site, processes, logs, logs / f"doctor-{name}"))
-        done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+        with submission.as_from_a_shell():
+            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
         if done.returncode == 0 and (job := re.search(r"job (\d+)", done.stdout)):
             print(f"job {job.group(1)} looks at a compute node ...", file=sys.stderr, flush=True)
             return f"{job.group(1)}:{name}", site

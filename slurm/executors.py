@@ -38,9 +38,6 @@ from slurm.site import Site
 MONTH_MIN = 30 * 24 * 60
 # What sbatch says where an association, a quality of service or the controller takes no more jobs of this user.
 FULL = r"Submit\w*Limit|job submit limit|MaxJobCount|temporarily unable to accept job"
-# What a job, or a shell within one, has in its environment, and a job of its own must not inherit.
-OF_A_JOB = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|SUBMITIT)_|(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT))$")
-OF_A_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 MOST_REQUEUES = 1000  # by time-outs, a run of hours in slices of minutes has many
 DEFAULTS = Site()
 
@@ -202,7 +199,7 @@ class Slurm:
                 return left
             try:
                 # A submission that is not noted is lost.
-                with _signals_held({signal.SIGINT, signal.SIGTERM}), self.jobs.turn(), _as_from_a_shell():
+                with _signals_held({signal.SIGINT, signal.SIGTERM}), self.jobs.turn(), submission.as_from_a_shell():
                     self._submit(array, at_once)
             except NoRoom as error:
                 if self._wait_for_room(array, error):
@@ -390,16 +387,6 @@ def slurm_answers() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return ping.returncode == 0 and "UP" in ping.stdout
-
-
-@contextmanager
-def _as_from_a_shell() -> Iterator[None]:
-    """Without the variables of a job that this process may itself run in; sbatch would pass them on."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if OF_A_JOB.match(name) and name not in OF_A_SITE}
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
 
 
 def last_line(log: Path) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import le
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from slurm.job import word
 from slurm.site import Site
 
 REPOSITORY = Path(__file__).parents[1]
+# What a job, or a shell within one, has in its environment, and a job of its own must not inherit.
+OF_A_JOB = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|SUBMITIT)_|(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT))$")
+OF_A_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
 
 
@@ -180,6 +186,16 @@ def snapshot(logs: Path) -> Path:
         commit, dirty = git_state()
         write_json(folder / "hiap" / SNAPSHOT, {"commit": commit, "dirty": dirty})
     return folder
+
+
+@contextmanager
+def as_from_a_shell() -> Iterator[None]:
+    """Without the variables of a job that this process may itself run in; sbatch would pass them on."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if OF_A_JOB.match(name) and name not in OF_A_SITE}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def largest_array() -> int:

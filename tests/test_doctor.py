@@ -34,8 +34,8 @@ def planted(folder: Path) -> dict[str, Any]:
     return {
         "cpus_per_task": 2,
         "data_root": str(folder / "node" / "imagenet"),
+        "python": f"taskset -c 0 {sys.executable}",
         "setup": [
-            "taskset -pc 0 $$ > /dev/null",
             f"mkdir -p {folder / 'node' / 'imagenet'}",
             "export HF_ENDPOINT=https://127.0.0.1 HF_HOME=/nowhere",
         ],

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "requirements-cuda12.lock")
 
 
 def project() -> dict:
@@ -24,28 +24,47 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def pins() -> list[Requirement]:
-    return [Requirement(line.rstrip(" \\")) for line in LOCK.splitlines() if re.match(r"[a-z0-9]", line)]
+def pins(lock: str = LOCKS[0]) -> list[Requirement]:
+    lines = (ROOT / lock).read_text().splitlines()
+    return [Requirement(line.rstrip(" \\")) for line in lines if re.match(r"[a-z0-9]", line)]
 
 
-def test_every_requirement_is_pinned_to_a_version_that_it_allows():
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_is_pinned_to_a_version_that_it_allows(lock):
     meta = project()
     wanted = [Requirement(r) for r in meta["dependencies"] + meta["optional-dependencies"]["dev"]]
     for requirement in wanted:
-        found = [p for p in pins() if canonicalize_name(p.name) == canonicalize_name(requirement.name)]
+        found = [p for p in pins(lock) if canonicalize_name(p.name) == canonicalize_name(requirement.name)]
         assert found, f"{requirement.name} is not in the lock"
         for pin in found:
             (version,) = [s.version for s in pin.specifier]
             assert requirement.specifier.contains(version), f"{pin} against {requirement}"
 
 
-def test_the_lock_pins_exactly_with_hashes_and_names_no_registry():
-    for pin in pins():
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_pins_exactly_with_hashes_and_names_no_registry(lock):
+    for pin in pins(lock):
         assert [s.operator for s in pin.specifier] == ["=="], pin
-    blocks = re.split(r"\n(?=[a-z0-9])", LOCK)
+    text = (ROOT / lock).read_text()
+    blocks = re.split(r"\n(?=[a-z0-9])", text)
     assert all("--hash=sha256:" in block for block in blocks if re.match(r"[a-z0-9]", block))
-    assert "://" not in LOCK
-    assert "--index-url" not in LOCK
+    assert "://" not in text
+    assert "--index-url" not in text
+
+
+def test_each_lock_is_for_one_cuda():
+    cuda = {
+        lock: {m for p in pins(lock) if (m := re.search(r"(?<=-cu)\d+$|(?<=^cuda-toolkit)$", p.name))} for lock in LOCKS
+    }
+    assert {m.group() for m in cuda[LOCKS[1]]} == {"12"}
+    assert "12" not in {m.group() for m in cuda[LOCKS[0]]}
+
+
+@pytest.mark.parametrize(("options", "lock"), [([], LOCKS[0]), (["CUDA=12"], LOCKS[1])])
+def test_make_installs_the_lock_of_the_cuda_that_is_asked_for(options, lock, tmp_path):
+    command = ["make", "-n", "setup", f"VENV={tmp_path / 'venv'}", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"--require-hashes -r {lock}\n" in done.stdout
 
 
 def test_what_is_installed_is_what_the_lock_says():

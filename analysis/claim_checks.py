@@ -19,9 +19,9 @@ import hiap
 from analysis import bench, claim_runs, collect, findings, findings_runs, speed_limit, stats, theory
 from baselines.vit_slim import SoftMask
 from hiap import gated_vit
-from hiap.config import GateConfig
 from hiap.gates import Gate
 from hiap.ledger import dense_macs, paper_prices, true_prices
+from hiap.train.config import GateConfig
 
 
 class Noted(NamedTuple):

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.config import Config
-from hiap.record import Folders, read_status, write_status
+from hiap.train.config import Config
+from hiap.train.record import Folders, read_status, write_status
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -35,7 +35,7 @@ class Job:
         rank, folders = _join(), Folders.of(self.config)
         with _stop_signals(folders, rank) as requeue, _alone(folders.work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
-            from hiap.train import Interrupted, run
+            from hiap.train.run import Interrupted, run
 
             try:
                 run(self.config)
@@ -52,7 +52,7 @@ class Job:
 
 
 def _join() -> int:
-    """This process's rank in its job; where there are several, sets the environment that ``hiap.distributed`` reads."""
+    """This process's rank in its job; where there are several, sets what ``hiap.train.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
         return 0
     from submitit.core.job_environment import JobEnvironment

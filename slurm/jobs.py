@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiap.config import ConfigError
 from hiap.files import write_json
-from hiap.record import Folders, read_status
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders, read_status
 from slurm.grid import Run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hiap.config import ConfigError, unknown_key
+from hiap.train.config import ConfigError, unknown_key
 
 HERE = Path(__file__).parent
 FILE = HERE / "site.yaml"  # the user's own; git ignores it

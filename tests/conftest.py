@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
-from hiap.config import Config, from_dict, merge
+from hiap.train.config import Config, from_dict, merge
 
 torch.set_num_threads(1)
 

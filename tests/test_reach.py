@@ -12,8 +12,8 @@ import torch
 
 from analysis import collect
 from baselines import cofi
-from hiap import reach
-from hiap.config import Config, ConfigError, GateConfig, from_dict
+from hiap.train import reach
+from hiap.train.config import Config, ConfigError, GateConfig, from_dict
 
 PER_EPOCH = 10
 

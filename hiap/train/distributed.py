@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hiap.config import ConfigError
+from hiap.train.config import ConfigError
 
 MEET = timedelta(minutes=5)
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.distributed import ALONE, World
 from hiap.gated_vit import sampling
-from hiap.record import Score
+from hiap.train.distributed import ALONE, World
+from hiap.train.record import Score
 
 
 def evaluate(

@@ -1,0 +1,36 @@
+"""The method stands alone: it needs nothing of the harness, and it can be read in one sitting."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hiap
+
+PACKAGE = Path(hiap.__file__).parent
+REST = ("hiap.train", "hiap.data", "hiap.bench", "hiap.formats", "baselines", "slurm", "analysis")
+
+
+def method() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def test_the_method_imports_nothing_of_the_rest() -> None:
+    modules = ", ".join(f"hiap.{name}" for name in method())
+    used = f"sorted(m for m in sys.modules if m.startswith({REST!r}))"
+    code = f"import sys, {modules}; print({used})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_reading_order_names_every_file_of_the_method_and_no_other() -> None:
+    order = re.findall(r"^    (\w+)  ", hiap.__doc__ or "", re.MULTILINE)
+    assert sorted(order) == method()
+    assert len(order) <= 12
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(hiap, name) is not None for name in hiap.__all__)
+    assert set(hiap.__all__) == set(hiap._HOME)

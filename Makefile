@@ -4,6 +4,7 @@
 # make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
+# make integrations  Lightning and transformers, installed into the environment, and their tests
 # make lock        resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/local
 
-.PHONY: fashion weights setup reproduce test test-slow slurm-test verify lint release paper report lock clean
+.PHONY: integrations fashion weights setup reproduce test test-slow slurm-test verify lint release paper report lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +51,11 @@ verify: $(STAMP)
 	$(BIN)/python -m analysis.paper --results results
 	git --no-pager diff --exit-code -- $(WRITTEN)
 	! git ls-files --others --exclude-standard -- $(WRITTEN) | grep .
+
+# Extras of their own, so that the main set-up does not grow.
+integrations: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations]'
+	$(BIN)/python -m pytest tests/test_integrations.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import hiap
+from hiap.train.record import git_state
+from slurm import submission
 
 PACKAGE = Path(hiap.__file__).parent
 REST = ("hiap.train", "hiap.data", "hiap.bench", "hiap.formats", "baselines", "slurm", "analysis")
@@ -34,3 +37,13 @@ def test_the_reading_order_names_every_file_of_the_method_and_no_other() -> None
 def test_every_public_name_is_there() -> None:
     assert all(getattr(hiap, name) is not None for name in hiap.__all__)
     assert set(hiap.__all__) == set(hiap._HOME)
+
+
+def test_a_jobs_copy_of_the_code_is_complete_and_knows_its_commit(tmp_path: Path) -> None:
+    folder = submission.snapshot(tmp_path)
+    code = "import hiap.train.run, hiap.bench.run, baselines.cofi, slurm.job; from hiap.train.record import git_state; "
+    code += "print(hiap.__file__, git_state()[0])"
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(folder / "hiap" / "__init__.py"), git_state()[0]]

@@ -6,6 +6,7 @@
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
+# make integrations  Lightning and transformers, installed into the environment, and their tests
 # make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
 # make lock        resolve both locks anew from pyproject.toml (needs uv)
 PYTHON ?= python3
@@ -16,7 +17,8 @@ LOCK := requirements$(if $(filter 12,$(CUDA)),-cuda12).lock
 STAMP := $(VENV)/.installed$(if $(filter 12,$(CUDA)),-cuda12)
 RESULTS ?= results/local
 
-.PHONY: fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report lock clean
+.PHONY: integrations fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
+  lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +58,11 @@ verify: $(STAMP)
 	$(BIN)/python -m analysis.paper --results results
 	git --no-pager diff --exit-code -- $(WRITTEN)
 	! git ls-files --others --exclude-standard -- $(WRITTEN) | grep .
+
+# Extras of their own, so that the main set-up does not grow.
+integrations: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations]'
+	$(BIN)/python -m pytest tests/test_integrations.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import collect
 from analysis.plots import PAGE, SEQUENTIAL
-from hiap.record import Record
+from hiap.train.record import Record
 
 GRID, IMAGENET = "calibrate", "imagenet_calibrate"
 TAKEN, BEFORE = "m0.2-s3-t6-total-no-t2", "s3-t6-total-t2"  # 'calibrated' and 'near-open' in slurm/readings.yaml

@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import claims, collect, stats
-from hiap.config import ConfigError
-from hiap.record import git_state
+from hiap.train.config import ConfigError
+from hiap.train.record import git_state
 
 REFERENCE = "arXiv:2603.12222"
 ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in front

@@ -19,10 +19,10 @@ import hiap
 from analysis import bench, calibrate, claim_runs, collect, findings, findings_runs, speed_limit, stats, theory
 from baselines.vit_slim import SoftMask
 from hiap import gated_vit
-from hiap.config import GateConfig
 from hiap.gates import Gate
 from hiap.ledger import dense_macs, paper_prices, true_prices
-from hiap.record import BlockShape, Record
+from hiap.train.config import GateConfig
+from hiap.train.record import BlockShape, Record
 
 
 class Noted(NamedTuple):

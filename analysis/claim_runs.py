@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import bench, collect, stats
-from hiap.config import parse_overrides
-from hiap.record import Record
+from hiap.train.config import parse_overrides
+from hiap.train.record import Record
 from slurm import grid
 
 TRAIN, BENCH = "python -m hiap.train ", "python -m hiap.bench speed "

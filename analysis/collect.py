@@ -1,7 +1,7 @@
 """Records on disk to data frames: the only way that results enter a table or a figure.
 
-Nothing here needs torch. Records are validated by ``hiap.record.read``, which raises ``ConfigError`` (one line) for a
-file that is not one.
+Nothing here needs torch. Records are validated by ``hiap.train.record.read``, which raises ``ConfigError`` (one line)
+for a file that is not one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from hiap.config import ConfigError
 from hiap.ledger import known_dims
-from hiap.record import Folders, Record, read
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders, Record, read
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = REPOSITORY / "results" / "published"

@@ -20,8 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from analysis import collect
-from hiap.config import ConfigError, unknown_key
 from hiap.files import atomic_write, write_json
+from hiap.train.config import ConfigError, unknown_key
 
 FOLDER = Path(__file__).parent
 CODE = ("analysis", "baselines", "hiap", "slurm")

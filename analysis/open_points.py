@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import collect, stats
 from analysis.findings import sample_mean, sigmoid
 from analysis.tables import Column, Panel, Table, number, signed
-from hiap.config import GateConfig
+from hiap.train.config import GateConfig
 
 START = GateConfig().init_logit
 OPEN = (

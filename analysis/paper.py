@@ -15,8 +15,8 @@ from pathlib import Path
 
 from analysis import claims, collect, paper_parts, prose, stats, tables
 from analysis.paper_numbers import Numbers, numbers
-from hiap.config import ConfigError
 from hiap.files import atomic_write
+from hiap.train.config import ConfigError
 
 PAPER = collect.REPOSITORY / "paper"
 USED = re.compile(r"\\n\{([^}]+)\}")

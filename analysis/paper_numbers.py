@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import bench, calibrate, claims, collect, findings, findings_runs, open_points, pull, speed_limit, stats
-from hiap.config import Config
+from hiap.train.config import Config
 
 Numbers = dict[str, str]
 DECIDED = ("confirmed", "contradicted")

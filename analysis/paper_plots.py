@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 
 from analysis import collect, findings, findings_runs, theory
 from analysis.plots import COLUMN, GREY, LOOKS, PAGE, Look
-from hiap.record import Record
+from hiap.train.record import Record
 
 BLUE, ORANGE, GREEN, RED, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 SERIES = (Look(RED, "o"), Look(BLUE, "s"), Look(GREEN, "^"), Look(ORANGE, "D"), Look(PINK, "v"))

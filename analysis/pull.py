@@ -25,13 +25,13 @@ import hiap
 from analysis import calibrate, collect
 from analysis.plots import COLUMN, GREY
 from hiap import gated_vit
-from hiap.config import Config, ConfigError
 from hiap.data import loader as data
 from hiap.files import write_json
-from hiap.model import build
 from hiap.objective import distillation_loss, penalties
-from hiap.record import Folders, environment
-from hiap.seeds import derive
+from hiap.train.config import Config, ConfigError
+from hiap.train.record import Folders, environment
+from hiap.train.seeds import derive
+from hiap.train.start import build
 from slurm import grid
 
 BATCHES = 64

@@ -1,6 +1,6 @@
 """Finding 14, the speed limit: how far a gate's logit can travel at the stated rate, against Figs. 5-9.
 
-The bound is ``hiap.reach``'s. The settings are the paper's (section 5: AdamW, rate 5e-5, global batch 256); schedule
+The bound is ``hiap.train.reach``'s. Settings are the paper's (section 5: AdamW, rate 5e-5, global batch 256); schedule
 and warm-up are unstated (A8), so all is computed twice: at the full rate in every step, which no schedule exceeds, and
 with the cosine and the five epochs of warm-up of our grids. Column 0 of Figs. 5-9 is the end of the first epoch.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import collect, findings
-from hiap.config import GateConfig, from_dict
-from hiap.reach import GROWN, bound, learning_rate
+from hiap.train.config import GateConfig, from_dict
+from hiap.train.reach import GROWN, bound, learning_rate
 
 RATE = 5e-5  # as stated
 WARMUP = 5  # epochs, of our grids

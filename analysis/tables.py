@@ -19,8 +19,8 @@ from pandas.api.types import is_numeric_dtype
 from scipy.special import stdtrit  # Student's quantile
 
 from analysis import collect
-from hiap.config import ConfigError
 from hiap.files import atomic_write
+from hiap.train.config import ConfigError
 
 TEXT_WIDTH = 100
 MISSING = "-"

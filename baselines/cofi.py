@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from hiap import gated_vit
-from hiap.config import Config
 from hiap.gates import Gate, logistic_noise
-from hiap.method import Context, Stage, TargetedStage
 from hiap.pruner import Multipliers
-from hiap.reach import HARD_CONCRETE
 from hiap.selection import Ranking, joint_ranking
+from hiap.train.config import Config
+from hiap.train.reach import HARD_CONCRETE
+from hiap.train.stages import Context, Stage, TargetedStage
 
 LOW, HIGH, TEMPERATURE = HARD_CONCRETE
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from baselines.ranking import l1_neurons, prune_then_tune, within_layer_rank
-from hiap.config import Config
-from hiap.method import Context, Stage
 from hiap.selection import Ranking
+from hiap.train.config import Config
+from hiap.train.stages import Context, Stage
 
 
 def stages(config: Config) -> list[Stage]:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from hiap import cost
-from hiap.config import Config, ConfigError
-from hiap.method import Context, Stage
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 from hiap.selection import Target
+from hiap.train.config import Config, ConfigError
+from hiap.train.stages import Context, Stage
 
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300

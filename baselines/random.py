@@ -13,10 +13,10 @@ import torch
 
 from baselines.ranking import prune_then_tune
 from hiap import cost
-from hiap.config import Config
-from hiap.method import Context, Stage
-from hiap.seeds import derive
 from hiap.selection import Ranking
+from hiap.train.config import Config
+from hiap.train.seeds import derive
+from hiap.train.stages import Context, Stage
 
 
 def stages(config: Config) -> list[Stage]:

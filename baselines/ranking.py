@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hiap import gated_vit
-from hiap.config import Config, ConfigError, GateConfig
 from hiap.gates import Gate
-from hiap.method import Context, Stage, remove
 from hiap.selection import Ranking
+from hiap.train.config import Config, ConfigError, GateConfig
+from hiap.train.stages import Context, Stage, remove
 
 Rank = Callable[[Any, Context], Ranking]
 

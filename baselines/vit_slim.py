@@ -18,10 +18,10 @@ from torch import Tensor
 
 from baselines.ranking import global_rank
 from hiap import gated_vit
-from hiap.config import Config, GateConfig
 from hiap.gates import Gate
-from hiap.method import Context, Stage, TargetedStage
 from hiap.selection import Ranking
+from hiap.train.config import Config, GateConfig
+from hiap.train.stages import Context, Stage, TargetedStage
 
 
 class SoftMask(Gate):

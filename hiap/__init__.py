@@ -1,15 +1,30 @@
 """HiAP, a multi-granular stochastic auto-pruning framework for Vision Transformers (arXiv 2603.12222): a reproduction.
 
-::
+The method is the files of this folder, which need nothing below it. In the order to read them:
 
-    pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # the single phase, for any training loop: hiap.pruner
-    gated = hiap.gate(model)                      # a timm VisionTransformer with gates folded into its weights
-    cost = hiap.expected_cost(gated)              # Eq. 5 in FLOPs, and the true ledger in MACs
-    small = hiap.extract(gated)                   # physically smaller, same function as gated.eval()
-    hiap.save(small, "folder"); hiap.load("folder")
+    options      the open points of the paper that are options of the method, with our reasons (A1 ... A9)
+    gates        Gumbel-Sigmoid gates and their annealing                                      (Eq. 6)
+    reference    gated attention and FFN as printed: slow, readable                            (Eqs. 1-4)
+    gated_vit    the same on a timm ViT, folded into the weights
+    ledger       prices: the paper's and the true ones; arithmetic without torch               (Eq. 5)
+    cost         expected cost of a gated network, counted cost of any
+    objective    distillation, the macro and micro penalties, feasibility                      (Eqs. 7-8)
+    selection    which units stay: landing on a target
+    pruned_vit   what is left: attention with heads of different widths, blocks without a branch
+    extraction   physical removal
+    pruner       the single phase as one object: gate, penalty, step, finish                   (section 3.4)
+    files        writing a file whole or not at all
+
+Around it: ``hiap.formats`` (save, load, export), ``hiap.data``, ``hiap.train`` and ``hiap.bench``, which run from the
+command line. The public names, loaded on first use so that tools which only read records start without torch:
+
+    pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # for any training loop
+    loss = hiap.distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
+    small = pruner.finish()                                   # a smaller plain module
+    hiap.extract(pruner.model, target_macs=0.4)               # the same logits at another target
+    hiap.save(small, "folder"); hiap.load("folder")           # safetensors and JSON
     hiap.macs(small, (3, 224, 224)), hiap.params(small)
-
-Names are loaded on first use, so that tools which only read configurations and records start without torch.
+    gated = hiap.gate(model); hiap.expected_cost(gated)       # the parts by hand
 """
 
 from importlib import import_module

@@ -28,9 +28,9 @@ from typing import Any
 
 import yaml
 
-from hiap.config import ON_DISK, ConfigError
-from hiap.device import unusable, visible_gpus
-from hiap.record import write_json
+from hiap.train.config import ON_DISK, ConfigError
+from hiap.train.device import unusable, visible_gpus
+from hiap.train.record import write_json
 from slurm import prefetch, submission
 from slurm.grid import Run
 from slurm.jobs import queue

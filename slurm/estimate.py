@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hiap.config import SEARCHING, Config, ConfigError
 from hiap.data.loader import published_size
 from hiap.ledger import Dims, dense_macs, known_dims
-from hiap.record import Folders, read
+from hiap.train.config import SEARCHING, Config, ConfigError
+from hiap.train.record import Folders, read
 
 
 def images_seen(config: Config) -> int:

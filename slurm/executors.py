@@ -26,9 +26,9 @@ from typing import Protocol
 
 import submitit
 
-from hiap.config import ConfigError
-from hiap.device import visible_gpus
-from hiap.record import read_status, write_status
+from hiap.train.config import ConfigError
+from hiap.train.device import visible_gpus
+from hiap.train.record import read_status, write_status
 from slurm import submission
 from slurm.grid import Run
 from slurm.job import Job
@@ -88,7 +88,7 @@ class Debug(_Here):
             try:
                 Job(run.config)()
             except Exception as error:
-                from hiap.train import Interrupted  # with torch, which the other executors leave to their children
+                from hiap.train.run import Interrupted  # with torch, which the other executors leave to their children
 
                 if isinstance(error, Interrupted):
                     raise KeyboardInterrupt from None
@@ -232,7 +232,7 @@ class Slurm:
         tries = self.jobs.count_try(run)
         if tries <= self.site.retries:
             return True
-        from hiap.train import record_lost  # with torch, which only this rare case needs
+        from hiap.train.run import record_lost  # with torch, which only this rare case needs
 
         record_lost(run.config, f"gave up after {tries} jobs without a record; the last: {self.reason(run)}")
         self.jobs.forget_tries(run)

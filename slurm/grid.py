@@ -35,8 +35,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hiap.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_key
-from hiap.record import Folders
+from hiap.train.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_key
+from hiap.train.record import Folders
 
 GRIDS = Path(__file__).parent / "grids"
 READINGS = Path(__file__).parent / "readings.yaml"

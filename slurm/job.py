@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.config import Config
-from hiap.record import Folders, read_status, write_json, write_status
-from hiap.rendezvous import join_slurm
+from hiap.train.config import Config
+from hiap.train.record import Folders, read_status, write_json, write_status
+from hiap.train.rendezvous import join_slurm
 from slurm.jobs import checkpoint_of
 from slurm.locks import alone
 
@@ -42,7 +42,7 @@ class Job:
         data = self.config.data.model_copy(update={"root": os.path.expandvars(self.config.data.root)})
         with _stop_signals(folders, rank) as requeue, alone(folders.work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
-            from hiap.train import Interrupted, run
+            from hiap.train.run import Interrupted, run
 
             try:
                 run(self.config.model_copy(update={"data": data}))
@@ -59,7 +59,7 @@ class Job:
 
 
 def _join() -> int:
-    """This process's rank in its job; where there are several, sets the environment that ``hiap.distributed`` reads."""
+    """This process's rank in its job; where there are several, sets what ``hiap.train.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
         return 0
     join_slurm()

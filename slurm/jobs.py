@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hiap.files import write_json
-from hiap.record import Folders, read_status
+from hiap.train.record import Folders, read_status
 from slurm.grid import Run
 from slurm.locks import locked
 

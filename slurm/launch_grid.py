@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hiap.config import ON_DISK, ConfigError, check_needs
 from hiap.data import loader as data
-from hiap.reach import check_reach
-from hiap.record import read, write
+from hiap.train.config import ON_DISK, ConfigError, check_needs
+from hiap.train.reach import check_reach
+from hiap.train.record import read, write
 from slurm import estimate, report
 from slurm import grid as grids
 from slurm import site as sites

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from hiap.files import atomic_write
-from hiap.record import now, read_status
+from hiap.train.record import now, read_status
 from slurm.report import Progress, duration, finished_summary, name
 
 EVERY_S = 30.0

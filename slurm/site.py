@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hiap.config import ConfigError, unknown_key
+from hiap.train.config import ConfigError, unknown_key
 
 HERE = Path(__file__).parent
 FILE = HERE / "site.yaml"  # the user's own; git ignores it

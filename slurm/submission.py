@@ -14,9 +14,9 @@ from operator import le
 from pathlib import Path
 from typing import Any
 
-from hiap.config import ConfigError
 from hiap.files import atomic_write, write_json
-from hiap.record import SNAPSHOT, git_state
+from hiap.train.config import ConfigError
+from hiap.train.record import SNAPSHOT, git_state
 from slurm.grid import Run
 from slurm.job import word
 from slurm.site import Site

@@ -11,7 +11,7 @@ from fake_queue import queue  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
-from hiap.config import Config, from_dict, merge
+from hiap.train.config import Config, from_dict, merge
 
 torch.set_num_threads(1)
 

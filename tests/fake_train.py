@@ -1,4 +1,4 @@
-"""Stands in for ``hiap.train`` where the launcher is tested: writes real records, trains nothing, imports no torch.
+"""Stands in for ``hiap.train.run`` where the launcher is tested: writes real records, trains nothing, imports no torch.
 
 A run labelled 'bad...' fails with a record, 'wrong...' cannot be run, 'dies...' kills its process. FAKE_SECONDS is
 how long a run takes, FAKE_LOG a file that gets a line at each start and end.
@@ -10,8 +10,8 @@ import os
 import signal
 import time
 
-from hiap.config import Config, ConfigError
-from hiap.record import Environment, Folders, Metrics, Record, Score, Size, StageBill, now, read, write
+from hiap.train.config import Config, ConfigError
+from hiap.train.record import Environment, Folders, Metrics, Record, Score, Size, StageBill, now, read, write
 
 
 class Interrupted(Exception):  # noqa: N818

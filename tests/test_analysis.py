@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from analysis import collect, execute, findings, plots, tables
-from hiap.config import ConfigError, from_dict
-from hiap.record import BlockShape, Environment, EpochLog, Folders, Metrics, Record, Score, Size, StageBill, write
+from hiap.train.config import ConfigError, from_dict
+from hiap.train.record import BlockShape, Environment, EpochLog, Folders, Metrics, Record, Score, Size, StageBill, write
 
 DEPTH, HEADS, HEAD_DIM, NEURONS, EPOCHS = 4, 3, 32, 384, 6
 DENSE_MACS, DENSE_PARAMS = 31_234_560, 461_290

@@ -9,11 +9,12 @@ from conftest import scatter_logits, small_vit, tiny
 import hiap
 from baselines import magnitude, peer, random, taylor, uniform, vit_slim
 from baselines.ranking import FixedGate, fold
-from hiap import cost, gated_vit, ledger, selection, train
-from hiap.config import Config, ConfigError, from_dict
-from hiap.method import Context
-from hiap.record import Folders
+from hiap import cost, gated_vit, ledger, selection
 from hiap.selection import Ranking, joint_ranking, keep_best, target_of
+from hiap.train import run as train
+from hiap.train.config import Config, ConfigError, from_dict
+from hiap.train.record import Folders
+from hiap.train.stages import Context
 
 IMAGE = (1, 16, 16)
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15]

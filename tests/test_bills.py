@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from test_analysis import EPOCHS, made_up, put, root  # noqa: F401  (a fixture)
 
 from analysis import bills, collect, findings, findings_runs, open_points, report_plots, stats
-from hiap.record import BlockShape
+from hiap.train.record import BlockShape
 
 RESULTS = collect.REPOSITORY / "results"
 

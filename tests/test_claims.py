@@ -12,9 +12,9 @@ from fake_train import make_record
 from analysis import calibrate, cite, claim_checks, claim_runs, claims, collect
 from analysis.claim_checks import CHECKS, HERE
 from hiap.bench.run import Report, Row, Settings
-from hiap.config import Config, from_dict, parse_overrides
 from hiap.files import write_json
-from hiap.record import BlockShape, EpochLog, Folders, write
+from hiap.train.config import Config, from_dict, parse_overrides
+from hiap.train.record import BlockShape, EpochLog, Folders, write
 from slurm import grid
 
 CLAIM = {

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hiap.config import ConfigError, DataConfig
 from hiap.data import affine_digits, fashion_mnist
 from hiap.data import loader as data
+from hiap.train.config import ConfigError, DataConfig
 
 SMALL = DataConfig(train_size=600, test_size=300)
 RNG = np.random.default_rng(0)
@@ -519,7 +519,8 @@ def test_good_folders_pass_and_endings_are_timms(tmp_path):
 
 def test_check_needs_no_torch():
     code = (
-        "import sys; from hiap.data.loader import check; from hiap.config import DataConfig; check(DataConfig(), 32);"
+        "import sys; from hiap.data.loader import check; from hiap.train.config import DataConfig;"
+        "check(DataConfig(), 32);"
         "print(sorted({'torch', 'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import tiny
 
-from hiap import checkpoint, device, train
-from hiap.config import ConfigError
-from hiap.record import Folders
+from hiap.train import checkpoint, device
+from hiap.train import run as train
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders
 
 
 @pytest.fixture

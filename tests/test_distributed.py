@@ -15,17 +15,17 @@ import torch
 from conftest import tiny
 from test_data import break_images, write_imagenet
 
-from hiap import train
-from hiap.config import Config, ConfigError, merge
 from hiap.data import loader as data
-from hiap.record import Record, read
-from hiap.rendezvous import first_node, of_slurm
+from hiap.train import run as train
+from hiap.train.config import Config, ConfigError, merge
+from hiap.train.record import Record, read
+from hiap.train.rendezvous import first_node, of_slurm
 
 REPOSITORY = Path(__file__).parents[1]
 START = """
 import json, sys
-from hiap import train
-from hiap.config import from_dict
+from hiap.train import run as train
+from hiap.train.config import from_dict
 stop_at = int(sys.argv[2])
 if stop_at:
     step = train.Run._step

@@ -12,7 +12,7 @@ import pytest
 from test_analysis import DENSE_MACS, made_up
 
 from analysis import collect, evidence, evidence_plots, inference, tables
-from hiap.record import Folders, Metrics, Score, write
+from hiap.train.record import Folders, Metrics, Score, write
 
 IMAGES = 2000
 GAINS = {"vit_slim": 3.0, "taylor": 6.0, "uniform": -2.0, "uniform-noise": 0.0}

@@ -8,9 +8,9 @@ from conftest import scatter_logits, small_vit
 
 import hiap
 from hiap import reference
-from hiap.config import GateConfig
 from hiap.gated_vit import sampling, set_temperature
 from hiap.gates import CERTAIN, Gate, logistic_noise, temperature
+from hiap.train.config import GateConfig
 
 
 def gate_of(logit: float, count: int = 200_000, tau: float = 1.0, **options: str) -> Gate:

@@ -90,7 +90,7 @@ def test_the_conda_environment_installs_the_lock():
 
 
 def test_configurations_and_records_are_read_without_torch():
-    code = "import sys, hiap, hiap.config, hiap.record, hiap.ledger; sys.exit('torch' in sys.modules)"
+    code = "import sys, hiap, hiap.train.config, hiap.train.record, hiap.ledger; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -99,7 +99,7 @@ def test_the_readme_names_only_what_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
     options = set(re.findall(r"`((?:gates|penalty|feasibility|distill|budget|data|optim|model)\.[a-z_]+)`", readme))
-    from hiap.config import valid_keys
+    from hiap.train.config import valid_keys
 
     assert options <= set(valid_keys())
     makefile = (ROOT / "Makefile").read_text()

@@ -16,10 +16,10 @@ import pytest
 from fake_queue import lines, logs
 from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
 
-from hiap.config import ConfigError
 from hiap.files import write_json
-from hiap.record import write, write_status
-from hiap.rendezvous import port
+from hiap.train.config import ConfigError
+from hiap.train.record import write, write_status
+from hiap.train.rendezvous import port
 from slurm import launch_grid, report
 from slurm.executors import Slurm
 from slurm.grid import Run
@@ -161,7 +161,7 @@ def test_a_refused_retry_is_repeated_and_a_refused_start_is_an_error(
 def test_only_jobs_that_brought_a_run_no_further_are_counted_and_a_new_launcher_goes_on_counting(
     tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    monkeypatch.setitem(sys.modules, "hiap.train.run", fake_train)
     (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
     told: list[str] = []
     monkeypatch.setattr(fake_train, "record_lost", lambda config, error: told.append(error), raising=False)
@@ -262,7 +262,8 @@ def test_the_port_is_below_those_that_anyone_may_get_and_differs_between_attempt
 def test_a_warning_and_then_a_sigterm_still_end_in_a_checkpoint_and_a_requeue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hiap import checkpoint, train
+    from hiap.train import checkpoint
+    from hiap.train import run as train
 
     (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
     requeued: list[int] = []

@@ -19,13 +19,13 @@ import fake_train
 import pytest
 import yaml
 
-from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.data import fashion_mnist
 from hiap.data import loader as data
 from hiap.files import write_json
 from hiap.ledger import dense_macs
-from hiap.reach import check_reach
-from hiap.record import EpochLog, Folders, GateLog, Record, read, summary, write
+from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict
+from hiap.train.reach import check_reach
+from hiap.train.record import EpochLog, Folders, GateLog, Record, read, summary, write
 from slurm import estimate, grid, launch_grid, page, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site
@@ -57,16 +57,16 @@ def runs_of(path: Path, results: Path, *labels: str) -> list[grid.Run]:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-in for ``hiap.train``, here and in child processes; returns the log of starts and ends."""
+    """The stand-in for ``hiap.train.run``, here and in child processes; returns the log of starts and ends."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, fake_train\nsys.modules['hiap.train'] = fake_train\n"
+        "import sys, fake_train\nsys.modules['hiap.train.run'] = fake_train\n"
     )
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    monkeypatch.setitem(sys.modules, "hiap.train.run", fake_train)
     return tmp_path / "log"
 
 
@@ -718,7 +718,7 @@ def test_cost_of_an_unlisted_model_is_unknown() -> None:
 
 def test_parameter_estimate_is_exact_for_a_built_network() -> None:
     from hiap import cost
-    from hiap.model import build
+    from hiap.train.start import build
 
     config: Config = from_dict(BASE)
     size = estimate.dims(config)

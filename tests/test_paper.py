@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from analysis import collect, execute, open_points, paper, paper_numbers, paper_parts, prose, report
-from hiap.config import ConfigError
+from hiap.train.config import ConfigError
 from slurm import grid
 
 RESULTS = collect.REPOSITORY / "results"

@@ -16,12 +16,13 @@ from conftest import scatter_logits, small_vit, tiny
 from torch import Tensor
 
 import hiap
-from hiap import cost, ledger, train
-from hiap.config import Config
+from hiap import cost, ledger
 from hiap.data import loader as data
-from hiap.reach import learning_rate
-from hiap.record import Folders
-from hiap.seeds import derive
+from hiap.train import run as train
+from hiap.train.config import Config
+from hiap.train.reach import learning_rate
+from hiap.train.record import Folders
+from hiap.train.seeds import derive
 
 IMAGE = (1, 16, 16)
 REPOSITORY = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ import torch
 from conftest import tiny
 
 from baselines import cofi
-from hiap import reach
-from hiap.config import Config, ConfigError, GateConfig, from_dict
 from hiap.pruner import Budget
-from hiap.train import run as training
+from hiap.train import reach
+from hiap.train.config import Config, ConfigError, GateConfig, from_dict
+from hiap.train.run import run as training
 from slurm import grid
 
 PER_EPOCH = 10

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import collect, dictionary
 from hiap.bench.run import Report
-from hiap.record import Record, read
+from hiap.train.record import Record, read
 
 RESULTS = collect.REPOSITORY / "results"
 RECORDS = sorted(RESULTS.glob("runs/*/*.json"))

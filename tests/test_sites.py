@@ -18,8 +18,8 @@ from fake_queue import lines, logs
 from test_jobs import Silent
 from test_launch_grid import BASE, REPOSITORY, RUNS, launch, runs_of, write_grid
 
-from hiap.config import ConfigError
-from hiap.record import Folders, read_status, write
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders, read_status, write
 from slurm import executors, grid, job, launch_grid, locks, prefetch, site, submission
 from slurm.executors import Slurm
 from slurm.job import Job

@@ -14,8 +14,8 @@ import hiap
 from hiap import cost, gated_vit, ledger
 from hiap.bench import run as bench
 from hiap.bench import topologies
-from hiap.config import Config, PenaltyConfig
 from hiap.objective import penalties
+from hiap.train.config import Config, PenaltyConfig
 
 
 @pytest.mark.parametrize("mode", MODES)

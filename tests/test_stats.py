@@ -8,7 +8,7 @@ import pytest
 from test_analysis import DENSE_MACS, made_up
 
 from analysis import collect, report_plots, stats, study_plots, tables
-from hiap.record import Folders, write
+from hiap.train.record import Folders, write
 
 
 def seeds(*values: float, start: int = 0) -> pd.Series:

@@ -22,11 +22,12 @@ from conftest import small_vit, tiny
 from test_data import break_images, write_imagenet
 
 import hiap
-from hiap import checkpoint, reach, train
-from hiap.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.data import loader as data
-from hiap.distributed import World
-from hiap.record import Folders, Record, read
+from hiap.train import checkpoint, reach
+from hiap.train import run as train
+from hiap.train.config import Config, ConfigError, from_dict, parse_overrides
+from hiap.train.distributed import World
+from hiap.train.record import Folders, Record, read
 
 KILLS = 20
 

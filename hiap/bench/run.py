@@ -32,13 +32,13 @@ from torch.profiler import ProfilerActivity, profile
 import hiap
 from hiap import cost, gated_vit
 from hiap.bench import topologies
-from hiap.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
 from hiap.files import write_json
 from hiap.formats import store
 from hiap.objective import penalties
 from hiap.pruned_vit import LAYOUTS, set_layout
-from hiap.record import Environment, environment, now
 from hiap.selection import target_of
+from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
+from hiap.train.record import Environment, environment, now
 
 
 class Settings(BaseModel):

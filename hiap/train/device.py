@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hiap.config import ConfigError
+from hiap.train.config import ConfigError
 
 if TYPE_CHECKING:
     import torch

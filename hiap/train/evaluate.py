@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.device import autocast
-from hiap.distributed import ALONE, World
 from hiap.gated_vit import sampling
-from hiap.record import Score
+from hiap.train.device import autocast
+from hiap.train.distributed import ALONE, World
+from hiap.train.record import Score
 
 
 def evaluate(

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hiap.config import Config, ConfigError
 from hiap.files import write_json
+from hiap.train.config import Config, ConfigError
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION: Literal[1] = 1
+PACKAGE = Path(__file__).parents[1]  # hiap/, in the checkout whose code this is
 SNAPSHOT = "snapshot.json"
 Part = TypeVar("Part", bound=BaseModel)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -295,18 +296,18 @@ def environment(device: torch.device, command: str, processes: int = 1) -> Envir
 def git_state() -> tuple[str, bool]:
     """Commit of the checkout that holds this file and whether tracked code differs from it; ('', False) without git.
     A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
-    if (note := Path(__file__).parent / SNAPSHOT).exists():
+    if (note := PACKAGE / SNAPSHOT).exists():
         made = json.loads(note.read_text())
         return made["commit"], made["dirty"]
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30
+            ["git", *args], cwd=PACKAGE.parent, capture_output=True, text=True, check=True, timeout=30
         ).stdout.strip()
 
     try:
         code = ("hiap", "baselines", "slurm")  # records that come and go do not matter
-        changed = git("-C", "..", "status", "--porcelain", "--untracked-files=no", "--", *code)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "", False

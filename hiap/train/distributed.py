@@ -1,7 +1,7 @@
 """Several processes that train one network: who they are, and the few things that they say to each other.
 
 Processes are found by the environment that ``torchrun`` sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
-or by what ``srun`` says (``hiap.rendezvous``); without it a run is one process and nothing here costs anything.
+or by what ``srun`` says (``hiap.train.rendezvous``); without it a run is one process and nothing here costs anything.
 Gradients are averaged by PyTorch's ``DistributedDataParallel``; every process holds the same network and optimiser, so
 only the first one writes.
 """
@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hiap.config import ConfigError
-from hiap.rendezvous import join_slurm
+from hiap.train.config import ConfigError
+from hiap.train.rendezvous import join_slurm
 
 MEET = timedelta(minutes=5)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
-from hiap.config import Config
 from hiap.extraction import extract
 from hiap.pruner import Pruner
 from hiap.selection import Ranking, Target
+from hiap.train.config import Config
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hiap.config import SEARCHING, Config, ConfigError, OptimConfig
+from hiap.train.config import SEARCHING, Config, ConfigError, OptimConfig
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
 GROWN = 1e3  # how much a gradient may grow where "at most" is said

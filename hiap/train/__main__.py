@@ -1,0 +1,5 @@
+import sys
+
+from hiap.train.run import main
+
+sys.exit(main())

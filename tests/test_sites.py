@@ -15,9 +15,11 @@ from typing import Any
 import fake_train
 import pytest
 from fake_queue import lines, logs
+from test_data import write_imagenet
 from test_jobs import Silent
 from test_launch_grid import BASE, REPOSITORY, RUNS, launch, runs_of, write_grid
 
+from hiap.data import image_index
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, read_status, write
 from slurm import executors, grid, job, launch_grid, locks, prefetch, site, submission
@@ -453,3 +455,19 @@ def test_weights_that_cannot_be_had_are_one_line_and_no_job(
     assert lines(queue) == []
     assert not (tmp_path / "out").exists()
     assert prefetch.prefetch(runs_of(write_grid(tmp_path), tmp_path / "out"), Site()) == []
+
+
+def test_images_are_listed_once_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HIAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    root = write_imagenet(tmp_path / "data")
+    base = {"model": {"name": "deit_tiny_patch16_224", "img_size": 224}, "data": {"name": "imagenet"}}
+    (tmp_path / "site.yaml").write_text(f"data_root: {root}\n")
+    path = write_grid(tmp_path, base=base, runs={"dense": RUNS["dense"]})
+    assert launch(path, "--site", str(tmp_path / "site.yaml"), "--prefetch") == 0
+    assert capsys.readouterr().out == f"index of {root}: {tmp_path / 'cache' / 'index'}\n"
+    indexed = image_index.load(root / "train")
+    assert indexed is not None
+    assert len(indexed) == 12

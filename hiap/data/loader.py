@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from hiap.data import fashion_mnist
+from hiap.data import fashion_mnist, image_index
 from hiap.train.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
 
 if TYPE_CHECKING:
@@ -535,13 +535,42 @@ class _ImageNet:
 
 @lru_cache(maxsize=4)
 def _imagenet(root: str, split: Split) -> _ImageNet:
-    path = Path(root) / IMAGENET_FOLDERS[split]
-    if _in_tars(Path(root)):
-        return _imagenet_tar(path.with_suffix(".tar"))
+    path = _imagenet_path(root, split)
+    if (indexed := image_index.load(path)) is not None:
+        return _ImageNet(indexed)
+    if path.suffix == ".tar":
+        return _imagenet_tar(path)
     from timm.data.readers.reader_image_folder import ReaderImageFolder
 
     classes = _folders(Path(root) / "train")
     return _ImageNet(ReaderImageFolder(str(path), class_map={name: i for i, name in enumerate(classes)}))
+
+
+def _imagenet_path(root: str, split: Split) -> Path:
+    path = Path(root) / IMAGENET_FOLDERS[split]
+    return path.with_suffix(".tar") if _in_tars(Path(root)) else path
+
+
+def make_index(root: str) -> list[Path]:
+    """Write down which images ImageNet has at ``root``, where that is not known yet; the files that tell."""
+    return [_make_index(_imagenet_path(root, split), _imagenet(root, split)) for split in ("train", "test")]
+
+
+def _make_index(path: Path, source: _ImageNet) -> Path:
+    reader = source.reader
+    if isinstance(reader, image_index.Indexed):
+        return image_index.file_of(path)
+    if path.suffix != ".tar":
+        names = [os.path.relpath(name, path) for name, _ in reader.samples]
+        labels = [label for _, label in reader.samples]
+        return image_index.save(image_index.Indexed(path, names, labels, None, _folders(path.parent / "train")))
+    names, places = [], []
+    for member, _, child in reader.samples:  # child: a tar within the tar
+        names.append(member.name)
+        places.append((member.offset_data + (child.offset_data if child else 0), member.size))
+    assert source.numbers is not None
+    labels = [int(source.numbers[target]) for target in reader.targets]
+    return image_index.save(image_index.Indexed(path, names, labels, places, sorted(reader.class_name_to_idx)))
 
 
 def _imagenet_tar(path: Path) -> _ImageNet:

@@ -136,7 +136,7 @@ class Pruner:
         keep: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
-        if not isinstance(steps, int) or steps < 1:
+        if not hasattr(steps, "__index__") or steps < 1:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
         if not 0 < ramp <= 1:
             raise ConfigError(f"ramp {ramp!r}: expected a share of the phase in (0, 1]")

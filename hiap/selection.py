@@ -71,10 +71,10 @@ def target_of(model: Any, target_macs: float | None = None, target_params: float
     below 1 is a share of the dense network's. Raises ``ConfigError`` for both at once, or a number that is none."""
     if target_macs is not None and target_params is not None:
         raise ConfigError("target_macs and target_params: set one of them")
-    if target_macs is None and target_params is None:
-        return None
     name, wanted = ("target_params", target_params) if target_macs is None else ("target_macs", target_macs)
-    if not isinstance(wanted, float | int) or not 0 < wanted < float("inf"):
+    if wanted is None:
+        return None
+    if not hasattr(wanted, "__float__") or not 0 < wanted < float("inf"):
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
     dims = cost.dims_of(model)
     prices = ledger.mac_prices(dims) if target_params is None else cost.param_prices(model)

@@ -7,7 +7,7 @@ import torch
 from conftest import scatter_logits, small_vit, tiny
 
 import hiap
-from baselines import magnitude, peer, random, taylor, uniform, vit_slim
+from baselines import magnitude, random, taylor, torch_pruning, uniform, vit_slim
 from baselines.ranking import FixedGate, fold
 from hiap import cost, gated_vit, ledger, selection
 from hiap.selection import Ranking, joint_ranking, keep_best, target_of
@@ -115,7 +115,7 @@ def test_heads_go_whole_but_for_the_one_at_the_boundary(share):
 def test_torch_pruning_lands_at_most_half_a_per_cent_of_dense_below_the_target(share):
     model = small_vit()
     _, _, dense = sizes(model)
-    left = cost.macs(peer.torch_pruning_at(model, target_of(model, share), round_to=None), IMAGE)
+    left = cost.macs(torch_pruning.prune_to(model, target_of(model, share), round_to=None), IMAGE)
     assert (share - 0.005) * dense <= left <= round(share * dense)
 
 

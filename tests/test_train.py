@@ -519,7 +519,7 @@ def test_processes_take_the_checkpoint_that_the_first_one_names(tmp_path):
     older = checkpoint.newest_first(tmp_path)[1]
 
     class Second(World):
-        def told(self, choose):
+        def broadcast(self, choose):
             return older.name
 
     assert checkpoint.load(tmp_path)["step"] == 2

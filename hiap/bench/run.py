@@ -35,6 +35,7 @@ from hiap.bench import topologies
 from hiap.files import write_json
 from hiap.formats import store
 from hiap.objective import penalties
+from hiap.options import first_error
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import target_of
 from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
@@ -158,11 +159,11 @@ def create(name: str) -> Any:
     return store.load(name) if Path(name).is_dir() else timm.create_model(name).eval()
 
 
-def peer(settings: Settings) -> Report:
+def against_torch_pruning(settings: Settings) -> Report:
     """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached and with widths that are
     multiples of 8 as its own: Fig. 5's heads, whole and narrowed, its own kind of cut (every head, narrowed in Q, K and
     V alike), the same in V alone, and the dense network."""
-    from baselines.peer import torch_pruning_at
+    from baselines.torch_pruning import prune_to
 
     rows = []
     for gmacs in settings.gmacs:
@@ -170,7 +171,7 @@ def peer(settings: Settings) -> Report:
         theirs = create(settings.model)
         target = target_of(theirs, gmacs * 1e9)
         assert target is not None
-        theirs = torch_pruning_at(theirs, target)
+        theirs = prune_to(theirs, target)
         at = cost.macs(theirs, _image(theirs)) / 1e9
         models: dict[str, tuple[str, Any]] = {"dense": ("-", create(settings.model)), "torch-pruning": ("-", theirs)}
         for name, width, removed in PEERS:
@@ -384,7 +385,12 @@ def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> R
 
 
 _STARTED = now()
-MODES: dict[str, Callable[[Settings], Report]] = {"speed": speed, "steps": steps, "peer": peer, "input": read_images}
+MODES: dict[str, Callable[[Settings], Report]] = {
+    "speed": speed,
+    "steps": steps,
+    "peer": against_torch_pruning,
+    "input": read_images,
+}
 
 
 def parse(arguments: list[str]) -> tuple[str, Settings]:
@@ -397,8 +403,7 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ConfigError(first_error(error)) from None
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
     if settings.clock == "cpu" and (settings.device != "cpu" or settings.threads != 1):

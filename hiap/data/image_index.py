@@ -1,6 +1,6 @@
-"""Which images a folder of class folders, or a tar of them, holds: written down once in the folder of downloads, so that
-not every process of every run walks through a million files, or through a tar of 150 GB. An index is of use only while
-the folder, or the tar, is as it was; nothing in it is unpickled."""
+"""Which images a folder of class folders, or a tar of them, holds: written down once in the folder of downloads, so
+that not every process of every run walks through a million files, or through a tar of 150 GB. An index is of use only
+while the folder, or the tar, is as it was; nothing in it is unpickled."""
 
 from __future__ import annotations
 

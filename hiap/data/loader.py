@@ -133,7 +133,7 @@ def corrupt(data: DataConfig) -> set[int]:
 
 
 def set_corrupt(data: DataConfig, indices: set[int]) -> None:
-    """What a checkpoint or other processes of the run know is not told, nor counted, again."""
+    """Take over the indices that a checkpoint or other ranks know of: they are not reported or counted again."""
     if data.name in ON_DISK:
         source = _source(data, "train")
         source.corrupt = {**dict.fromkeys(i for i in source.corrupt if i in indices), **dict.fromkeys(sorted(indices))}

@@ -35,7 +35,7 @@ def save(folder: Path, stage: int, step: int, state: dict[str, Any]) -> Path:
 def load(folder: Path, world: World = ALONE) -> dict[str, Any] | None:
     """The newest intact checkpoint, or None. A damaged one is skipped with a warning. Processes that share a run all
     take the one that the first of them finds: on a shared file system each may see another newest file."""
-    name = world.told(lambda: _newest_intact(folder))
+    name = world.broadcast(lambda: _newest_intact(folder))
     return torch.load(folder / name, map_location="cpu", weights_only=True) if name else None
 
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hiap.train.config import ConfigError
 from hiap.train.rendezvous import join_slurm
 
-MEET = timedelta(minutes=5)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class World:
         dist.all_reduce(word, dist.ReduceOp.MAX, group=self.group)
         return bool(word)
 
-    def told(self, choose: Callable[[], str]) -> str:
-        """What ``choose`` gives in the first process."""
+    def broadcast(self, choose: Callable[[], str]) -> str:
+        """What ``choose`` gives in rank 0."""
         words = [choose() if self.first else ""]
         if self.size > 1:
             dist.broadcast_object_list(words, group=self.group)
@@ -74,8 +74,8 @@ class World:
             dist.all_gather_object(parts, numbers, group=self.group)
         return set().union(*parts)
 
-    def wait(self) -> None:
-        """Until all processes are here: what the first one wrote can be read after it."""
+    def barrier(self) -> None:
+        """Until all processes are here: what rank 0 wrote can be read after it."""
         self.any(False)
 
 
@@ -95,8 +95,8 @@ def joined(device: torch.device) -> Iterator[World]:
     rank, size, local = (int(os.environ[name]) for name in names[:3])
     if device.type == "cuda":
         torch.cuda.set_device(local % torch.cuda.device_count())
-    # Who does not come within minutes will not come; what they do together afterwards may take its time.
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEET))
+    # A process that is missing after minutes will not come; collectives afterwards have torch's own, longer timeout.
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=RENDEZVOUS_TIMEOUT))
     store.set_timeout(dist.default_pg_timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("hiap", store), rank=rank, world_size=size)
@@ -108,5 +108,5 @@ def joined(device: torch.device) -> Iterator[World]:
 
 def lost_another(error: Exception, world: World) -> bool:
     """Whether ``error`` only says that another process is gone, of which it may have died for a reason of its own."""
-    told = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
-    return world.size > 1 and told
+    says_so = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
+    return world.size > 1 and says_so

@@ -197,6 +197,7 @@ class Folders:
         self.record = self.runs / f"{run_id}.json"
         self.work = root / "work" / grid / run_id
         self.model = self.work / "model"
+        self.checkpoints = self.work / "checkpoints"
         self.status = self.work / "status.json"
 
     @classmethod
@@ -218,9 +219,11 @@ class Folders:
         paths = sorted((self.root / "runs").glob(f"*/{self.run_id}.json"))
         return [Folders(self.root, path.parent.name, self.run_id) for path in paths if path.parent.name != self.grid]
 
+    def failed_records(self) -> list[Path]:
+        return sorted(self.runs.glob(f"{self.run_id}.failed-*.json"))
+
     def failed_record(self) -> Path:
-        taken = len(list(self.runs.glob(f"{self.run_id}.failed-*.json")))
-        return self.runs / f"{self.run_id}.failed-{taken + 1}.json"
+        return self.runs / f"{self.run_id}.failed-{len(self.failed_records()) + 1}.json"
 
 
 def write(record: Record, folders: Folders) -> Path:

@@ -165,8 +165,8 @@ class Run:
     def _execute(self, started: str) -> Record:
         config = self.config
         metrics = Metrics(dense=self._dense_score() if config.model.weights else None)
-        state = checkpoint.load(self.folders.work / "checkpoints", self.world)
-        self.world.wait()  # before the first process writes the next one
+        state = checkpoint.load(self.folders.checkpoints, self.world)
+        self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)
         if self.teacher and config.distill.precompute:
             self.taught = self._taught()
@@ -343,7 +343,7 @@ class Run:
             self._checkpoint(phase)
         if stop:
             self._status(state="stopped")
-            self.world.wait()
+            self.world.barrier()
             raise Interrupted(
                 f"{self.config.run_id}: stopped at step {phase.step} of {phase.total}; run again to resume"
             )
@@ -470,7 +470,7 @@ class Run:
             "epochs": [e.model_dump() for e in self.epochs],
             "gates": [g.model_dump() for g in self.gates],
         }
-        checkpoint.save(self.folders.work / "checkpoints", phase.index, phase.step, {**phase.state(), **run})
+        checkpoint.save(self.folders.checkpoints, phase.index, phase.step, {**phase.state(), **run})
 
     def _teacher(self) -> Any:
         """The network that the run starts from, frozen (paper, section 5); None for dense runs and at alpha 0."""

@@ -19,6 +19,8 @@ from hiap.pruner import Pruner
 from hiap.selection import Ranking, Target
 from hiap.train.config import Config
 
+FILES = {"peer": "torch_pruning"}  # a method's file, where the name that is in old run ids is not its own
+
 
 @dataclass
 class Context:
@@ -72,7 +74,8 @@ class Stage:
         """Take over what ``state_dict`` gave."""
 
     def harden(self, model: Any) -> None:
-        """After the last step, before anything is measured: decide which gates are open, where 1/2 does not."""
+        """After the last step and before anything is measured: decide which gates are open, where it is not the
+        threshold of 1/2 that does."""
 
     def finish(self, model: Any) -> Any:
         """What this stage leaves: a plain network."""
@@ -173,4 +176,4 @@ def stages(config: Config) -> list[Stage]:
     if config.method == "hiap":
         phase = SinglePhase(config)
         return [phase, Stage("settled", phase.after, before=phase.epochs)] if config.budget.settle else [phase]
-    return import_module(f"baselines.{config.method}").stages(config)
+    return import_module(f"baselines.{FILES.get(config.method, config.method)}").stages(config)

@@ -1,4 +1,5 @@
-"""Networks to start from: a plain timm ViT by its numbers or a named timm model, with weights from anywhere honest."""
+"""Networks to start from: a plain timm ViT by its sizes, or a timm model by its name, with weights from a file, a hub,
+or another run."""
 
 from __future__ import annotations
 

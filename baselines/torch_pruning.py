@@ -1,4 +1,4 @@
-"""A peer that nobody here wrote: Torch-Pruning (https://github.com/VainF/Torch-Pruning), the development extra.
+"""Torch-Pruning (https://github.com/VainF/Torch-Pruning), a library that nobody here wrote: the development extra.
 
 Used for speed side by side at equal MACs, on random weights, because time does not depend on them, and as a baseline:
 pruned, then fine-tuned as the others are. Settings: L2-norm importance, global and isomorphic ranking, the embedding
@@ -25,16 +25,16 @@ from hiap.train.stages import Context, Stage
 STEPS = 300
 
 
-class Peer(Stage):
+class TorchPruning(Stage):
     """Torch-Pruning at once, then training."""
 
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
-        return as_extracted(torch_pruning_at(copy.deepcopy(model), context.target, round_to=None))
+        return as_extracted(prune_to(copy.deepcopy(model), context.target, round_to=None))
 
 
 def stages(config: Config) -> list[Stage]:
-    return [Peer("fine-tune", config.optim.epochs)]
+    return [TorchPruning("fine-tune", config.optim.epochs)]
 
 
 @torch.no_grad()
@@ -60,14 +60,12 @@ def as_extracted(model: Any) -> Any:
     return model
 
 
-def torch_pruning_at(model: Any, target: Target, round_to: int | None = 8) -> Any:
+def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
     """``model`` pruned in place until it meets the target."""
     try:
         import torch_pruning as tp
     except ImportError:
-        raise ConfigError(
-            "the peer is torch-pruning, which is not here: install the development extra, hiap-reproduction[dev]"
-        ) from None
+        raise ConfigError("torch-pruning is not here: install the development extra, hiap-reproduction[dev]") from None
 
     image, prices = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size), target.prices
     column = prices.value_dim + prices.head // target.dims.head_dim

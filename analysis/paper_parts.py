@@ -162,6 +162,7 @@ SHOWS = {
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
     "evidence": "methods at the paper's shape",
+    "evidence_gpu": "the same, 50,000 images at 112 pixels",
     "a4": "value dimensions (A4)",
     "budget": "where runs with and without a target end",
     "study_full": "the study with Table 3's network",

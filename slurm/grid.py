@@ -3,6 +3,7 @@
 A grid file is YAML::
 
     name: laptop                 # results go to runs/laptop/
+    extends: study               # another grid of slurm/grids, over whose keys these lie
     about: what it reproduces, on which data
     published: where the paper's numbers are, in words or claim ids
     seeds: [0]                   # every run is made once per seed
@@ -50,6 +51,7 @@ class Grid(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
+    extends: str = ""
     about: str
     published: str = ""
     seeds: list[int] = Field([0], min_length=1)
@@ -123,6 +125,8 @@ def load(path: Path) -> Grid:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a grid with the keys {', '.join(Grid.model_fields)}")
+    if parent := values.get("extends"):
+        values = _over(load(find(str(parent))), values)
     try:
         return Grid.model_validate(values)
     except ValidationError as error:
@@ -131,6 +135,16 @@ def load(path: Path) -> Grid:
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{path}: {unknown_key(key, list(Grid.model_fields))}") from None
         raise ConfigError(f"{path}: {key}: {first['msg']}") from None
+
+
+def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
+    """A grid's keys over those of the one that it extends; Config keys over Config keys, however they are written."""
+    merged = {**parent.model_dump(exclude_unset=True), **values}
+    for key in ("base", "shared", "runs"):
+        own = values.get(key, {})
+        if isinstance(own, dict):
+            merged[key] = merge(_nested(merge({}, getattr(parent, key))), _nested(own))
+    return merged
 
 
 def expand(

@@ -182,6 +182,25 @@ def test_a_reading_stands_between_base_and_run_and_its_gates_are_for_hiap_alone(
     assert dense.run_id
 
 
+def test_a_grid_that_extends_another_lays_its_keys_over_it_however_they_are_written(tmp_path: Path) -> None:
+    own = {"name": "more", "extends": "evidence", "about": "a test"}
+    own |= {"base": {"model.img_size": 112}, "shared": {"hiap": {"gates": {"lr": None, "travel": 9}}}}
+    own["runs"] = {"hiap-50": {"budget.ramp": 0.9}, "extra": {"method": "dense", "seeds": [0]}}
+    path = tmp_path / "more.yaml"
+    path.write_text(yaml.safe_dump(own))
+    parent, child = load(grid.find("evidence")), load(path)
+    assert set(child.runs) == {*parent.runs, "extra"}
+    assert (child.threads, child.name, child.seeds) == (parent.threads, "more", parent.seeds)
+    mine = {run.label: run.config for run in expand(child, path, {}) if run.config.seed == 0}
+    theirs = {run.label: run.config for run in expand(parent, path, {}) if run.config.seed == 0}
+    assert (mine["hiap-50"].gates.travel, mine["hiap-50"].budget.ramp, mine["hiap-65"].gates.travel) == (9, 0.9, 9)
+    assert mine["taylor-50"].optim == theirs["taylor-50"].optim
+    assert {config.model.img_size for config in mine.values()} == {112}
+    path.write_text(yaml.safe_dump({**own, "extends": "evidance"}))
+    with pytest.raises(ConfigError, match="no grid 'evidance'"):
+        load(path)
+
+
 def test_a_grid_whose_gates_cannot_close_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

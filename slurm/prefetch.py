@@ -18,7 +18,7 @@ from slurm.grid import Run
 from slurm.site import Site
 from slurm.submission import cache_variables
 
-INDEX = "import sys\nfrom hiap.data import make_index\nmake_index(sys.argv[1])"
+INDEX = "import sys\nfrom hiap.data.loader import make_index\nmake_index(sys.argv[1])"
 HUB = "import sys, timm\ntimm.create_model(sys.argv[1], pretrained=True)"
 
 

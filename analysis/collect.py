@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hiap.ledger import known_dims
+from hiap.ledger import Dims, share
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Record, read
+from slurm import estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = REPOSITORY / "results" / "published"
@@ -125,9 +127,21 @@ def results_root() -> Path:
 
 
 def records(root: str | Path, grid: str | None = None) -> Iterator[Record]:
-    """All records below ``root/runs`` (of one grid), finished and failed, in the order of their file names."""
+    """All records below ``root/runs`` (of one grid), finished and failed, in the order of their file names. A file is
+    read once, and again when it has changed."""
     for path in sorted(Path(root).glob(f"runs/{grid or '*'}/*.json")):
-        yield read(path)
+        yield _read(path)
+
+
+def _read(path: Path) -> Record:
+    found = path.stat()
+    return _read_version(path.absolute(), (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _read_version(path: Path, version: tuple[int, ...]) -> Record:
+    """``version``: records are written whole, as a new file."""
+    return read(path)
 
 
 def load(root: str | Path, grid: str | None = None) -> pd.DataFrame:
@@ -143,7 +157,7 @@ def machines(names: pd.Series) -> str:
 
 def gated_records(root: str | Path, grid: str | None = None) -> list[Record]:
     """Finished runs that had gates."""
-    return [r for r in records(root, grid) if r.status == "finished" and not gate_trajectory(r).empty]
+    return [r for r in records(root, grid) if r.status == "finished" and any(log.heads for log in r.epochs)]
 
 
 def failures(root: str | Path, grid: str | None = None) -> pd.DataFrame:
@@ -217,14 +231,16 @@ def topology(record: Record) -> pd.DataFrame:
 
 
 def dense_units(record: Record) -> dict[str, int]:
+    """``block_units`` of the network that a run began with."""
+    if dims := estimate.dims(record.config):
+        return block_units(dims)
+    name = record.config.model.name
+    raise ConfigError(f"{record.run_id}: hiap.ledger.known_dims does not know the sizes of model '{name}'")
+
+
+def block_units(dims: Dims) -> dict[str, int]:
     """What one block of the dense network has: ``heads``, ``mean_dims`` per head, ``neurons``."""
-    model = record.config.model
-    if model.name == "vit":
-        width, heads, ratio = model.embed_dim or 0, model.num_heads or 1, model.mlp_ratio or 4.0
-        return {"heads": heads, "mean_dims": width // heads, "neurons": int(width * ratio)}
-    if dims := known_dims(model.name):
-        return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}
-    raise ConfigError(f"{record.run_id}: hiap.ledger.known_dims does not know the sizes of model '{model.name}'")
+    return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}
 
 
 def title(label: str, method: str) -> str:
@@ -309,7 +325,7 @@ def _target(record: Record) -> float | None:
     wanted = record.config.budget.target_macs
     if wanted is None or isinstance(wanted, str):
         return None
-    return wanted if wanted < 1 or not record.size else wanted / record.size.dense_macs
+    return share(wanted, record.size.dense_macs) if record.size else wanted
 
 
 def _start(record: Record) -> str:
@@ -320,7 +336,7 @@ def _start(record: Record) -> str:
 def _bills(root: str | Path, record: Record) -> Iterator[tuple[dict[str, Any], bool]]:
     """(stage, inherited) of everything that was trained to get this run's model."""
     if path := _start_record(root, record):
-        yield from ((bill, True) for bill, _ in _bills(root, read(path)))
+        yield from ((bill, True) for bill, _ in _bills(root, _read(path)))
     for stage in record.stages:
         bill = stage.model_dump(exclude={"steps"})
         yield {"stage": bill.pop("name"), **bill}, False

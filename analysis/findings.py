@@ -20,6 +20,7 @@ from hiap.ledger import (
     constant_macs,
     dense_cost,
     dense_macs,
+    dense_params,
     ffn_macs,
     known_dims,
     paper_prices,
@@ -56,19 +57,8 @@ def units(dims: Dims = DEIT_SMALL) -> Units:
         paper=dense_cost(dims, paper_prices(n, d, dh)),
         prunable_macs=dense_cost(dims, true_prices(n, d, dh)),
         total_macs=dense_macs(dims),
-        params=parameters(dims),
+        params=dense_params(dims),
     )
-
-
-def parameters(dims: Dims) -> int:
-    """Parameters of the dense network in timm's layout: biases everywhere, learned positions, a last norm."""
-    n, d, inner, f = dims.tokens, dims.dim, dims.heads * dims.head_dim, dims.hidden
-    stem = dims.patch**2 * dims.channels * d + d + n * d + dims.prefix * d
-    attention = 3 * (d * inner + inner) + inner * d + d
-    ffn = d * f + f + f * d + d
-    norms = 2 * 2 * d
-    head = dims.classifiers * (d * dims.classes + dims.classes)
-    return stem + dims.depth * (attention + ffn + norms) + 2 * d + head
 
 
 # Finding 2: the V projection
@@ -237,11 +227,6 @@ FIGURES = (5, 6, 7, 8, 9)
 READ_AS_FULL = 1520  # the colour scale does not separate 1520 from 1536 neurons
 
 
-def dense_units(dims: Dims = DEIT_SMALL) -> dict[str, int]:
-    """What one dense block has, under the names of ``collect.dense_units``."""
-    return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}
-
-
 def figure_title(figure: int) -> str:
     row = collect.published("fig5_9_gate_heatmaps").query("figure == @figure").iloc[0]
     return f"Fig. {figure} of the paper: λ_macro = {row['lambda_macro']:g}, λ_micro = {row['lambda_micro']:g}"
@@ -281,7 +266,7 @@ def _params(dims: Dims, heads: list[int], neurons: list[int]) -> int:
     per_head, per_neuron = 3 * dh * (d + 1) + dh * d, d + 1 + d
     removed_heads = sum((dims.heads - h) * per_head + (d if h == 0 else 0) for h in heads)
     removed_neurons = sum((dims.hidden - k) * per_neuron + (d if k == 0 else 0) for k in neurons)
-    return parameters(dims) - removed_heads - removed_neurons
+    return dense_params(dims) - removed_heads - removed_neurons
 
 
 # Everything above as one table; ``analysis.findings_runs.overview`` adds findings 6 to 14

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from analysis import collect, findings, speed_limit
 from analysis.findings import DEIT_SMALL
-from hiap.ledger import Dims, constant_macs, paper_prices, true_prices
+from hiap.ledger import Dims, constant_macs, dense_params, paper_prices, true_prices
 
 ROUNDING = 0.05  # half a unit of the last digit of 3.1 G and 15.0 M
 READING = 0.005  # G, how exactly Fig. 4 was read off
@@ -111,7 +111,7 @@ def cost_of(live_ffns: int, dims: Dims = DEIT_SMALL) -> tuple[np.ndarray, np.nda
     qk, v, neuron = 2 * (d + 1), d + 1 + d, d + 1 + d  # parameters of one unit: rows with their bias, columns without
     gone = dims.depth - live_ffns  # FFNs that took their output bias along (A9)
     inner, hidden = dims.depth * dims.heads * dims.head_dim, dims.depth * dims.hidden
-    rest = findings.parameters(dims) - inner * (qk + v) - hidden * neuron - gone * d
+    rest = dense_params(dims) - inner * (qk + v) - hidden * neuron - gone * d
     matrix = [
         [dims.depth * 2 * prices.value_dim, live_ffns * prices.neuron],
         [dims.depth * (qk + v), live_ffns * neuron],

@@ -13,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import claims, collect, paper_parts, prose, stats, tables
 from analysis.paper_numbers import Numbers, numbers
 from hiap.files import atomic_write
@@ -36,12 +38,12 @@ def definitions(tex: str, known: Numbers) -> str:
     return "\n".join(["% Written by python -m analysis.paper.", *lines]) + "\n"
 
 
-def parts(root: Path) -> dict[str, str]:
-    """The generated tables by file name."""
+def parts(root: Path, verdicts: pd.DataFrame) -> dict[str, str]:
+    """The generated tables by file name; ``verdicts`` as in ``paper_numbers.numbers``."""
     study = collect.load(root, "study")
     return {
         "study": tables.latex(tables.compact(stats.study(study))),
-        "claims": tables.latex(claims.table(claims.verdicts(root))),
+        "claims": tables.latex(claims.table(verdicts)),
         "findings": paper_parts.finding_table(),
         "open": paper_parts.open_table(root),
         "commands": paper_parts.command_table(root),
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if typed := list(prose.problems(tex)):
             raise ConfigError("paper.tex: " + "; ".join(typed))
-        files = {"numbers": definitions(tex, numbers(options.results)), **parts(options.results)}
+        verdicts = claims.verdicts(options.results)
+        files = {"numbers": definitions(tex, numbers(options.results, verdicts)), **parts(options.results, verdicts)}
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

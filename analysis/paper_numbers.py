@@ -323,8 +323,8 @@ def _of_peer(rows: pd.DataFrame) -> Numbers:
     return found
 
 
-def of_claims(root: Path) -> Numbers:
-    everything = claims.verdicts(root)
+def of_claims(everything: pd.DataFrame) -> Numbers:
+    """``everything``: the ``claims.verdicts``."""
     verdicts = everything[everything["kind"] != claims.OTHERS]
     counts = verdicts["verdict"].value_counts()
     found = {
@@ -379,11 +379,10 @@ SOURCES: tuple[Callable[[Path], Numbers], ...] = (
     of_pull,
     lambda root: of_soft(),
     of_bench,
-    of_claims,
     of_project,
 )
 
 
-def numbers(root: Path) -> Numbers:
-    """Every number that the report may use, as TeX."""
-    return {name: text for source in SOURCES for name, text in source(root).items()}
+def numbers(root: Path, verdicts: pd.DataFrame) -> Numbers:
+    """Every number that the report may use, as TeX; ``verdicts`` as ``claims.verdicts`` judges what is in ``root``."""
+    return {name: text for source in SOURCES for name, text in source(root).items()} | of_claims(verdicts)

@@ -129,7 +129,7 @@ def last_state(figure: int) -> pd.DataFrame:
 
 def published_topology(figure: int) -> Topology:
     """The last state of one of Figs. 5-9; value dimensions are not known."""
-    return Topology(f"Fig. {figure} of the paper", last_state(figure), findings.dense_units())
+    return Topology(f"Fig. {figure} of the paper", last_state(figure), collect.block_units(findings.DEIT_SMALL))
 
 
 def nearest_run(records: list[Record]) -> Record | None:

@@ -82,6 +82,11 @@ def amount(wanted: float, dense: int) -> int:
     return round(wanted * dense) if wanted < 1 else round(wanted)
 
 
+def share(wanted: float, dense: int) -> float:
+    """The same as a share of ``dense``."""
+    return wanted if wanted < 1 else wanted / dense
+
+
 def constant_macs(dims: Dims) -> int:
     """Patch embedding and classifier: not prunable here."""
     patch = dims.patches * dims.patch**2 * dims.channels * dims.dim
@@ -91,6 +96,17 @@ def constant_macs(dims: Dims) -> int:
 def dense_macs(dims: Dims) -> int:
     """MACs of one image through the dense network."""
     return constant_macs(dims) + dense_cost(dims, true_prices(dims.tokens, dims.dim, dims.head_dim))
+
+
+def dense_params(dims: Dims) -> int:
+    """Parameters of the dense network in timm's layout: biases everywhere, learned positions, a last norm."""
+    n, d, inner, f = dims.tokens, dims.dim, dims.heads * dims.head_dim, dims.hidden
+    stem = dims.patch**2 * dims.channels * d + d + n * d + dims.prefix * d
+    attention = 3 * (d * inner + inner) + inner * d + d
+    ffn = d * f + f + f * d + d
+    norms = 2 * 2 * d
+    head = dims.classifiers * (d * dims.classes + dims.classes)
+    return stem + dims.depth * (attention + ffn + norms) + 2 * d + head
 
 
 def attention_macs(n: int, d: int, qk_dims: Sequence[int], value_dims: Sequence[int]) -> int:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from hiap.data.loader import published_size
-from hiap.ledger import Dims, dense_macs, known_dims
+from hiap.ledger import Dims, amount, dense_macs, dense_params, known_dims
+from hiap.train import record
 from hiap.train.config import SEARCHING, Config, ConfigError
-from hiap.train.record import Folders, read
+from hiap.train.record import Folders
 
 
 def images_seen(config: Config) -> int:
@@ -76,14 +77,11 @@ def _trained_macs(config: Config, dense: int) -> float:
 
 
 def _target(config: Config, dense: int) -> float | None:
-    budget = config.budget.target_macs
-    if isinstance(budget, str):
-        try:
-            size = read(Folders.of(config).sibling(budget.removeprefix("run:")).record).size
-        except ConfigError:
-            return None
-        return size.macs if size else None
-    return budget * dense if budget is not None and budget < 1 else budget
+    try:
+        wanted = record.wanted(config, Folders.of(config), "macs")
+    except ConfigError:
+        return None
+    return None if wanted is None else amount(wanted, dense)
 
 
 def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
@@ -114,15 +112,7 @@ def bench_hint(config: Config) -> str:
     return f"To measure:\n  python -m hiap.bench steps {wanted} name=steps_{name}_cuda_{config.optim.precision}"
 
 
-def params(size: Dims) -> int:
-    """Parameters of the dense network, norms and biases included."""
-    block = 4 * size.dim**2 + 2 * size.dim * size.hidden + size.hidden + 9 * size.dim
-    patch = (size.patch**2 * size.channels + 1) * size.dim
-    tokens = (size.tokens + size.prefix) * size.dim
-    return patch + tokens + size.depth * block + 2 * size.dim + size.classifiers * (size.dim + 1) * size.classes
-
-
 def disk_bytes(config: Config) -> int | None:
     """Two checkpoints of weights and both AdamW moments, and the final network, all fp32; None if unknown."""
     size = dims(config)
-    return None if size is None else (2 * 3 + 1) * 4 * params(size)
+    return None if size is None else (2 * 3 + 1) * 4 * dense_params(size)

@@ -34,10 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hiap.train.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_key
 from hiap.train.record import Folders
+from slurm import settings_file
 
 GRIDS = Path(__file__).parent / "grids"
 READINGS = Path(__file__).parent / "readings.yaml"
@@ -63,6 +64,12 @@ class Grid(BaseModel):
     base: dict[str, Any] = {}
     shared: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _extended(cls, values: dict[str, Any]) -> dict[str, Any]:
+        parent = values.get("extends")
+        return _over(load(find(str(parent))), values) if parent else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +103,6 @@ class Run:
         return 1 + max((need.stage for need in self.needs), default=-1)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def find(name: str) -> Path:
     """The file of a grid given by name (``slurm/grids/<name>.yaml``) or by path. Raises ``ConfigError``."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml"
@@ -117,24 +114,7 @@ def find(name: str) -> Path:
 
 def load(path: Path) -> Grid:
     """Raises ``ConfigError`` (one line with file and key) for anything that is not a grid."""
-    try:
-        values = yaml.load(path.read_text(), _StrictLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a grid with the keys {', '.join(Grid.model_fields)}")
-    if parent := values.get("extends"):
-        values = _over(load(find(str(parent))), values)
-    try:
-        return Grid.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{path}: {unknown_key(key, list(Grid.model_fields))}") from None
-        raise ConfigError(f"{path}: {key}: {first['msg']}") from None
+    return settings_file.load(path, Grid)
 
 
 def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +200,7 @@ class Reading(BaseModel):
 def _reading(name: str, source: str | Path) -> Reading:
     if not name:
         return Reading(why="")
-    known = yaml.load(READINGS.read_text(), _StrictLoader)
+    known = yaml.load(READINGS.read_text(), settings_file.StrictLoader)
     if name not in known:
         raise ConfigError(f"{source}: reading: {unknown_key(name, list(known)).replace('key', 'reading', 1)}")
     return Reading.model_validate(known[name])

@@ -131,5 +131,5 @@ def queue() -> dict[str, Queued] | None:
 
 def checkpoint_of(folders: Folders) -> str:
     """Stage and step of the newest checkpoint, as text that sorts; '' without one."""
-    names = [path.name.rsplit("-", 1)[0] for path in (folders.work / "checkpoints").glob("[0-9]*.pt")]
+    names = [path.name.rsplit("-", 1)[0] for path in folders.checkpoints.glob("[0-9]*.pt")]
     return max(names, default="")

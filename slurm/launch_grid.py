@@ -192,7 +192,7 @@ def _copy_twins(runs: list[Run]) -> None:
 
 def _failed(runs: list[Run]) -> list[Run]:
     """Runs that have failed and not finished since, with what they need. Raises ``ConfigError`` if there is none."""
-    failed = [run for run in runs if not run.finished and any(run.folders.runs.glob(f"{run.run_id}.failed-*.json"))]
+    failed = [run for run in runs if not run.finished and run.folders.failed_records()]
     if not failed:
         raise ConfigError("--resubmit failed: no run of this grid has failed without finishing since")
     wanted = {id(need) for run in failed for need in grids.with_needs(run)}

@@ -16,7 +16,7 @@ from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Summary, now, read, read_status, summary
 from slurm import estimate
 from slurm.grid import Run
-from slurm.jobs import Jobs, Queued
+from slurm.jobs import Jobs, Queued, checkpoint_of
 
 State = Literal["waiting", "running", "finished", "failed", "not run"]
 STALE_SECONDS = 900.0  # without a word; a look at the loss, every 50 steps, or a measurement may take minutes
@@ -120,7 +120,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
                 else "finished"
                 if run.finished
                 else "would resume"
-                if _has_checkpoint(run)
+                if checkpoint_of(run.folders)
                 else "would run",
                 ", ".join(need.label for need in run.needs) or "-",
                 str(run.config.optim.trained),
@@ -297,14 +297,9 @@ def _summary(record: Path) -> str:
     return f"top-1 {found.top1} % in {duration(sum(stage.seconds for stage in found.stages))}"
 
 
-def _has_checkpoint(run: Run) -> bool:
-    folder = run.folders.work / "checkpoints"
-    return folder.is_dir() and any(folder.iterdir())
-
-
 def recorded_failure(run: Run, since: float) -> str | None:
     """What a run's newest failed record says, if it was written after ``since`` (unix time)."""
-    attempts = sorted(run.folders.runs.glob(f"{run.run_id}.failed-*.json"), key=lambda path: path.stat().st_mtime)
+    attempts = sorted(run.folders.failed_records(), key=lambda path: path.stat().st_mtime)
     if not attempts or attempts[-1].stat().st_mtime < since:
         return None
     try:

@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hiap.train.config import ConfigError, unknown_key
+from slurm import settings_file
 
 HERE = Path(__file__).parent
 FILE = HERE / "site.yaml"  # the user's own; git ignores it
@@ -64,22 +63,4 @@ def load(path: Path | None) -> Site:
     """The site of ``path``, of ``slurm/site.yaml`` where there is one, or the defaults. Raises ``ConfigError``."""
     if path is None and not FILE.exists():
         return Site()
-    path = path or FILE
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a site with the keys {', '.join(Site.model_fields)}")
-    try:
-        return Site.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{path}: {unknown_key(key, list(Site.model_fields))}") from None
-        if not key:
-            raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
-        raise ConfigError(f"{path}: {key}: {first['msg']}, not {first['input']!r}") from None
+    return settings_file.load(path or FILE, Site)

@@ -15,8 +15,21 @@ import pandas as pd
 import pytest
 
 from analysis import collect, execute, findings, plots, tables
+from hiap.ledger import dense_params
 from hiap.train.config import ConfigError, from_dict
-from hiap.train.record import BlockShape, Environment, EpochLog, Folders, Metrics, Record, Score, Size, StageBill, write
+from hiap.train.record import (
+    BlockShape,
+    Environment,
+    EpochLog,
+    Folders,
+    Metrics,
+    Record,
+    Score,
+    Size,
+    StageBill,
+    read,
+    write,
+)
 
 DEPTH, HEADS, HEAD_DIM, NEURONS, EPOCHS = 4, 3, 32, 384, 6
 DENSE_MACS, DENSE_PARAMS = 31_234_560, 461_290
@@ -138,6 +151,19 @@ def test_a_file_that_is_no_record_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dense-0\.json: not a run record") as error:
         collect.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_record_is_read_once_and_again_when_it_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = collect.load(root), list[Path]()
+    monkeypatch.setattr(collect, "read", lambda path: (seen.append(path), read(path))[1])
+    assert collect.load(root).equals(before)
+    assert not seen
+    record = next(collect.records(root))
+    changed = write(record.model_copy(update={"label": "renamed"}), Folders(root, record.grid, record.run_id))
+    assert "renamed" in set(collect.load(root)["label"])
+    assert seen == [changed]
+    changed.unlink()
+    assert record.run_id not in set(collect.load(root)["run_id"])
 
 
 def test_bills_begin_with_what_the_start_cost(root: Path) -> None:
@@ -315,7 +341,7 @@ def test_parameters_are_those_of_timm(name: str, dims: findings.Dims) -> None:
 
     with torch.device("meta"):
         model = timm.create_model(name)
-    assert findings.parameters(dims) == sum(p.numel() for p in model.parameters())
+    assert dense_params(dims) == sum(p.numel() for p in model.parameters())
 
 
 def test_finding_2_value_dimensions_are_credited_too_little() -> None:

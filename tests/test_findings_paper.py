@@ -325,7 +325,8 @@ def test_labels_are_spread_as_little_as_needed() -> None:
 
 def figures() -> dict[str, Figure]:
     means, seeds = paper_plots.ratio_runs(runs())
-    dense, shape = findings.dense_units(), pd.DataFrame({"block": [0, 1], "heads": [2, 0], "neurons": [1200, 0]})
+    dense = collect.block_units(findings.DEIT_SMALL)
+    shape = pd.DataFrame({"block": [0, 1], "heads": [2, 0], "neurons": [1200, 0]})
     known = shape.assign(head_dims=[[40, 10], []])
     networks = [paper_plots.Topology("one", shape, dense), paper_plots.Topology("two", known, dense)]
     regions = {"a": findings_runs.feasible_region(3.1, 15.0), "b": findings_runs.feasible_region(2.5, 12.3)}

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import yaml
 
-from analysis import collect, execute, open_points, paper, paper_numbers, paper_parts, prose, report
+from analysis import claims, collect, execute, open_points, paper, paper_numbers, paper_parts, prose, report
 from hiap.train.config import ConfigError
 from slurm import grid
 
@@ -62,7 +62,7 @@ def test_macros_places_and_names_are_let_through(text: str) -> None:
 
 
 def test_every_number_of_the_report_is_computed_and_an_unknown_one_is_named() -> None:
-    known = paper_numbers.numbers(RESULTS)
+    known = paper_numbers.numbers(RESULTS, claims.verdicts(RESULTS))
     assert set(paper.used(TEX)) <= set(known)
     assert not [name for name in paper.used(TEX) if known[name] in ("nan", "$nan$")]
     with pytest.raises(ConfigError, match=r"not computed: study\.novel"):

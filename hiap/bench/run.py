@@ -26,7 +26,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
@@ -35,7 +35,7 @@ from hiap.bench import topologies
 from hiap.files import write_json
 from hiap.formats import store
 from hiap.objective import penalties
-from hiap.options import first_error
+from hiap.options import checked
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import target_of
 from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
@@ -400,10 +400,7 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
     for key in values:
         if key not in Settings.model_fields:
             raise ConfigError(unknown_key(key, list(Settings.model_fields)))
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        raise ConfigError(first_error(error)) from None
+    settings = checked(Settings, values)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
     if settings.clock == "cpu" and (settings.device != "cpu" or settings.threads != 1):

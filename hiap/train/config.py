@@ -278,7 +278,7 @@ def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_error(error)}") from None
+        raise ConfigError(f"{source}: {explain(error, valid_keys())}") from None
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -310,11 +310,11 @@ def _nest(path: list[str], value: Any) -> dict[str, Any]:
     return {path[0]: value if len(path) == 1 else _nest(path[1:], value)}
 
 
-def _first_error(error: ValidationError) -> str:
-    """One line for the first problem; if that is an unknown key, with the nearest valid one."""
+def explain(error: ValidationError, valid: list[str]) -> str:
+    """One line for the first problem; if that is an unknown key, with the nearest ``valid`` one."""
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
-        return unknown_key(".".join(map(str, first["loc"])), valid_keys())
+        return unknown_key(".".join(map(str, first["loc"])), valid)
     return first_error(error)
 
 

@@ -237,6 +237,17 @@ def read(path: Path) -> Record:
     return _parse(path, path.read_bytes(), Record)
 
 
+def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> float | None:
+    """``budget.target_macs`` (or ``_params``), which may be what another run ended with."""
+    given: float | str | None = getattr(config.budget, f"target_{of}")
+    if not isinstance(given, str):
+        return given
+    size = read(folders.sibling(given.removeprefix("run:")).record).size
+    if size is None:
+        raise ConfigError(f"budget.target_{of} {given}: that record holds no size")
+    return getattr(size, of)
+
+
 def summary(path: Path) -> Summary:
     """As ``read``, tens of times as fast for a record of many epochs."""
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Summary)

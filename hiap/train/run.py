@@ -52,6 +52,7 @@ from hiap.train.record import (
     environment,
     now,
     read,
+    wanted,
     write,
     write_status,
 )
@@ -636,16 +637,7 @@ def _without_hits(score: Score) -> Score:
 
 def _target(config: Config, folders: Folders, start: Any) -> Target | None:
     """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it."""
-    sizes: dict[str, float | None] = {}
-    for name in ("macs", "params"):
-        wanted = getattr(config.budget, f"target_{name}")
-        if isinstance(wanted, str):
-            size = read(folders.sibling(wanted.removeprefix("run:")).record).size
-            if size is None:
-                raise ConfigError(f"budget.target_{name} {wanted}: that record holds no size")
-            wanted = getattr(size, name)
-        sizes[f"target_{name}"] = wanted
-    return target_of(start, **sizes)
+    return target_of(start, wanted(config, folders, "macs"), wanted(config, folders, "params"))
 
 
 def shape_of(model: Any) -> list[BlockShape]:

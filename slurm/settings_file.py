@@ -1,0 +1,42 @@
+"""A YAML file of a person's (a grid, a site) as a checked model; what is wrong with it is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hiap.train.config import ConfigError, explain
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """An empty file is one without keys, where none is required. Raises ``ConfigError`` naming file and key."""
+    try:
+        values = yaml.load(path.read_text(), StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    keys = list(model.model_fields)
+    if values is None and not any(field.is_required() for field in model.model_fields.values()):
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a {model.__name__.lower()} with the keys {', '.join(keys)}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, keys)}") from None

@@ -193,8 +193,9 @@ def command_table(root: Path) -> str:
     grids = []
     for name, shows in SHOWS.items():
         runs, planned = collect.load(root, name), grid.load(grid.find(name))
+        all_ = sum(len(values.get("seeds", planned.seeds)) for values in planned.runs.values())
         device = collect.machines(runs["device_name"]) or "not run here"
         hours = f"{runs['seconds'].sum() / 3600:.1f}" if len(runs) else "--"
-        count = f"{len(runs)} of {len(planned.runs) * len(planned.seeds)}"
+        count = f"{len(runs)} of {all_}"
         grids.append([f"\\texttt{{{escape(name)}}}", shows, count, hours, escape(device)])
     return tabular("llrrl", ["Command or grid", "What it shows", "Runs", "Hours", "Where"], commands, grids)

@@ -51,13 +51,13 @@ def first_columns(root: str | Path) -> pd.DataFrame:
     for reading, found in rows.items():
         ours = pd.DataFrame(found).T.sort_index()
         theirs = paper.loc[ours.index]
-        told = {
+        counts = {
             f"fig{number} {kind}": f"{ours[kind][number] * full:.0f}/{theirs[kind][number] * full:.0f}"
             for number in ours.index
             for kind, full in FULL.items()
         }
         distance = float(np.sqrt(((ours - theirs) ** 2).to_numpy().mean()))
-        table.append({"reading": reading, **told, "distance": round(distance, 4), "figures": len(ours)})
+        table.append({"reading": reading, **counts, "distance": round(distance, 4), "figures": len(ours)})
     return pd.DataFrame(table).sort_values("distance", ignore_index=True) if table else pd.DataFrame()
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import collect
-from analysis.plots import PAGE, SEQUENTIAL
+from analysis.plots import PAGE, colour_bar, heat_map
 from hiap.train.record import Record
 
 GRID, IMAGENET = "calibrate", "imagenet_calibrate"
@@ -51,13 +51,13 @@ def first_columns(root: str | Path) -> pd.DataFrame:
     for reading, found in rows.items():
         ours = pd.DataFrame(found).T.sort_index()
         theirs = paper.loc[ours.index]
-        told = {
+        counts = {
             f"fig{number} {kind}": f"{ours[kind][number] * full:.0f}/{theirs[kind][number] * full:.0f}"
             for number in ours.index
             for kind, full in FULL.items()
         }
         distance = float(np.sqrt(((ours - theirs) ** 2).to_numpy().mean()))
-        table.append({"reading": reading, **told, "distance": round(distance, 4), "figures": len(ours)})
+        table.append({"reading": reading, **counts, "distance": round(distance, 4), "figures": len(ours)})
     return pd.DataFrame(table).sort_values("distance", ignore_index=True) if table else pd.DataFrame()
 
 
@@ -144,18 +144,13 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
         for row, network in enumerate(("paper", "here"), start=first):
             for column, number in enumerate(numbers):
                 chosen = cells[(cells["network"] == network) & (cells["figure"] == number)]
-                grid = chosen.pivot(index="block", columns="share", values=kind)
-                extent = (0, 100, BLOCKS - 0.5, -0.5)
-                top = full / BLOCKS
-                image = axes[row, column].imshow(
-                    grid, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=top, extent=extent, interpolation="nearest"
+                image = heat_map(
+                    axes[row, column], chosen.pivot(index="block", columns="share", values=kind), full / BLOCKS
                 )
-                axes[row, column].set_title(f"strengths of Fig. {number}" if row == 0 else "")
+                axes[row, column].set(title=f"strengths of Fig. {number}" if row == 0 else "", xlabel="", ylabel="")
             axes[row, 0].set_ylabel(f"{network}: block")
-        bar = fig.colorbar(image, ax=axes[first : first + 2], pad=0.01, aspect=25)
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.set_label(f"open {kind} of {full // BLOCKS:,}")
-    axes[0, 0].set_yticks([0, 5, 11])
-    axes[0, 0].set_xticks([0, 50, 100])
+        colour_bar(image, axes[first : first + 2].flat, full // BLOCKS, f"open {kind} per block", aspect=25)
+    axes[0, 0].set_yticks([0.5, 5.5, 11.5], ["0", "5", "11"])
+    axes[0, 0].set_xticks([0, COLUMNS / 2, COLUMNS], ["0", "50", "100"])
     fig.supxlabel("share of the training done (%)", fontsize=8)
     return fig

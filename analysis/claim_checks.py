@@ -78,8 +78,8 @@ def described_possible(argument: str) -> Noted:
     for name, cut in findings_runs.CUTS.items():
         least = findings_runs.fewest_value_dims(gmacs, params, cut)
         shares[name] = 0.0 if least is None else float(np.clip((full - least) / (full - narrow), 0, 1))
-    told = ", ".join(f"{100 * share:.0f} % ({name})" for name, share in shares.items())
-    return Noted(any(share > 0 for share in shares.values()), f"so narrow can be, at most, of the heads: {told}")
+    named = ", ".join(f"{100 * share:.0f} % ({name})" for name, share in shares.items())
+    return Noted(any(share > 0 for share in shares.values()), f"so narrow can be, at most, of the heads: {named}")
 
 
 def vit_slim_gmacs(printed: str) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.plots import COLUMN, PAGE, SEQUENTIAL, STYLE, count, look, write_numbers
+from analysis.plots import COLUMN, PAGE, STYLE, count, heat_map, look
 from analysis.study_plots import MARGIN, Dots, dots, near
 
 
@@ -72,14 +72,10 @@ def blocks(rows: pd.DataFrame, heads: int = 6, neurons: int = 1536) -> Figure:
     fig = Figure(figsize=(PAGE, 0.9 + 0.17 * len(networks)), layout="constrained")
     maps = (("heads", heads, "heads per block", "{:.1f}"), ("neurons", neurons, "neurons per block", "{:.0f}"))
     for ax, (column, full, title, form) in zip(fig.subplots(1, 2, sharey=True), maps, strict=True):
-        grid = rows.pivot(index="network", columns="block", values=column).loc[networks].to_numpy(dtype=float)
-        ax.imshow(grid, cmap=SEQUENTIAL, vmin=0, vmax=full, aspect="auto")
-        write_numbers(ax, grid, form, full, width=COLUMN - 0.6)
-        ax.set_title(f"{title}, of {full:,}")
-        ax.set_xlabel("block")
-        ax.set_xticks(range(grid.shape[1]))
-        ax.spines[:].set_visible(False)
+        grid = rows.pivot(index="network", columns="block", values=column).loc[networks]
+        heat_map(ax, grid, full, form, width=COLUMN - 0.6)
+        ax.set(title=f"{title}, of {full:,}", xlabel="block", ylabel="")
     n = rows.groupby("network")["n"].first()
     names = [name if name.startswith("Fig.") else f"{name} (n = {n[name]:.0f})" for name in networks]
-    fig.axes[0].set_yticks(range(len(networks)), names)
+    fig.axes[0].set_yticklabels(names)
     return fig

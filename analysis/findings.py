@@ -229,7 +229,8 @@ READ_AS_FULL = 1520  # the colour scale does not separate 1520 from 1536 neurons
 
 def figure_title(figure: int) -> str:
     row = collect.published("fig5_9_gate_heatmaps").query("figure == @figure").iloc[0]
-    return f"Fig. {figure} of the paper: λ_macro = {row['lambda_macro']:g}, λ_micro = {row['lambda_micro']:g}"
+    macro, micro = (rf"$\lambda_\mathrm{{{level}}}$" for level in ("macro", "micro"))
+    return f"Fig. {figure} of the paper: {macro} = {row['lambda_macro']:g}, {micro} = {row['lambda_micro']:g}"
 
 
 def final_sizes(dims: Dims = DEIT_SMALL) -> pd.DataFrame:

@@ -210,8 +210,8 @@ def rows_with_training() -> pd.DataFrame:
     rows = []
     for table in ("table2_deit_small", "table3_cifar10_vit_tiny"):
         frame = collect.published(table)
-        told = [column for column in frame if re.search("epoch|hours|training", str(column))]
-        rows.append({"table": table, "rows": len(frame), "state": int(frame[told].notna().any(axis=1).sum())})
+        stating = [column for column in frame if re.search("epoch|hours|training", str(column))]
+        rows.append({"table": table, "rows": len(frame), "state": int(frame[stating].notna().any(axis=1).sum())})
     return pd.DataFrame(rows)
 
 
@@ -331,13 +331,13 @@ def _table2() -> list[Row]:
 
 
 def _comparisons() -> list[Row]:
-    told, epochs = rows_with_training(), reported_epochs()["epochs"]
+    training, epochs = rows_with_training(), reported_epochs()["epochs"]
     rows: list[Row] = []
     for row in against_two_to_one().query("ratio == '1.5:1'").to_dict("records"):
         rows.append((9, f"1.5:1 above the 2:1 line at {row['gflops']} G", row["ahead"], "points"))
         rows.append((9, f"1.5:1 above a smooth 2:1 curve at {row['gflops']} G", row["ahead_smooth"], "points"))
-    rows.append((11, "rows of Tables 2 and 3", told["rows"].sum(), ""))
-    rows.append((11, "of them, state what training took", told["state"].sum(), ""))
+    rows.append((11, "rows of Tables 2 and 3", training["rows"].sum(), ""))
+    rows.append((11, "of them, state what training took", training["state"].sum(), ""))
     rows.append((11, "Table 2's methods elsewhere: fewest epochs", epochs.min(), "epochs"))
     rows.append((11, "Table 2's methods elsewhere: most epochs", epochs.max(), "epochs"))
     return rows

@@ -92,7 +92,7 @@ def of_single_phase(root: Path) -> Numbers:
 def of_gaps(root: Path) -> Numbers:
     """``gap.<label>.mean``, ``.low``, ``.high``: extracted minus soft top-1."""
     runs = collect.load(root, "study")
-    rows = stats.spread(runs, ["gap"]) if len(runs) else pd.DataFrame()
+    rows = stats.mean_per_label(runs, ["gap"]) if len(runs) else pd.DataFrame()
     ends = {"mean": "gap", "low": "gap_low", "high": "gap_high"}
     return {f"gap.{r['label']}.{k}": fixed(r[c]) for r in rows.to_dict("records") for k, c in ends.items()}
 
@@ -214,7 +214,7 @@ def of_printed() -> Numbers:
     figures = findings_runs.head_pressure().set_index("figure")
     ahead = findings_runs.against_two_to_one().query("ratio == '1.5:1'").set_index("gflops")["ahead"].to_dict()
     slim, better = findings_runs.vit_slim_rows().iloc[0], findings_runs.better_and_no_larger()
-    told, text, full = findings_runs.rows_with_training(), findings_runs.Described(), findings.DEIT_SMALL.head_dim
+    training, text, full = findings_runs.rows_with_training(), findings_runs.Described(), findings.DEIT_SMALL.head_dim
     found = {
         "macro.largest": fixed(findings_runs.macro_only_reach()["largest"].iloc[0] / 1e9, 3),
         "ahead.low": fixed(ahead[1.8], 1),
@@ -222,8 +222,8 @@ def of_printed() -> Numbers:
         "slim.params": fixed(slim["params"]),
         "better.rows": str(int((better["hiap_gmacs"] == 3.1).sum())),
         "better.most": fixed(better["ahead"].max()),
-        "told.rows": str(told["rows"].sum()),
-        "told.state": str(told["state"].sum()),
+        "told.rows": str(training["rows"].sum()),
+        "told.state": str(training["state"].sum()),
         "described.dims": str(text.value_dims),
     }
     for name, figure in (("six", 6), ("seven", 7)):

@@ -88,14 +88,14 @@ def _figures() -> list[Row]:
 
 def _table2() -> list[Row]:
     v, qkv = (findings_runs.fewest_value_dims(3.1, 15.0, cut) for cut in ("v", "qkv"))  # type: ignore[arg-type]
-    told, better = findings_runs.rows_with_training(), findings_runs.better_and_no_larger()
+    training, better = findings_runs.rows_with_training(), findings_runs.better_and_no_larger()
     slim, first = findings_runs.vit_slim_rows().iloc[0], better[better["hiap_gmacs"] == 3.1]
     impossible = findings_runs.table2_check().query("not possible").to_dict("records")
     names = ", ".join(f"{row['method']}'s at {row['gmacs']} G" for row in impossible)
     needs = f"if heads keep {v:.1f} of 64 dims in the mean (Q, K and V cut: {qkv:.1f})"
     return [
         (8, "3.1 G and 15.0 M are the described network's", f"{needs}; no network has both sizes of {names}"),
-        (11, "training budgets are critical", f"{told['state'].sum()} of {told['rows'].sum()} rows state one"),
+        (11, "training budgets are critical", f"{training['state'].sum()} of {training['rows'].sum()} rows state one"),
         (12, "ViT-Slim's 15.6 M row costs 3.1 G", f"{slim['formula']:.2f} G by its own formula"),
         (13, "Table 2 compares HiAP with others", f"{len(first)} rows beat its 3.1 G at no more MACs, by up to"
          f" {first['ahead'].max():.2f}"),
@@ -123,9 +123,9 @@ def open_table(root: Path) -> str:
     rows = []
     for row in open_points.summary(found).to_dict("records"):
         mine = found[found["point"] == row["point"]]
-        told = f"not measured: {row['reason']}" if mine.empty else _outcome(mine)
+        outcome = escape(f"not measured: {row['reason']}") if mine.empty else _outcome(mine)
         default = escape(row["default"]).replace("'straight-through'", "``straight-through''")
-        rows.append([row["point"], f"\\emph{{{escape(row['what'])}}}: {default}", escape(told) if mine.empty else told])
+        rows.append([row["point"], f"\\emph{{{escape(row['what'])}}}: {default}", outcome])
     return tabular(
         "lp{0.42\\linewidth}p{0.46\\linewidth}",
         ["", "Open point: default, and why", "Other readings"],

@@ -334,7 +334,7 @@ def final_widths() -> pd.DataFrame:
 # Table 2
 
 
-def spread(values: np.ndarray, distance: float) -> np.ndarray:
+def spaced(values: np.ndarray, distance: float) -> np.ndarray:
     """The nearest places for labels of these heights, in the same order, that keep ``distance``."""
     order = np.argsort(values, kind="stable")
     index = np.arange(len(values)) * distance
@@ -362,7 +362,7 @@ def table2(rows: pd.DataFrame) -> Figure:
         ax.plot(group["gmacs"], group["top1"], linestyle="", zorder=3, **KINDS[str(kind)])
     small = shown["gmacs"] < 2.9
     for side, edge, align in ((shown[small], left, "right"), (shown[~small], right, "left")):
-        heights = spread(side["top1"].to_numpy(), 0.115)
+        heights = spaced(side["top1"].to_numpy(), 0.115)
         for row, height in zip(side.to_dict("records"), heights, strict=True):
             style = KINDS[row["kind"]]
             ax.plot([row["gmacs"], edge], [row["top1"], height], color="#bbbbbb", linewidth=0.4, zorder=2)

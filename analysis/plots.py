@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from analysis import collect
 from analysis.tables import save_frame
@@ -48,6 +49,7 @@ STYLE: dict[Any, Any] = {
 matplotlib.rcParams.update(STYLE)
 
 SMALLEST = 5.0  # points; numbers that would have to be smaller are left out
+MOST_TICKS = 12  # along a map or its scale
 GREY = "#8c8c8c"
 SEQUENTIAL = "cividis"
 
@@ -154,67 +156,82 @@ def gate_heatmaps(gates: pd.DataFrame, full: dict[str, int], title: str = "") ->
     fig = Figure(figsize=(PAGE, 1.15 + 0.115 * max(blocks, 8)), layout="constrained")
     fig.suptitle(title, fontsize=STYLE["axes.titlesize"])
     for ax, quantity in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        grid = gates.pivot(index="block", columns="epoch", values=quantity.column).astype(float)
-        image = ax.imshow(
-            np.ma.masked_invalid(grid), cmap=SEQUENTIAL, vmin=0, vmax=full[quantity.column], aspect="auto"
-        )
-        ax.set_facecolor("white")
-        ax.spines[:].set_visible(False)
-        ax.set_title(quantity.title)
-        ax.set_xlabel("Epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(12, integer=True))
-        write_numbers(ax, grid.to_numpy(), quantity.number, full[quantity.column], width=5.6 / len(shown), changes=True)
-        ticks = MaxNLocator(6, integer=True)
-        bar = fig.colorbar(image, ax=ax, location="bottom", aspect=30, pad=0.02, ticks=ticks)
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.set_label(quantity.unit, fontsize=STYLE["ytick.labelsize"])
+        grid, most = gates.pivot(index="block", columns="epoch", values=quantity.column), full[quantity.column]
+        image = heat_map(ax, grid, most, quantity.number, width=5.6 / len(shown), changes=True)
+        ax.set(title=quantity.title, xlabel="Epoch", ylabel="")
+        colour_bar(image, [ax], most, quantity.unit, location="bottom", aspect=30)
     fig.axes[0].set_ylabel("Block")
     return fig
 
 
-def write_numbers(ax: Axes, grid: np.ndarray, form: str, full: float, width: float, changes: bool = False) -> None:
-    """Write the values into the cells of a map ``width`` inches wide (``changes``: only where one changes along its
-    row), or, where cells are too narrow, each row's last value beside the map. Missing values are left blank."""
-    labels = [[form.format(v) if np.isfinite(v) else "" for v in values] for values in grid]
-    size = min(72 * width / grid.shape[1] / (0.68 * len(form.format(full))), 6.5)
-    for row, cells in enumerate(labels):
-        if size < SMALLEST:
-            ax.text(1.01, row, cells[-1], va="center", fontsize=5.5, transform=ax.get_yaxis_transform())
-            continue
-        for column, cell in enumerate(cells):
-            if column == 0 or not changes or cell != cells[column - 1]:
-                colour = "white" if grid[row, column] < 0.55 * full else "black"
-                inside = ax.text(column, row, cell, va="center", ha="center", fontsize=size, color=colour)
-                inside.set_in_layout(False)  # takes no room, so the layout is found in half the time
+def heat_map(
+    ax: Axes, grid: pd.DataFrame, full: float, form: str = "", width: float = 1.0, changes: bool = False
+) -> QuadMesh:
+    """seaborn's map of ``grid``, coloured from 0 to ``full``; missing values are white. With a ``form``, the values
+    stand in the cells of a map ``width`` inches wide (``changes``: only where one changes along its row), or, where
+    cells are too narrow, each row's last value beside it."""
+    values = grid.to_numpy(dtype=float)
+    words = np.array([[form.format(v) if np.isfinite(v) else "" for v in row] for row in values])
+    size = min(72 * width / values.shape[1] / (0.68 * max(len(form.format(full)), 1)), 6.5)
+    if form and size < SMALLEST:
+        for row, word in enumerate(words[:, -1]):
+            ax.text(1.01, row + 0.5, word, va="center", fontsize=5.5, transform=ax.get_yaxis_transform())
+    elif changes:
+        same = words[:, 1:] == words[:, :-1]
+        words[:, 1:][same] = ""
+    step = next((step for step in (1, 2, 5, 10, 20, 50) if values.shape[1] <= MOST_TICKS * step), 100)
+    sns.heatmap(
+        grid.astype(float),
+        ax=ax,
+        vmin=0,
+        vmax=full,
+        cmap=SEQUENTIAL,
+        cbar=False,
+        annot=words if form and size >= SMALLEST else None,
+        fmt="",
+        annot_kws={"fontsize": size},
+        xticklabels=step,
+        yticklabels=True,
+        rasterized=True,  # or a viewer of the PDF shows the seams between cells
+    )
+    ax.hlines(range(1, len(values)), 0, values.shape[1], color="white", linewidth=0.4)
+    ax.tick_params(length=2, rotation=0)
+    for text in ax.texts:
+        if text.get_transform() == ax.transData:  # in a cell
+            column, row = map(int, text.get_position())
+            text.set_color("white" if values[row, column] < 0.55 * full else "black")
+            text.set_in_layout(False)  # takes no room, so the layout is found in half the time
+    return ax.collections[0]  # type: ignore[return-value]
+
+
+def colour_bar(image: QuadMesh, ax: Any, full: int, label: str, ends: bool = False, **where: Any) -> None:
+    """The scale of a ``heat_map``, named at every unit if they are few, at quarters, or at its ``ends``."""
+    ticks = [0, full] if ends else range(full + 1) if full <= MOST_TICKS else np.linspace(0, full, 5)
+    bar = ax[0].figure.colorbar(image, ax=list(ax), pad=0.02, ticks=ticks, **where)
+    bar.outline.set_visible(False)
+    bar.set_label(label, fontsize=STYLE["ytick.labelsize"])
 
 
 def topology(shape: pd.DataFrame, full: dict[str, int], title: str = "") -> Figure:
     """Fig. 3: what is left of each block. Above, heads (largest first) with the value dimensions each keeps; below, FFN
     neurons, the dense network's outlined. ``shape`` is a ``collect.topology``; ``full`` as in ``gate_heatmaps``."""
-    blocks, heads = len(shape), full["heads"]
-    dims = np.full((heads, blocks), np.nan)
-    for block, kept in enumerate(shape["head_dims"]):
-        dims[: len(kept), block] = kept
+    heads = full["heads"]
+    kept = {block: pd.Series(dims, dtype=float) for block, dims in zip(shape["block"], shape["head_dims"], strict=True)}
+    dims = pd.DataFrame(kept).reindex(range(heads))
     fig = Figure(figsize=(COLUMN, 1.6 + 0.17 * heads), layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[0.17 * heads + 0.1, 0.9])
-    image = top.imshow(np.ma.masked_invalid(dims), cmap=SEQUENTIAL, vmin=0, vmax=full["mean_dims"], aspect="auto")
-    write_numbers(top, dims, "{:.0f}", full["mean_dims"], width=2.5)
-    top.set_yticks(range(heads), [str(h + 1) for h in range(heads)])
-    top.set_ylabel("Head, by size")
-    top.spines[:].set_visible(False)
+    image = heat_map(top, dims.set_axis(range(1, heads + 1)), full["mean_dims"], "{:.0f}", width=2.5)
+    top.set(title=title, xlabel="", ylabel="Head,\nby size")
     top.tick_params(length=0)
-    top.set_title(title)
-    bar = fig.colorbar(image, ax=top, aspect=8, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label("dims kept", fontsize=STYLE["ytick.labelsize"])
-    bottom.bar(shape["block"], full["neurons"], color="none", edgecolor=GREY, linewidth=0.6, linestyle=":")
-    bars = bottom.bar(shape["block"], shape["neurons"], color="#0072B2")
+    colour_bar(image, [top], full["mean_dims"], "dims kept", ends=True, aspect=8)
+    centres = shape["block"] + 0.5
+    bottom.bar(centres, full["neurons"], color="none", edgecolor=GREY, linewidth=0.6, linestyle=":")
+    bars = bottom.bar(centres, shape["neurons"], color="#0072B2")
     bottom.bar_label(bars, fontsize=6, padding=1)
     bottom.set_ylim(0, 1.2 * full["neurons"])
     bottom.set_ylabel("FFN neurons")
     bottom.set_xlabel("Block")
-    bottom.set_xticks(shape["block"])
+    bottom.set_xticks(centres, shape["block"])
     return fig
 
 

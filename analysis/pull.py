@@ -118,12 +118,12 @@ def summary(gates: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for kind in KINDS.values():
         mine = gates[gates["kind"] == kind]
-        spread = {
+        quantiles = {
             f"{column}_{name}": round(float(mine[column].quantile(q)), 4)
             for column in ("task", "both", "price")
             for name, q in QUANTILES.items()
         }
-        rows.append({"kind": kind, "gates": len(mine), **spread})
+        rows.append({"kind": kind, "gates": len(mine), **quantiles})
     return rows
 
 
@@ -176,8 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
             needed = f"python slurm/launch_grid.py --grid {network.grid} --results {options.results} --only dense"
             print(f"error: {error}; first: {needed}", file=sys.stderr)
             return 2
-        told = environment(torch.device("cpu"), "python -m analysis.pull").model_dump()
-        write_json(options.results / "pull" / f"{name}.json", {"batches": BATCHES, "rows": rows, "environment": told})
+        here = environment(torch.device("cpu"), "python -m analysis.pull").model_dump()
+        write_json(options.results / "pull" / f"{name}.json", {"batches": BATCHES, "rows": rows, "environment": here})
         print(pd.DataFrame(rows).to_string(index=False))
     return 0
 

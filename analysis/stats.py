@@ -140,7 +140,7 @@ def _references(runs: pd.DataFrame) -> pd.DataFrame:
     return aimed[named]
 
 
-def spread(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def mean_per_label(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Per label the mean of each column over the seeds that have all of them, with its interval in ``<column>_low`` and
     ``<column>_high``, and ``n``."""
     rows = []

@@ -121,7 +121,7 @@ def forest(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def bill(studies: dict[str, pd.DataFrame]) -> Figure:
+def top1_and_training(studies: dict[str, pd.DataFrame]) -> Figure:
     """Top-1 against MACs with the training bill as the mark's area, one panel per study (``stats.study``). Methods
     stand side by side at each target; hollow marks: pruned in rounds. What lies below ``span`` is written at the
     edge, its mean over the seeds."""

@@ -46,9 +46,9 @@ LIBRARIES = ("torch", "timm", "submitit", "pydantic")
 
 @dataclass
 class Diagnosis:
-    """``told``: what was found, a line each; ``wrong``: what will not work as it is; ``keys``: of ``site.yaml``."""
+    """``facts``: what was found, a line each; ``wrong``: what will not work as it is; ``keys``: of ``site.yaml``."""
 
-    told: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     keys: dict[str, Any] = field(default_factory=dict)
 
@@ -57,7 +57,7 @@ class Diagnosis:
         self.keys |= keys
 
     def __str__(self) -> str:
-        lines = [*self.told, "", *(f"! {what}" for what in self.wrong)]
+        lines = [*self.facts, "", *(f"! {what}" for what in self.wrong)]
         if self.keys:
             lines += ["", "To write in slurm/site.yaml:", yaml.safe_dump(self.keys, sort_keys=False).rstrip()]
         return "\n".join(lines if self.wrong else [*lines, "No key of site.yaml is missing."])
@@ -256,20 +256,20 @@ def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, 
 def _cluster(found: Diagnosis, runs: list[Run], site: Site) -> None:
     """Versions, partitions and limits, as far as commands of this cluster tell."""
     if lines := _lines("sinfo", "--version"):
-        found.told.append(lines[0])
+        found.facts.append(lines[0])
     for row in _lines("sinfo", "-h", "-o", "%P|%D|%c|%m|%G|%l"):
         name, nodes, cpus, memory, gres, limit = row.split("|")
-        found.told.append(f"partition {name}: {nodes} nodes of {cpus} CPUs, {memory} MB, {gres}, at most {limit}")
+        found.facts.append(f"partition {name}: {nodes} nodes of {cpus} CPUs, {memory} MB, {gres}, at most {limit}")
     shown = dict(re.findall(r"^(\w+)\s*=\s*(.*)$", "\n".join(_lines("scontrol", "show", "config")), re.MULTILINE))
     for key in ("MaxArraySize", "MaxJobCount", "JobRequeue", "AccountingStorageEnforce"):
         if key in shown:
-            found.told.append(f"{key}: {shown[key].strip()}")
+            found.facts.append(f"{key}: {shown[key].strip()}")
     if "wckeys" in shown.get("AccountingStorageEnforce", "") and not site.wckey:
         name = _accounted("wckey", "wckey")
         found.blame("jobs must name a wckey", **({"wckey": name} if name else {}))
     most = _accounted("assoc", "maxsubmitjobs")
     if most.isdigit():
-        found.told.append(f"MaxSubmitJobs: {most}")
+        found.facts.append(f"MaxSubmitJobs: {most}")
         if int(most) < len(runs) and not site.max_jobs:
             what = f"{len(runs)} runs, and at most {most} jobs of yours in the queue; they are submitted as jobs end"
             found.blame(what, max_jobs=int(most))
@@ -288,13 +288,13 @@ def _tell(found: Diagnosis, where: str, seen: dict[str, Any]) -> None:
     gpu = f"{len(seen['gpus'])} GPUs" if seen["gpus"] else "no GPU"
     if "gpu" in seen:
         gpu += f" ({seen['gpu']}, CUDA {seen['cuda']}, {'bf16' if seen['bf16'] else 'no bf16'})"
-    found.told.append(f"{where} {seen['host']}: Python {seen['python']}, {libraries}; {seen['cpus']} CPUs, {gpu}")
+    found.facts.append(f"{where} {seen['host']}: Python {seen['python']}, {libraries}; {seen['cpus']} CPUs, {gpu}")
     if "disk_error" not in seen:
         inodes = "" if seen["inodes"] is None else f" and {seen['inodes']:,} files"
         room = f"room for {seen['free_gb']:,.0f} GB{inodes}"
         locks = "locks" if seen["locks"] else "no locks"
         speed = f"{FILES} small files in {seen['files_s']:.1f} s"
-        found.told.append(f"{where} {seen['host']}: results: {room}, {locks}, {speed}")
+        found.facts.append(f"{where} {seen['host']}: results: {room}, {locks}, {speed}")
 
 
 def _compare(

@@ -176,7 +176,7 @@ class Slurm:
     @contextmanager
     def followed(self, runs: list[Run]) -> Iterator[None]:
         with self.jobs.followed():
-            self._take_back(runs)
+            self._recover(runs)
             self.jobs.uncancel(runs)
             yield
 
@@ -189,9 +189,9 @@ class Slurm:
             self.stages[stage] = max(count, self.stages.get(stage, 0))
         left = list(runs)
         try:
-            left = self._take_back(left)
+            left = self._recover(left)
         except ConfigError as error:
-            self._bear(error)
+            self._raise_or_retry(error)
             return left
         while left:
             array, at_once = self._array(left)
@@ -206,7 +206,7 @@ class Slurm:
                     return left
                 continue
             except ConfigError as error:
-                self._bear(error)
+                self._raise_or_retry(error)
                 return left  # with the later stages, which could not wait for this one
             self.accepted, self.refused_since = True, None
             left = [run for run in left if run not in array]
@@ -225,8 +225,8 @@ class Slurm:
 
     def reason(self, run: Run) -> str:
         """Of the first process that says something: one that fails takes the others with it, silently."""
-        told = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs.newest(run)}_*_log.err"))]
-        return next((line for line in told if not line.startswith("see ")), "no log")
+        last_lines = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs.newest(run)}_*_log.err"))]
+        return next((line for line in last_lines if not line.startswith("see ")), "no log")
 
     def again(self, run: Run) -> bool:
         tries = self.jobs.count_try(run)
@@ -290,8 +290,9 @@ class Slurm:
             print(f"{error}; going on as jobs end", file=sys.stderr, flush=True)
         return True
 
-    def _bear(self, error: ConfigError) -> None:
-        """Raise what may not pass; tell once of what may."""
+    def _raise_or_retry(self, error: ConfigError) -> None:
+        """A submission was refused. Raise if none was ever accepted, or none for ``patience_s``; until then the caller
+        retries, and the first refusal is printed."""
         if not self.accepted:
             raise error
         now = time.monotonic()
@@ -319,7 +320,7 @@ class Slurm:
                 for run in array:
                     write_status(run.folders, **{**read_status(run.folders), "state": "waiting"})
                 raise NoRoom(refusal) from None
-            self.jobs.doubt(name)  # a controller that answers too late has taken them
+            self.jobs.recheck(name)  # a controller that answers too late may have accepted the jobs
             raise ConfigError(refusal) from None
         self.jobs.note(name, [job.job_id for job in jobs])
         self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
@@ -333,15 +334,15 @@ class Slurm:
         executor.update_parameters(**{**parameters, "job_name": name})
         return executor
 
-    def _take_back(self, runs: list[Run]) -> list[Run]:
-        """Note the jobs of submissions that were broken off; returns the runs that have none of these. If none appears
-        under a submission's name there is none, or what it left behind tells what became of it."""
+    def _recover(self, runs: list[Run]) -> list[Run]:
+        """Note the jobs of submissions that were interrupted before their ids were noted; returns the runs without such
+        a job. If the queue has none of that name, sbatch took none, or they have ended and left status files."""
         known = {run.run_id: run for run in runs}
         for intent in list(self.jobs.intents):
             ids = self._named(intent["name"], len(intent["runs"]), until=intent["time"] + self.settle_s)
             for run_id, job in zip(intent["runs"], ids, strict=False):
                 if run_id in known:
-                    self._leave_for(job, known.pop(run_id))
+                    self._write_payload(job, known.pop(run_id))
             self.jobs.note(intent["name"], ids)
         return list(known.values())
 
@@ -349,7 +350,7 @@ class Slurm:
         """Ids of the ``count`` jobs of this name, looked for until that time, and once at least."""
         while True:
             if (listed := queue()) is None:
-                raise ConfigError("squeue does not answer; a submission that was broken off cannot be looked for")
+                raise ConfigError("squeue does not answer; an interrupted submission cannot be looked for")
             if found := [job for job, line in listed.items() if line.name == name]:
                 array, _, element = found[0].partition("_")
                 return [f"{array}_{i}" for i in range(count)] if element else [array]
@@ -357,8 +358,8 @@ class Slurm:
                 return []
             time.sleep(1)
 
-    def _leave_for(self, job: str, run: Run) -> None:
-        """What the job is to run, which it waits for, and which submitit writes last."""
+    def _write_payload(self, job: str, run: Run) -> None:
+        """The pickle that the job waits for and reads what to run from; an interrupted submission may lack it."""
         path = submitit.core.utils.JobPaths(self.logs, job_id=job).submitted_pickle
         if not path.exists():
             submitted = submitit.core.utils.DelayedSubmission(self._job(run))

@@ -63,8 +63,8 @@ class Jobs:
             self.ids.setdefault(run_id, []).append(job)
         self.save()
 
-    def doubt(self, name: str) -> None:
-        """sbatch has failed: whether it was taken all the same is asked before the next one."""
+    def recheck(self, name: str) -> None:
+        """sbatch has failed: before the next submission the queue is asked whether it took these jobs all the same."""
         next(intent for intent in self.intents if intent["name"] == name)["time"] = 0
         self.save()
 

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not args.dry_run:
             _check(runs, results, path, grid.closes_by, on_nodes)
         print(_title(grid, path))
-        if args.dry_run:  # the bill comes also where the data are not
+        if args.dry_run:  # the cost is shown also where the data are not
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
             _check(runs, results, path, grid.closes_by, on_nodes)
             return 0
@@ -166,7 +166,7 @@ def _look(p: Progress, lost_need: bool, executor: Executor, since: float) -> Non
 
 
 def _settle(p: Progress, lost_need: bool, executor: Executor, since: float) -> None:
-    """A run whose job has ended; with its record, one would hope."""
+    """The next state of a run whose job has ended, with or without a record."""
     if p.run.finished:
         p.state = "finished"
     elif lost_need:

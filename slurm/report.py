@@ -39,13 +39,13 @@ class Screen:
         self.stream, self.live = stream, stream.isatty()
         self.since = now()
         self.drawn = 0
-        self.told: dict[Run, tuple[State, float]] = {}
+        self.printed: dict[Run, tuple[State, float]] = {}
 
     def show(self, progress: list[Progress]) -> None:
         if self.live:
             self._redraw(progress)
         else:
-            self._tell(progress)
+            self._print_changes(progress)
 
     def _redraw(self, progress: list[Progress]) -> None:
         width, height = shutil.get_terminal_size()
@@ -60,12 +60,12 @@ class Screen:
         self.stream.flush()
         self.drawn = len(lines)
 
-    def _tell(self, progress: list[Progress]) -> None:
+    def _print_changes(self, progress: list[Progress]) -> None:
         due = []
         for p in progress:
-            state, at = self.told.get(p.run, ("waiting", 0.0))
+            state, at = self.printed.get(p.run, ("waiting", 0.0))
             if p.state != state or (p.state == "running" and time.monotonic() - at > PLAIN_SECONDS):
-                self.told[p.run] = (p.state, time.monotonic())
+                self.printed[p.run] = (p.state, time.monotonic())
                 due.append(p)
         width = max(len(name(p.run)) for p in progress)
         for p in due:
@@ -102,7 +102,7 @@ def name(run: Run) -> str:
 
 
 def dry_run(runs: list[Run], bench: Path) -> str:
-    """The runs in the order in which they would start, and the bill of those that are not finished; GPU-hours from what
+    """The runs in the order in which they would start, and the cost of those that are not finished; GPU-hours from what
     was measured in the folder ``bench``."""
     rows, todo = [], []
     for run in runs:

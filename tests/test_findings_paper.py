@@ -317,7 +317,7 @@ def test_ratio_runs_are_averaged_over_seeds() -> None:
 
 def test_labels_are_spread_as_little_as_needed() -> None:
     heights = np.array([1.0, 5.0, 1.0, 1.1])
-    placed = paper_plots.spread(heights, 0.5)
+    placed = paper_plots.spaced(heights, 0.5)
     assert placed[1] == 5.0
     assert np.diff(np.sort(placed)).min() >= 0.5 - 1e-9
     assert placed[[0, 2, 3]].mean() == pytest.approx(heights[[0, 2, 3]].mean())

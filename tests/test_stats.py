@@ -129,14 +129,14 @@ def test_what_holm_does_not_keep_stands_in_brackets_and_pale(runs):
 def test_figures_show_every_compared_row(runs):
     rows = stats.study(runs)
     assert len(study_plots.forest(rows).axes) == 1  # a target at which nothing is compared has no panel
-    assert len(study_plots.bill({"once": rows, "twice": rows}).axes) == 2
+    assert len(study_plots.top1_and_training({"once": rows, "twice": rows}).axes) == 2
 
 
 def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
     far = runs.assign(top1=runs["top1"].where(runs["method"] != "l1", 30.0))
     near = runs[runs["label"] == "l1-20"].assign(label="taylor-20", method="taylor", run_id=["a", "b", "c"])
     rows = stats.study(pd.concat([far, near], ignore_index=True))
-    for fig in (study_plots.bill({"once": rows}), report_plots.study_pareto(rows)):
+    for fig in (study_plots.top1_and_training({"once": rows}), report_plots.study_pareto(rows)):
         assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
         assert fig.axes[0].get_ylim()[0] > 70
         assert fig.axes[0].get_ylim()[0] < rows.loc[rows["method"] == "hiap", "low"].min()

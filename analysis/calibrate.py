@@ -4,35 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import collect
+from analysis import collect, findings, speed_limit
 from analysis.plots import PAGE, colour_bar, heat_map
-from hiap.train.record import Record
+from hiap.train.record import EpochLog, GateLog, Record
 
 GRID, IMAGENET = "calibrate", "imagenet_calibrate"
 TAKEN, BEFORE = "m0.2-s3-t6-total-no-t2", "s3-t6-total-t2"  # 'calibrated' and 'near-open' in slurm/readings.yaml
-FULL = {"heads": 72, "neurons": 18_432}  # of the dense network, the paper's and ours
-BLOCKS = 12
-COLUMNS = 50  # epochs in the figures, looks at the gates in a run
+FULL = findings.WHOLE  # of the dense network, the paper's and ours
+BLOCKS = findings.DEIT_SMALL.depth
+COLUMNS = speed_limit.FIGURES.epochs  # in the figures, and looks at the gates in a run
 
 
 def curves(root: str | Path) -> pd.DataFrame:
     """``reading`` ('paper' for the digitised figures), ``figure``, ``share`` of the training done, and the shares of
     ``heads`` and ``neurons`` that are open."""
-    rows = [
-        {
-            "reading": record.label.rsplit("-fig", 1)[0],
-            "figure": int(record.label[-1]),
-            "share": round(look.step / look.steps, 4),
-            **{kind: sum(getattr(look, kind)) / full for kind, full in FULL.items()},
-        }
-        for record in collect.records(root, GRID)
-        for look in record.gates
-    ]
+    rows = []
+    for record in collect.records(root, GRID):
+        reading, number = _place(record)
+        rows += [
+            {"reading": reading, "figure": number, "share": round(look.step / look.steps, 4), **_open(look)}
+            for look in record.gates
+        ]
     return pd.concat([_paper(), pd.DataFrame(rows)], ignore_index=True)
 
 
@@ -43,10 +40,8 @@ def first_columns(root: str | Path) -> pd.DataFrame:
     paper = whole[whole["share"] == 1 / COLUMNS].set_index("figure")[list(FULL)]
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for record in collect.records(root, IMAGENET):
-        reading, _, number = record.label.rpartition("-fig")
-        last = record.epochs[-1]
-        shares = {kind: sum(getattr(last, kind)) / full for kind, full in FULL.items()}
-        rows.setdefault(reading, {})[int(number)] = shares
+        reading, number = _place(record)
+        rows.setdefault(reading, {})[number] = _open(record.epochs[-1])
     table = []
     for reading, found in rows.items():
         ours = pd.DataFrame(found).T.sort_index()
@@ -63,8 +58,19 @@ def first_columns(root: str | Path) -> pd.DataFrame:
 
 def taken(root: str | Path) -> dict[int, Record]:
     """The finished runs of the reading that the paper's grids take, by the figure whose strengths they have."""
-    mine = [record for record in collect.records(root, GRID) if record.label.startswith(f"{TAKEN}-fig")]
-    return {int(record.label[-1]): record for record in mine}
+    places = {_place(record): record for record in collect.records(root, GRID)}
+    return {number: record for (reading, number), record in places.items() if reading == TAKEN}
+
+
+def _place(record: Record) -> tuple[str, int]:
+    """Reading and figure, as a label names them; the dense start has neither."""
+    reading, _, number = record.label.rpartition("-fig")
+    return reading, int(number) if reading else 0
+
+
+def _open(log: GateLog | EpochLog) -> dict[str, float]:
+    """The open shares."""
+    return {kind: sum(getattr(log, kind)) / full for kind, full in FULL.items()}
 
 
 def _paper() -> pd.DataFrame:
@@ -98,14 +104,15 @@ def distances(lines: pd.DataFrame) -> pd.DataFrame:
 
 def figure(lines: pd.DataFrame, shown: dict[str, str]) -> Figure:
     """Heads above, neurons below, a column per figure; ``shown``: reading to its name in the legend."""
-    fig, axes = plt.subplots(2, 5, figsize=(7.0, 3.1), sharex=True, sharey=True, layout="constrained")
+    fig = Figure(figsize=(7.0, 3.1), layout="constrained")
+    axes = fig.subplots(2, 5, sharex=True, sharey=True)
     styles = ["-", "--", "-.", ":"]
     for column, number in enumerate(sorted(lines["figure"].unique())):
         for row, kind in enumerate(FULL):
             ax = axes[row, column]
             for i, (reading, name) in enumerate({"paper": "paper, digitised", **shown}.items()):
                 own = lines[(lines["reading"] == reading) & (lines["figure"] == number)]
-                colour = "black" if i == 0 else plt.get_cmap("viridis")((i - 1) / max(1, len(shown) - 1) * 0.85)
+                colour = "black" if i == 0 else matplotlib.colormaps["viridis"]((i - 1) / max(1, len(shown) - 1) * 0.85)
                 ax.plot(100 * own["share"], 100 * own[kind], styles[i % 4], color=colour, label=name, lw=1.3)
             ax.set_title(f"Fig. {number}" if row == 0 else "", fontsize=8)
             ax.tick_params(labelsize=7)
@@ -119,9 +126,10 @@ def figure(lines: pd.DataFrame, shown: dict[str, str]) -> Figure:
 def maps(root: str | Path) -> pd.DataFrame:
     """Figs. 5-9 and the taken reading's runs at their strengths: ``network`` ('paper', 'here'), ``figure``, ``share``
     of the training done, ``block``, and its open ``heads`` and ``neurons``."""
+    published = {number: collect.published_heatmap(number) for number in sorted(taken(root))}
     frames = [
-        collect.published_heatmap(number).assign(network="paper", figure=number, share=lambda f: (f["epoch"] + 1) / 50)
-        for number in sorted(taken(root))
+        gates.assign(network="paper", figure=number, share=(gates["epoch"] + 1) / COLUMNS)
+        for number, gates in published.items()
     ]
     ours = [
         {"network": "here", "figure": number, "share": look.step / look.steps, "block": block,

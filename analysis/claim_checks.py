@@ -144,8 +144,7 @@ def heads_between(argument: str) -> Noted:
 
 def neurons_kept(figure: str) -> float:
     rows = findings.final_sizes().set_index("figure")
-    dims = findings.DEIT_SMALL
-    return float(100 * rows["neurons"][int(figure)] / (dims.depth * dims.hidden))
+    return float(100 * rows["neurons"][int(figure)] / findings.WHOLE["neurons"])
 
 
 def heads_left(figure: str) -> float:
@@ -289,26 +288,26 @@ def neurons_of_fig5_here(_: Path, half: str) -> Answer:
     return Answer(found, nan, nan, 0, None, source)
 
 
-def _at_strengths(root: Path, figures: list[int], of: Callable[[Record], float]) -> Answer | None:
+def _at_strengths(root: Path, figures: list[int], metric: claim_runs.Metric) -> Answer | None:
     """A number of the runs with the paper's rule at the strengths of these figures, in a network of its shape: the mean
     over them, which the claim's own tolerance judges."""
     records = calibrate.taken(root)
     if not all(figure in records for figure in figures):
         return None
-    values, nan = [of(records[figure]) for figure in figures], float("nan")
     names = ", ".join(str(figure) for figure in figures)
     source = f"grid calibrate: reading {calibrate.TAKEN} at the strengths of Fig. {names}, one seed"
     runs = collect.load(root, calibrate.GRID)
     mine = runs[runs["label"].isin([records[figure].label for figure in figures])]
-    return Answer(float(np.mean(values)), nan, nan, len(values), None, source, mine)
+    values, nan = metric(root, calibrate.GRID, mine), float("nan")
+    return Answer(float(values.mean()), nan, nan, len(values), None, source, mine)
 
 
 def heads_here(root: Path, figure: str) -> Answer | None:
-    return _at_strengths(root, [int(figure)], _heads)
+    return _at_strengths(root, [int(figure)], claim_runs.METRICS["heads"])
 
 
 def neurons_here(root: Path, figure: str) -> Answer | None:
-    return _at_strengths(root, [int(figure)], _neurons)
+    return _at_strengths(root, [int(figure)], claim_runs.METRICS["neurons"])
 
 
 def neurons_share_here(root: Path, figure: str) -> Answer | None:
@@ -319,13 +318,21 @@ def neurons_share_here(root: Path, figure: str) -> Answer | None:
 
 def last_ffns_here(root: Path, figures: str) -> Answer | None:
     """The share of the runs in which the last block's FFN is gone."""
-    found = _at_strengths(root, [int(f) for f in figures.split()], lambda record: _shape(record)[-1].neurons == 0)
+
+    def gone(record: Record) -> bool:
+        return _shape(record)[-1].neurons == 0
+
+    found = _at_strengths(root, [int(f) for f in figures.split()], claim_runs.of_record(gone))
     return found and found._replace(agrees=found.found == 1)
 
 
 def ffns_empty_here(root: Path, figure: str) -> Answer | None:
     """How many FFNs are gone."""
-    found = _at_strengths(root, [int(figure)], lambda record: sum(block.neurons == 0 for block in _shape(record)))
+
+    def gone(record: Record) -> int:
+        return sum(block.neurons == 0 for block in _shape(record))
+
+    found = _at_strengths(root, [int(figure)], claim_runs.of_record(gone))
     return found and found._replace(agrees=found.found > 0)
 
 
@@ -337,7 +344,7 @@ def heads_between_here(root: Path, argument: str) -> Answer | None:
         look = next(look for look in record.gates if look.step * calibrate.COLUMNS >= epochs * look.steps)
         return float(np.mean([low <= heads <= high for heads in look.heads]))
 
-    return _at_strengths(root, [figure], share)
+    return _at_strengths(root, [figure], claim_runs.of_record(share))
 
 
 def never_empty_here(root: Path, figures: str) -> Answer | None:
@@ -346,16 +353,8 @@ def never_empty_here(root: Path, figures: str) -> Answer | None:
     def whole(record: Record) -> bool:
         return all(block.head_dims for block in _shape(record))
 
-    found = _at_strengths(root, [int(f) for f in figures.split()], whole)
+    found = _at_strengths(root, [int(f) for f in figures.split()], claim_runs.of_record(whole))
     return found and found._replace(agrees=found.found == 1)
-
-
-def _heads(record: Record) -> float:
-    return float(sum(len(block.head_dims) for block in _shape(record)))
-
-
-def _neurons(record: Record) -> float:
-    return float(sum(block.neurons for block in _shape(record)))
 
 
 def _shape(record: Record) -> list[BlockShape]:

@@ -121,8 +121,8 @@ def _rule_miss(root: Path, grid_name: str, runs: pd.DataFrame) -> pd.Series:
     return stats.rule_misses(root, grid_name).reindex(runs.index).abs()
 
 
-def _of_shape(measure: Callable[[Record], float]) -> Metric:
-    """A metric of the extracted network's shape."""
+def of_record(measure: Callable[[Record], float]) -> Metric:
+    """A metric of the whole record of a run that left a network."""
 
     def metric(root: Path, grid_name: str, runs: pd.DataFrame) -> pd.Series:
         known = {record.run_id: record for record in collect.records(root, grid_name) if record.shape}
@@ -153,10 +153,10 @@ METRICS: dict[str, Metric] = {
     **{name: _column(name) for name in ("top1", "top1_dense", "gap", "heads", "neurons")},
     "miss": _miss,
     "hardened - expected": _rule_miss,
-    "blocks outside": _of_shape(blocks_outside),
-    "share of narrow heads": _of_shape(narrow_share),
-    "neurons, first half": _of_shape(lambda record: neurons_of_half(record, deep=False)),
-    "neurons, second half": _of_shape(lambda record: neurons_of_half(record, deep=True)),
+    "blocks outside": of_record(blocks_outside),
+    "share of narrow heads": of_record(narrow_share),
+    "neurons, first half": of_record(lambda record: neurons_of_half(record, deep=False)),
+    "neurons, second half": of_record(lambda record: neurons_of_half(record, deep=True)),
 }
 
 

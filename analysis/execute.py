@@ -65,11 +65,9 @@ async def _execute(path: Path, results: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def digest(path: Path, results: Path) -> str:
-    """SHA-256 of what a notebook's outputs follow from: its cells, the project's code, the records and what is
-    published."""
-    cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
-    found = hashlib.sha256(json.dumps(cells).encode())
+def _inputs(results: Path) -> bytes:
+    """SHA-256 of what every notebook's outputs follow from besides its cells: code, records, and what is published."""
+    found = hashlib.sha256()
     folders = [(collect.REPOSITORY / name, "*.py") for name in CODE]
     folders += [
         (collect.REPOSITORY / "slurm", "*.yaml"),
@@ -82,32 +80,36 @@ def digest(path: Path, results: Path) -> str:
         for file in sorted(folder.rglob(pattern)):
             if file.is_file():
                 found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
-    return found.hexdigest()
+    return found.digest()
 
 
 class Done:
     """Which notebooks were executed on what (``notebooks.json``), and the figures and tables that were there
-    afterwards."""
+    afterwards. What they are executed on is looked at once, before: a record that comes meanwhile is not in it."""
 
     def __init__(self, out: Path, results: Path):
         self.path, self.out, self.results = out.with_suffix(".json"), out, results
         known = json.loads(self.path.read_text()) if self.path.exists() else {"digests": {}, "files": []}
         whole = all((results / name).exists() for name in known["files"])
         self.digests: dict[str, str] = known["digests"] if whole else {}
+        self.inputs = _inputs(results)
+
+    def digest(self, path: Path) -> str:
+        cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+        return hashlib.sha256(json.dumps(cells).encode() + self.inputs).hexdigest()
 
     def has(self, path: Path) -> bool:
-        return self.digests.get(path.name) == digest(path, self.results) and (self.out / path.name).exists()
+        return self.digests.get(path.name) == self.digest(path) and (self.out / path.name).exists()
 
     def write(self, paths: list[Path]) -> None:
-        self.digests |= {path.name: digest(path, self.results) for path in paths}
+        self.digests |= {path.name: self.digest(path) for path in paths}
         files = [file for name in WRITTEN for file in (self.results / name).glob("*")]
-        write_json(
-            self.path, {"digests": self.digests, "files": sorted(str(file.relative_to(self.results)) for file in files)}
-        )
+        names = sorted(str(file.relative_to(self.results)) for file in files)
+        write_json(self.path, {"digests": self.digests, "files": names})
 
 
 def notebooks(only: list[str]) -> list[Path]:
-    """All, or those that are named (with or without number and ending). Raises ``ConfigError``."""
+    """All, or those of these names (without the ending). Raises ``ConfigError``."""
     paths = sorted(FOLDER.glob("*.ipynb"))
     known = {path.stem: path for path in paths}
     if unknown := [name for name in only if name not in known]:
@@ -115,9 +117,9 @@ def notebooks(only: list[str]) -> list[Path]:
     return [known[name] for name in only] or paths
 
 
-async def execute_all(paths: list[Path], results: Path, out: Path) -> list[NotebookError]:
-    """As many notebooks at once as there are cores; writes those that ran through and returns the errors of the
-    others."""
+async def execute_all(paths: list[Path], results: Path, out: Path) -> tuple[list[Path], list[NotebookError]]:
+    """As many notebooks at once as there are cores; writes those that ran through and returns them, and the errors of
+    the others."""
     free = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def in_turn(path: Path) -> nbformat.NotebookNode:
@@ -134,9 +136,7 @@ async def execute_all(paths: list[Path], results: Path, out: Path) -> list[Noteb
         else:
             atomic_write(out / path.name, nbformat.writes(notebook).encode() + b"\n")
             through.append(path)
-    if out != FOLDER:
-        Done(out, results).write(through)
-    return errors
+    return through, errors
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,8 +154,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 2
-    kept = [] if options.in_place else [path for path in paths if Done(out, results).has(path)]
-    errors = asyncio.run(execute_all([path for path in paths if path not in kept], results, out))
+    done = None if options.in_place else Done(out, results)
+    kept = [path for path in paths if done and done.has(path)]
+    through, errors = asyncio.run(execute_all([path for path in paths if path not in kept], results, out))
+    if done:
+        done.write(through)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if errors:

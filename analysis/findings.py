@@ -28,6 +28,7 @@ from hiap.ledger import (
 )
 
 DEIT_SMALL: Dims = known_dims("deit_small_patch16_224")  # type: ignore[assignment]
+WHOLE = {"heads": DEIT_SMALL.depth * DEIT_SMALL.heads, "neurons": DEIT_SMALL.depth * DEIT_SMALL.hidden}  # its units
 # The CIFAR-10 model of Table 3 as far as the paper states it (L 6, D 192, H 3, 32 x 32 pixels); patch 4 and MLP ratio 4
 # are not stated and follow from the search below.
 CIFAR_VIT = Dims(dim=192, depth=6, heads=3, head_dim=64, hidden=768, patch=4, image=32, channels=3, classes=10)

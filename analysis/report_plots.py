@@ -80,10 +80,8 @@ def gate_totals_data() -> pd.DataFrame:
 def gate_totals(rows: pd.DataFrame) -> Figure:
     """``gate_totals_data`` in one picture, per cent of the dense network's units."""
     fig = Figure(figsize=(PAGE, 2.0), layout="constrained")
-    dims = findings.DEIT_SMALL
-    full = {"heads": dims.depth * dims.heads, "neurons": dims.depth * dims.hidden}
     axes = fig.subplots(1, 2, sharey=True)
-    for ax, (unit, whole) in zip(axes, full.items(), strict=True):
+    for ax, (unit, whole) in zip(axes, findings.WHOLE.items(), strict=True):
         for dash, (figure, name) in zip((*DASHES, (0, (1, 3))), FIGURE_RATIOS.items(), strict=True):
             run = rows[rows["figure"] == figure]
             label = f"Fig. {figure} ({name})"
@@ -140,9 +138,7 @@ def speed_limit(totals: pd.DataFrame, first: pd.DataFrame) -> Figure:
 
 def _open_units(axes: Sequence[Axes], totals: pd.DataFrame) -> None:
     """Open heads and neurons of Figs. 5-9 after each epoch, from 1, the first one marked."""
-    dims = findings.DEIT_SMALL
-    full = {"heads": dims.depth * dims.heads, "neurons": dims.depth * dims.hidden}
-    for ax, (unit, whole) in zip(axes, full.items(), strict=False):
+    for ax, (unit, whole) in zip(axes, findings.WHOLE.items(), strict=False):
         for dash, (figure, name) in zip((*DASHES, (0, (1, 3))), FIGURE_RATIOS.items(), strict=True):
             run, style = totals[totals["figure"] == figure], RATIOS[name]
             share = 100 * run[unit].to_numpy() / whole

@@ -28,9 +28,9 @@ from typing import Any
 
 import yaml
 
+from hiap.files import write_json
 from hiap.train.config import ON_DISK, ConfigError
-from hiap.train.device import unusable, visible_gpus
-from hiap.train.record import write_json
+from hiap.train.device import has_bf16, unusable, visible_gpus
 from slurm import prefetch, submission
 from slurm.grid import Run
 from slurm.jobs import queue
@@ -103,11 +103,10 @@ def _gpu() -> dict[str, Any]:
 
     if why := unusable():
         return {"gpu_error": why}
-    capability = torch.cuda.get_device_capability()
     return {
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda or torch.version.hip,
-        "bf16": torch.version.hip is not None or capability >= (8, 0),
+        "bf16": has_bf16(),
     }
 
 

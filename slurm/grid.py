@@ -121,10 +121,15 @@ def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
     """A grid's keys over those of the one that it extends; Config keys over Config keys, however they are written."""
     merged = {**parent.model_dump(exclude_unset=True), **values}
     for key in ("base", "shared", "runs"):
-        own = values.get(key, {})
-        if isinstance(own, dict):
-            merged[key] = merge(_nested(merge({}, getattr(parent, key))), _nested(own))
+        if isinstance(own := values.get(key, {}), dict):  # else the check of the grid says what was expected
+            nest = _nested if key == "base" else _nested_by_name
+            merged[key] = merge(nest(getattr(parent, key)), nest(own))
     return merged
+
+
+def _nested_by_name(named: dict[str, Any]) -> dict[str, Any]:
+    """In names of runs and of what they share a dot is a dot."""
+    return {name: _nested(keys) if isinstance(keys, dict) else keys for name, keys in named.items()}
 
 
 def expand(

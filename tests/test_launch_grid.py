@@ -185,11 +185,11 @@ def test_a_reading_stands_between_base_and_run_and_its_gates_are_for_hiap_alone(
 def test_a_grid_that_extends_another_lays_its_keys_over_it_however_they_are_written(tmp_path: Path) -> None:
     own = {"name": "more", "extends": "evidence", "about": "a test"}
     own |= {"base": {"model.img_size": 112}, "shared": {"hiap": {"gates": {"lr": None, "travel": 9}}}}
-    own["runs"] = {"hiap-50": {"budget.ramp": 0.9}, "extra": {"method": "dense", "optim.epochs": 7, "seeds": [0]}}
+    own["runs"] = {"hiap-50": {"budget.ramp": 0.9}, "lr0.5": {"method": "dense", "optim.epochs": 7, "seeds": [0]}}
     path = tmp_path / "more.yaml"
     path.write_text(yaml.safe_dump(own))
     parent, child = load(grid.find("evidence")), load(path)
-    assert set(child.runs) == {*parent.runs, "extra"}
+    assert set(child.runs) == {*parent.runs, "lr0.5"}, "a dot in a name is no key of a key"
     assert (child.threads, child.name, child.seeds) == (parent.threads, "more", parent.seeds)
     mine = {run.label: run.config for run in expand(child, path, {}) if run.config.seed == 0}
     theirs = {run.label: run.config for run in expand(parent, path, {}) if run.config.seed == 0}

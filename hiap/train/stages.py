@@ -119,16 +119,16 @@ class SinglePhase(Stage):
     """HiAP: what ``hiap.Pruner`` does in any loop, in this one."""
 
     def __init__(self, config: Config):
-        whole = round((config.budget.settle or 1.0) * config.optim.epochs)
-        epochs = config.optim.stop_after or whole
+        self.config, self.whole = config, round((config.budget.settle or 1.0) * config.optim.epochs)
+        epochs = config.optim.stop_after or self.whole
         super().__init__("single-phase", epochs, after=config.optim.epochs - epochs)
-        self.config, self.part = config, epochs / whole
 
     def prepare(self, model: Any, context: Context) -> Any:
         config, wanted = self.config, context.target.amount if context.target else None
+        self.steps = self.epochs * context.steps_per_epoch
         self.pruner = Pruner(
             model,
-            steps=round(self.epochs / self.part) * context.steps_per_epoch,
+            steps=self.whole * context.steps_per_epoch,
             target_macs=None if config.budget.target_macs is None else wanted,
             target_params=None if config.budget.target_params is None else wanted,
             gates=config.gates,
@@ -142,7 +142,7 @@ class SinglePhase(Stage):
     def anneal(self, model: Any, progress: float) -> float:
         # The loop calls this before a step and a plain loop steps after it. Between the two nothing changes but that
         # logs and checkpoints here still hold what the last step was taken with.
-        if round(progress * self.part * self.pruner.steps) > self.pruner.done:
+        if round(progress * self.steps) > self.pruner.done:
             self.pruner.step()
         return self.pruner.temperature
 
@@ -160,7 +160,7 @@ class SinglePhase(Stage):
 
     def finish(self, model: Any) -> Any:
         # A phase that is looked at before its end has no end to finish.
-        return self.pruner.finish(layout="ragged") if self.part == 1 else remove(model)
+        return self.pruner.finish(layout="ragged") if self.epochs == self.whole else remove(model)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pruner.state_dict(model=False)

@@ -93,6 +93,17 @@ class Run:
         return self.folders.record.exists()
 
     @property
+    def network_lost(self) -> bool:
+        """Finished, but elsewhere: records travel with the repository, networks do not."""
+        known = self.finished or self.twin is not None
+        return known and not any(f.model.exists() for f in (self.folders, *self.folders.twins()))
+
+    @property
+    def start(self) -> Run | None:
+        """The run whose network this one starts from."""
+        return next((need for need in self.needs if self.config.model.weights == REFERENCE + need.run_id), None)
+
+    @property
     def twin(self) -> Folders | None:
         """The same run where another grid has finished it."""
         return next(iter(self.folders.twins()), None)
@@ -190,6 +201,15 @@ def with_needs(run: Run) -> Iterator[Run]:
     yield run
     for need in run.needs:
         yield from with_needs(need)
+
+
+def lost(runs: list[Run]) -> list[Run]:
+    """Finished runs whose networks are not here, although runs that are still to do start from them."""
+    todo = {run for run in runs if not run.finished and run.twin is None}
+    for run in reversed(runs):  # each comes before what it needs, which may need another
+        if run in todo and run.start and run.start.network_lost:
+            todo.add(run.start)
+    return [run for run in runs if run in todo and run.network_lost]
 
 
 class Reading(BaseModel):

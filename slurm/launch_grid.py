@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from slurm.executors import Executor
 
 ROOM = 2**20  # bytes that must be free
+LOST = "its record is here, its network is not: it is made again for runs that start from it"
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -85,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             _check(runs, results, path, grid.closes_by, on_nodes)
         print(_title(grid, path))
         if args.dry_run:  # the cost is shown also where the data are not
+            print("".join(f"{report.name(run)}: {LOST}\n" for run in grids.lost(runs)), end="")
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
             _check(runs, results, path, grid.closes_by, on_nodes)
             return 0
@@ -112,6 +114,7 @@ def _launch(runs: list[Run], executor: Any) -> int:
     try:
         with executor.followed(runs):
             _copy_twins(runs)
+            _make_again(runs)
             page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
             print(f"status page: {page.file}\n")
             progress = execute(runs, executor, Screen(sys.stdout), page)
@@ -120,6 +123,7 @@ def _launch(runs: list[Run], executor: Any) -> int:
         print(executor.stop())
         return stop.args[0] if stop.args else 130
     print(f"\n{_results(runs)}")
+    _compare_again(runs)
     for p in progress:
         if p.state in ("failed", "not run"):
             print(f"{report.name(p.run)}: {p.state} ({p.note})")
@@ -188,6 +192,31 @@ def _copy_twins(runs: list[Run]) -> None:
         config = record.config.model_copy(update={"run": record.config.run.model_copy(update=own)})
         write(record.model_copy(update={**own, "config": config}), run.folders)
         print(f"{report.name(run)}: finished in grid {twin.grid}; its record is copied")
+
+
+def _make_again(runs: list[Run]) -> None:
+    """In a fresh clone a run may be needed whose record came along and whose network did not."""
+    for run in grids.lost(runs):
+        run.folders.work.mkdir(parents=True, exist_ok=True)
+        run.folders.record.replace(run.folders.earlier)
+        print(f"{report.name(run)}: {LOST}")
+
+
+def _compare_again(runs: list[Run]) -> None:
+    """Tell where a run that was made again did not come out as recorded, as on another type of CPU."""
+    for run in runs:
+        if not (run.finished and run.folders.earlier.exists()):
+            continue
+        new, old = read(run.folders.record), read(run.folders.earlier)
+        if new.metrics != old.metrics:
+            kinds = [
+                f"{r.metrics.extracted and r.metrics.extracted.top1} % ({r.environment.device_name})"
+                for r in (old, new)
+            ]
+            print(
+                f"{report.name(run)}: recorded {kinds[0]}, now {kinds[1]}; runs from before belong to the earlier one"
+            )
+        run.folders.earlier.unlink()
 
 
 def _failed(runs: list[Run]) -> list[Run]:

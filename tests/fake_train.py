@@ -30,7 +30,7 @@ def run(config: Config) -> Record:
     if label.startswith("wrong"):
         raise ConfigError("this cannot be run")
     record = make_record(config, "failed" if label.startswith("bad") else "finished")
-    write(record, folders)
+    leave(record)
     if record.status == "failed":
         raise RuntimeError("the loss is nan")
     note(f"end {label} {os.environ['OMP_NUM_THREADS']}")
@@ -41,6 +41,14 @@ def note(line: str) -> None:
     if path := os.environ.get("FAKE_LOG"):
         with open(path, "a") as file:
             file.write(line + "\n")
+
+
+def leave(record: Record) -> None:
+    """What a run leaves: its record, and its network if it finished."""
+    folders = Folders.of(record.config)
+    if record.status == "finished":
+        folders.model.mkdir(parents=True, exist_ok=True)
+    write(record, folders)
 
 
 def make_record(config: Config, status: str, top1: float = 91.25) -> Record:

@@ -18,7 +18,7 @@ from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
 
 from hiap.files import write_json
 from hiap.train.config import ConfigError
-from hiap.train.record import write, write_status
+from hiap.train.record import write_status
 from hiap.train.rendezvous import port
 from slurm import launch_grid, report
 from slurm.executors import Slurm
@@ -52,7 +52,7 @@ class Scripted:
     def alive(self, run: Run) -> bool:
         dies = run.label in self.die and self.jobs[run.label] < 2
         if self.jobs[run.label] and not dies and all(need.finished for need in run.needs):
-            write(fake_train.make_record(run.config, "finished"), run.folders)
+            fake_train.leave(fake_train.make_record(run.config, "finished"))
         return False
 
     def reason(self, run: Run) -> str:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hiap.files import write_json
 from hiap.ledger import dense_macs, dense_params
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.train.reach import check_reach
-from hiap.train.record import EpochLog, Folders, GateLog, Record, read, summary, write
+from hiap.train.record import EpochLog, Folders, GateLog, Metrics, Record, read, summary, write
 from slurm import estimate, grid, launch_grid, page, report, submission
 from slurm.grid import GRIDS, expand, load, select
 from slurm.site import Site
@@ -325,6 +326,27 @@ def test_runs_follow_what_they_need_and_are_done_once(tmp_path: Path, fake: Path
     assert Counter(e.split()[0] for e in events(fake)) == {"start": 3, "end": 3}
 
 
+def test_a_network_that_did_not_travel_with_its_record_is_made_again_where_it_is_needed(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = {"method": "dense", "model.weights": "run:hiap"}
+    path = write_grid(tmp_path, runs={**RUNS, "tuned": tuned})
+    assert launch(path) == 0
+    of = {run.label: run.folders for run in runs_of(path, tmp_path / "out")}
+    shutil.rmtree(tmp_path / "out" / "work")  # as in a fresh clone
+    assert launch(path) == 0
+    assert len(events(fake)) == 8, "nothing is made again where nothing is to be done"
+    of["tuned"].record.unlink()
+    write(read(of["hiap"].record).model_copy(update={"metrics": Metrics()}), of["hiap"])
+    capsys.readouterr()
+    assert launch(path) == 0
+    assert [e.split()[1] for e in events(fake)[8:] if e.startswith("start")] == ["dense", "hiap", "tuned"]
+    out = capsys.readouterr().out
+    assert out.count("its record is here, its network is not") == 2
+    assert "hiap: recorded None % (), now 91.25 % (); runs from before belong to the earlier one" in out
+    assert not any(folders.earlier.exists() for folders in of.values())
+
+
 @pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_a_failure_stops_only_what_needs_it(
     cluster: str, tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
@@ -371,7 +393,7 @@ def test_jobs_run_side_by_side_and_never_more_than_asked(
 def test_a_killed_launcher_started_again_runs_nothing_twice(tmp_path: Path, fake: Path) -> None:
     path = write_grid(tmp_path)
     dense = runs_of(path, tmp_path / "out")[0]
-    write(fake_train.make_record(dense.config, "finished"), dense.folders)
+    fake_train.leave(fake_train.make_record(dense.config, "finished"))
     first = start(path, FAKE_SECONDS="1")
     wait_for(lambda: "start hiap" in events(fake))
     first.kill()  # its job lives on
@@ -388,7 +410,7 @@ def test_a_stopped_launcher_leaves_no_process_and_keeps_what_is_finished(
 ) -> None:
     path = write_grid(tmp_path, runs={"dense": {"method": "dense"}, "slow": {"model.weights": "run:dense"}})
     dense, slow = runs_of(path, tmp_path / "out")
-    write(fake_train.make_record(dense.config, "finished"), dense.folders)
+    fake_train.leave(fake_train.make_record(dense.config, "finished"))
     launcher = start(path, FAKE_SECONDS="60")
     wait_for(lambda: "start slow" in events(fake))
     launcher.send_signal(number)
@@ -625,7 +647,7 @@ def test_the_table_compares_with_a_published_record(tmp_path: Path) -> None:
     path = write_grid(tmp_path)
     ours, published = runs_of(path, tmp_path / "out"), runs_of(path, tmp_path / "published")
     for run in ours:
-        write(fake_train.make_record(run.config, "finished"), run.folders)
+        fake_train.leave(fake_train.make_record(run.config, "finished"))
     assert "published" not in report.results(ours, tmp_path / "published")
     write(fake_train.make_record(published[1].config, "finished", top1=88.5), published[1].folders)
     lines = report.results(ours, tmp_path / "published").splitlines()
@@ -673,7 +695,9 @@ def test_dry_run_lists_the_order_and_starts_nothing(
     dense = runs_of(path, tmp_path / "out")[0]
     write(fake_train.make_record(dense.config, "finished"), dense.folders)
     assert launch(path, "--dry-run") == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r"(dense|hiap|uniform) ", line)]
+    out = capsys.readouterr().out
+    assert "dense: its record is here, its network is not" in out
+    rows = [line.split() for line in out.splitlines() if re.match(r"(dense|hiap|uniform) ", line)]
     assert [row[0] for row in rows] == ["dense", "hiap", "uniform"]
     assert [row[2] for row in rows] == [run.run_id for run in runs_of(path, tmp_path / "out")]
     assert rows[0][3] == "finished"
@@ -753,8 +777,7 @@ def test_what_another_grid_has_finished_is_copied_and_billed_as_done(
     (tmp_path / "other").mkdir()
     other = write_grid(tmp_path / "other", name="other", runs={"start": RUNS["dense"]})
     (twin,) = runs_of(other, tmp_path / "out")
-    write(fake_train.make_record(twin.config, "finished"), twin.folders)
-    twin.folders.model.mkdir(parents=True)
+    fake_train.leave(fake_train.make_record(twin.config, "finished"))
     path = write_grid(tmp_path)
     dense = runs_of(path, tmp_path / "out")[0]
     assert launch(path, "--dry-run") == 0

@@ -21,7 +21,7 @@ from test_launch_grid import BASE, REPOSITORY, RUNS, launch, runs_of, write_grid
 
 from hiap.data import image_index
 from hiap.train.config import ConfigError
-from hiap.train.record import Folders, read_status, write
+from hiap.train.record import Folders, read_status
 from slurm import executors, grid, job, launch_grid, locks, prefetch, site, submission
 from slurm.executors import Slurm
 from slurm.job import Job
@@ -225,7 +225,7 @@ def test_a_grid_larger_than_the_limit_waits_for_room(
             first = lines(limited)[0].split("|")[0] if lines(limited) else ""
             for run in runs:
                 if executor.jobs.newest(run) == first:
-                    write(fake_train.make_record(run.config, "finished"), run.folders)
+                    fake_train.leave(fake_train.make_record(run.config, "finished"))
             (limited / "queue").write_text("".join(f"{line}\n" for line in lines(limited)[1:]))
 
     executor, screen = Slurm(logs(tmp_path), None), Ends()

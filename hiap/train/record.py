@@ -199,6 +199,7 @@ class Folders:
         self.model = self.work / "model"
         self.checkpoints = self.work / "checkpoints"
         self.status = self.work / "status.json"
+        self.earlier = self.work / "earlier.json"  # the record of a run that is made again, until it is
 
     @classmethod
     def of(cls, config: Config) -> Folders:

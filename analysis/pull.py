@@ -71,8 +71,10 @@ def measure(config: Config, batches: int = BATCHES) -> pd.DataFrame:
     """One row per gate: its ``kind``, the pull of the ``task`` and of task and price (``both``), and the ``price``'s
     gradient over the root mean square of the task's."""
     info = data.info(config.data, config.model.img_size)
-    teacher = build(config.model, info.channels, info.classes, Folders.of(config), config.seed).eval()
-    gated = hiap.gate(build(config.model, info.channels, info.classes, Folders.of(config), config.seed), config.gates)
+    teacher = build(config.model, info.channels, info.classes, Folders.of(config), config.seed).model.eval()
+    gated = hiap.gate(
+        build(config.model, info.channels, info.classes, Folders.of(config), config.seed).model, config.gates
+    )
     gated_vit.anneal(gated, config.gates, 0.0)
     gates = dict(hiap.named_gates(gated.train()))
     logits = [gate.logit for gate in gates.values()]

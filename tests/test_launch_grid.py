@@ -766,7 +766,7 @@ def test_parameter_estimate_is_exact_for_a_built_network() -> None:
     config: Config = from_dict(BASE)
     size = estimate.dims(config)
     assert size is not None
-    model = build(config.model, 1, 10, Folders("/nowhere", "g", "r"))
+    model = build(config.model, 1, 10, Folders("/nowhere", "g", "r")).model
     assert dense_params(size) == cost.params(model)
     assert dense_macs(size) == cost.macs(model, (1, 8, 8))
 

@@ -47,6 +47,8 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 
+PIXELS = {"mean", "std", "interpolation", "crop_pct"}  # of DataConfig and, under the same names, of timm
+
 CIFAR_PICKLES = "cifar-10-batches-py"
 CIFAR_BINARIES = "cifar-10-batches-bin"
 CIFAR_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
@@ -103,6 +105,8 @@ def check(data: DataConfig, img_size: int) -> None:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
     if data.name in IN_MEMORY and data.augment != "none":
         raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+    if data.name in IN_MEMORY and (given := data.model_dump(include=PIXELS, exclude_none=True)):
+        raise ConfigError(f"data.{next(iter(given))} is for photographs; data.name '{data.name}' has its own")
     if data.name == "fashion-mnist":
         _check_fashion(data)
         return
@@ -367,21 +371,15 @@ def _fashion(root: str, which: fashion_mnist.Part, img_size: int, count: int, se
 
 def _transform(data: DataConfig, img_size: int, split: Split) -> Transform:
     """timm's transforms. 'deit' is DeiT's recipe; CIFAR-10, whose photographs are small and centred, is cropped after
-    padding by an eighth instead of by random resizing, as DeiT does for it. Test images of ImageNet are resized to
-    8/7 of the side and cropped, those of CIFAR-10 are used whole."""
-    from timm.data import constants, create_transform
+    padding by an eighth instead of by random resizing, as DeiT does for it. ``pixels`` says how they are
+    resized, cropped and normalised."""
+    from timm.data import create_transform
     from torchvision import transforms
 
-    mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
-    cifar = data.name == "cifar10"
-    common: dict[str, Any] = {
-        "input_size": (3, img_size, img_size),
-        "mean": mean,
-        "std": std,
-        "interpolation": "bicubic",
-    }
+    cifar, common = data.name == "cifar10", pixels(data)
+    common["input_size"], crop_pct = (3, img_size, img_size), common.pop("crop_pct")
     if split == "test" or data.augment == "none":
-        return create_transform(**common, crop_pct=1.0 if cifar else constants.DEFAULT_CROP_PCT)
+        return create_transform(**common, crop_pct=crop_pct)
     recipe: dict[str, Any] = {"color_jitter": None}
     if data.augment == "deit":
         recipe = {"color_jitter": 0.3, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
@@ -389,9 +387,31 @@ def _transform(data: DataConfig, img_size: int, split: Split) -> Transform:
     if cifar:
         crop = [transforms.RandomCrop(img_size, padding=img_size // 8)]
         if img_size != 32:
-            crop.insert(0, transforms.Resize(img_size, transforms.InterpolationMode.BICUBIC))
+            crop.insert(0, transforms.Resize(img_size, transforms.InterpolationMode(common["interpolation"])))
         pipeline.transforms[:1] = crop
     return pipeline
+
+
+def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str, Any]:
+    """How images become what a network expects, by timm's names: ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+    Of photographs as ``data`` says, else as ``network`` (timm's ``pretrained_cfg``) was trained, else the data set's
+    own; the sets in memory are always normalised by their own."""
+    from timm.data import constants
+
+    mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
+    whole = data.name != "imagenet"  # small, centred images are not cropped
+    own: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0 if whole else constants.DEFAULT_CROP_PCT,
+    }
+    if data.name in IN_MEMORY:
+        return own
+    theirs = {name: value for name in own if (value := (network or {}).get(name)) is not None}
+    if whole:
+        theirs.pop("crop_pct", None)
+    return {**own, **theirs, **data.model_dump(include=PIXELS, exclude_none=True)}
 
 
 def _mixer(data: DataConfig, img_size: int) -> Callable[..., Batch]:

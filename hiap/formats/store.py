@@ -83,6 +83,15 @@ class BlockSpec(_Spec):
     layer_scale2: bool = False
 
 
+class PixelSpec(_Spec):
+    """How images become what the network expects: timm's names, pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+
 class Architecture(_Spec):
     format: Literal["hiap-vit"] = FORMAT
     version: Literal[1] = VERSION
@@ -103,6 +112,7 @@ class Architecture(_Spec):
     norm: NormSpec | None
     fc_norm: NormSpec | None
     layout: Literal["ragged", "padded"]
+    pixels: PixelSpec | None = None
     blocks: list[BlockSpec]
 
 
@@ -192,6 +202,7 @@ def describe(model: Any) -> Architecture:
         norm=_norm_spec("norm", model.norm),
         fc_norm=_norm_spec("fc_norm", model.fc_norm),
         layout=layouts.pop() if layouts else LAYOUTS[0],
+        pixels=_pixel_spec(model),
         blocks=[_block_spec(f"blocks.{i}", b) for i, b in enumerate(model.blocks)],
     )
 
@@ -225,7 +236,15 @@ def build(spec: Architecture, meta: bool = False) -> Any:
         model.blocks = nn.Sequential(*(_build_block(spec.embed_dim, b) for b in spec.blocks))
     model.feature_info = [{"module": f"blocks.{i}", "num_chs": spec.embed_dim} for i in range(len(spec.blocks))]
     set_layout(model, spec.layout)
+    if spec.pixels:
+        vars(model)["pretrained_cfg"] = spec.pixels.model_dump()  # where timm keeps it, and timm.data looks for it
     return model
+
+
+def _pixel_spec(model: Any) -> PixelSpec | None:
+    known = getattr(model, "pretrained_cfg", None) or {}
+    found = {name: known.get(name) for name in PixelSpec.model_fields}
+    return None if None in found.values() else PixelSpec(**found)
 
 
 def _block_spec(name: str, block: Any) -> BlockSpec:

@@ -45,6 +45,9 @@ class ModelConfig(Section):
     # `make weights` fetches, without a classifier), 'run:<run_id>' (the model that a run of this project left), or a
     # path: a folder of hiap.save, or a .safetensors / .pth state dict.
     weights: str = ""
+    # Of a training checkpoint that holds both: its running average (EMA) or the weights as trained. None: either, where
+    # only one is there; else the run is refused, since the two differ by points.
+    averaged: bool | None = None
     drop_path: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
@@ -66,6 +69,8 @@ class ModelConfig(Section):
                 raise ValueError(f"model.img_size {self.img_size} must be a multiple of patch_size {self.patch_size}")
         elif given := [k for k, v in {**numbers, "mlp_ratio": self.mlp_ratio}.items() if v is not None]:
             raise ValueError(f"model.{given[0]} is fixed by model.name '{self.name}'; only name 'vit' takes it")
+        elif "img_size" not in self.model_fields_set:
+            raise ValueError(f"model.img_size is missing: '{self.name}' was made for a size of its own (224, say)")
         return self
 
 
@@ -88,6 +93,12 @@ class DataConfig(Section):
     # Training images that cannot be decoded are replaced by the next one that can, and named; more of them than this,
     # or one among the test images, which each count once, ends the run.
     max_corrupt: int = Field(10, ge=0)
+    # Of photographs. None: as the network that the run starts from was trained, else the data set's mean and standard
+    # deviation per channel (of pixels in [0, 1]), bicubic, and for ImageNet's test images a crop of 7/8 of the side.
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    crop_pct: float | None = Field(None, gt=0)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
 
@@ -193,6 +204,8 @@ class RunConfig(Section):
     compile: bool = False
     gate_log: int = Field(0, ge=0)  # steps between looks at the gates, besides each epoch's; 0: none
     accumulate: int = Field(1, ge=1)  # parts in which a process takes its share of optim.batch_size, to save memory
+    # A start that is more points below what timm publishes for it on ImageNet ends the run: something is wrong with it.
+    max_drop: float = Field(2.0, ge=0)
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
     tensorboard: bool = True
     progress: bool = True

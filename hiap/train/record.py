@@ -163,6 +163,7 @@ class Record(_Part):
     shape: list[BlockShape] | None = None
     gates: list[GateLog] = Field(default_factory=list)  # every run.gate_log steps, if that is set
     weights_sha256: str = ""  # of the file that the weights began with, through the runs before this one
+    adapted: list[str] = Field(default_factory=list)  # what was done to fit those weights to the images and classes
     corrupt_images: int = 0  # training images that could not be read and were replaced
     environment: Environment
     started: str

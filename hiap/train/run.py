@@ -58,7 +58,7 @@ from hiap.train.record import (
 )
 from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage, stages
-from hiap.train.start import build, set_drop_path, weights_sha256
+from hiap.train.start import Start, build, published_top1, set_drop_path, weights_sha256
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 STATUS_SECONDS = 2.0
@@ -142,10 +142,16 @@ class Run:
             raise ConfigError(
                 f"optim.batch_size {batch}: too small for {parts} parts (processes x run.accumulate) of a pair or more"
             )
-        self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
+        start = self._start()
+        self.start, self.adapted = start.model, start.adapted
+        compared = config.data.name == "imagenet" and not start.new_head
+        self.published = published_top1(config.model) if compared else None
+        self.data = config.data.model_copy(update=self._pixels())
         self.stages = stages(config)
         self.dense_macs = self._macs(self.start)
-        self.context = Context(config, _target(config, folders, self.start), self._steps_per_epoch())
+        self.context = Context(
+            config.model_copy(update={"data": self.data}), _target(config, folders, self.start), self._steps_per_epoch()
+        )
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -154,6 +160,26 @@ class Run:
         self.resumed, self.begun = 0, False
         self._last_status = 0.0
         self.writer: Any = None
+
+    def _start(self) -> Start:
+        """The network that the run starts from, fitted to the images and classes."""
+        config, info = self.config, self.info
+        start = build(config.model, info.channels, info.classes, self.folders, derive(config.seed, "weights"))
+        if start.new_head and config.method != "dense":
+            raise ConfigError(
+                f"model.weights '{config.model.weights}': {start.adapted[-1]}, from which nothing can be learned yet: "
+                "train it with method=dense, then set model.weights=run:<run_id>"
+            )
+        if start.adapted and self.world.first:
+            print(f"{config.run_id}: {'; '.join(start.adapted)}", file=sys.stderr)
+        return start
+
+    def _pixels(self) -> dict[str, Any]:
+        """How images become pixels in this run; the network keeps it, and hands it on to runs that start from it."""
+        known = getattr(self.start, "pretrained_cfg", None) or {}
+        found = data.pixels(self.config.data, known if self.config.model.weights else None)
+        self.start.pretrained_cfg = {**known, **found}
+        return found if self.config.data.name in ON_DISK else {}
 
     def execute(self, started: str) -> Record:
         try:
@@ -166,6 +192,7 @@ class Run:
     def _execute(self, started: str) -> Record:
         config = self.config
         metrics = Metrics(dense=self._dense_score() if config.model.weights else None)
+        self._check_start(metrics.dense)
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)
@@ -210,13 +237,14 @@ class Run:
             shape=shape_of(model),
             gates=self.gates,
             weights_sha256=weights_sha256(self.config.model, self.folders),
+            adapted=self.adapted,
             corrupt_images=len(self._corrupt()),
             resumed=self.resumed,
         )
 
     def _resume(self, state: dict[str, Any] | None) -> int:
         """Take over what a checkpoint says of the run as a whole; returns the stage that it was written in."""
-        data.set_corrupt(self.config.data, set(state.get("corrupt", [])) if state else set())
+        data.set_corrupt(self.data, set(state.get("corrupt", [])) if state else set())
         if state is None:
             return 0
         self.resumed = state["resumed"] + 1
@@ -259,7 +287,7 @@ class Run:
             "start": position,
             "share": (self.world.rank, self.world.size),
         }
-        batches = data.train_batches(config.data, config.model.img_size, workers=config.run.workers, **place)
+        batches = data.train_batches(self.data, config.model.img_size, workers=config.run.workers, **place)
         if self.taught is None:
             return ((images, targets, None) for images, targets in batches)
         chosen = data.train_indices(self.info.train, **place)
@@ -418,9 +446,9 @@ class Run:
 
     def _corrupt(self) -> set[int]:
         """Training images that no process could read, so far. Raises ``ConfigError`` in all if they are too many."""
-        found = self.world.union(data.corrupt(self.config.data)) if self.config.data.name in ON_DISK else set[int]()
-        data.set_corrupt(self.config.data, found)
-        data.check_corrupt(self.config.data)
+        found = self.world.union(data.corrupt(self.data)) if self.data.name in ON_DISK else set[int]()
+        data.set_corrupt(self.data, found)
+        data.check_corrupt(self.data)
         return found
 
     def _status(self, **fields: Any) -> None:
@@ -484,7 +512,7 @@ class Run:
         """The teacher's logits of every training image, float32 (n, classes)."""
         size = max(self.config.optim.batch_size, MEASURED_AT_ONCE)
         found = []
-        for images, _ in data.in_order(self.config.data, self.config.model.img_size, size):
+        for images, _ in data.in_order(self.data, self.config.model.img_size, size):
             with autocast(self.device, self.config.optim.precision):
                 found.append(self.teacher(images.to(self.device)).float())
         return torch.cat(found)
@@ -506,11 +534,21 @@ class Run:
                 return _without_hits(other.metrics.extracted)
         return _without_hits(self._score(self.start))
 
+    def _check_start(self, score: Score | None) -> None:
+        """A start far below its published accuracy was loaded or is shown images in another way than it was trained."""
+        config, published = self.config, self.published
+        if score and published and score.top1 < published - config.run.max_drop:
+            raise ConfigError(
+                f"model.weights '{config.model.weights}' start at {score.top1:.2f} % where timm publishes "
+                f"{published:.2f} % for {config.model.name}: order of classes, data.mean, data.crop_pct or images are "
+                f"not as it was trained; run.max_drop={published - score.top1:.0f} or more goes on all the same"
+            )
+
     def _score(self, model: Any, soft: bool = False) -> Score:
         config = self.config
         size = max(config.optim.batch_size, MEASURED_AT_ONCE)
         batches = data.test_batches(
-            config.data,
+            self.data,
             config.model.img_size,
             batch_size=size,
             workers=config.run.workers,
@@ -537,7 +575,7 @@ class Run:
         return cost.macs(model, self.image)
 
     def _steps_per_epoch(self) -> int:
-        return data.steps_per_epoch(self.config.data, self.config.model.img_size, self.config.optim.batch_size)
+        return data.steps_per_epoch(self.data, self.config.model.img_size, self.config.optim.batch_size)
 
     def _stage_folder(self, index: int) -> Path:
         return self.folders.work / f"stage-{index}"

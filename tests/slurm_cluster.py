@@ -1,6 +1,7 @@
 """A real SLURM of two nodes on loopback, started and stopped by hand: needs root, Debian's slurm-wlm and munge.
 
-Everything lies in one folder: configuration, keys, state, logs. No systemd, no cgroups, no accounting.
+Everything lies in one folder: configuration, keys, state, logs, and where accounting is asked for (Debian's slurmdbd
+and mariadb-server) its database. No systemd, no cgroups.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 NODES = ("127.0.0.2", "127.0.0.3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 
 CONFIGURATION = """
 ClusterName=test
@@ -35,7 +37,6 @@ SlurmdLogFile={root}/log/%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
@@ -54,26 +55,60 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> str:
+ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={root}/munge.socket
+AccountingStorageEnforce=associations,limits,qos,wckeys
+TrackWCKey=yes
+"""
+
+DATABASE = """
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+TrackWCKey=yes
+PidFile={root}/slurmdbd.pid
+LogFile={root}/log/slurmdbd
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={storage}
+StorageUser=slurm
+StoragePass=slurm
+"""
+
+
+def missing(programs: tuple[str, ...] = PROGRAMS) -> str:
     """Why no cluster can be started here; '' if one can."""
-    lacking = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    lacking = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     if lacking:
-        return f"{', '.join(lacking)} not installed (Debian: slurm-wlm, munge)"
+        return f"{', '.join(lacking)} not installed (Debian: slurm-wlm, munge, slurmdbd, mariadb-server)"
     return "" if os.geteuid() == 0 else "needs root"
 
 
 class Cluster:
-    """``cpus``: of each node, whatever the machine has."""
+    """``cpus``: of each node, whatever the machine has. ``accounting``: with a database of accounts, limits and wckeys
+    that are enforced; ``account`` fills it."""
 
-    def __init__(self, root: Path, cpus: int = 2, max_array: int = 1001):
+    def __init__(self, root: Path, cpus: int = 2, max_array: int = 1001, accounting: bool = False):
         self.root, self.processes = root, dict[str, subprocess.Popen[bytes]]()
         root.chmod(0o711)  # munged insists that its socket can be reached
         for folder in ("state", "spool", "log"):
             (root / folder).mkdir(parents=True)
-        ports = free_ports(1 + len(NODES))
+        self.accounting = accounting
+        *ports, self.database, self.storage = free_ports(3 + len(NODES))
         lines = [CONFIGURATION.format(root=root, port=ports[0], max_array=max_array)]
         for node, port in zip(NODES, ports[1:], strict=True):
             lines.append(f"NodeName={node} NodeHostname=localhost Port={port} CPUs={cpus} RealMemory=4000\n")
+        lines.append(
+            ACCOUNTING.format(root=root, port=self.database)
+            if accounting
+            else "AccountingStorageType=accounting_storage/none\n"
+        )
         self.configuration = root / "slurm.conf"
         self.configuration.write_text("".join([*lines[1:], lines[0]]))
         key = root / "munge.key"
@@ -87,10 +122,40 @@ class Cluster:
         files |= {"log-file": "munged.log", "seed-file": "munged.seed"}
         self._spawn("munged", "munged", "-F", *(f"--{key}={self.root / name}" for key, name in files.items()))
         until(lambda: (self.root / "munge.socket").exists(), "munged's socket")
+        if self.accounting:
+            self.start_accounting()
         self.start_controller()
         for node in NODES:
             self.start_node(node)
         until(lambda: self.run("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(NODES), "idle nodes")
+
+    def start_accounting(self) -> None:
+        """The database, its daemon, and this cluster in it."""
+        data, socket_ = self.root / "mariadb", self.root / "mariadb.socket"
+        options = ["--no-defaults", f"--datadir={data}", "--user=root"]
+        made = ["mariadb-install-db", *options, "--skip-test-db", "--auth-root-authentication-method=normal"]
+        subprocess.run(made, check=True, capture_output=True, timeout=120)
+        network = ["--bind-address=127.0.0.1", f"--port={self.storage}", f"--socket={socket_}"]
+        self._spawn("mariadbd", "mariadbd", *options, *network, "--innodb-buffer-pool-size=32M")
+        until(socket_.exists, "MariaDB's socket", 60)
+        grant = (
+            "CREATE USER slurm@localhost IDENTIFIED BY 'slurm'; CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'slurm';"
+        )
+        grant += "GRANT ALL ON *.* TO slurm@localhost; GRANT ALL ON *.* TO slurm@'127.0.0.1';"
+        subprocess.run(["mariadb", "--no-defaults", f"--socket={socket_}", "-e", grant], check=True, timeout=60)
+        file = self.root / "slurmdbd.conf"  # slurmdbd looks for it beside slurm.conf, and wants it for itself
+        file.write_text(DATABASE.format(root=self.root, port=self.database, storage=self.storage))
+        file.chmod(0o600)
+        self._spawn("slurmdbd", "slurmdbd", "-D")
+        until(lambda: "Cluster" in self.run("sacctmgr", "show", "cluster"), "slurmdbd", 60)
+        self.account("add", "cluster", "test")
+
+    def account(self, *command: str) -> None:
+        """A change to the accounting database."""
+        done = subprocess.run(
+            ["sacctmgr", "-i", *command], env=self.environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def start_controller(self) -> None:
         self._spawn("slurmctld", "slurmctld", "-D")
@@ -138,7 +203,7 @@ class Cluster:
                 self.run("scancel", "--user=root")
                 until(lambda: not self.run("squeue", "-h").strip(), "an empty queue", seconds=60)
         finally:
-            for name in [*NODES, "slurmctld", "munged"]:
+            for name in [*NODES, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
                 if name in self.processes:
                     self.end(name)
 

@@ -60,6 +60,12 @@ sys.exit(launch_grid.main())
 SITE = {"signal_delay_s": 90, "time_min": 60, "retries": 5}
 
 
+accounting = pytest.mark.skipif(
+    bool(slurm_cluster.missing(slurm_cluster.ACCOUNTING_PROGRAMS)) and not os.environ.get("CI"),
+    reason=slurm_cluster.missing(slurm_cluster.ACCOUNTING_PROGRAMS) or "-",
+)
+
+
 @contextmanager
 def running(**options: int) -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix="slurm-"))
@@ -638,3 +644,29 @@ def test_the_doctor_names_five_faults_of_this_cluster(cluster: Cluster, tmp_path
         "data_on_nodes": True,
         "cache": "/a/folder/that/all/nodes/see",
     }
+
+
+@accounting
+def test_wckeys_and_limits_that_accounting_enforces_are_kept(tmp_path: Path) -> None:
+    """MaxSubmitJobs below the grid's size; a wckey of the site's; and a wckey that nobody has."""
+    with running(accounting=True) as cluster:
+        cluster.account("add", "account", "lab")
+        cluster.account("add", "user", "root", "account=lab", "wckeys=vision,theory")
+        cluster.account("modify", "user", "root", "where", "account=lab", "set", "MaxSubmitJobs=3")
+        path = write_grid(tmp_path, count=5, base=QUICK, site={"account": "lab", "wckey": "wrong"})
+        text, _ = (out := start(cluster, path, tmp_path / "out")).communicate(timeout=120)
+        assert out.returncode != 0
+        assert "Invalid wckey" in text
+        assert not cluster.run("squeue", "-h")
+        path = write_grid(tmp_path, count=5, base=QUICK, site={"account": "lab", "wckey": "theory"})
+        out, most = start(cluster, path, tmp_path / "out"), 0
+        while out.poll() is None:
+            most = max(most, len(cluster.run("squeue", "-h", "-r").splitlines()))
+            time.sleep(0.5)
+        assert out.stdout is not None
+        assert out.returncode == 0, out.stdout.read()
+        assert all(run.finished for run in runs_of(path, tmp_path / "out"))
+        assert 1 < most <= 3
+        until(lambda: "theory" in cluster.run("sacct", "-nX", "-o", "wckey%20"), "the accounts", 60)
+        listed = cluster.run("sacct", "-nX", "-o", "account%20,wckey%20").split()
+        assert listed == ["lab", "theory"] * 6

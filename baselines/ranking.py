@@ -14,7 +14,7 @@ from hiap import gated_vit
 from hiap.gates import Gate
 from hiap.selection import Ranking
 from hiap.train.config import Config, ConfigError, GateConfig
-from hiap.train.stages import Context, Stage, remove
+from hiap.train.stages import Context, Stage, corrected, remove
 
 Rank = Callable[[Any, Context], Ranking]
 
@@ -32,7 +32,7 @@ class Round(Stage):
     def prepare(self, model: Any, context: Context) -> Any:
         gated = self.masked(model, context, FixedGate)
         self.dense = model
-        return remove(gated) if self.share == 1 else gated
+        return corrected(remove(gated), model, context) if self.share == 1 else gated
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
         """``model`` with gates of this kind, closed where the ranking says so."""

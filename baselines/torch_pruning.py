@@ -19,7 +19,7 @@ from hiap import cost
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 from hiap.selection import Target
 from hiap.train.config import Config, ConfigError
-from hiap.train.stages import Context, Stage
+from hiap.train.stages import Context, Stage, corrected
 
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
@@ -30,7 +30,8 @@ class TorchPruning(Stage):
 
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
-        return as_extracted(prune_to(copy.deepcopy(model), context.target, round_to=None))
+        small = as_extracted(prune_to(copy.deepcopy(model), context.target, round_to=None))
+        return corrected(small, model, context)
 
 
 def stages(config: Config) -> list[Stage]:

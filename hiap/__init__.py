@@ -15,6 +15,7 @@ The method is the files of this folder, which need nothing below it. In the orde
     pruner       the single phase as one object: gate, penalty, step, finish                   (section 3.4)
     files        writing a file whole or not at all
 
+Beside the method, and ours: ``correction``, least squares after a cut.
 Around it: ``hiap.formats`` (save, load, export), ``hiap.data``, ``hiap.train`` and ``hiap.bench``, which run from the
 command line. The public names, loaded on first use so that tools which only read records start without torch:
 
@@ -31,6 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hiap.correction import correct
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
     from hiap.formats.store import load, save
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from hiap.pruner import Pruner, PrunerError
 
 _HOME = {
+    "correct": "correction",
     "Pruner": "pruner",
     "PrunerError": "pruner",
     "ConfigError": "options",
@@ -70,6 +73,7 @@ __all__ = [
     "Pruner",
     "PrunerError",
     "UnsupportedModelError",
+    "correct",
     "distillation_loss",
     "expected_cost",
     "extract",

@@ -158,6 +158,8 @@ class BudgetConfig(Section):
     # hiap, ours: after this share of the epochs the gates are hardened and what they closed is removed; the rest trains
     # the small network. None is the paper's: gates train to the end.
     settle: float | None = Field(None, gt=0, lt=1)
+    # Ours: correct the maps behind what a cut has removed by least squares on so many training images (hiap.correct).
+    correct: int = Field(0, ge=0)
     # Baselines that rank once: fine-tune what is left under HiAP's gate noise without a price, a control.
     noise: bool = False
 

@@ -201,7 +201,6 @@ class Run:
         model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
-            self.context.scored = 0
             model = stage.prepare(model, self.context).to(self.device)
             set_drop_path(model, config.model.drop_path)
             self._train(index, stage, model, state if index == first else None)
@@ -210,6 +209,7 @@ class Run:
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft, metrics.hardened = self._soft_score(model), _without_hits(self._score(model))
             model = stage.finish(model)
+            self._bill_scored()
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self._stage_folder(index))
         metrics.extracted = self._score(model)
@@ -474,18 +474,24 @@ class Run:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
         dense = self.dense_macs
         per_image = 3 * self._macs(phase.model) + (dense if self.teacher and self.taught is None else 0)
-        scored = self.context.scored
         asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
             StageBill(
                 name=phase.stage.name,
                 epochs=phase.stage.epochs,
                 steps=phase.total,
-                images=images + scored,
+                images=images,
                 seconds=round(phase.elapsed(), 2),
-                train_macs=float(per_image * images + 3 * dense * scored + dense * asked),
+                train_macs=float(per_image * images + dense * asked),
             )
         )
+        self._bill_scored()
+
+    def _bill_scored(self) -> None:
+        """Images that the stage looked at before or after it trained."""
+        bill, scored = self.bills[-1], self.context.scored
+        bill.images, bill.train_macs = bill.images + scored, bill.train_macs + float(3 * self.dense_macs * scored)
+        self.context.scored = 0
 
     def _checkpoint(self, phase: Phase) -> None:
         phase.average(self.world)

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
+from hiap.correction import correct
+from hiap.data import loader as data
 from hiap.extraction import extract
 from hiap.pruner import Pruner
 from hiap.selection import Ranking, Target
 from hiap.train.config import Config
+from hiap.train.seeds import derive
 
 FILES = {"peer": "torch_pruning"}  # a method's file, where the name that is in old run ids is not its own
 
@@ -26,7 +29,7 @@ FILES = {"peer": "torch_pruning"}  # a method's file, where the name that is in 
 class Context:
     """What a stage may look at besides the network: the run's configuration, the target that it must reach (None if
     the method has none), and the steps of an epoch. ``scored``: images that a stage ran forward and backward to rank
-    units; it adds them here, so that they are billed."""
+    units or, which costs no more, forward to correct what is left; it adds them here, so that they are billed."""
 
     config: Config
     target: Target | None = None
@@ -37,6 +40,27 @@ class Context:
 def remove(gated: Any) -> Any:
     """Extraction within a run: what is trained on executes exactly the MACs that it is billed for."""
     return extract(gated, layout="ragged")
+
+
+def corrected(small: Any, before: Any, context: Context) -> Any:
+    """``small``, corrected towards the network ``before`` the cut on ``budget.correct`` training images, if any."""
+    config, count = context.config, context.config.budget.correct
+    if not count:
+        return small
+    device, size = next(small.parameters()).device, min(count, config.optim.batch_size)
+    plain = config.data.model_copy(update={"augment": "none", "mixup": 0.0, "cutmix": 0.0})
+    batches = data.train_batches(
+        plain,
+        config.model.img_size,
+        batch_size=size,
+        seed=derive(config.seed, "correct"),
+        epoch=0,
+        workers=config.run.workers,
+    )
+    torch.manual_seed(derive(config.seed, "correct"))  # gates sample
+    correct(small, before, (images.to(device) for _, (images, _) in zip(range(count // size), batches, strict=False)))
+    context.scored += count // size * size
+    return small
 
 
 class Stage:
@@ -95,7 +119,7 @@ class TargetedStage(Stage):
 
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
-        self.target, self.ramp = context.target, context.config.budget.ramp
+        self.context, self.target, self.ramp = context, context.target, context.config.budget.ramp
         gated = self.gate(model, context)
         self.target.require_reachable(self.rank(gated))
         return gated
@@ -112,7 +136,7 @@ class TargetedStage(Stage):
         gated_vit.harden_to(model, self.target.keep_best(self.rank(model)))
 
     def finish(self, model: Any) -> Any:
-        return remove(model)
+        return corrected(remove(model), model, self.context)
 
 
 class SinglePhase(Stage):
@@ -124,6 +148,7 @@ class SinglePhase(Stage):
         super().__init__("single-phase", epochs, after=config.optim.epochs - epochs)
 
     def prepare(self, model: Any, context: Context) -> Any:
+        self.context = context
         config, wanted = self.config, context.target.amount if context.target else None
         self.steps = self.epochs * context.steps_per_epoch
         self.pruner = Pruner(
@@ -160,7 +185,8 @@ class SinglePhase(Stage):
 
     def finish(self, model: Any) -> Any:
         # A phase that is looked at before its end has no end to finish.
-        return self.pruner.finish(layout="ragged") if self.epochs == self.whole else remove(model)
+        small = self.pruner.finish(layout="ragged") if self.epochs == self.whole else remove(model)
+        return corrected(small, model, self.context)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pruner.state_dict(model=False)

@@ -1,0 +1,112 @@
+"""Ours, not the paper's: after a cut, the linear maps behind what was removed are corrected by least squares.
+
+What removed units brought can in part be had from those that are left. Per branch, on a few hundred images without
+labels and without gradients: the output map (W_O or fc2) of the pruned network changes by the ridge solution that
+brings its residual stream nearest to that of the network before the cut (the idea of SparseGPT and of Optimal Brain
+Surgeon, for whole columns). Blocks are corrected in order, each on what the corrected ones before it give, so that
+errors do not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiap.gated_vit import is_gated, sampling
+
+RIDGE = 0.01  # of the mean square of the inputs
+
+
+@torch.no_grad()
+def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RIDGE) -> Any:
+    """Correct ``small``, an extracted ViT, in place, towards ``before``, the ViT that it was cut from, and return it.
+
+    ``images``: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
+    ``before`` may carry gates, which then sample as in training. ``ridge`` > 0 holds a correction small where the
+    images say little. Only output maps, their biases and the constants of removed branches change, so that sizes, MACs
+    and parameters stay. Raises ``ValueError`` without images, and for networks of different depth.
+    """
+    if len(small.blocks) != len(before.blocks):
+        raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")
+    modes = small.training, before.training
+    small.eval(), before.eval()
+    streams, wanted = _recorded(before, images)
+    if not streams:
+        raise ValueError("correct: no images; expected at least one batch")
+    for block, (after_attn, after_mlp) in zip(small.blocks, wanted, strict=True):
+        streams = _corrected(block, "attn", streams, after_attn, ridge)
+        streams = _corrected(block, "mlp", streams, after_mlp, ridge)
+    small.train(modes[0]), before.train(modes[1])
+    return small
+
+
+def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[list[Tensor], list[tuple[list[Tensor], list[Tensor]]]]:
+    """The residual stream (B, N, D) of each batch before the first block, and of each block after either branch."""
+    first: list[Tensor] = []
+    after: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in model.blocks]
+    with ExitStack() as stack:
+        stack.callback(model.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0])).remove)
+        for block, (attn, mlp) in zip(model.blocks, after, strict=True):
+            stack.callback(block.norm2.register_forward_pre_hook(lambda _, args, to=attn: to.append(args[0])).remove)
+            stack.callback(block.register_forward_hook(lambda _, args, out, to=mlp: to.append(out)).remove)
+        if is_gated(model):
+            stack.enter_context(sampling(model))
+        for batch in images:
+            model(batch)
+    return first, after
+
+
+def _corrected(block: Any, branch: str, streams: list[Tensor], wanted: list[Tensor], ridge: float) -> list[Tensor]:
+    """Correct one branch; the stream after it."""
+    part, constant = getattr(block, branch), getattr(block, f"{branch}_constant", None)
+    if part is None:
+        if constant is not None:
+            constant.copy_(torch.cat([w - x for x, w in zip(streams, wanted, strict=True)]).mean((0, 1)))
+        return [x if constant is None else x + constant for x in streams]
+    norm, scale = (block.norm1, block.ls1) if branch == "attn" else (block.norm2, block.ls2)
+    output = part.proj if branch == "attn" else part.fc2
+    gamma = getattr(scale, "gamma", None)
+    solve = _LeastSquares(output)
+    with ExitStack() as stack:
+        stack.callback(output.register_forward_pre_hook(lambda _, args: solve.take(args[0])).remove)
+        for x, w in zip(streams, wanted, strict=True):
+            solve.add(w - x - scale(part(norm(x))), gamma)
+    solve.apply(ridge)
+    return [x + scale(part(norm(x))) for x in streams]
+
+
+class _LeastSquares:
+    """Normal equations of what a linear map must add to come nearest to a wanted output."""
+
+    def __init__(self, linear: nn.Linear):
+        self.linear = linear
+        size = linear.in_features + int(linear.bias is not None)
+        weight = linear.weight
+        self.inputs, self.gram = torch.empty(0), torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+        self.cross = torch.zeros(size, linear.out_features, dtype=torch.float64, device=weight.device)
+
+    def take(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+    def add(self, missing: Tensor, gamma: Tensor | None) -> None:
+        """``missing`` (B, N, D): what the branch should give more, behind a layer scale ``gamma`` (D,)."""
+        x, y = self.inputs.flatten(0, 1).double(), missing.flatten(0, 1).double()
+        if gamma is not None:  # a channel that is scaled to nothing cannot be corrected
+            y = torch.where(gamma.abs() > 1e-8, y / gamma, 0.0)
+        if self.linear.bias is not None:
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+
+    def apply(self, ridge: float) -> None:
+        count = self.linear.in_features
+        strength = torch.zeros(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        strength[:count] = ridge * self.gram.diagonal()[:count].mean()  # the bias is free
+        added = torch.linalg.solve(self.gram + strength.diag(), self.cross).T.to(self.linear.weight.dtype)
+        self.linear.weight += added[:, :count]
+        if self.linear.bias is not None:
+            self.linear.bias.add_(added[:, count])

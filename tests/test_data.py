@@ -345,6 +345,31 @@ def test_augmentation_differs_between_epochs(tmp_path):
     assert sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True)) > 15
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_repeated_augmentation_brings_each_image_augmented_anew_and_resumes(tmp_path, name):
+    if name == "imagenet":
+        write_imagenet(tmp_path)
+    else:
+        write_cifar(tmp_path, "binary")
+    once = DataConfig(name=name, root=str(tmp_path), augment="deit")
+    thrice = once.model_copy(update={"repeats": 3})
+    count = data.info(once, 32).train
+    chosen = np.concatenate(data.train_indices(count, batch_size=4, seed=1, epoch=0, repeats=3))
+    plain = np.concatenate(data.train_indices(count, batch_size=4, seed=1, epoch=0))
+    assert len(chosen) == len(plain), "an epoch is as long"
+    assert (chosen % count == np.repeat(plain, 3)[: len(chosen)]).all()
+    assert (chosen // count == np.arange(len(chosen)) % 3).all()
+    whole = batches(thrice)
+    seen, original = (torch.cat([images for images, _ in part]) for part in (whole, batches(once)))
+    assert torch.equal(seen[::3], original[: len(seen[::3])]), "the first copy is the image as it comes without"
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert equal(batches(thrice, start=1, workers=2), whole[1:])
+    halves = [batches(thrice, share=(i, 2)) for i in range(2)]
+    together = torch.cat([images for part in halves for images, _ in part]).flatten(1)
+    assert {x.numpy().tobytes() for x in together} == {x.numpy().tobytes() for x in seen.flatten(1)}
+
+
 def test_batches_leave_the_global_random_state_alone(tmp_path):
     write_cifar(tmp_path, "binary")
     config = DataConfig(name="cifar10", root=str(tmp_path), augment="deit", mixup=0.8)
@@ -508,6 +533,7 @@ def test_wrong_folders_are_one_line_before_anything_is_read(tmp_path, name, prob
         ({"name": "cifar10"}, 32, "data.root is empty"),
         ({"name": "imagenet", "root": "/does/not/exist"}, 224, "'/does/not/exist' is not a folder; expected .*train/"),
         ({"name": "affine-digits"}, 8, "model.img_size 8: data.name 'affine-digits' needs at least 16"),
+        ({"name": "cifar10", "repeats": 3}, 32, "data.repeats 3: copies of an image differ by data.augment"),
         ({"name": "digits", "augment": "deit"}, 32, "data.augment 'deit': .* takes only 'none'"),
     ],
 )

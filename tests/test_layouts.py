@@ -281,6 +281,13 @@ def test_a_set_of_other_classes_under_imagenets_name_is_told_of(tmp_path: Path) 
     )
 
 
+def test_photographs_of_any_set_are_shown_as_imagenets(tmp_path: Path) -> None:
+    """Resized and cropped alike, and as the network was trained where it says how."""
+    theirs = {"mean": (0.5, 0.5, 0.5), "crop_pct": 0.9}
+    for network in (None, theirs):
+        assert data.pixels(config_of(tmp_path), network) == data.pixels(DataConfig(name="imagenet"), network)
+
+
 def test_a_bill_counts_the_images_of_a_folder_that_is_here(tmp_path: Path) -> None:
     base = {"optim": {"batch_size": 4}, "model": {"img_size": 32}}
     here = from_dict({**base, "data": {"name": "folder", "root": str(write_folders(tmp_path))}})

@@ -1,8 +1,8 @@
 """Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10, and ImageNet or any other set of photographs.
 
 Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
-augmentation of an image from (seed, e, its index), mixing from (seed, e, k). A run that is resumed at step k therefore
-reads on exactly where it stopped, with any number of workers, and stores no loader state.
+augmentation of an image from (seed, e, its index and copy), mixing from (seed, e, k). A run that is resumed at step k
+therefore reads on exactly where it stopped, with any number of workers, and stores no loader state.
 
 Torch, torchvision, timm and scikit-learn are imported where they are used: ``check`` serves the launcher, which must
 start at once.
@@ -106,6 +106,8 @@ def check(data: DataConfig, img_size: int) -> None:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
     if data.name in IN_MEMORY and data.augment != "none":
         raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+    if data.repeats > 1 and data.augment == "none":
+        raise ConfigError(f"data.repeats {data.repeats}: copies of an image differ by data.augment, which is 'none'")
     if data.name in IN_MEMORY and (given := data.model_dump(include=PIXELS, exclude_none=True)):
         raise ConfigError(f"data.{next(iter(given))} is for photographs; data.name '{data.name}' has its own")
     if data.name not in CLASS_FOLDERS and data.class_order != "auto":
@@ -190,7 +192,8 @@ def train_batches(
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
         raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch_size}")
-    batches = train_indices(len(dataset), batch_size=batch_size, seed=seed, epoch=epoch, start=start, share=share)
+    place: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "start": start, "share": share}
+    batches = train_indices(len(dataset), repeats=data.repeats, **place)
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
         if share[1] == 1:  # several processes add up what they know, and stop together
@@ -203,11 +206,21 @@ def train_batches(
 
 
 def train_indices(
-    count: int, *, batch_size: int, seed: int, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)
+    count: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    share: tuple[int, int] = (0, 1),
+    repeats: int = 1,
 ) -> list[np.ndarray]:
-    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ..."""
+    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ... Of
+    ``repeats`` copies the r-th of image i is the number ``r * count + i``; an epoch is as long as without."""
     size, steps = min(batch_size, count), max(1, count // batch_size)
     order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(count)
+    if repeats > 1:
+        order = (order[:, None] + count * np.arange(repeats)).flatten()
     return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
 
 
@@ -312,7 +325,7 @@ class _Photographs:
 @dataclass(frozen=True)
 class _Augmented:
     """What a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next one stands
-    for it (else -1). The transform's random numbers depend on (seed, epoch, index) alone."""
+    for it (else -1). The transform's random numbers depend on (seed, epoch, index, copy) alone."""
 
     source: _Cifar | _Images
     transform: Transform
@@ -327,20 +340,23 @@ class _Augmented:
         with _global_randomness_kept():
             return [self[index] for index in indices]
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int]:
+        """By the numbers of ``train_indices``."""
+        copy, index = divmod(number, len(self.source))
+        place = (index, AUGMENT, copy) if copy else (index, AUGMENT)
         if not self.tolerant:
-            return *self._read(index, index), -1
+            return *self._read(index, place), -1
         for offset in range(len(self.source)):
             try:
-                return *self._read((index + offset) % len(self.source), index), index if offset else -1
+                return *self._read((index + offset) % len(self.source), place), index if offset else -1
             except ConfigError:
                 continue
         raise ConfigError("no training image can be read")
 
-    def _read(self, index: int, place: int) -> tuple[torch.Tensor, int]:
+    def _read(self, index: int, place: tuple[int, ...]) -> tuple[torch.Tensor, int]:
         """Image ``index`` with the random numbers of ``place``."""
         image, label = self.source[index]
-        _seed(*self.stream, place, AUGMENT)
+        _seed(*self.stream, *place)
         try:
             return self.transform(image), label
         except Exception as error:  # Pillow looks at some parts of a file, and at its size, only now

@@ -95,6 +95,9 @@ class DataConfig(Section):
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
     # flip; 'none' resizes only. The digit sets take 'none'.
     augment: Literal["none", "basic", "deit"] = "none"
+    # Repeated augmentation (DeiT: 3): each image comes so many times in a row, augmented anew. An epoch is as long as
+    # without, and so holds fewer images.
+    repeats: int = Field(1, ge=1)
     # Training images that cannot be decoded are replaced by the next one that can, and named; more of them than this,
     # or one among the test images, which each count once, ends the run.
     max_corrupt: int = Field(10, ge=0)
@@ -122,6 +125,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_norm: float | None = Field(None, gt=0)
+    # Decay of a running average of the weights (EMA, 0.99996 in DeiT's script), which is then measured and kept instead
+    # of the weights as trained. It reaches back some 1 / (1 - ema) steps: too many for a short run.
+    ema: float | None = Field(None, gt=0, lt=1)
     # Of matrix products. 'fp16' is for GPUs without bf16 (V100, T4): the loss is scaled up before the backward pass,
     # so that small gradients survive, and a step whose gradients overflow is left out.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -207,6 +213,9 @@ class RunConfig(Section):
     threads: int = Field(0, ge=0)  # 0: torch's choice
     workers: int = Field(0, ge=0)
     compile: bool = False
+    # Epochs between measurements of accuracy, on the images of data.measure, for curves; 0: only at the end. Nothing is
+    # chosen by them: the last epoch counts, since the best one on test images would be chosen by those images.
+    evaluate_every: int = Field(0, ge=0)
     gate_log: int = Field(0, ge=0)  # steps between looks at the gates, besides each epoch's; 0: none
     accumulate: int = Field(1, ge=1)  # parts in which a process takes its share of optim.batch_size, to save memory
     # A start that is more points below what timm publishes for it on ImageNet ends the run: something is wrong with it.

@@ -1,6 +1,8 @@
 """The running average of the weights is what is measured and kept, resumes bit for bit, and is off unless asked for;
 accuracy after each epoch is measured without a trace in what is learned."""
 
+# ruff: noqa: F811  (fixtures of another file)
+
 from __future__ import annotations
 
 import copy
@@ -39,7 +41,7 @@ def test_the_average_is_the_weighted_mean_of_all_steps_and_gates_are_not_in_it()
 
 
 @pytest.mark.parametrize("settle", [None, 0.5])
-def test_an_averaged_run_that_is_killed_ends_with_the_same_bits(dense: Config, kill_at, settle: float | None) -> None:  # noqa: F811
+def test_an_averaged_run_that_is_killed_ends_with_the_same_bits(dense: Config, kill_at, settle: float | None) -> None:
     sections = {"budget": {"target_macs": 0.7, "settle": settle}} if settle else {}
     config = hiap_run(dense, optim={"epochs": 4, "ema": 0.9}, run={"evaluate_every": 1}, **sections)
     undisturbed, reference = train.run(config), weights(config)
@@ -66,7 +68,7 @@ def test_an_averaged_run_that_is_killed_ends_with_the_same_bits(dense: Config, k
     )
 
 
-def test_accuracy_after_epochs_leaves_no_trace_in_what_is_learned(dense: Config, tmp_path: Path) -> None:  # noqa: F811
+def test_accuracy_after_epochs_leaves_no_trace_in_what_is_learned(dense: Config, tmp_path: Path) -> None:
     plain = hiap_run(dense, optim={"epochs": 3})
     looked = hiap_run(dense, optim={"epochs": 3}, run={"evaluate_every": 2, "grid": "looked"})
     assert plain.run_id == looked.run_id

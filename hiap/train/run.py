@@ -33,7 +33,7 @@ from hiap.objective import distillation_loss
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
 from hiap.pruner import param_groups
 from hiap.selection import Target, target_of
-from hiap.train import checkpoint
+from hiap.train import checkpoint, teachers
 from hiap.train.average import Average
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.train.device import autocast, check_precision, pick_device
@@ -153,6 +153,7 @@ class Run:
         self.context = Context(
             config.model_copy(update={"data": self.data}), _target(config, folders, self.start), self._steps_per_epoch()
         )
+        self.teacher_macs = self.dense_macs
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -342,7 +343,7 @@ class Run:
             logits,
             targets,
             taught,
-            **config.distill.model_dump(exclude={"precompute"}),
+            **config.distill.model_dump(include={"alpha", "temperature", "t_squared"}),
             label_smoothing=config.optim.label_smoothing,
         )
         terms = phase.stage.terms(phase.model)
@@ -481,8 +482,8 @@ class Run:
 
     def _bill(self, phase: Phase) -> None:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
-        dense = self.dense_macs
-        per_image = 3 * self._macs(phase.model) + (dense if self.teacher and self.taught is None else 0)
+        dense, taught = self.dense_macs, self.teacher_macs
+        per_image = 3 * self._macs(phase.model) + (taught if self.teacher and self.taught is None else 0)
         scored = self.context.scored
         asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
@@ -492,7 +493,7 @@ class Run:
                 steps=phase.total,
                 images=images + scored,
                 seconds=round(phase.elapsed(), 2),
-                train_macs=float(per_image * images + 3 * dense * scored + dense * asked),
+                train_macs=float(per_image * images + 3 * dense * scored + taught * asked),
             )
         )
 
@@ -511,8 +512,17 @@ class Run:
         checkpoint.save(self.folders.checkpoints, phase.index, phase.step, {**phase.state(), **run})
 
     def _teacher(self) -> Any:
-        """The network that the run starts from, frozen (paper, section 5); None for dense runs and at alpha 0."""
-        if self.config.method == "dense" or self.config.distill.alpha == 0:
+        """The network that the run starts from, frozen (paper, section 5), or another that was asked for; None for
+        dense runs and at alpha 0."""
+        config = self.config
+        if config.distill.teacher:
+            seen = data.pixels(self.data)
+            found = teachers.teacher(config, seen, self.info.channels, self.info.classes, self.folders)
+            if found.adapted and self.world.first:
+                print(f"{config.run_id}: teacher: {'; '.join(found.adapted)}", file=sys.stderr)
+            self.teacher_macs = found.macs(self.image)
+            return found.to(self.device)
+        if config.method == "dense" or config.distill.alpha == 0:
             return None
         return copy.deepcopy(self.start).eval().requires_grad_(False).to(self.device)
 

@@ -6,7 +6,7 @@
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
-# make integrations  Lightning and transformers, installed into the environment, and their tests
+# make integrations  Lightning, transformers and pyarrow, installed into the environment, and their tests
 # make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
 # make lock        resolve both locks anew from pyproject.toml (needs uv)
 PYTHON ?= python3
@@ -61,8 +61,8 @@ verify: $(STAMP)
 
 # Extras of their own, so that the main set-up does not grow.
 integrations: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations]'
-	$(BIN)/python -m pytest tests/test_integrations.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations,parquet]'
+	$(BIN)/python -m pytest tests/test_integrations.py tests/test_layouts.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -151,7 +151,7 @@ def diagnose(runs: list[Run], site: Site, processes: int, logs: Path, wait_s: fl
     found = Diagnosis()
     photographs = [run for run in runs if run.config.data.name in ON_DISK]
     data_root = photographs[0].config.data.root if photographs else ""
-    hub = sorted({run.config.model.name for run in runs if run.config.model.weights == "hub"})
+    hub = prefetch.hub_names([run.config for run in runs])
     here = look(results, data_root, hub)
     _tell(found, "login node", here)
     _cluster(found, runs, site)

@@ -12,12 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.files import write_json
+from hiap.files import alone, write_json
 from hiap.train.config import Config
 from hiap.train.record import Folders, read_status, write_status
 from hiap.train.rendezvous import join_slurm
 from slurm.jobs import checkpoint_of
-from slurm.locks import alone
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -3,21 +3,17 @@ mounted with ``noflock``."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from hiap.files import NO_LOCKS
 from hiap.train.config import ConfigError
-
-# What a file system without locks answers.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
@@ -38,21 +34,6 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
                 yield
             return
         _sign(file)
-        yield
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """As ``locked`` and waiting, for a job. Without locks a job goes on alone and says so: two jobs of one run would
-    write the same files twice, each whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"{path}: this file system has no locks; going on without", file=sys.stderr)
         yield
 
 

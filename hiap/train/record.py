@@ -99,7 +99,7 @@ class EpochLog(_Part):
     """Means over one epoch, and for gated runs the hardened counts per block at its end: open heads, value dimensions
     kept per head, open neurons; ``macs`` is what extraction by the threshold of 1/2 would leave at this moment (a run
     with a target moves the threshold at its end). ``state``: further numbers of the method, such as the expected MACs.
-    """
+    ``top1``: accuracy (%) by the hardened gates, where ``run.evaluate_every`` asks for it."""
 
     stage: str
     epoch: int
@@ -111,6 +111,7 @@ class EpochLog(_Part):
     head_dims: list[list[int]] | None = None
     neurons: list[int] | None = None
     macs: int | None = None
+    top1: float | None = None
     state: dict[str, float] = Field(default_factory=dict)
 
 

@@ -33,7 +33,8 @@ from hiap.objective import distillation_loss
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
 from hiap.pruner import param_groups
 from hiap.selection import Target, target_of
-from hiap.train import checkpoint
+from hiap.train import checkpoint, teachers
+from hiap.train.average import Average
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.train.device import autocast, check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -152,6 +153,7 @@ class Run:
         self.context = Context(
             config.model_copy(update={"data": self.data}), _target(config, folders, self.start), self._steps_per_epoch()
         )
+        self.teacher_macs = self.dense_macs
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
@@ -275,6 +277,8 @@ class Run:
                 bar.update()
                 self._after_step(phase, bar)
         bar.close()
+        if phase.ema:
+            phase.ema.put(model)
 
     def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Images, targets, and what the teacher says of them where it was asked beforehand."""
@@ -321,6 +325,8 @@ class Run:
             group["lr"] = phase.rate * group["lr_scale"]
         phase.scaler.step(phase.optimizer)
         phase.scaler.update()
+        if phase.ema:
+            phase.ema.update(phase.model)
         return sums
 
     def _part(
@@ -337,7 +343,7 @@ class Run:
             logits,
             targets,
             taught,
-            **config.distill.model_dump(exclude={"precompute"}),
+            **config.distill.model_dump(include={"alpha", "temperature", "t_squared"}),
             label_smoothing=config.optim.label_smoothing,
         )
         terms = phase.stage.terms(phase.model)
@@ -426,6 +432,9 @@ class Run:
                     file=sys.stderr,
                 )
         log.state = phase.stage.log(phase.model)
+        every = self.config.run.evaluate_every
+        if every and (log.epoch + 1) % every == 0:
+            log.top1 = self._top1(phase)
         self.epochs.append(log)
         self._tensorboard(log)
 
@@ -462,7 +471,8 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self.writer = SummaryWriter(self.folders.work / "tensorboard", purge_step=len(self.epochs) - 1)
-        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, **log.terms, **log.state}
+        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, "top1": log.top1}
+        scalars |= {**log.terms, **log.state}
         if log.heads is not None and log.neurons is not None:
             scalars |= {"heads": sum(log.heads), "neurons": sum(log.neurons)}
         for name, value in scalars.items():
@@ -472,8 +482,8 @@ class Run:
 
     def _bill(self, phase: Phase) -> None:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
-        dense = self.dense_macs
-        per_image = 3 * self._macs(phase.model) + (dense if self.teacher and self.taught is None else 0)
+        taught = self.teacher_macs
+        per_image = 3 * self._macs(phase.model) + (taught if self.teacher and self.taught is None else 0)
         asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
             StageBill(
@@ -482,7 +492,7 @@ class Run:
                 steps=phase.total,
                 images=images,
                 seconds=round(phase.elapsed(), 2),
-                train_macs=float(per_image * images + dense * asked),
+                train_macs=float(per_image * images + taught * asked),
             )
         )
         self._bill_scored()
@@ -508,8 +518,17 @@ class Run:
         checkpoint.save(self.folders.checkpoints, phase.index, phase.step, {**phase.state(), **run})
 
     def _teacher(self) -> Any:
-        """The network that the run starts from, frozen (paper, section 5); None for dense runs and at alpha 0."""
-        if self.config.method == "dense" or self.config.distill.alpha == 0:
+        """The network that the run starts from, frozen (paper, section 5), or another that was asked for; None for
+        dense runs and at alpha 0."""
+        config = self.config
+        if config.distill.teacher:
+            seen = data.pixels(self.data)
+            found = teachers.teacher(config, seen, self.info.channels, self.info.classes, self.folders)
+            if found.adapted and self.world.first:
+                print(f"{config.run_id}: teacher: {'; '.join(found.adapted)}", file=sys.stderr)
+            self.teacher_macs = found.macs(self.image)
+            return found.to(self.device)
+        if config.method == "dense" or config.distill.alpha == 0:
             return None
         return copy.deepcopy(self.start).eval().requires_grad_(False).to(self.device)
 
@@ -550,7 +569,7 @@ class Run:
                 f"not as it was trained; run.max_drop={published - score.top1:.0f} or more goes on all the same"
             )
 
-    def _score(self, model: Any, soft: bool = False) -> Score:
+    def _score(self, model: Any, soft: bool = False, stoppable: bool = True) -> Score:
         config = self.config
         size = max(config.optim.batch_size, MEASURED_AT_ONCE)
         batches = data.test_batches(
@@ -560,8 +579,18 @@ class Run:
             workers=config.run.workers,
             share=(self.world.rank, self.world.size),
         )
-        batches = self._until_stopped(batches)
+        batches = self._until_stopped(batches) if stoppable else batches
         return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)
+
+    def _top1(self, phase: Phase) -> float:
+        """Of the network as it is now, by its hardened gates. Not billed; a wish to stop waits until it is done, since
+        the checkpoint of this epoch comes after it."""
+        begun = time.perf_counter()
+        with phase.ema.shown(phase.model) if phase.ema else nullcontext():
+            top1 = self._score(phase.model, stoppable=False).top1
+        phase.model.train()
+        phase.clock += time.perf_counter() - begun
+        return top1
 
     def _until_stopped(self, batches: Iterator[data.Batch]) -> Iterator[data.Batch]:
         """Nothing is lost by leaving a measurement: the checkpoint before it is there."""
@@ -602,11 +631,13 @@ class Phase:
     clock: float = field(default_factory=time.perf_counter)
     rate: float = 0.0
     tau: float | None = None
+    ema: Average | None = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
+        self.ema = Average(self.model, self.config.optim.ema) if self.config.optim.ema else None
         device = next(self.model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
 
@@ -649,6 +680,7 @@ class Phase:
             "scaler": self.scaler.state_dict(),
             "sums": self.sums,
             "seconds": self.elapsed(),
+            **({"ema": self.ema.state_dict()} if self.ema else {}),
         }
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
@@ -658,6 +690,8 @@ class Phase:
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):  # not in older checkpoints, empty without fp16
                 self.scaler.load_state_dict(state["scaler"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(
@@ -700,7 +734,7 @@ def _preflight(config: Config, folders: Folders) -> None:
     data.check(config.data, config.model.img_size)
     check_needs(config)
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
-    if warning := check_reach(config, per_epoch):
+    for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
     try:
         for folder in (folders.runs, folders.work):

@@ -1,0 +1,36 @@
+"""From the bytes of a file to a photograph, or to one line that names the file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hiap.train.config import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow knows forty formats more, and hands one of them (PostScript) to another program.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+# Sides beyond this ratio are a damaged header: scaled to the size of a crop such an image would fill the memory.
+LONGEST = 200
+
+
+def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
+    """The RGB image that ``read`` brings. Raises ``ConfigError`` that begins with ``name`` if there is none."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(read()), formats=FORMATS)
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
+        return image.convert("RGB")
+    except Image.UnidentifiedImageError:  # whose words are the address of the bytes
+        raise unreadable(name, f"none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything: zlib.error, struct.error, KeyError
+        raise unreadable(name, f"{type(error).__name__}: {error}") from None
+
+
+def unreadable(name: str, reason: str) -> ConfigError:
+    return ConfigError(f"{name}: not a readable image ({' '.join(reason.split())[:200]})")

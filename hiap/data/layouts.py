@@ -1,0 +1,329 @@
+"""How photographs lie at ``data.root``: in class folders, in tars (of class folders, of class tars, or WebDataset's
+shards) or in parquet files; and which images they are, in an order that is the same everywhere.
+
+Needs no torch: the launcher looks here too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from hiap.data import parquet
+from hiap.data.image_index import Indexed, Place
+from hiap.train.config import ConfigError
+
+Split = Literal["train", "test"]
+
+FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# What the path of a shard says of its split. A test split is measured on only where there is none to validate on.
+WORDS: dict[str, tuple[str, ...]] = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+EXPECTED = (
+    "data.root must hold 'train/' and 'val/' (or train.tar and val.tar) with the same class folders of images, or "
+    "shards (.tar with .cls or .json labels, .parquet) whose names say train and validation"
+)
+FLAT = (
+    "holds images and no class folders: sort them into one folder per class, as train has them; ImageNet's, in there: "
+    "awk -F'[, ]' 'NR>1{print $1,$2}' LOC_val_solution.csv | while read f c; do mkdir -p $c; mv $f.JPEG $c; done"
+)
+
+
+def find(root: Path) -> dict[Split, Place]:
+    """Where the two splits are. Raises ``ConfigError`` if one is missing."""
+    paths = {split: root / name for split, name in FOLDERS.items()}
+    if (root / "train").is_dir() and (class_folders(root / "train") or not _shards(root)):
+        return {split: Place("folder", path, (path,)) for split, path in paths.items()}
+    tars = {split: path.with_suffix(".tar") for split, path in paths.items()}
+    if all(tar.is_file() for tar in tars.values()):
+        return {split: Place("tar", tar, (tar,)) for split, tar in tars.items()}
+    return _of_shards(root) or {split: Place("folder", path, (path,)) for split, path in paths.items()}
+
+
+@cache
+def check(root: Path, class_order: str = "auto") -> None:
+    """Raise ``ConfigError`` for what a look at the names tells. Once per process: a grid's runs share the folders, of
+    which there are thousands."""
+    places = find(root)
+    if places["train"].kind == "folder":
+        _check_folders(root)
+        numbers(class_folders(root / "train"), class_order)
+    elif places["train"].kind == "parquet":
+        parquet.require()
+    else:
+        for place in places.values():
+            if not tarfile.is_tarfile(place.files[0]):
+                raise ConfigError(f"{place.files[0]} is not a tar; {EXPECTED}")
+
+
+def _check_folders(root: Path) -> None:
+    names: dict[str, list[str]] = {}
+    for name in FOLDERS.values():
+        if not (root / name).is_dir():
+            raise ConfigError(f"{root / name} is missing; {EXPECTED}")
+        names[name] = class_folders(root / name)
+        if not names[name]:
+            if any(_is_image(entry) for entry in os.listdir(root / name)):
+                raise ConfigError(f"{root / name} {FLAT}")
+            raise ConfigError(f"{root / name} has no class folders; {EXPECTED}")
+    if different := sorted(set(names["train"]) ^ set(names["val"])):
+        here, there = ("train", "val") if different[0] in names["train"] else ("val", "train")
+        raise ConfigError(f"class folder {different[0]!r} is in {root / here} but not in {root / there}; {EXPECTED}")
+    for folder in (root / split / name for split in names for name in names[split]):
+        with os.scandir(folder) as entries:
+            if not any(_is_image(entry.name) for entry in entries):
+                raise ConfigError(f"{folder} holds no image ({', '.join(ENDINGS)}); {EXPECTED}")
+
+
+def numbers(names: Sequence[str], order: str) -> np.ndarray:
+    """The number of each class, whose ``names`` are sorted as bytes, by ``data.class_order``. Raises ``ConfigError``
+    where the names are numbers that may have been sorted in two ways, unless it says in which."""
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    if order == "name" or not numeric:
+        if order == "number":
+            bad = next(name for name in names if not (name.isascii() and name.isdigit()))
+            raise ConfigError(f"data.class_order 'number': class folder {bad!r} is no number")
+        return np.arange(len(names))
+    by_number = sorted(range(len(names)), key=lambda i: int(names[i]))
+    if order == "auto" and by_number != list(range(len(names))):
+        first = [", ".join(names[i] for i in way[:3]) for way in (range(len(names)), by_number)]
+        raise ConfigError(
+            f"class folders are numbers, which sort as {first[0]} ... by name and {first[1]} ... by number: a network "
+            "knows its classes by that order, so set data.class_order to 'name' (torchvision's) or 'number' (timm's), "
+            "whichever the network to start from was trained with"
+        )
+    return np.argsort(by_number)
+
+
+def class_numbers(images: Indexed, class_order: str) -> np.ndarray:
+    """As ``numbers``, of classes that may have come numbered."""
+    if not images.numbered:
+        return numbers(images.classes, class_order)
+    if class_order != "auto":
+        raise ConfigError(f"data.class_order '{class_order}': {images.place.files[0]} says each image's number itself")
+    return np.arange(len(images.classes))
+
+
+def check_same_classes(train: Indexed, test: Indexed) -> None:
+    """Raise ``ConfigError`` if the two have not the same classes; numbered test images may lack some."""
+    beyond = set(train.classes) ^ set(test.classes)
+    if train.numbered and test.numbered:
+        beyond = set(test.classes) - set(train.classes)
+    if beyond:
+        raise ConfigError(f"class {min(beyond)!r} is in only one of {train.place.path} and {test.place.path}")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Class names; their sorted order numbers the classes, as in every published ImageNet network."""
+    return sorted(entry.name for entry in os.scandir(folder) if not hidden(entry.name) and entry.is_dir())
+
+
+def hidden(path: str) -> bool:
+    """Whether it is something that a system left behind: .DS_Store, ._a.JPEG, .ipynb_checkpoints, __MACOSX."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(ENDINGS) and not hidden(path)
+
+
+def scan(place: Place) -> Indexed:
+    """Which images there are. Raises ``ConfigError`` if the files are damaged or say no classes."""
+    return {"folder": _scan_folder, "tar": _scan_tars, "parquet": _scan_parquet}[place.kind](place)
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """Sorts as people do and as timm's readers, which made the order of images before."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _scan_folder(place: Place) -> Indexed:
+    classes = class_folders(place.path)
+    found: list[str] = []
+    for name in classes:
+        with os.scandir(place.path / name) as entries:
+            found += [f"{name}/{entry.name}" for entry in entries if _is_image(entry.name) and not entry.is_dir()]
+    found.sort(key=_natural)
+    return _named(place, found, [name.partition("/")[0] for name in found], None)
+
+
+def _named(place: Place, names: list[str], folders: list[str], spots: list[tuple[int, int, int]] | None) -> Indexed:
+    """The class of an image is the folder that it lies in; what lies in none ('') is no image of the set."""
+    kept = [i for i, folder in enumerate(folders) if folder]
+    if not kept:
+        raise ConfigError(f"{place.path} {FLAT}" if names else f"{place.path} holds no image ({', '.join(ENDINGS)})")
+    classes = sorted({folders[i] for i in kept})
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[folders[i]] for i in kept], dtype=np.int64)
+    where = None if spots is None else np.array([spots[i] for i in kept], dtype=np.int64)
+    return Indexed(place, [names[i] for i in kept], labels, classes, spots=where)
+
+
+def _numbered(place: Place, names: list[str], labels: list[int], spots: list[tuple[int, int, int]]) -> Indexed:
+    if not names:
+        raise ConfigError(f"{place.path}: no image in {', '.join(map(str, place.files[:3]))}")
+    classes = [str(number) for number in range(max(labels) + 1)]
+    return Indexed(place, names, np.array(labels, dtype=np.int64), classes, True, np.array(spots, dtype=np.int64))
+
+
+# Tars
+
+
+class Member(NamedTuple):
+    """A file in a tar. ``folder``: the last one on its way, '' if there is none; ``inner``: its name in the innermost
+    tar; ``first``: where it begins in the file, in bytes."""
+
+    name: str
+    folder: str
+    inner: str
+    first: int
+    size: int
+
+
+def _scan_tars(place: Place) -> Indexed:
+    """Labels are what .cls or .json say beside an image, as in WebDataset's shards, or else its folder."""
+    found: list[tuple[int, Member, int | None]] = []
+    for number, file in enumerate(place.files):
+        images, fields = _members(file, len(place.files) > 1)
+        said = _labels(file, fields)
+        found += [(number, image, said.get(_key(image.name))) for image in images]
+    if labelled := sum(label is not None for _, _, label in found):
+        if labelled < len(found):
+            number, image, _ = next(entry for entry in found if entry[2] is None)
+            raise ConfigError(f"{place.files[number]}/{image.name}: an image without a label (.cls or .json)")
+    else:
+        found.sort(key=lambda entry: _natural(entry[1].inner))
+    names = [image.name for _, image, _ in found]
+    spots = [(number, image.first, image.size) for number, image, _ in found]
+    if labelled:
+        return _numbered(place, names, [label for _, _, label in found if label is not None], spots)
+    return _named(place, names, [image.folder for _, image, _ in found], spots)
+
+
+def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
+    """The images of a tar, and of the tars in it, and the files that may hold labels. What lies at the top of one of
+    ``several`` tars belongs to a class of the tar's name."""
+    images, fields = list[Member](), list[Member]()
+    try:
+        with file.open("rb") as stream:
+            for member in _walk(stream, 0, file.stat().st_size, "", file.stem if several else ""):
+                if _is_image(member.name):
+                    images.append(member)
+                elif member.name.lower().endswith((".cls", ".json")) and not hidden(member.name):
+                    fields.append(member)
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        raise ConfigError(f"{file}: not a whole tar of images ({str(error) or type(error).__name__})") from None
+    return images, fields
+
+
+def _walk(stream: BinaryIO, start: int, end: int, outer: str, folder: str) -> Iterator[Member]:
+    """The files of the tar in the bytes from ``start`` to ``end``, which is called ``outer`` and whose top is in
+    ``folder``. Only headers are read: images are skipped."""
+    stream.seek(start)
+    tar = tarfile.TarFile(fileobj=stream)
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # else it keeps all: a gigabyte for a million
+        inner = posixpath.normpath(member.name).lstrip("/")
+        first, size = member.offset_data, member.size
+        if not member.isreg() or member.issparse():
+            continue
+        if first + size > end:
+            raise tarfile.ReadError("unexpected end of data")
+        if inner.lower().endswith(".tar"):
+            name = posixpath.splitext(inner)[0]
+            yield from _walk(stream, first, first + size, name, posixpath.basename(name))
+        else:
+            above = posixpath.basename(posixpath.dirname(inner)) or folder
+            yield Member(posixpath.join(outer, inner), above, inner, first, size)
+    stream.seek(tar.offset)
+    if stream.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset + tarfile.BLOCKSIZE > end:
+        raise tarfile.ReadError("no end mark: cut short, or damaged in the middle")
+
+
+def _key(name: str) -> str:
+    """What the files of one sample of a shard have in common: their path up to the first dot of the name."""
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])
+
+
+def _labels(file: Path, fields: list[Member]) -> dict[str, int]:
+    """Label of each sample that has one; what .cls says goes before .json."""
+    found: dict[str, int] = {}
+    with file.open("rb") as stream:
+        for field in sorted(fields, key=lambda field: field.name.lower().endswith(".cls")):
+            stream.seek(field.first)
+            content = stream.read(field.size)
+            try:
+                if (label := _label(content, field.name.lower().endswith(".json"))) is not None:
+                    found[_key(field.name)] = label
+            except ValueError:
+                raise ConfigError(f"{file}/{field.name}: expected a class number, not {content[:30]!r}") from None
+    return found
+
+
+def _label(content: bytes, in_json: bool) -> int | None:
+    """None if it is about something else. Raises ``ValueError``."""
+    value: Any = content
+    if in_json:
+        entry = json.loads(content)
+        value = entry.get("label") if isinstance(entry, dict) else None
+        if value is None:
+            return None
+    label = int(value)
+    if label < 0 or isinstance(value, float | bool):
+        raise ValueError
+    return label
+
+
+# Shards
+
+
+def _of_shards(root: Path) -> dict[Split, Place] | None:
+    """The shards of both splits, of whichever kind has both; None where there are none at all."""
+    shards = _shards(root)
+    if not shards:
+        return None
+    for kind in ("tar", "parquet"):
+        train, val, test = (
+            tuple(file for file in shards if file.suffix == f".{kind}" and _says(file, root) == split)
+            for split in ("train", "val", "test")
+        )
+        if train and (val or test):
+            return {"train": Place(kind, root / "train", train), "test": Place(kind, root / "val", val or test)}  # type: ignore[arg-type]
+    have = sorted({_says(file, root) for file in shards} - {""})
+    raise ConfigError(f"{shards[0]}: shards of {' and '.join(have) or 'no named split'} alone; {EXPECTED}")
+
+
+def _shards(root: Path) -> list[Path]:
+    """Tars and parquet files in the folder and those in it."""
+    folders = [root, *sorted(Path(entry) for entry in os.scandir(root) if not hidden(entry.name) and entry.is_dir())]
+    found = [Path(entry) for folder in folders for entry in os.scandir(folder) if not hidden(entry.name)]
+    return sorted(path for path in found if path.suffix in (".tar", ".parquet"))
+
+
+def _says(file: Path, root: Path) -> str:
+    words = re.split("[^a-z]+", str(file.relative_to(root)).lower())
+    for split, said in WORDS.items():
+        if set(words) & set(said):
+            return split
+    return "test" if "test" in words else ""
+
+
+def _scan_parquet(place: Place) -> Indexed:
+    names, labels, spots = list[str](), list[int](), list[tuple[int, int, int]]()
+    for number, file in enumerate(place.files):
+        for name, label, group, row in parquet.rows(file):
+            names.append(name)
+            labels.append(label)
+            spots.append((number, group, row))
+    return _numbered(place, names, labels, spots)

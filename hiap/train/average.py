@@ -1,0 +1,54 @@
+"""A running average of the weights (EMA), which is what a run with ``optim.ema`` measures and leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Average:
+    """``mean <- decay mean + (1 - decay) weights`` after each step, from the weights that a stage starts with. Logits
+    of gates are left out: they decide what stays, and a mean that lags behind would decide otherwise than the penalties
+    and a target have steered."""
+
+    def __init__(self, model: Any, decay: float):
+        self.decay = decay
+        self.means = {name: p.detach().clone() for name, p in _weights(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: Any) -> None:
+        torch._foreach_lerp_(list(self.means.values()), list(_weights(model).values()), 1 - self.decay)
+
+    @torch.no_grad()
+    def put(self, model: Any) -> None:
+        """Let the model have the averaged weights."""
+        for name, p in _weights(model).items():
+            p.copy_(self.means[name])
+
+    @contextmanager
+    def shown(self, model: Any) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        kept = {name: p.detach().clone() for name, p in _weights(model).items()}
+        self.put(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in _weights(model).items():
+                    p.copy_(kept[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.means
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ``KeyError`` if it is of another model."""
+        for name, mean in self.means.items():
+            mean.copy_(state[name])
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if not name.endswith(".logit")}

@@ -1,0 +1,98 @@
+"""Teachers that are not the start: another run's network, a saved one, or any of timm's, a CNN as in DeiT included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hiap import cost
+from hiap.data import loader as data
+from hiap.formats import checkpoints
+from hiap.train.config import Config, ConfigError
+from hiap.train.record import Folders
+from hiap.train.start import build
+
+
+class Teacher(nn.Module):
+    """A frozen network that is shown images as it was trained on them. ``scale``, ``shift`` (C, 1, 1) take the pixels
+    that the student sees to its own; ``adapted``: what was done to its weights."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: Any, adapted: list[str], scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.model, self.adapted = model, adapted
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images * self.scale + self.shift)
+
+    def macs(self, image: tuple[int, int, int]) -> int:
+        """Multiply-adds of one image."""
+        try:
+            return cost.macs(self.model, image)
+        except ValueError:  # no ViT
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.model(torch.zeros(1, *image))
+            return counter.get_total_flops() // 2
+
+
+def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int, folders: Folders) -> Teacher:
+    """``distill.teacher``, on the CPU; ``pixels``: mean and std of the images that the student sees. Raises
+    ``ConfigError`` if it cannot be had, or does not know the classes."""
+    name = config.distill.teacher
+    if name.startswith("run:") or Path(name).is_dir():
+        start = build(config.model.model_copy(update={"weights": name}), channels, classes, folders)
+        model, adapted, new_head = start.model, start.adapted, start.new_head
+    else:
+        model, adapted, new_head = _of_timm(config, channels, classes)
+    if new_head:
+        raise ConfigError(f"distill.teacher '{name}': no classifier of the data's {classes} classes; nothing to learn")
+    bare = config.data.model_copy(update=dict.fromkeys(data.PIXELS))
+    theirs = data.pixels(bare, getattr(model, "pretrained_cfg", None))
+    (mean, std), (own_mean, own_std) = (
+        (torch.tensor(p["mean"]).view(-1, 1, 1), torch.tensor(p["std"]).view(-1, 1, 1)) for p in (pixels, theirs)
+    )
+    return Teacher(model, adapted, std / own_std, (mean - own_mean) / own_std)
+
+
+def _of_timm(config: Config, channels: int, classes: int) -> tuple[Any, list[str], bool]:
+    """Model, what was adapted, and whether its classifier is not for these classes."""
+    name, weights = config.distill.teacher, config.distill.teacher_weights
+    if not timm.is_model(name):
+        raise ConfigError(f"distill.teacher '{name}': expected a timm model, 'run:<run_id>' or a folder of hiap.save")
+    if weights == "hub":
+        model = _created(config, pretrained=True, in_chans=channels)
+        return model, [], model.num_classes != classes
+    if not Path(weights).is_file():
+        raise ConfigError(f"distill.teacher_weights '{weights}': no such file; expected 'hub', .safetensors or .pth")
+    model = _created(config, in_chans=channels, num_classes=classes)
+    try:
+        state, adapted = checkpoints.read(Path(weights), config.model.averaged)
+        new_head = checkpoints.fill(model, state, adapted)
+    except (checkpoints.CheckpointError, OSError) as error:
+        raise ConfigError(f"distill.teacher_weights '{weights}': {error}") from None
+    return model, adapted, new_head
+
+
+def _created(config: Config, **options: Any) -> Any:
+    """At the student's size, where the architecture has one."""
+    name = config.distill.teacher
+    try:
+        try:
+            return timm.create_model(name, img_size=config.model.img_size, **options)
+        except TypeError:
+            return timm.create_model(name, **options)
+    except Exception as error:  # huggingface_hub raises a dozen kinds, offline or not
+        raise ConfigError(
+            f"distill.teacher '{name}': cannot be made or fetched ({type(error).__name__}); offline, set "
+            "distill.teacher_weights to a local file"
+        ) from None

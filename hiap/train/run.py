@@ -30,7 +30,7 @@ from hiap import cost, gated_vit
 from hiap.data import loader as data
 from hiap.formats import store
 from hiap.objective import distillation_loss
-from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
+from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.pruner import param_groups
 from hiap.selection import Target, target_of
 from hiap.train import checkpoint
@@ -642,13 +642,7 @@ def _target(config: Config, folders: Folders, start: Any) -> Target | None:
 
 def shape_of(model: Any) -> list[BlockShape]:
     """What is left of each block of a dense or extracted network."""
-    shapes = []
-    for block in model.blocks:
-        attn, dims = block.attn, list[int]()
-        if attn is not None:
-            dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
-        shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
-    return shapes
+    return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in cost.left(model)]
 
 
 def _preflight(config: Config, folders: Folders) -> None:

@@ -117,6 +117,13 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def licence_of(folder: Path) -> str:
+    """'' where the card says none."""
+    front = front_matter(folder)
+    found = front.get("license_name") if front.get("license") == "other" else front.get("license")
+    return found if isinstance(found, str) else ""
+
+
 def dense_of(folder: Path) -> Dense | None:
     """The sizes of the dense network, if the card says them."""
     ours = front_matter(folder).get("hiap")

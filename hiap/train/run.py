@@ -33,7 +33,7 @@ from hiap.objective import distillation_loss
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.pruner import param_groups
 from hiap.selection import Target, target_of
-from hiap.train import checkpoint
+from hiap.train import card, checkpoint
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.train.device import autocast, check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -186,10 +186,11 @@ class Run:
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self._stage_folder(index))
         metrics.extracted = self._score(model)
+        record = self._finished(started, metrics, model)
         if self.world.first:
             set_layout(model, LAYOUTS[0])  # what runs fastest; training ran what it is billed for
-            store.save(model, self.folders.model)
-        return self._finished(started, metrics, model)
+            store.save(model, self.folders.model, card=card.of_record(record, self.folders, self.start))
+        return record
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return _record(

@@ -16,14 +16,17 @@ The method is the files of this folder, which need nothing below it. In the orde
     files        writing a file whole or not at all
 
 Beside the method, and ours: ``correction``, least squares after a cut.
-Around it: ``hiap.formats`` (save, load, export), ``hiap.data``, ``hiap.train`` and ``hiap.bench``, which run from the
-command line. The public names, loaded on first use so that tools which only read records start without torch:
+Around it: ``hiap.formats`` (save, load, export, show, push), ``hiap.data``, and ``hiap.train`` and ``hiap.bench``,
+which run from the command line. The public names, loaded on first use so that tools which only read records start
+without torch:
 
     pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # for any training loop
     loss = hiap.distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
     small = pruner.finish()                                   # a smaller plain module
     hiap.extract(pruner.model, target_macs=0.4)               # the same logits at another target
-    hiap.save(small, "folder"); hiap.load("folder")           # safetensors and JSON
+    hiap.save(small, "folder"); hiap.load("folder")           # safetensors and JSON; card={...}: a model card with it
+    hiap.push("folder", "owner/name"); hiap.load("owner/name")
+    print(hiap.show("folder", dense="deit_small_patch16_224"))  # what is left per block; a picture in notebooks
     hiap.macs(small, (3, 224, 224)), hiap.params(small)
     gated = hiap.gate(model); hiap.expected_cost(gated)       # the parts by hand
 """
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from hiap.correction import correct
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
+    from hiap.formats.hub import push
+    from hiap.formats.show import show
     from hiap.formats.store import load, save
     from hiap.gated_vit import UnsupportedModelError, gate, named_gates
     from hiap.objective import distillation_loss
@@ -62,6 +67,8 @@ _HOME = {
     "set_layout": "extraction",
     "save": "formats.store",
     "load": "formats.store",
+    "push": "formats.hub",
+    "show": "formats.show",
 }
 
 __all__ = [
@@ -82,8 +89,10 @@ __all__ = [
     "macs",
     "named_gates",
     "params",
+    "push",
     "save",
     "set_layout",
+    "show",
 ]
 
 

@@ -214,6 +214,39 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
     return total + _classifiers(model) * model.embed_dim * model.num_classes
 
 
+@dataclass(frozen=True)
+class Left:
+    """What is left of one block: value dimensions of each head, FFN neurons, MACs of an image and parameters."""
+
+    dims: tuple[int, ...]
+    neurons: int
+    macs: int
+    params: int
+
+
+def left(model: Any) -> list[Left]:
+    """Of each block of a dense or extracted ViT, at its own image size."""
+    rows, columns = model.patch_embed.grid_size
+    tokens = rows * columns + model.num_prefix_tokens
+    return [
+        Left(
+            dims=tuple(value_dims(block)),
+            neurons=block.mlp.fc1.out_features if block.mlp is not None else 0,
+            macs=_block_macs(block, tokens, executed=False),
+            params=params(block),
+        )
+        for block in model.blocks
+    ]
+
+
+def value_dims(block: Any) -> list[int]:
+    """Value dimensions of each head of a dense or extracted block; [] if its attention is gone."""
+    attn = block.attn
+    if attn is None:
+        return []
+    return list(getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads)
+
+
 def params(model: nn.Module) -> int:
     """Number of learnable scalars (gate logits not counted: they never leave training)."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
@@ -225,8 +258,7 @@ def _block_macs(block: Any, n: int, executed: bool) -> int:
         attn = block.attn
         d = attn.qkv.in_features
         qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
-        v = getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads
-        total += ledger.attention_macs(n, d, qk, v)
+        total += ledger.attention_macs(n, d, qk, value_dims(block))
         if executed and isinstance(attn, PrunedAttention):
             total += n * n * attn.padding()
     if block.mlp is not None:

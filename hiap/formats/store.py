@@ -1,4 +1,5 @@
-"""A network as a folder: ``architecture.json`` (what to build) and ``weights.safetensors`` (what to fill in).
+"""A network as a folder: ``architecture.json`` (what to build), ``weights.safetensors`` (what to fill in), and, if it
+was asked for, a model card, ``README.md``.
 
 Nothing is pickled and loading runs no code from the folder: the JSON names sizes, and the few module types that it may
 name are listed here. Dense and extracted models are stored alike, block by block.
@@ -24,6 +25,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from hiap.files import atomic_write
+from hiap.formats import card as cards
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 
@@ -116,11 +118,13 @@ class Architecture(_Spec):
     blocks: list[BlockSpec]
 
 
-def save(model: Any, folder: str | Path) -> None:
-    """Write a dense or extracted ViT to ``folder``, whole or not at all; a network that is there is replaced.
+def save(model: Any, folder: str | Path, card: Any = None) -> None:
+    """Write a dense or extracted ViT to ``folder``, whole or not at all; a network that is there is replaced, and its
+    card with it. ``card``: write one of whatever is known (``hiap.formats.card.Card`` or a mapping of its fields).
 
     Before anything is written, raises ``UnsupportedModelError`` if the network cannot be described by this format (a
-    gated one, for example: extract it first), and ``StoreError`` if ``folder`` holds anything but a network.
+    gated one, for example: extract it first), ``StoreError`` if ``folder`` holds anything but a network, and
+    ``ConfigError`` for a card of wrong fields.
     """
     folder = Path(folder)
     if folder.exists() and (others := _others(folder)):
@@ -128,11 +132,14 @@ def save(model: Any, folder: str | Path) -> None:
     spec = describe(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _check_same(build(spec, meta=True), state)
+    described = None if card is None else cards.text(cards.checked(card), model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         save_file(state, temporary / WEIGHTS)
         atomic_write(temporary / ARCHITECTURE, (spec.model_dump_json(indent=1, exclude_defaults=False) + "\n").encode())
+        if described is not None:
+            atomic_write(temporary / cards.NAME, described.encode())
         os.chmod(temporary, 0o755)
         if folder.exists():  # a folder cannot be replaced in one step: set the old one aside first
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
@@ -150,17 +157,29 @@ def _others(folder: Path) -> list[str]:
     """Names in ``folder`` that ``save`` does not write; the folder's own if it is a file."""
     if not folder.is_dir():
         return [folder.name]
-    return sorted(path.name for path in folder.iterdir() if path.name not in (ARCHITECTURE, WEIGHTS))
+    names = {path.name for path in folder.iterdir()}
+    ours = {ARCHITECTURE, WEIGHTS} | ({cards.NAME} if ARCHITECTURE in names else set())  # alone, it is somebody's
+    return sorted(names - ours)
+
+
+def folder_of(name: str | Path) -> Path:
+    """A folder as it is; where there is none, the hub's ``owner/name``, fetched. Raises ``StoreError`` (one line)."""
+    from hiap.formats import hub
+
+    if isinstance(name, str) and not Path(name).exists() and hub.is_name(name):
+        return hub.fetch(name)
+    return Path(name)
 
 
 def load(folder: str | Path) -> Any:
-    """The network that ``save`` wrote, in eval mode, on the CPU. Raises ``StoreError`` (one line) for anything else."""
-    folder = Path(folder)
+    """The network that ``save`` wrote, in eval mode, on the CPU: of a folder, or the hub's ``owner/name``. Raises
+    ``StoreError`` (one line) for anything else."""
+    folder = folder_of(folder)
     try:
         spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text())
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
-        raise StoreError(f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {_line(error)}") from None
+        raise StoreError(f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
@@ -170,7 +189,7 @@ def load(folder: str | Path) -> Any:
         model.load_state_dict(state, strict=True)
     # UnsupportedModelError is a ValueError; sizes that make no network fail in torch or timm in any of these ways.
     except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
-        raise StoreError(f"{folder}: weights do not fit the architecture: {_line(error)}") from None
+        raise StoreError(f"{folder}: weights do not fit the architecture: {line(error)}") from None
     return model.eval()
 
 
@@ -363,5 +382,5 @@ def _check_same(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         raise UnsupportedModelError(f"{wrong[0]}: shape {given.get(wrong[0])} cannot be described by format {FORMAT}")
 
 
-def _line(error: BaseException) -> str:
+def line(error: object) -> str:
     return " ".join(str(error).split())[:300]

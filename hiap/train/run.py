@@ -30,10 +30,10 @@ from hiap import cost, gated_vit
 from hiap.data import loader as data
 from hiap.formats import store
 from hiap.objective import distillation_loss
-from hiap.pruned_vit import LAYOUTS, PrunedAttention, set_layout
+from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.pruner import param_groups
 from hiap.selection import Target, target_of
-from hiap.train import checkpoint, teachers
+from hiap.train import card, checkpoint, teachers
 from hiap.train.average import Average
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
 from hiap.train.device import autocast, check_precision, pick_device
@@ -215,10 +215,11 @@ class Run:
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self._stage_folder(index))
         metrics.extracted = self._score(model)
+        record = self._finished(started, metrics, model)
         if self.world.first:
             set_layout(model, LAYOUTS[0])  # what runs fastest; training ran what it is billed for
-            store.save(model, self.folders.model)
-        return self._finished(started, metrics, model)
+            store.save(model, self.folders.model, card=card.of_record(record, self.folders, self.start))
+        return record
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return _record(
@@ -720,13 +721,7 @@ def _target(config: Config, folders: Folders, start: Any) -> Target | None:
 
 def shape_of(model: Any) -> list[BlockShape]:
     """What is left of each block of a dense or extracted network."""
-    shapes = []
-    for block in model.blocks:
-        attn, dims = block.attn, list[int]()
-        if attn is not None:
-            dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
-        shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
-    return shapes
+    return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in cost.left(model)]
 
 
 def _preflight(config: Config, folders: Folders) -> None:

@@ -1,0 +1,5 @@
+import sys
+
+from hiap.cli import main
+
+sys.exit(main())

@@ -49,8 +49,8 @@ def dims_of(model: Any) -> ledger.Dims:
     """Sizes of a (gated) timm ViT with dense blocks."""
     embed, block = model.patch_embed, standard(model).blocks[0]
     (rows, columns), grid = embed.img_size, embed.grid_size
-    if rows != columns or grid[0] != grid[1]:
-        raise ValueError(f"image {rows}x{columns}, grid {grid[0]}x{grid[1]}: expected squares")
+    if rows // grid[0] != columns // grid[1]:
+        raise ValueError(f"image {rows}x{columns} in {grid[0]}x{grid[1]} patches: expected square ones")
     dims = ledger.Dims(
         dim=model.embed_dim,
         depth=len(model.blocks),
@@ -64,6 +64,7 @@ def dims_of(model: Any) -> ledger.Dims:
         prefix=model.num_prefix_tokens,
         classifiers=_classifiers(model),
         fc1_rows=fc1_rows(block.mlp),
+        columns=None if columns == rows else columns,
     )
     constant = _constant(model, (dims.channels, rows, columns), dims.tokens)
     return replace(dims, extra=constant - ledger.constant_macs(dims))

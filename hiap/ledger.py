@@ -32,10 +32,11 @@ class Dims:
     classifiers: int = 1
     fc1_rows: int = 1
     extra: int = 0
+    columns: int | None = None  # of the image, where it has not as many as rows
 
     @property
     def patches(self) -> int:
-        return (self.image // self.patch) ** 2
+        return (self.image // self.patch) * ((self.columns or self.image) // self.patch)
 
     @property
     def tokens(self) -> int:

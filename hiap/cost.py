@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from hiap import ledger
+from hiap.backbones.families import channels, fc1_rows, is_vit, pool_macs, standard, stem_macs
+from hiap.backbones.parts import biases, is_norm
 from hiap.gated_vit import BlockMask, masks, stack_gates
-from hiap.pruned_vit import PrunedAttention
+from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -46,24 +47,27 @@ class ExpectedCost:
 
 def dims_of(model: Any) -> ledger.Dims:
     """Sizes of a (gated) timm ViT with dense blocks."""
-    attn, hidden = model.blocks[0].attn, model.blocks[0].mlp.fc1.out_features
-    rows, columns = model.patch_embed.img_size
-    patch = model.patch_embed.patch_size
-    if rows != columns or patch[0] != patch[1]:
-        raise ValueError(f"image {rows}x{columns}, patch {patch[0]}x{patch[1]}: expected squares")
-    return ledger.Dims(
+    embed, block = model.patch_embed, standard(model).blocks[0]
+    (rows, columns), grid = embed.img_size, embed.grid_size
+    if rows // grid[0] != columns // grid[1]:
+        raise ValueError(f"image {rows}x{columns} in {grid[0]}x{grid[1]} patches: expected square ones")
+    dims = ledger.Dims(
         dim=model.embed_dim,
         depth=len(model.blocks),
-        heads=attn.num_heads,
-        head_dim=attn.head_dim,
-        hidden=hidden,
-        patch=patch[0],
+        heads=block.attn.num_heads,
+        head_dim=block.attn.head_dim,
+        hidden=block.mlp.fc2.in_features,
+        patch=rows // grid[0],
         image=rows,
-        channels=model.patch_embed.proj.in_channels,
+        channels=channels(embed),
         classes=model.num_classes,
         prefix=model.num_prefix_tokens,
         classifiers=_classifiers(model),
+        fc1_rows=fc1_rows(block.mlp),
+        columns=None if columns == rows else columns,
     )
+    constant = _constant(model, (dims.channels, rows, columns), dims.tokens)
+    return replace(dims, extra=constant - ledger.constant_macs(dims))
 
 
 def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
@@ -72,7 +76,7 @@ def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
     dims, gates = dims_of(gated), stack_gates(gated, lambda gate: gate.expected())
     heads, value_dims, neurons = joint = _joint(*gates)
     price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
-    priced = price_list(dims.tokens, dims.dim, dims.head_dim)
+    priced = price_list(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
     return ExpectedCost(
         macro=priced.head * heads,
         micro=priced.value_dim * value_dims + priced.neuron * neurons,
@@ -127,18 +131,32 @@ def hardened_macs(gated: Any) -> int:
 def param_prices(model: Any) -> ledger.Prices:
     """Learnable scalars that keeping one unit of a dense or gated ViT costs: biases with their rows, and with the last
     head of a layer or neuron of an FFN its norm, its LayerScale and its output bias (attention's where A9 gates it)."""
-    dims, block = dims_of(model), model.blocks[0]
-    attn, mlp = block.attn, block.mlp
-    gated_bias = attn.proj.bias is not None and getattr(attn, "bias_gated", True)
+    dims, block = dims_of(model), standard(model).blocks[0]
+    attn, mlp, d = block.attn, block.mlp, dims.dim
+    query, key, value = biases(attn.qkv)
+    fc1, bias = dims.fc1_rows * (d + (mlp.fc1.bias is not None)), attn.proj.bias is not None
+    gated_bias = bias and getattr(attn, "bias_gated", True)
+    # A norm after the branch leaves a constant, in which an output bias that is not gated is lost.
+    constants = d * (is_norm(block.ls1) and (gated_bias or not bias)), d * is_norm(block.ls2)
+    position = sum(p.shape[0] for p in _parameters(getattr(attn, "position", None)))  # a column per head
     prices = ledger.Prices(
-        head=2 * dims.head_dim * (dims.dim + (attn.qkv.bias is not None)),
-        value_dim=2 * dims.dim + (attn.qkv.bias is not None),
-        neuron=2 * dims.dim + (mlp.fc1.bias is not None),
-        attention=sum(map(params, (block.norm1, block.ls1, attn.q_norm, attn.k_norm))) + dims.dim * gated_bias,
-        ffn=sum(map(params, (block.norm2, block.ls2))) + dims.dim * (mlp.fc2.bias is not None),
+        head=dims.head_dim * (2 * d + query + key) + position,
+        value_dim=2 * d + value + _per_unit(attn.norm),
+        neuron=fc1 + d + _per_unit(mlp.norm),
+        attention=sum(map(params, (block.norm1, block.ls1, attn.q_norm, attn.k_norm))) + d * gated_bias - constants[0],
+        ffn=sum(map(params, (block.norm2, block.ls2))) + d * (mlp.fc2.bias is not None) - constants[1],
         unit="parameters",
     )
     return replace(prices, constant=params(model) - ledger.dense_cost(dims, prices))
+
+
+def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
+    return [] if module is None else list(module.parameters())
+
+
+def _per_unit(norm: nn.Module | None) -> int:
+    """Learnable scalars that a norm over prunable units has for each."""
+    return sum(p.ndim for p in _parameters(norm))
 
 
 @dataclass(frozen=True)
@@ -200,18 +218,24 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
     ``torch.utils.flop_counter`` / 2 to the last MAC; without it, what is left of the network however it is run. A gated
     model executes densely, so it counts as dense. Raises ``ValueError`` if the image does not fit.
     """
-    if not isinstance(model, VisionTransformer):
+    if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
-    channels, height, width = image
-    embed = model.patch_embed
-    if channels != embed.proj.in_channels:
-        raise ValueError(f"image has {channels} channels, the model takes {embed.proj.in_channels}")
-    if not model.dynamic_img_size and (height, width) != tuple(embed.img_size):
+    vit: Any = model
+    (depth, height, width), embed = image, vit.patch_embed
+    if depth != channels(embed):
+        raise ValueError(f"image has {depth} channels, the model takes {channels(embed)}")
+    if not getattr(vit, "dynamic_img_size", False) and (height, width) != tuple(embed.img_size):
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
-    patches = (height // embed.patch_size[0]) * (width // embed.patch_size[1])
-    total = patches * embed.proj.weight.numel()
-    total += sum(_block_macs(block, patches + model.num_prefix_tokens, executed) for block in model.blocks)
-    return total + _classifiers(model) * model.embed_dim * model.num_classes
+    rows, columns = embed.dynamic_feat_size((height, width))
+    tokens = rows * columns + vit.num_prefix_tokens
+    blocks = vit.blocks if any(isinstance(block, PrunedBlock) for block in vit.blocks) else standard(vit).blocks
+    return _constant(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in blocks)
+
+
+def _constant(model: Any, image: tuple[int, int, int], tokens: int) -> int:
+    """MACs before and after the blocks."""
+    classifier = _classifiers(model) * model.embed_dim * model.num_classes
+    return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + classifier
 
 
 @dataclass(frozen=True)
@@ -262,9 +286,11 @@ def _block_macs(block: Any, n: int, executed: bool) -> int:
         if executed and isinstance(attn, PrunedAttention):
             total += n * n * attn.padding()
     if block.mlp is not None:
-        total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc1.out_features)
+        total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc2.in_features, fc1_rows(block.mlp))
     return total
 
 
 def _classifiers(model: Any) -> int:
-    return int(isinstance(model.head, nn.Linear)) + int(isinstance(getattr(model, "head_dist", None), nn.Linear))
+    """Classifiers of one pooled token; one that looks at two counts twice."""
+    heads = (model.head, getattr(model, "head_dist", None))
+    return sum(head.in_features // model.embed_dim for head in heads if isinstance(head, nn.Linear))

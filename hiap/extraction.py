@@ -10,6 +10,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from hiap.backbones.families import rows_of
+from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
 from hiap.gated_vit import BlockMask, is_gated, masks
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.selection import joint_ranking, open_also, protected, target_of
@@ -38,7 +40,8 @@ def extract(
     target_params: float | None = None,
     keep: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The plain, smaller ``VisionTransformer`` that computes what ``gated.eval()`` computes. No fine-tuning.
+    """The plain, smaller ViT, of the class that was gated, that computes what ``gated.eval()`` computes. No
+    fine-tuning.
 
     ``target_macs`` or ``target_params``, a number or a share of dense below 1: instead of the threshold of 1/2 the one
     that lands at most one unit below the target. The gated model is left alone, so one trained model serves any number
@@ -79,16 +82,24 @@ def _extract_block(block: Any, mask: BlockMask, multiple: int) -> PrunedBlock:
         "drop_path2": keep(block.drop_path2) if mlp else None,
     }
     constants = {
-        "attn_constant": None if attn_constant is None else block.ls1(attn_constant),
-        "mlp_constant": None if mlp_constant is None else block.ls2(mlp_constant),
+        "attn_constant": None if attn else _constant(block.ls1, attn_constant),
+        "mlp_constant": None if mlp else _constant(block.ls2, mlp_constant),
     }
     return PrunedBlock(parts, constants)
+
+
+def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
+    """What LayerScale, or the norm after the branch in its place, makes of a branch that is gone but for ``bias``."""
+    if bias is None and is_norm(scale):
+        bias = torch.zeros_like(scale.weight)
+    return None if bias is None else scale(bias)
 
 
 def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[PrunedAttention | None, Tensor | None]:
     """The surviving attention, or what is left of its output when no head survives."""
     open_dims = mask.dims & mask.heads[:, None]
-    dims = _round_up(open_dims, multiple)
+    # A norm would count the closed units that rounding adds.
+    dims = _round_up(open_dims, multiple if attn.norm is None else 1)
     widths = dims.sum(-1)
     # Widest first, stable, so that heads of equal width stand together.
     order = [h for h in widths.argsort(descending=True, stable=True).tolist() if widths[h]]
@@ -106,22 +117,29 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
         value_dims if attn.cuts_qk else [size] * len(order),
         value_dims,
         attn.scale,
-        qkv_bias=attn.qkv.bias is not None,
+        qkv_bias=biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
         proj_bias=bias_open,
         q_norm=copy.deepcopy(attn.q_norm),
         k_norm=copy.deepcopy(attn.k_norm),
         attn_drop=attn.attn_drop.p,
         proj_drop=attn.proj_drop.p,
-    ).to(attn.qkv.weight)
-    inner = attn.num_heads * size
-    rows = torch.cat([qk, inner + qk, 2 * inner + values])
-    _slice_linear(pruned.qkv, attn.qkv, rows=rows)
+        position=attn.position and attn.position.of_heads(order),
+        norm=attn.norm and narrowed_norm(attn.norm, values),
+    ).to(attn.proj.weight)
+    if isinstance(attn.qkv, JoinedLinear):
+        for part, source, rows in zip(pruned.qkv.parts, attn.qkv.parts, (qk, qk, values), strict=True):
+            _slice_linear(part, source, rows=rows)
+    else:
+        inner = attn.num_heads * size
+        _slice_linear(pruned.qkv, attn.qkv, rows=torch.cat([qk, inner + qk, 2 * inner + values]))
     _slice_linear(pruned.proj, attn.proj, columns=values)
     closed = ~open_dims.flatten()[values]
     pruned.proj.weight[:, closed] = 0
     if attn.cuts_qk:  # their gate closed q and k too
-        for part in [pruned.qkv.weight] + ([pruned.qkv.bias] if pruned.qkv.bias is not None else []):
-            part[: 2 * len(values)].unflatten(0, (2, -1))[:, closed] = 0
+        cut = pruned.qkv.parts[:2] if isinstance(attn.qkv, JoinedLinear) else [pruned.qkv]
+        for layer in cut:
+            for part in [layer.weight] + ([layer.bias] if layer.bias is not None else []):
+                part[: 2 * len(values)].unflatten(0, (-1, len(values)))[:, closed] = 0
     return pruned, None
 
 
@@ -129,18 +147,23 @@ def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, 
     """The surviving FFN, or what is left of its output: the open block's bias when no neuron survives (A9)."""
     if not mask.ffn:
         return None, None
-    neurons = _round_up(mask.neurons, multiple).nonzero().flatten()
+    neurons = _round_up(mask.neurons, multiple if mlp.norm is None else 1).nonzero().flatten()
     if not len(neurons):
         return None, mlp.fc2.bias
+    rows = rows_of(mlp, neurons)
     pruned = Mlp(
         mlp.fc1.in_features,
         len(neurons),
         mlp.fc2.out_features,
         bias=(mlp.fc1.bias is not None, mlp.fc2.bias is not None),
         drop=(mlp.drop1.p, mlp.drop2.p),
-    ).to(mlp.fc1.weight)
+    ).to(mlp.fc2.weight)
     pruned.act = copy.deepcopy(mlp.act)
-    _slice_linear(pruned.fc1, mlp.fc1, rows=neurons)
+    if len(rows) > len(neurons):  # a gated FFN
+        pruned.fc1 = nn.Linear(mlp.fc1.in_features, len(rows), bias=mlp.fc1.bias is not None).to(mlp.fc2.weight)
+    if mlp.norm is not None:
+        pruned.norm = narrowed_norm(mlp.norm, neurons)
+    _slice_linear(pruned.fc1, mlp.fc1, rows=rows)
     _slice_linear(pruned.fc2, mlp.fc2, columns=neurons)
     pruned.fc2.weight[:, ~mask.neurons[neurons]] = 0
     return pruned, None

@@ -1,4 +1,4 @@
-"""Gates on a timm VisionTransformer (Eqs. 1-4), folded into the weights.
+"""Gates on a timm ViT (Eqs. 1-4), folded into the weights.
 
 Eq. 1-2 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
 they scale that projection's columns. Eq. 4 scales neuron k by c[k] and the block by b: they scale fc2's columns. No
@@ -8,7 +8,6 @@ activation-masking form is ``hiap.reference``; outputs and gradients agree.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from hiap.backbones.families import UnsupportedModelError, copied, standard
+from hiap.backbones.parts import open_norm
 from hiap.gates import CERTAIN, Gate, temperature
 from hiap.options import GateConfig, checked
-
-
-class UnsupportedModelError(ValueError):
-    """The network holds a module that has no gated form here; the message names it."""
 
 
 @dataclass
@@ -72,14 +67,20 @@ class ColumnGatedLinear(torch.autograd.Function):
 
 
 class GatedAttention(nn.Module):
-    """timm's ``Attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D)."""
+    """``attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D). ``attention`` is
+    timm's, or one that ``hiap.backbones.families`` gives the same names, with a ``position`` and a ``norm`` if it has
+    one of what goes to the output projection."""
 
-    def __init__(self, attention: Attention, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
+    standard = True
+
+    def __init__(self, attention: Any, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
         self.num_heads, self.head_dim, self.scale = attention.num_heads, attention.head_dim, attention.scale
         self.mode, self.bias_gated = config.dims, config.attn_bias == "gated"
         self.qkv, self.proj = attention.qkv, attention.proj
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.position = getattr(attention, "position", None)
+        self.norm = None if isinstance(attention.norm, nn.Identity) else attention.norm
         self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
         self.head_gate = kind((self.num_heads,), "macro", config, generator)
         self.value_gate = kind((self.num_heads, self.head_dim), "micro", config, generator)
@@ -89,23 +90,30 @@ class GatedAttention(nn.Module):
         """A4: whether a dimension that goes takes its rows of Q and K along."""
         return self.mode != "v"
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
         heads, dims = self.head_gate(), self.value_gate()
         weight, bias = self._qkv(dims)
         qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.position is not None:
+            q, k, attn_mask = self.position(q, k, attn_mask, rope)
         x = F.scaled_dot_product_attention(
-            self.q_norm(q),
-            self.k_norm(k),
+            q,
+            k,
             v,
             attn_mask=attn_mask,
             dropout_p=self.attn_drop.p if self.training else 0.0,
             is_causal=is_causal,
             scale=self.scale,  # as trained, whatever is removed later
         )
+        x = x.transpose(1, 2).flatten(2)
         columns = (heads[:, None] * dims).flatten()  # g * d, Eqs. 1-3
-        x = ColumnGatedLinear.apply(x.transpose(1, 2).flatten(2), self.proj.weight, columns, self._output_bias(heads))
-        return self.proj_drop(x)
+        if self.norm is not None:
+            x = open_norm(self.norm, x, columns)
+        return self.proj_drop(ColumnGatedLinear.apply(x, self.proj.weight, columns, self._output_bias(heads)))
 
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
         # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
@@ -124,21 +132,26 @@ class GatedAttention(nn.Module):
 class GatedMlp(nn.Module):
     """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D)."""
 
-    def __init__(self, mlp: Mlp, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
+    standard = True
+
+    def __init__(self, mlp: Any, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
         self.fc1, self.act, self.drop1, self.fc2, self.drop2 = mlp.fc1, mlp.act, mlp.drop1, mlp.fc2, mlp.drop2
+        self.norm = None if isinstance(mlp.norm, nn.Identity) else mlp.norm
         self.block_gate = kind((), "macro", config, generator)
-        self.neuron_gate = kind((mlp.fc1.weight.shape[0],), "micro", config, generator)
+        self.neuron_gate = kind((mlp.fc2.in_features,), "micro", config, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         block, neurons = self.block_gate(), self.neuron_gate()
         x = self.drop1(self.act(self.fc1(x)))
+        if self.norm is not None:
+            x = open_norm(self.norm, x, neurons)
         bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
         return self.drop2(ColumnGatedLinear.apply(x, self.fc2.weight, block * neurons, bias))  # b * c, Eq. 4
 
 
 def gate(
-    model: VisionTransformer,
+    model: nn.Module,
     config: GateConfig | None = None,
     *,
     seed: int = 0,
@@ -148,48 +161,42 @@ def gate(
     """A copy of ``model`` whose attention and FFN carry gates; the model itself is left alone.
 
     ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the
-    noise of ``harden='sample'``; ``kind`` is another gate than the paper's, for baselines. The result is still a
-    ``VisionTransformer``: in training mode it samples its gates, in eval mode it runs the hardened ones. Raises
-    ``UnsupportedModelError`` naming the first module without a gated form.
+    noise of ``harden='sample'``; ``kind`` is another gate than the paper's, for baselines. The result is still what
+    ``model`` is, a ``VisionTransformer``, ``Eva`` or ``Beit``: in training mode it samples its gates, in eval mode it
+    runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module without a gated form.
     """
     config = config or checked(GateConfig, options)
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
-    gated: Any = copy.deepcopy(model)
+    gated: Any = copied(model)
     for block in gated.blocks:
-        device = block.attn.qkv.weight.device
+        device = block.attn.proj.weight.device
         block.attn = GatedAttention(block.attn, config, generator, kind).to(device)
         block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device)
     return gated.train(model.training)
 
 
 def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
-    """Raise ``UnsupportedModelError`` unless ``model`` is a timm ViT of standard blocks, attention and MLPs."""
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer")
+    """Raise ``UnsupportedModelError`` unless ``model`` is a timm ViT that ``hiap.backbones.families`` has a form for,
+    without gates, all its blocks alike, and with Q and K that may lose dimensions if ``config`` says so."""
     if is_gated(model):
         raise UnsupportedModelError("the model carries gates already: expected one without")
-    if model.attn_pool is not None:
-        raise UnsupportedModelError(f"attn_pool ({type(model.attn_pool).__name__}): expected token or average pooling")
-    for i, block in enumerate(model.blocks):
-        _expect(f"blocks.{i}", block, Block)
-        _expect(f"blocks.{i}.attn", block.attn, Attention)
-        _expect(f"blocks.{i}.attn.norm", block.attn.norm, nn.Identity)
-        _expect(f"blocks.{i}.mlp", block.mlp, Mlp)
-        _expect(f"blocks.{i}.mlp.norm", block.mlp.norm, nn.Identity)
-        _expect(f"blocks.{i}.mlp.fc1", block.mlp.fc1, nn.Linear)
-        if getattr(block.attn, "gate", None) is not None:
-            raise UnsupportedModelError(f"blocks.{i}.attn.gate: attention with an output gate of its own")
-        if config and config.dims != "v" and not isinstance(block.attn.q_norm, nn.Identity):
+    sizes: Any = None
+    for i, block in enumerate(standard(model).blocks):
+        size = block.attn.num_heads, block.attn.head_dim, block.mlp.fc2.in_features
+        sizes = sizes or size
+        if size != sizes:
+            raise UnsupportedModelError(f"blocks.{i}: {size} heads, their width and neurons; blocks.0 has {sizes}")
+        if config is None or config.dims == "v":
+            continue
+        if not isinstance(block.attn.q_norm, nn.Identity):
             raise UnsupportedModelError(
                 f"blocks.{i}.attn.q_norm: gates.dims '{config.dims}' cannot cut normalised Q, K"
             )
-
-
-def _expect(name: str, module: nn.Module, kind: type) -> None:
-    # The exact type: a subclass may compute something else.
-    if type(module) is not kind:
-        raise UnsupportedModelError(f"{name} ({type(module).__name__}): expected {kind.__module__}.{kind.__name__}")
+        if getattr(block.attn, "position", None) is not None:
+            raise UnsupportedModelError(
+                f"blocks.{i}.attn.position: gates.dims '{config.dims}' cannot cut Q, K that depend on the position"
+            )
 
 
 def named_gates(gated: nn.Module) -> Iterator[tuple[str, Gate]]:

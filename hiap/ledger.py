@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 @dataclass(frozen=True)
 class Dims:
     """The sizes that decide the cost of a dense ViT. ``prefix``: class, distillation and register tokens;
-    ``classifiers``: classifier heads (2 for a distilled DeiT), each applied to one pooled token."""
+    ``classifiers``: classifier heads (2 for a distilled DeiT), each applied to one pooled token; ``fc1_rows`` per
+    neuron, 2 in a gated FFN; ``extra``: MACs of pooling by attention and of what a stem has beside the patches."""
 
     dim: int
     depth: int
@@ -29,10 +30,13 @@ class Dims:
     classes: int
     prefix: int = 1
     classifiers: int = 1
+    fc1_rows: int = 1
+    extra: int = 0
+    columns: int | None = None  # of the image, where it has not as many as rows
 
     @property
     def patches(self) -> int:
-        return (self.image // self.patch) ** 2
+        return (self.image // self.patch) * ((self.columns or self.image) // self.patch)
 
     @property
     def tokens(self) -> int:
@@ -54,16 +58,18 @@ class Prices:
     unit: str = "MACs"
 
 
-def paper_prices(n: int, d: int, head_dim: int) -> Prices:
+def paper_prices(n: int, d: int, head_dim: int, fc1_rows: int = 1) -> Prices:
     """C1, C2, C3 of Eq. 5, FLOPs. C1 bills the V projection to the head, so C2 lacks it."""
-    head, value_dim, neuron = 2 * n * d * 3 * head_dim + 2 * n * n * head_dim, 2 * n * d + 2 * n * n, 4 * n * d
+    head, value_dim = 2 * n * d * 3 * head_dim + 2 * n * n * head_dim, 2 * n * d + 2 * n * n
+    neuron = 2 * (fc1_rows + 1) * n * d  # the paper's 4 N D, and more in a gated FFN
     return Prices(head, value_dim, neuron, unit="FLOPs")
 
 
-def true_prices(n: int, d: int, head_dim: int) -> Prices:
+def true_prices(n: int, d: int, head_dim: int, fc1_rows: int = 1) -> Prices:
     """What removing one unit saves, MACs: a head's Q, K projections and Q K^T; a value dimension's V row, its column of
     attention times V and its output column; a neuron's fc1 row and fc2 column."""
-    return Prices(head=2 * n * d * head_dim + n * n * head_dim, value_dim=2 * n * d + n * n, neuron=2 * n * d)
+    head, value_dim = 2 * n * d * head_dim + n * n * head_dim, 2 * n * d + n * n
+    return Prices(head, value_dim, neuron=(fc1_rows + 1) * n * d)
 
 
 def dense_cost(dims: Dims, prices: Prices) -> int:
@@ -74,7 +80,7 @@ def dense_cost(dims: Dims, prices: Prices) -> int:
 
 def mac_prices(dims: Dims) -> Prices:
     """The true prices of one network, with its constant part."""
-    return replace(true_prices(dims.tokens, dims.dim, dims.head_dim), constant=constant_macs(dims))
+    return replace(true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows), constant=constant_macs(dims))
 
 
 def amount(wanted: float, dense: int) -> int:
@@ -88,14 +94,15 @@ def share(wanted: float, dense: int) -> float:
 
 
 def constant_macs(dims: Dims) -> int:
-    """Patch embedding and classifier: not prunable here."""
+    """Patch embedding, pooling and classifier: not prunable here."""
     patch = dims.patches * dims.patch**2 * dims.channels * dims.dim
-    return patch + dims.classifiers * dims.dim * dims.classes
+    return patch + dims.classifiers * dims.dim * dims.classes + dims.extra
 
 
 def dense_macs(dims: Dims) -> int:
     """MACs of one image through the dense network."""
-    return constant_macs(dims) + dense_cost(dims, true_prices(dims.tokens, dims.dim, dims.head_dim))
+    prices = mac_prices(dims)
+    return prices.constant + dense_cost(dims, prices)
 
 
 def dense_params(dims: Dims) -> int:
@@ -116,9 +123,9 @@ def attention_macs(n: int, d: int, qk_dims: Sequence[int], value_dims: Sequence[
     )
 
 
-def ffn_macs(n: int, d: int, neurons: int) -> int:
+def ffn_macs(n: int, d: int, neurons: int, fc1_rows: int = 1) -> int:
     """MACs of one FFN block with this many neurons."""
-    return 2 * n * d * neurons
+    return (fc1_rows + 1) * n * d * neurons
 
 
 # Backbones that the grids name, for bills computed without building a network: (D, L, H, patch).

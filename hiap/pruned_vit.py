@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiap.backbones.parts import JoinedLinear, Position
+
 LAYOUTS = ("padded", "ragged")
 
 
 class PrunedAttention(nn.Module):
     """Self-attention whose head i has ``qk_dims[i]`` query/key and ``value_dims[i]`` value dimensions; both lists are
-    sorted, widest head first. Input and output (B, N, D). ``scale`` multiplies Q K^T, as trained."""
+    sorted, widest head first. Input and output (B, N, D). ``scale`` multiplies Q K^T, as trained. ``qkv_bias`` may say
+    for each of Q, K and V whether it has one; ``position`` and ``norm`` are those of the attention it comes from."""
 
+    standard = True
     _qk_pad: Tensor
     _v_pad: Tensor
     _v_keep: Tensor
@@ -37,43 +41,70 @@ class PrunedAttention(nn.Module):
         qk_dims: list[int],
         value_dims: list[int],
         scale: float,
-        qkv_bias: bool = True,
+        qkv_bias: bool | tuple[bool, bool, bool] = True,
         proj_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        position: Position | None = None,
+        norm: nn.Module | None = None,
     ):
         super().__init__()
         self.qk_dims, self.value_dims, self.scale = list(qk_dims), list(value_dims), scale
-        self.qkv = nn.Linear(dim, 2 * sum(qk_dims) + sum(value_dims), bias=qkv_bias)
+        widths = (sum(qk_dims), sum(qk_dims), sum(value_dims))
+        self.qkv: Any
+        if isinstance(qkv_bias, bool):
+            self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias)
+        else:
+            self.qkv = JoinedLinear(nn.Linear(dim, w, bias=b) for w, b in zip(widths, qkv_bias, strict=True))
         self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(sum(value_dims), dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.position, self.norm = position, norm
         self.layout = LAYOUTS[0]
         self._groups = _runs(list(zip(self.qk_dims, self.value_dims, strict=True)))
         # CUDA's fused kernels load 8 numbers at a time and do not check that rows and slices start at a multiple of 8.
         self._unaligned = any(width % 8 for width in (*self.qk_dims, *self.value_dims))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    @property
+    def num_heads(self) -> int:
+        return len(self.value_dims)
+
+    @property
+    def head_dim(self) -> int:
+        """What the heads have in common; 0 where they differ."""
+        widths = {*self.qk_dims, *self.value_dims}
+        return widths.pop() if len(widths) == 1 else 0
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
         qk, v = sum(self.qk_dims), sum(self.value_dims)
         q, k, v = self.qkv(x).split([qk, qk, v], dim=-1)
         run = self._padded if self.layout == "padded" else self._ragged
-        return self.proj_drop(self.proj(run(q, k, v, attn_mask, is_causal)))
+        x = run(q, k, v, attn_mask, is_causal, rope)
+        return self.proj_drop(self.proj(x if self.norm is None else self.norm(x)))
 
-    def _ragged(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        outs, a, b = [], 0, 0
+    def _ragged(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rope: Tensor | None
+    ) -> Tensor:
+        outs, a, b, h = [], 0, 0, 0
         for count, (qk_width, v_width) in self._groups:
             qk, vs = slice(a, a := a + count * qk_width), slice(b, b := b + count * v_width)
-            outs.append(self._attend(q[..., qk], k[..., qk], v[..., vs], count, mask, causal))
+            heads = slice(h, h := h + count)
+            outs.append(self._attend(q[..., qk], k[..., qk], v[..., vs], heads, mask, causal, rope))
         return torch.cat(outs, dim=-1) if len(outs) > 1 else outs[0]
 
-    def _padded(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def _padded(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rope: Tensor | None
+    ) -> Tensor:
         # Zeros in q and k add nothing to the scores; zeros in v give columns that are dropped again.
         qk_width, v_width = self._padded_widths()
         q, k = _widen(q, self.qk_dims, qk_width), _widen(k, self.qk_dims, qk_width)
-        x = self._attend(q, k, _widen(v, self.value_dims, v_width), len(self.qk_dims), mask, causal)
+        v = _widen(v, self.value_dims, v_width)
+        x = self._attend(q, k, v, slice(0, len(self.qk_dims)), mask, causal, rope)
         return _narrow(x, self.value_dims, v_width)
 
     def _padded_widths(self) -> tuple[int, int]:
@@ -87,13 +118,18 @@ class PrunedAttention(nn.Module):
         qk_width, v_width = self._padded_widths()
         return len(self.qk_dims) * (qk_width + v_width) - sum(self.qk_dims) - sum(self.value_dims)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, causal: bool) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
+    ) -> Tensor:
         if q.is_cuda and self._unaligned:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (at.stop - at.start, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.position is not None:
+            q, k, mask = self.position(q, k, mask, rope, at)
         x = F.scaled_dot_product_attention(
-            self.q_norm(q),
-            self.k_norm(k),
+            q,
+            k,
             v,
             attn_mask=mask,
             dropout_p=self.attn_drop.p if self.training else 0.0,
@@ -107,8 +143,9 @@ class PrunedAttention(nn.Module):
 
 
 class PrunedBlock(nn.Module):
-    """A pre-norm transformer block whose attention or FFN may be gone (None), its norm with it. What is left of a gone
-    branch is at most a constant vector (D,), the output bias that no closed gate multiplied (A9)."""
+    """A transformer block whose attention or FFN may be gone (None), its norm with it. What is left of a gone branch is
+    at most a constant vector (D,), the output bias that no closed gate multiplied (A9). Eva gives its blocks ``rope``,
+    the angles of the positions, and Beit ``shared_rel_pos_bias``, which is None."""
 
     norm1: Any
     attn: Any
@@ -129,9 +166,16 @@ class PrunedBlock(nn.Module):
             value = constants[name]
             setattr(self, name, None if value is None else nn.Parameter(value.detach().clone()))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        rope: Tensor | None = None,
+        shared_rel_pos_bias: None = None,
+    ) -> Tensor:
         if self.attn is not None:
-            attn = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+            attn = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, rope=rope)
             x = x + self.drop_path1(self.ls1(attn))
         elif self.attn_constant is not None:
             x = x + self.attn_constant

@@ -145,18 +145,18 @@ def test_named_gates_lists_every_gate_once_with_its_logit():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"scale_attn_norm": True}, r"blocks\.0\.attn\.norm \(LayerNorm\)"),
-        ({"scale_mlp_norm": True}, r"blocks\.0\.mlp\.norm \(LayerNorm\)"),
-        ({"global_pool": "map", "class_token": False}, r"attn_pool \(AttentionPoolLatent\)"),
+        ({"global_pool": "prr", "class_token": False}, r"attn_pool \(AttentionPoolPrr\)"),
         ({"block_fn": "ParallelScalingBlock"}, r"blocks\.0 \(ParallelScalingBlock\)"),
         ({"attn_layer": "diff"}, r"blocks\.0\.attn \(DiffAttention\)"),
-        ({"mlp_layer": "SwiGLU"}, r"blocks\.0\.mlp \(SwiGLU\)"),
+        ({"mlp_layer": "GatedMlp"}, r"blocks\.0\.mlp \(GatedMlp\)"),
     ],
 )
 def test_unsupported_modules_are_named(changes, named):
+    import timm.layers
     from timm.models import vision_transformer
 
-    changes = {k: getattr(vision_transformer, v, v) if isinstance(v, str) else v for k, v in changes.items()}
+    known = vars(timm.layers) | vars(vision_transformer)
+    changes = {k: known.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
     with pytest.raises(hiap.UnsupportedModelError, match=named):
         hiap.gate(small_vit(**changes))
 

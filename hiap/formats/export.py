@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiap.backbones.families import channels
 from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
@@ -94,6 +95,6 @@ def _dense_attention(attn: PrunedAttention) -> dict[str, Tensor]:
 
 def _images(model: Any) -> Tensor:
     parameter = next(model.parameters())
-    size = model.patch_embed.img_size
+    size, depth = model.patch_embed.img_size, channels(model.patch_embed)
     # Two images: torch.export takes a batch of one for a constant.
-    return torch.zeros(2, model.patch_embed.proj.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros(2, depth, *size, dtype=parameter.dtype, device=parameter.device)

@@ -1,0 +1,174 @@
+"""Modules that only some families of ViTs need; gated, extracted and stored networks share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import RmsNorm, apply_rot_embed_cat
+from timm.models.beit import gen_relative_position_index
+from torch import Tensor, nn
+
+
+class JoinedLinear(nn.Module):
+    """Linear maps of one input, one below the other, read as if they were one: Q, K and V of which not all have a bias,
+    or the two halves of a gated FFN. Input (..., in), output (..., sum of the parts' outputs)."""
+
+    def __init__(self, parts: Iterable[nn.Linear]):
+        super().__init__()
+        self.parts: Any = nn.ModuleList(parts)
+
+    @property
+    def in_features(self) -> int:
+        return self.parts[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.out_features for part in self.parts)
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat([part.weight for part in self.parts])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Zeros where a part has none; None if no part has one."""
+        if all(part.bias is None for part in self.parts):
+            return None
+        missing = [part.weight.new_zeros(part.out_features) for part in self.parts]
+        return torch.cat(
+            [zeros if part.bias is None else part.bias for part, zeros in zip(self.parts, missing, strict=True)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def biases(qkv: Any) -> tuple[bool, bool, bool]:
+    """Whether Q, K and V of a linear map to all three have a bias."""
+    if isinstance(qkv, JoinedLinear):
+        query, key, value = (part.bias is not None for part in qkv.parts)
+        return query, key, value
+    return (qkv.bias is not None,) * 3
+
+
+class Glu(nn.Module):
+    """The activation of a gated FFN: (..., 2 K) to (..., K), one half times the other, which ``act`` has bent."""
+
+    def __init__(self, act: nn.Module, gate_last: bool):
+        super().__init__()
+        self.act, self.gate_last = act, gate_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return first * self.act(second) if self.gate_last else self.act(first) * second
+
+
+class Position(nn.Module):
+    """What tells attention where a token is, beside the embedding. Called with q, k (B, H, N, Dh), the mask that there
+    is and the angles that the model made for the block; returns q, k and mask. ``at`` is which of the heads these are.
+    """
+
+    def forward(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, rope: Tensor | None, at: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def of_heads(self, heads: list[int]) -> Position:
+        """The same for these heads of an attention only, in this order."""
+        raise NotImplementedError
+
+
+class Rotary(Position):
+    """Rotates q and k of all tokens but the first ``prefix``: pairs of dimensions that stand together, or, with
+    ``halves``, half of the dimensions apart. ``heads``: rows of the model's angles, where each head
+    has its own; None where all share them."""
+
+    def __init__(self, prefix: int, halves: bool, heads: list[int] | None = None):
+        super().__init__()
+        self.prefix, self.halves, self.heads = prefix, halves, heads
+
+    def forward(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, rope: Tensor | None, at: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if rope is None:
+            return q, k, mask
+        if self.heads is not None:
+            rope = rope[..., self.heads[at], :, :]
+        return self._rotate(q, rope), self._rotate(k, rope), mask
+
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
+        half = {"half": True} if self.halves else {}
+        rotated = apply_rot_embed_cat(x[:, :, self.prefix :], rope, **half)
+        return torch.cat([x[:, :, : self.prefix], rotated], dim=2).type_as(x)
+
+    def of_heads(self, heads: list[int]) -> Rotary:
+        return Rotary(self.prefix, self.halves, None if self.heads is None else [self.heads[h] for h in heads])
+
+    def extra_repr(self) -> str:
+        return f"prefix={self.prefix}, halves={self.halves}, heads={self.heads}"
+
+
+class RelativeBias(Position):
+    """BEiT's bias of the scores: a table (distances, H), read by how far apart two tokens of the ``window`` are. It has
+    timm's name, by which timm keeps it from decaying."""
+
+    index: Tensor
+
+    def __init__(self, window: tuple[int, int], heads: int):
+        super().__init__()
+        self.window = (int(window[0]), int(window[1]))
+        index = gen_relative_position_index(self.window)
+        self.register_buffer("index", index, persistent=False)
+        distances = (2 * self.window[0] - 1) * (2 * self.window[1] - 1) + 3
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, heads))
+
+    def forward(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, rope: Tensor | None, at: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scores = self.relative_position_bias_table[:, at][self.index.flatten()].unflatten(0, self.index.shape)
+        bias = scores.permute(2, 0, 1).contiguous()[None].type_as(q)  # (1, H, N, N)
+        return q, k, bias if mask is None else mask + bias
+
+    def of_heads(self, heads: list[int]) -> RelativeBias:
+        chosen = RelativeBias(self.window, len(heads))
+        chosen.to(self.relative_position_bias_table).index = self.index
+        chosen.relative_position_bias_table = nn.Parameter(self.relative_position_bias_table.detach()[:, heads].clone())
+        return chosen
+
+
+class TokenAndMean(nn.Module):
+    """DINOv2's classifier looks at the class token beside the mean of the patches: (B, N, D) to (B, 2 D)."""
+
+    def __init__(self, prefix: int):
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 0], x[:, self.prefix :].mean(dim=1)], dim=-1)
+
+
+def open_norm(norm: Any, x: Tensor, openness: Tensor) -> Tensor:
+    """``norm`` (LayerNorm or RmsNorm over K units) of x (..., K) with each unit counted in mean and variance as far as
+    it is open, in [0, 1] (K,): for gates of 0 and 1 the norm over the units that are left, which is what extraction
+    leaves; with all open the norm itself."""
+    share = openness.float() / openness.float().sum().clamp_min(1e-6)
+    wide = x.float()
+    mean = (wide * share).sum(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else 0.0
+    wide = wide - mean
+    wide = wide * torch.rsqrt((wide.square() * share).sum(-1, keepdim=True) + norm.eps) * norm.weight
+    return (wide if getattr(norm, "bias", None) is None else wide + norm.bias).type_as(x)
+
+
+def is_norm(module: Any) -> bool:
+    return isinstance(module, (nn.LayerNorm, RmsNorm))
+
+
+def narrowed_norm(norm: Any, units: Tensor) -> Any:
+    """A copy of ``norm`` over these of its units."""
+    narrow = type(norm)(len(units), eps=norm.eps).to(norm.weight)
+    for name, value in norm.named_parameters():
+        getattr(narrow, name).data.copy_(value[units])
+    return narrow

@@ -1,6 +1,7 @@
 """HiAP, a multi-granular stochastic auto-pruning framework for Vision Transformers (arXiv 2603.12222): a reproduction.
 
-The method is the files of this folder, which need nothing below it. In the order to read them:
+The method is the files of this folder, which need nothing below it but ``hiap.backbones``: what differs between
+families of ViTs, and who knows a plain ViT can do without. In the order to read them:
 
     options      the open points of the paper that are options of the method, with our reasons (A1 ... A9)
     gates        Gumbel-Sigmoid gates and their annealing                                      (Eq. 6)
@@ -31,6 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hiap.backbones.huggingface import from_transformers, to_transformers
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
     from hiap.formats.store import load, save
@@ -56,6 +58,8 @@ _HOME = {
     "macs": "cost",
     "params": "cost",
     "extract": "extraction",
+    "from_transformers": "backbones.huggingface",
+    "to_transformers": "backbones.huggingface",
     "set_layout": "extraction",
     "save": "formats.store",
     "load": "formats.store",
@@ -73,6 +77,7 @@ __all__ = [
     "distillation_loss",
     "expected_cost",
     "extract",
+    "from_transformers",
     "gate",
     "load",
     "macs",
@@ -80,6 +85,7 @@ __all__ = [
     "params",
     "save",
     "set_layout",
+    "to_transformers",
 ]
 
 

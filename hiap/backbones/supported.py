@@ -66,8 +66,10 @@ def small(name: str, model: Any) -> Any:
     """The entry at a small size, with random weights everywhere, biases and scales too; ``model`` tells its patches."""
     patch = model.patch_embed.patch_size[0] if hasattr(model.patch_embed, "norm") else 16
     torch.manual_seed(0)
-    widths = [SMALL, {k: v for k, v in SMALL.items() if k not in ("embed_dim", "num_heads")}]
-    net = _create(name, [{**kwargs, "img_size": 4 * patch} for kwargs in widths])
+    # Not every entry takes every size: a stem may set the width, a list of sizes per block the depth.
+    leave_out = ((), ("embed_dim", "num_heads"), ("depth",))
+    sizes = [{k: v for k, v in SMALL.items() if k not in names} for names in leave_out]
+    net = _create(name, [{**kwargs, "img_size": 4 * patch} for kwargs in sizes])
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -1,7 +1,7 @@
 """HiAP, a multi-granular stochastic auto-pruning framework for Vision Transformers (arXiv 2603.12222): a reproduction.
 
-The method is the files of this folder, which need nothing below it but ``hiap.backbones``: what differs between
-families of ViTs, and who knows a plain ViT can do without. In the order to read them:
+The method is the files of this folder. Below it they need only ``hiap.backbones``, which reads other families of ViTs
+into the one form that they know and which a reader may leave out. In the order to read them:
 
     options      the open points of the paper that are options of the method, with our reasons (A1 ... A9)
     gates        Gumbel-Sigmoid gates and their annealing                                      (Eq. 6)
@@ -26,6 +26,7 @@ command line. The public names, loaded on first use so that tools which only rea
     hiap.save(small, "folder"); hiap.load("folder")           # safetensors and JSON
     hiap.macs(small, (3, 224, 224)), hiap.params(small)
     gated = hiap.gate(model); hiap.expected_cost(gated)       # the parts by hand
+    hiap.to_transformers(hiap.from_transformers(m), like=m)   # a classifier of transformers as timm's, and back
 """
 
 from importlib import import_module

@@ -647,7 +647,7 @@ def shape_of(model: Any) -> list[BlockShape]:
         attn, dims = block.attn, list[int]()
         if attn is not None:
             dims = attn.value_dims if isinstance(attn, PrunedAttention) else [attn.head_dim] * attn.num_heads
-        shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc1.out_features if block.mlp else 0))
+        shapes.append(BlockShape(head_dims=list(dims), neurons=block.mlp.fc2.in_features if block.mlp else 0))
     return shapes
 
 

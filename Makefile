@@ -62,7 +62,7 @@ verify: $(STAMP)
 # Extras of their own, so that the main set-up does not grow.
 integrations: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations,parquet]'
-	$(BIN)/python -m pytest tests/test_integrations.py tests/test_layouts.py
+	$(BIN)/python -m pytest tests/test_integrations.py tests/test_layouts.py tests/test_huggingface.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

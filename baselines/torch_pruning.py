@@ -68,7 +68,7 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
     except ImportError:
         raise ConfigError("torch-pruning is not here: install the development extra, hiap-reproduction[dev]") from None
 
-    image, prices = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size), target.prices
+    image, prices = cost.image_of(model), target.prices
     column = prices.value_dim + prices.head // target.dims.head_dim
 
     def size() -> int:

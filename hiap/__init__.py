@@ -1,6 +1,7 @@
 """HiAP, a multi-granular stochastic auto-pruning framework for Vision Transformers (arXiv 2603.12222): a reproduction.
 
-The method is the files of this folder, which need nothing below it. In the order to read them:
+The method is the files of this folder. Below it they need only ``hiap.backbones``, which reads other families of ViTs
+into the one form that they know and which a reader may leave out. In the order to read them:
 
     options      the open points of the paper that are options of the method, with our reasons (A1 ... A9)
     gates        Gumbel-Sigmoid gates and their annealing                                      (Eq. 6)
@@ -29,12 +30,14 @@ without torch:
     print(hiap.show("folder", dense="deit_small_patch16_224"))  # what is left per block; a picture in notebooks
     hiap.macs(small, (3, 224, 224)), hiap.params(small)
     gated = hiap.gate(model); hiap.expected_cost(gated)       # the parts by hand
+    hiap.to_transformers(hiap.from_transformers(m), like=m)   # a classifier of transformers as timm's, and back
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hiap.backbones.huggingface import from_transformers, to_transformers
     from hiap.correction import correct
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
@@ -64,6 +67,8 @@ _HOME = {
     "macs": "cost",
     "params": "cost",
     "extract": "extraction",
+    "from_transformers": "backbones.huggingface",
+    "to_transformers": "backbones.huggingface",
     "set_layout": "extraction",
     "save": "formats.store",
     "load": "formats.store",
@@ -84,6 +89,7 @@ __all__ = [
     "distillation_loss",
     "expected_cost",
     "extract",
+    "from_transformers",
     "gate",
     "load",
     "macs",
@@ -93,6 +99,7 @@ __all__ = [
     "save",
     "set_layout",
     "show",
+    "to_transformers",
 ]
 
 

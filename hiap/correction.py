@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.parts import is_norm
 from hiap.gated_vit import is_gated, sampling
 
 RIDGE = 0.01  # of the mean square of the inputs
@@ -28,10 +29,13 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RI
     ``images``: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
     ``before`` may carry gates, which then sample as in training. ``ridge`` > 0 holds a correction small where the
     images say little. Only output maps, their biases and the constants of removed branches change, so that sizes, MACs
-    and parameters stay. Raises ``ValueError`` without images, and for networks of different depth.
+    and parameters stay. Raises ``ValueError`` without images, for networks of different depth, and for blocks that put
+    a norm behind a branch, where a change of the output map is not a change of the stream.
     """
     if len(small.blocks) != len(before.blocks):
         raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")
+    if any(is_norm(scale) for block in small.blocks for scale in (block.ls1, block.ls2)):
+        raise ValueError("correct: blocks with a norm behind a branch; expected at most a LayerScale there")
     modes = small.training, before.training
     small.eval(), before.eval()
     streams, wanted = _recorded(before, images)

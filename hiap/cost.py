@@ -248,6 +248,11 @@ class Left:
     params: int
 
 
+def image_of(model: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a ViT was built for."""
+    return (channels(model.patch_embed), *model.patch_embed.img_size)
+
+
 def left(model: Any) -> list[Left]:
     """Of each block of a dense or extracted ViT, at its own image size."""
     rows, columns = model.patch_embed.grid_size
@@ -255,7 +260,7 @@ def left(model: Any) -> list[Left]:
     return [
         Left(
             dims=tuple(value_dims(block)),
-            neurons=block.mlp.fc1.out_features if block.mlp is not None else 0,
+            neurons=block.mlp.fc2.in_features if block.mlp is not None else 0,
             macs=_block_macs(block, tokens, executed=False),
             params=params(block),
         )

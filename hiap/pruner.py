@@ -107,9 +107,9 @@ class Pruner:
     """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
     the smaller network.
 
-    ``model``: a timm ``VisionTransformer`` of standard blocks; anything else is an ``UnsupportedModelError`` that names
-    the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a share of
-    dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio. Without
+    ``model``: a timm ViT (``hiap/backbones/supported.csv`` has a list); anything else is an ``UnsupportedModelError``
+    that names the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a
+    share of dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio. Without
     one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``, ``feasibility``: the
     options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``: units that must stay, see ``hiap.extract``;
     ``seed`` draws the noise of ``gates.harden='sample'``. Raises ``ConfigError`` (one line) for options that do not go

@@ -154,8 +154,8 @@ def open_norm(norm: Any, x: Tensor, openness: Tensor) -> Tensor:
     """``norm`` (LayerNorm or RmsNorm over K units) of x (..., K) with each unit counted in mean and variance as far as
     it is open, in [0, 1] (K,): for gates of 0 and 1 the norm over the units that are left, which is what extraction
     leaves; with all open the norm itself."""
-    share = openness.float() / openness.float().sum().clamp_min(1e-6)
-    wide = x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    share = openness.to(wide.dtype) / openness.sum().clamp_min(1e-6)
     mean = (wide * share).sum(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else 0.0
     wide = wide - mean
     wide = wide * torch.rsqrt((wide.square() * share).sum(-1, keepdim=True) + norm.eps) * norm.weight

@@ -66,8 +66,10 @@ def small(name: str, model: Any) -> Any:
     """The entry at a small size, with random weights everywhere, biases and scales too; ``model`` tells its patches."""
     patch = model.patch_embed.patch_size[0] if hasattr(model.patch_embed, "norm") else 16
     torch.manual_seed(0)
-    widths = [SMALL, {k: v for k, v in SMALL.items() if k not in ("embed_dim", "num_heads")}]
-    net = _create(name, [{**kwargs, "img_size": 4 * patch} for kwargs in widths])
+    # Not every entry takes every size: a stem may set the width, a list of sizes per block the depth.
+    leave_out = ((), ("embed_dim", "num_heads"), ("depth",))
+    sizes = [{k: v for k, v in SMALL.items() if k not in names} for names in leave_out]
+    net = _create(name, [{**kwargs, "img_size": 4 * patch} for kwargs in sizes])
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -79,7 +81,7 @@ def go(net: Any, folder: Path, onnx: bool = False) -> dict[str, float]:
     masked, 'loaded' and 'onnx' from extracted. The first block keeps its FFN and a head, the second has no attention
     left."""
     gated = _scattered(gate(net))
-    size = (cost.channels(net.patch_embed), *net.patch_embed.img_size)
+    size = cost.image_of(net)
     images = torch.randn(2, *size)
     left = extract(gated).eval().requires_grad_(False)
     logits = left(images)

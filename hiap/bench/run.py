@@ -147,7 +147,7 @@ def speed(settings: Settings) -> Report:
     for topology in settings.topologies:
         for width in settings.widths if topologies.takes_width(topology) else [None]:
             small = topologies.load(topology, width, dense, settings.multiple, settings.dims)
-            ragged = len(settings.layouts) > 1 and cost.macs(small, _image(small)) != _executed(small, "padded")
+            ragged = len(settings.layouts) > 1 and cost.macs(small, cost.image_of(small)) != _executed(small, "padded")
             for layout in settings.layouts if ragged else settings.layouts[-1:]:
                 name = topology if width is None else f"{topology}/{width}"
                 models[f"{name}/{layout}"] = (layout, small)
@@ -172,7 +172,7 @@ def against_torch_pruning(settings: Settings) -> Report:
         target = target_of(theirs, gmacs * 1e9)
         assert target is not None
         theirs = prune_to(theirs, target)
-        at = cost.macs(theirs, _image(theirs)) / 1e9
+        at = cost.macs(theirs, cost.image_of(theirs)) / 1e9
         models: dict[str, tuple[str, Any]] = {"dense": ("-", create(settings.model)), "torch-pruning": ("-", theirs)}
         for name, width, removed in PEERS:
             small = topologies.load(f"{name}@{at!r}", width, create(settings.model), 8, removed)
@@ -269,7 +269,7 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
     for batch in settings.batches:
         runs = {}
         for name, (layout, model) in models.items():
-            images = torch.randn(batch, *_image(model), device=device, dtype=dtype)
+            images = torch.randn(batch, *cost.image_of(model), device=device, dtype=dtype)
             runs[name] = _inference(model.to(device, dtype), layout, images, settings.compile)
         with torch.inference_mode():
             seconds, ratios = alternate(runs, reference, settings, device)
@@ -328,7 +328,7 @@ def _inference(model: Any, layout: str, images: torch.Tensor, compiled: bool) ->
 
 def _training_step(model: Any, batch: int, settings: Settings) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    images = torch.randn(batch, *_image(model), device=settings.device)
+    images = torch.randn(batch, *cost.image_of(model), device=settings.device)
     labels = torch.randint(model.num_classes, (batch,), device=settings.device)
 
     def run() -> None:
@@ -348,8 +348,8 @@ def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ra
         name=name,
         layout=layout,
         batch=batch,
-        macs=cost.macs(model, _image(model)),
-        executed_macs=cost.macs(model, _image(model), executed=True),
+        macs=cost.macs(model, cost.image_of(model)),
+        executed_macs=cost.macs(model, cost.image_of(model), executed=True),
         params=cost.params(model),
         seconds=_quartiles(seconds),
         throughput=round(batch / float(np.median(seconds)), 3),
@@ -360,11 +360,7 @@ def _row(name: str, layout: str, model: Any, batch: int, seconds: np.ndarray, ra
 
 def _executed(model: Any, layout: str) -> int:
     set_layout(model, layout)
-    return cost.macs(model, _image(model), executed=True)
-
-
-def _image(model: Any) -> tuple[int, int, int]:
-    return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+    return cost.macs(model, cost.image_of(model), executed=True)
 
 
 def _wait(device: torch.device) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hiap.backbones.families import channels
+from hiap.backbones.parts import is_norm
 from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
@@ -58,18 +60,23 @@ def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     timm builds all blocks alike, with attention as wide as the embedding, so every block must keep as many neurons as
     the others. Missing heads and value dimensions become zeros: the function stays, the saving in attention does not.
-    Raises ``ExportError`` if a branch is gone or the blocks differ.
+    Raises ``ExportError`` if a branch is gone, the blocks differ, or the network is of another family than a plain ViT.
     """
-    counts = []
-    for i, block in enumerate(model.blocks):
+    if not isinstance(model, VisionTransformer):
+        raise ExportError(f"{type(model).__name__}: expected a timm VisionTransformer")
+    counts: list[int] = []
+    blocks: Any = model.blocks
+    for i, block in enumerate(blocks):
         for branch in ("attn", "mlp"):
             if getattr(block, branch) is None:
                 raise ExportError(f"blocks.{i}.{branch} is gone: timm has no such block")
+        if isinstance(block.attn, PrunedAttention) and (block.attn.norm is not None or is_norm(block.ls1)):
+            raise ExportError(f"blocks.{i}: norms over what is pruned, or behind it, have no such form")
         counts.append(block.mlp.fc1.out_features)
         if counts[i] != counts[0]:
             raise ExportError(f"blocks.{i} keeps {counts[i]} neurons and blocks.0 {counts[0]}: timm wants equal ones")
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(blocks):
         if isinstance(block.attn, PrunedAttention):
             state |= {f"blocks.{i}.attn.{k}": v for k, v in _dense_attention(block.attn).items()}
     # half a neuron more, because timm truncates the product

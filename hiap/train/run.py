@@ -39,6 +39,7 @@ from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_di
 from hiap.train.device import autocast, check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
 from hiap.train.evaluate import evaluate
+from hiap.train.hidden import HiddenMatch, check_fits
 from hiap.train.reach import check_reach, gate_scale, learning_rate
 from hiap.train.record import (
     BlockShape,
@@ -155,6 +156,8 @@ class Run:
         )
         self.teacher_macs = self.dense_macs
         self.teacher = self._teacher()
+        if config.distill.hidden:
+            self._plain_teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
         self.bills: list[StageBill] = []
         self.epochs: list[EpochLog] = []
@@ -259,7 +262,8 @@ class Run:
     def _train(self, index: int, stage: Stage, model: Any, state: dict[str, Any] | None) -> None:
         """One stage, from its start or from a checkpoint's ``state``."""
         config = stage.recipe(self.config)
-        phase = Phase(index, stage, config, model, self._steps_per_epoch())
+        match = HiddenMatch(model, self._plain_teacher()) if config.distill.hidden else None
+        phase = Phase(index, stage, config, model, self._steps_per_epoch(), match)
         if state:
             phase.restore(state, self.device)
         self.begun = True
@@ -280,6 +284,8 @@ class Run:
         bar.close()
         if phase.ema:
             phase.ema.put(model)
+        if phase.match:
+            phase.match.close()
 
     def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Images, targets, and what the teacher says of them where it was asked beforehand."""
@@ -319,6 +325,8 @@ class Run:
                 phase.scaler.scale(values["loss"]).backward()
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if phase.match:
+            phase.match.average(self.world)
         if config.optim.clip_norm:
             phase.scaler.unscale_(phase.optimizer)
             nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
@@ -334,12 +342,13 @@ class Run:
         self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
     ) -> dict[str, Tensor]:
         """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
-        config = phase.config
+        config, match = phase.config, phase.match
         with autocast(self.device, config.optim.precision):
             if self.teacher and taught is None:
-                with torch.no_grad():
+                with torch.no_grad(), match.teacher.seen() if match else nullcontext():
                     taught = self.teacher(images)
-            logits = forward(images)
+            with match.student.seen() if match else nullcontext():
+                logits = forward(images)
         task = distillation_loss(
             logits,
             targets,
@@ -347,12 +356,13 @@ class Run:
             **config.distill.model_dump(include={"alpha", "temperature", "t_squared"}),
             label_smoothing=config.optim.label_smoothing,
         )
+        means = {"task": task, **({"hidden": config.distill.hidden * match.loss()} if match else {})}
         terms = phase.stage.terms(phase.model)
         if config.run.accumulate * self.world.size > 1:
-            batch = min(config.optim.batch_size, self.info.train)
-            task = task * (len(images) * self.world.size / batch)
+            share = len(images) * self.world.size / min(config.optim.batch_size, self.info.train)
+            means = {name: mean * share for name, mean in means.items()}
             terms = {name: term / config.run.accumulate for name, term in terms.items()}
-        return {"loss": torch.stack([task, *terms.values()]).sum(), "task": task, **terms}
+        return {"loss": torch.stack([*means.values(), *terms.values()]).sum(), **means, **terms}
 
     def _seed_noise(self, phase: Phase, part: int) -> None:
         """Gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says so."""
@@ -485,6 +495,8 @@ class Run:
         images = phase.total * min(self.config.optim.batch_size, self.info.train)
         taught = self.teacher_macs
         per_image = 3 * self._macs(phase.model) + (taught if self.teacher and self.taught is None else 0)
+        if phase.match:
+            per_image += 3 * phase.match.macs(self.start.patch_embed.num_patches + self.start.num_prefix_tokens)
         asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
             StageBill(
@@ -532,6 +544,12 @@ class Run:
         if config.method == "dense" or config.distill.alpha == 0:
             return None
         return copy.deepcopy(self.start).eval().requires_grad_(False).to(self.device)
+
+    def _plain_teacher(self) -> Any:
+        """The network within ``teacher`` that has blocks. Raises ``ConfigError`` if they are not like the start's."""
+        found = getattr(self.teacher, "model", self.teacher)
+        check_fits(self.start, found)
+        return found
 
     @torch.no_grad()
     def _taught(self) -> Tensor:
@@ -626,6 +644,7 @@ class Phase:
     config: Config
     model: Any
     per_epoch: int
+    match: HiddenMatch | None = None
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
@@ -638,6 +657,8 @@ class Phase:
 
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
+        if self.match:
+            self.optimizer.add_param_group(self.match.group(self.config.optim.lr))
         self.ema = Average(self.model, self.config.optim.ema) if self.config.optim.ema else None
         device = next(self.model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
@@ -682,6 +703,7 @@ class Phase:
             "sums": self.sums,
             "seconds": self.elapsed(),
             **({"ema": self.ema.state_dict()} if self.ema else {}),
+            **({"map": self.match.map.detach()} if self.match else {}),
         }
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
@@ -693,6 +715,8 @@ class Phase:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
+            if self.match:
+                self.match.map.data.copy_(state["map"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(

@@ -12,7 +12,6 @@ import copy
 import math
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +51,7 @@ from hiap.train.record import (
     environment,
     now,
     read,
+    require_writable,
     wanted,
     write,
     write_status,
@@ -144,7 +144,10 @@ class Run:
             )
         self.start = build(config.model, info.channels, info.classes, folders, derive(config.seed, "weights"))
         self.stages = stages(config)
-        self.dense_macs = self._macs(self.start)
+        try:
+            self.dense_macs = self._macs(self.start)
+        except ValueError as error:
+            raise ConfigError(f"model.name '{config.model.name}': {error}") from None
         self.context = Context(config, _target(config, folders, self.start), self._steps_per_epoch())
         self.teacher = self._teacher()
         self.taught: Tensor | None = None  # the teacher's logits of all training images, where they are computed once
@@ -653,13 +656,8 @@ def _preflight(config: Config, folders: Folders) -> None:
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     if warning := check_reach(config, per_epoch):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
-    try:
-        for folder in (folders.runs, folders.work):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # a name of its own: runs that start together share the folder
-                pass
-    except OSError as error:
-        raise ConfigError(f"run.results '{config.run.results}': cannot write there ({error.strerror})") from None
+    for folder in (folders.runs, folders.work):
+        require_writable(folder, f"run.results '{config.run.results}'")
 
 
 @contextmanager

@@ -7,6 +7,9 @@
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
 # make integrations  Lightning, transformers and pyarrow, installed into the environment, and their tests
+# make openvino    OpenVINO, installed into the environment, and the tests of all that networks are exported to
+# make oldest      the oldest versions that pyproject.toml allows, in an environment of their own, and the quick tests;
+#                  make newest  the newest ones, whatever the locks say
 # make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
 # make lock        resolve both locks anew from pyproject.toml (needs uv)
 PYTHON ?= python3
@@ -17,7 +20,7 @@ LOCK := requirements$(if $(filter 12,$(CUDA)),-cuda12).lock
 STAMP := $(VENV)/.installed$(if $(filter 12,$(CUDA)),-cuda12)
 RESULTS ?= results/local
 
-.PHONY: integrations fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
+.PHONY: openvino oldest newest integrations fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
   lock clean
 .DEFAULT_GOAL := help
 
@@ -64,6 +67,18 @@ integrations: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[integrations,parquet]'
 	$(BIN)/python -m pytest tests/test_integrations.py tests/test_layouts.py tests/test_huggingface.py
 
+openvino: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[runtimes]'
+	$(BIN)/python -m pytest tests/test_export.py
+
+# The bounds of pyproject.toml, tried: what is named there as old (or as new) as it may be, what that needs at its newest.
+oldest newest:
+	$(PYTHON) -m venv $(VENV)-$@
+	$(VENV)-$@/bin/pip install --quiet --disable-pip-version-check uv
+	$(VENV)-$@/bin/uv pip install --quiet --python $(VENV)-$@/bin/python --upgrade \
+	  --resolution $(if $(filter oldest,$@),lowest-direct,highest) -e '.[dev,integrations,runtimes]'
+	$(VENV)-$@/bin/python -m pytest -m "not slow and not slurm"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -103,4 +118,4 @@ lock:
 	$(COMPILE) --constraint requirements-cuda12.in -o requirements-cuda12.lock
 
 clean:
-	rm -rf $(VENV) results/local
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest results/local

@@ -7,7 +7,6 @@ for ever. It is answered in a checkout of that commit, and refused in any other.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import claims, collect, stats
+from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError
 from hiap.train.record import git_state
 
@@ -110,18 +110,18 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.cite", description="What stands behind a result.")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.cite", description="What stands behind a result.")
     parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind")
-    parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
+    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
     options = parser.parse_args(arguments)
     name, _, commit = options.id.partition("@")
-    try:
-        check(commit)
-        print(row(options.results, name) if "/" in name else claim(options.results, name))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    check(commit)
+    print(row(options.results, name) if "/" in name else claim(options.results, name))
+    return None
 
 
 if __name__ == "__main__":

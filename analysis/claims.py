@@ -13,7 +13,6 @@ module writes ``results/claims.csv``. Verdicts:
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ import pandas as pd
 from analysis import claim_runs, collect, tables
 from analysis.claim_checks import CHECKS, HERE, OWN, Noted
 from hiap.files import atomic_write
+from hiap.train.arguments import Parser, results_root, told
 from slurm import estimate, grid
 
 SEEDS = 3
@@ -231,8 +231,12 @@ def readme(text: str, found: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.claims", description="Judge every claim of the paper.")
-    parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.claims", description="Judge every claim of the paper.")
+    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
     options = parser.parse_args(arguments)
     found = verdicts(options.results)
     tables.save_frame(found, "claims", options.results, folder=".")

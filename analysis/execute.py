@@ -7,7 +7,6 @@ changed, and what was written is still there, it is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -21,6 +20,7 @@ from nbclient.exceptions import CellExecutionError
 
 from analysis import collect
 from hiap.files import atomic_write, write_json
+from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError, unknown_key
 
 FOLDER = Path(__file__).parent
@@ -140,8 +140,14 @@ async def execute_all(paths: list[Path], results: Path, out: Path) -> tuple[list
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.execute", description="Run the notebooks headless.")
-    parser.add_argument("--results", type=Path, default=None, help="results root (default: $HIAP_RESULTS or results/)")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.execute", description="Run the notebooks headless.")
+    parser.add_argument(
+        "--results", type=results_root, default=None, help="results root (default: $HIAP_RESULTS or results/)"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these, e.g. 17_evidence")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=Path, default=None, help="executed copies go to OUT/notebooks (default: results)")
@@ -149,11 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = options.results or collect.results_root()
     out = FOLDER if options.in_place else (options.out or results) / "notebooks"
-    try:
-        paths = notebooks(options.only)
-    except ConfigError as wrong:
-        print(f"error: {wrong}", file=sys.stderr)
-        return 2
+    paths = notebooks(options.only)
     done = None if options.in_place else Done(out, results)
     kept = [path for path in paths if done and done.has(path)]
     through, errors = asyncio.run(execute_all([path for path in paths if path not in kept], results, out))

@@ -8,7 +8,6 @@ number in the prose that is no macro (``analysis.prose``).
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 from analysis import claims, collect, paper_parts, prose, stats, tables
 from analysis.paper_numbers import Numbers, numbers
 from hiap.files import atomic_write
+from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError
 
 PAPER = collect.REPOSITORY / "paper"
@@ -51,19 +51,21 @@ def parts(root: Path, verdicts: pd.DataFrame) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.paper", description="Write what paper.tex includes.")
-    parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.paper", description="Write what paper.tex includes.")
+    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
     parser.add_argument("--out", type=Path, default=PAPER, help="where to (default: paper/)")
     options = parser.parse_args(arguments)
     tex = (PAPER / "paper.tex").read_text()
-    try:
-        if typed := list(prose.problems(tex)):
-            raise ConfigError("paper.tex: " + "; ".join(typed))
-        verdicts = claims.verdicts(options.results)
-        files = {"numbers": definitions(tex, numbers(options.results, verdicts)), **parts(options.results, verdicts)}
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if typed := list(prose.problems(tex)):
+        raise ConfigError("paper.tex: " + "; ".join(typed))
+    if collect.load(options.results).empty:
+        raise ConfigError(f"no finished run below {options.results / 'runs'}: the report has nothing to tell")
+    verdicts = claims.verdicts(options.results)
+    files = {"numbers": definitions(tex, numbers(options.results, verdicts)), **parts(options.results, verdicts)}
     for name, text in files.items():
         atomic_write(options.out / f"{name}.tex", text.encode())
     print(f"{len(used(tex))} numbers, {len(files) - 1} tables")

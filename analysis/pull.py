@@ -10,7 +10,6 @@ and strengths of grid calibrate at Fig. 5. Writes ``<results>/pull/NETWORK.json`
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from hiap import gated_vit
 from hiap.data import loader as data
 from hiap.files import write_json
 from hiap.objective import distillation_loss, penalties
+from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders, environment
 from hiap.train.seeds import derive
@@ -167,8 +167,12 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.pull", description="Measure the pull on each gate.")
-    parser.add_argument("--results", type=Path, default=collect.REPOSITORY / "results")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.pull", description="Measure the pull on each gate.")
+    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name, network in NETWORKS.items():
@@ -176,8 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows = summary(measure(planned(network, options.results)))
         except ConfigError as error:
             needed = f"python slurm/launch_grid.py --grid {network.grid} --results {options.results} --only dense"
-            print(f"error: {error}; first: {needed}", file=sys.stderr)
-            return 2
+            raise ConfigError(f"{error}; first: {needed}") from None
         here = environment(torch.device("cpu"), "python -m analysis.pull").model_dump()
         write_json(options.results / "pull" / f"{name}.json", {"batches": BATCHES, "rows": rows, "environment": here})
         print(pd.DataFrame(rows).to_string(index=False))

@@ -6,7 +6,6 @@ notebooks are taken as they are: execute them first (``python -m analysis.execut
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from nbformat import NotebookNode
 
 from analysis.collect import REPOSITORY
 from hiap.files import atomic_write
+from hiap.train.arguments import Parser, told
 
 TITLE = "HiAP, reproduced in the open"
 STYLE = """<style>
@@ -53,12 +53,16 @@ def page(paths: list[Path]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="The notebooks as one HTML page.")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.report", description="The notebooks as one HTML page.")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "local" / "report.html")
     options = parser.parse_args(arguments)
     atomic_write(options.out, page(sorted((REPOSITORY / "analysis").glob("*.ipynb"))).encode())
     print(options.out)
-    return 0
+    return None
 
 
 if __name__ == "__main__":

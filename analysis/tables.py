@@ -6,7 +6,6 @@ Every number is formatted once, so the renderings agree to the last digit. ``pyt
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import textwrap
@@ -20,6 +19,7 @@ from scipy.special import stdtrit  # Student's quantile
 
 from analysis import collect
 from hiap.files import atomic_write
+from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError
 
 TEXT_WIDTH = 100
@@ -310,21 +310,22 @@ def _latex(value: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Print the table of a grid.")
-    parser.add_argument("--results", default=None, help="results root (default: $HIAP_RESULTS or results/)")
+    return told(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int | None:
+    parser = Parser(prog="python -m analysis.tables", description="Print the table of a grid.")
+    parser.add_argument(
+        "--results", type=results_root, default=None, help="results root (default: $HIAP_RESULTS or results/)"
+    )
     parser.add_argument("--grid", default=None, help="grid (default: all)")
     options = parser.parse_args(arguments)
-    root = Path(options.results) if options.results else collect.results_root()
-    try:
-        runs = collect.load(root, options.grid)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    root = options.results or collect.results_root()
+    runs = collect.load(root, options.grid)
     if runs.empty:
-        print(f"error: no finished run below {root / 'runs' / (options.grid or '')}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"no finished run below {root / 'runs' / (options.grid or '')}")
     print(text(table3(runs)), end="")
-    return 0
+    return None
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ into the one form that they know and which a reader may leave out. In the order 
     pruner       the single phase as one object: gate, penalty, step, finish                   (section 3.4)
     files        writing a file whole or not at all
 
-Beside the method, and ours: ``correction``, least squares after a cut.
-Around it: ``hiap.formats`` (save, load, export, show, push), ``hiap.data``, and ``hiap.train`` and ``hiap.bench``,
-which run from the command line. The public names, loaded on first use so that tools which only read records start
+``hiap.backbones`` says which ViTs these files take, and gives all of them one form. Around the method: ``hiap.beyond``
+(ours: least squares after a cut), ``hiap.formats`` (save, load, export, show, push), ``hiap.data``, and ``hiap.train``
+and ``hiap.bench``, which run from the command line. The public names, loaded on first use so that tools which only read records start
 without torch:
 
     pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # for any training loop
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hiap.backbones.huggingface import from_transformers, to_transformers
-    from hiap.correction import correct
+    from hiap.beyond.correction import correct
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
     from hiap.formats.hub import push
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from hiap.pruner import Pruner, PrunerError
 
 _HOME = {
-    "correct": "correction",
+    "correct": "beyond.correction",
     "Pruner": "pruner",
     "PrunerError": "pruner",
     "ConfigError": "options",

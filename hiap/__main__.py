@@ -1,5 +1,5 @@
 import sys
 
-from hiap.cli import main
+from hiap.formats.cli import main
 
 sys.exit(main())

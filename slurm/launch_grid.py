@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hiap.data import loader as data
+from hiap.train.arguments import Parser
 from hiap.train.config import ON_DISK, ConfigError, check_needs
 from hiap.train.reach import check_reach
 from hiap.train.record import read, write
@@ -42,11 +43,6 @@ if TYPE_CHECKING:
 ROOM = 2**20  # bytes that must be free
 LOST = "its record is here, its network is not: it is made again for runs that start from it"
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists the options)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -265,7 +261,7 @@ def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, 
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Run a grid of experiments; finished runs are skipped, interrupted ones resumed.")
+    parser = Parser(description="Run a grid of experiments; finished runs are skipped, interrupted ones resumed.")
     parser.add_argument("--grid", default="laptop", help="a name in slurm/grids, or a .yaml file (default: laptop)")
     parser.add_argument(
         "--cluster",

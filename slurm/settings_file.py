@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hiap.train.config import ConfigError, explain
+from hiap.train.config import NOT_YAML, ConfigError, explain
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,7 +29,7 @@ def load(path: Path, model: type[Model]) -> Model:
         values = yaml.load(path.read_text(), StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     keys = list(model.model_fields)
     if values is None and not any(field.is_required() for field in model.model_fields.values()):

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
 import hiap
@@ -38,8 +38,8 @@ from hiap.objective import penalties
 from hiap.options import checked
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import target_of
-from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, unknown_key
-from hiap.train.record import Environment, environment, now
+from hiap.train.config import MOST, ConfigError, DataConfig, PenaltyConfig, parse_overrides, require_name, unknown_key
+from hiap.train.record import Environment, environment, now, require_writable
 
 
 class Settings(BaseModel):
@@ -53,22 +53,22 @@ class Settings(BaseModel):
 
     name: str = ""
     model: str = "deit_small_patch16_224"
-    topologies: list[str] = ["fig5"]
-    widths: list[int | Literal["mixed"]] = [64, 48, 40, 36, 32, "mixed"]
-    layouts: list[Literal["ragged", "padded"]] = ["ragged", "padded"]
+    topologies: list[str] = Field(["fig5"], min_length=1)
+    widths: list[PositiveInt | Literal["mixed"]] = Field([64, 48, 40, 36, 32, "mixed"], min_length=1)
+    layouts: list[Literal["ragged", "padded"]] = Field(["ragged", "padded"], min_length=1)
     multiple: int = Field(1, ge=1)
     dims: Literal["v", "qkv"] = "v"  # A4: what a closed dimension removes
-    batches: list[int] = [16]
+    batches: list[PositiveInt] = Field([16], min_length=1)
     rounds: int = Field(9, ge=3)
     warmup: int = Field(2, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=MOST)
     clock: Literal["wall", "cpu"] = "wall"
     processes: int = Field(1, ge=1)
-    gmacs: list[float] = [3.1, 2.5]  # peer only
-    workers: list[int] = [0, 1, 2]  # input only, as is the number of images
+    gmacs: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([3.1, 2.5], min_length=1)  # peer only
+    workers: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)  # input only, as is the number of images
     images: int = Field(512, ge=8)
     out: str = "results/bench"
 
@@ -397,6 +397,15 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
         if key not in Settings.model_fields:
             raise ConfigError(unknown_key(key, list(Settings.model_fields)))
     settings = checked(Settings, values)
+    try:
+        require_name("name", settings.name or arguments[0])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if arguments[0] == "input" and (len(settings.batches) > 1 or settings.batches[0] > settings.images):
+        raise ConfigError(f"batches {settings.batches}: 'input' reads one size, of images {settings.images} or fewer")
+    if arguments[0] == "speed":
+        topologies.check(settings.topologies)
+    require_writable(Path(settings.out), f"out '{settings.out}'")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda': no CUDA device here; expected 'cpu'")
     if settings.clock == "cpu" and (settings.device != "cpu" or settings.threads != 1):

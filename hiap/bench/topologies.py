@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,18 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     return _extracted(gated, widths, neurons, 1 if gmacs else multiple)
 
 
+def check(names: list[str]) -> None:
+    """What can be told of names without a network. Raises ``ConfigError``."""
+    for name in names:
+        if Path(name).is_dir():
+            continue
+        kind, at, gmacs = name.partition("@")
+        if at:
+            _macs(name, gmacs)
+        if kind.startswith("random:") and not kind.removeprefix("random:").isdecimal():
+            raise ConfigError(f"topology '{name}': expected a seed behind random:, 0 or more")
+
+
 def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
     """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
     table = pd.read_csv(PUBLISHED)
@@ -81,9 +94,12 @@ def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
 
 def _macs(name: str, gmacs: str) -> float:
     try:
-        return float(gmacs) * 1e9
+        number = float(gmacs)
     except ValueError:
-        raise ConfigError(f"topology '{name}': expected GMACs behind the @, e.g. fig5@3.1") from None
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigError(f"topology '{name}': expected GMACs behind the @, e.g. fig5@3.1")
+    return number * 1e9
 
 
 def _uniform_width(dims: ledger.Dims, macs: float, multiple: int) -> int:

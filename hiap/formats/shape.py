@@ -31,8 +31,11 @@ class Dense(Section):
 
     @classmethod
     def of(cls, model: Any) -> Dense:
-        """Raises ``ConfigError`` if the blocks of ``model`` are not alike, so that it has itself been pruned."""
-        blocks = cost.left(model)
+        """Raises ``ConfigError`` if ``model`` is none, or has itself been pruned: its blocks are not alike."""
+        try:
+            macs, blocks = total_macs(model), cost.left(model)
+        except (AttributeError, ValueError):
+            raise ConfigError(f"dense: {type(model).__name__}: expected a Vision Transformer of timm's") from None
         first = blocks[0] if blocks else None
         if first is None or not (first.dims and first.neurons) or len({*blocks}) > 1 or len({*first.dims}) > 1:
             raise ConfigError("dense: expected the network before pruning, whose blocks are alike")
@@ -43,7 +46,7 @@ class Dense(Section):
             neurons=first.neurons,
             block_macs=first.macs,
             block_params=first.params,
-            macs=total_macs(model),
+            macs=macs,
             params=cost.params(model),
         )
 

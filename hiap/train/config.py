@@ -31,6 +31,17 @@ RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that r
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
+# What reading YAML raises: its own errors, those of a text that is none, of a date in month 13, of endless nesting.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+MOST = 4096  # threads or processes of one machine: beyond, a mistyped number ends in a crash of the system's
+
+
+def require_name(key: str, name: str) -> None:
+    """Raises ``ValueError`` unless ``name`` is one of a single file: it becomes part of a path."""
+    if not name or "/" in name or name in (".", "..") or not name.isprintable():
+        raise ValueError(f"{key} {name!r}: expected a plain name, without '/'")
+
+
 class ModelConfig(Section):
     """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
     CIFAR-10 model); any other name is timm's, which brings its own numbers."""
@@ -221,8 +232,8 @@ class RunConfig(Section):
     grid: str = "manual"
     results: str = "results/local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0)  # 0: torch's choice
-    workers: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=MOST)  # 0: torch's choice
+    workers: int = Field(0, ge=0, le=MOST)
     compile: bool = False
     # Epochs between measurements of accuracy, on the images of data.measure, for curves; 0: only at the end. Nothing is
     # chosen by them: the last epoch counts, since the best one on test images would be chosen by those images.
@@ -234,6 +245,13 @@ class RunConfig(Section):
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
     tensorboard: bool = True
     progress: bool = True
+
+    @model_validator(mode="after")
+    def _places(self) -> RunConfig:
+        require_name("run.grid", self.grid)
+        if not self.results.isprintable():
+            raise ValueError(f"run.results {self.results!r}: expected a folder's name, in letters that can be printed")
+        return self
 
 
 class Config(Section):
@@ -338,7 +356,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"argument {pair!r}: expected key=value, e.g. optim.epochs=20")
         try:
             parsed = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError:
+        except NOT_YAML:
             raise ConfigError(f"argument {pair!r}: {value!r} is not a YAML value") from None
         merge(nested, _nest(key.split("."), parsed))
     return nested

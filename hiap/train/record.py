@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
@@ -270,6 +271,17 @@ def _parse(path: Path, text: bytes, what: type[Part]) -> Part:
     except ValueError as error:
         first = str(error).splitlines()
         raise ConfigError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {' '.join(first[:3])}") from None
+
+
+def require_writable(folder: Path, source: str) -> None:
+    """Raises ``ConfigError`` naming ``source`` if no file can be made in ``folder``, or, where that is not there yet,
+    in what it would be made in. Nothing is left."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):  # a name of its own: runs that start together share the folder
+            pass
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot write there ({error.strerror})") from None
 
 
 def write_status(folders: Folders, **fields: Any) -> None:

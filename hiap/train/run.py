@@ -12,7 +12,6 @@ import copy
 import math
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +53,7 @@ from hiap.train.record import (
     environment,
     now,
     read,
+    require_writable,
     wanted,
     write,
     write_status,
@@ -150,7 +150,10 @@ class Run:
         self.published = published_top1(config.model) if compared else None
         self.data = config.data.model_copy(update=self._pixels())
         self.stages = stages(config)
-        self.dense_macs = self._macs(self.start)
+        try:
+            self.dense_macs = self._macs(self.start)
+        except ValueError as error:
+            raise ConfigError(f"model.name '{config.model.name}': {error}") from None
         self.context = Context(
             config.model_copy(update={"data": self.data}), _target(config, folders, self.start), self._steps_per_epoch()
         )
@@ -755,13 +758,8 @@ def _preflight(config: Config, folders: Folders) -> None:
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
-    try:
-        for folder in (folders.runs, folders.work):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # a name of its own: runs that start together share the folder
-                pass
-    except OSError as error:
-        raise ConfigError(f"run.results '{config.run.results}': cannot write there ({error.strerror})") from None
+    for folder in (folders.runs, folders.work):
+        require_writable(folder, f"run.results '{config.run.results}'")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
-from hiap.correction import correct
+from hiap.beyond.correction import correct
 from hiap.data import loader as data
 from hiap.extraction import extract
 from hiap.pruner import Pruner

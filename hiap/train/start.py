@@ -123,7 +123,7 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
         raise ConfigError(f"model.name '{config.name}': takes no img_size, so it is no plain ViT ({error})") from None
     except Exception as error:
         if config.weights != "hub":
-            raise
+            raise ConfigError(f"model.name '{config.name}': {' '.join(str(error).split())[:200]}") from None
         # huggingface_hub raises a dozen kinds, offline or not; all mean the same to the user.
         raise ConfigError(
             f"model.weights 'hub': could not fetch {config.name} ({type(error).__name__}); "

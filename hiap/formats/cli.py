@@ -6,47 +6,12 @@ Exit status: 0 done, 2 with one line on what was expected.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable
-from typing import NoReturn
 
-from hiap.options import ConfigError
-
-
-class Parser(argparse.ArgumentParser):
-    """What is wrong with the arguments is one line, a ``ConfigError``."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists the options)")
+from hiap.train.arguments import Parser, told
 
 
 def main(arguments: list[str] | None = None) -> int:
     return told(lambda: _run(_parser().parse_args(arguments)))
-
-
-def told(work: Callable[[], None]) -> int:
-    """The exit status of ``work``; what it refuses is one line on standard error."""
-    try:
-        work()
-        sys.stdout.flush()
-    except BrokenPipeError:  # '... | head' has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ValueError as error:
-        if not refused(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def refused(error: ValueError) -> bool:
-    """Whether it is one of ours, whose message is one line for a person."""
-    from hiap.formats.store import StoreError
-    from hiap.gated_vit import UnsupportedModelError
-
-    return isinstance(error, ConfigError | StoreError | UnsupportedModelError)
 
 
 def _parser() -> Parser:

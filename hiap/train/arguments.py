@@ -1,0 +1,59 @@
+"""What the project's commands share: arguments, and one line where something is refused."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from hiap.options import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong with the arguments is one line, a ``ConfigError``."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists the options)")
+
+
+def results_root(text: str) -> Path:
+    """An argument that names a folder of records, which must be there: a mistyped one would be made, and filled with
+    tables of nothing."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no such folder: '{text}'")
+    return Path(text)
+
+
+def told(work: Callable[[], int | None]) -> int:
+    """The exit status of ``work`` (None: 0). What it refuses, and files that cannot be read or written, are one line on
+    standard error, and 2."""
+    try:
+        status = work() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # '... | head' has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if not error.filename:
+            raise
+        line = f"{error.filename}: {error.strerror}"
+    except ValueError as error:
+        if not _ours(error):
+            raise
+        line = str(error)
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _ours(error: ValueError) -> bool:
+    """Whether its message is one line for a person."""
+    if isinstance(error, ConfigError):
+        return True
+    from hiap.formats.store import StoreError  # here: they wait for torch, which commands on records do without
+    from hiap.gated_vit import UnsupportedModelError
+
+    return isinstance(error, StoreError | UnsupportedModelError)

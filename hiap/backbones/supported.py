@@ -67,7 +67,7 @@ def small(name: str, model: Any) -> Any:
     patch = model.patch_embed.patch_size[0] if hasattr(model.patch_embed, "norm") else 16
     torch.manual_seed(0)
     # Not every entry takes every size: a stem may set the width, a list of sizes per block the depth.
-    leave_out = ((), ("embed_dim", "num_heads"), ("depth",))
+    leave_out = ((), ("embed_dim", "num_heads"), ("depth", "embed_dim", "num_heads"))
     sizes = [{k: v for k, v in SMALL.items() if k not in names} for names in leave_out]
     net = _create(name, [{**kwargs, "img_size": 4 * patch} for kwargs in sizes])
     with torch.no_grad():

@@ -108,12 +108,12 @@ class Pruner:
     the smaller network.
 
     ``model``: a timm ViT (``hiap/backbones/supported.csv`` has a list); anything else is an ``UnsupportedModelError``
-    that names the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1,
-    a share of dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its
-    ratio. Without one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``,
-    ``feasibility``: the options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``: units that must stay, see
-    ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``. Raises ``ConfigError`` (one line) for
-    options that do not go together and for a target out of reach.
+    that names the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a
+    share of dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio.
+    Without one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``, ``feasibility``:
+    the options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``: units that must stay, see ``hiap.extract``;
+    ``seed`` draws the noise of ``gates.harden='sample'``. Raises ``ConfigError`` (one line) for options that do not go
+    together and for a target out of reach.
 
     ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
     compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiap import gated_vit
+from hiap.backbones.families import standard
 from hiap.gates import Gate
 from hiap.selection import Ranking
 from hiap.train.config import Config, ConfigError, GateConfig
@@ -36,6 +37,7 @@ class Round(Stage):
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
         """``model`` with gates of this kind, closed where the ranking says so."""
+        require_plain(model)
         target, ranking = context.target, self.rank(model, context)
         assert target is not None
         target.require_reachable(ranking)  # the last round's, before the first trains
@@ -48,6 +50,15 @@ class Round(Stage):
 
     def finish(self, model: Any) -> Any:
         return fold(model, self.dense) if gated_vit.is_gated(model) else model
+
+
+def require_plain(model: Any) -> None:
+    """Raise ``ConfigError`` unless a neuron is one row of fc1 and a head one slice of qkv, which rankings sum over."""
+    if standard(model) is not model or any(not isinstance(block.attn.qkv, nn.Linear) for block in model.blocks):
+        raise ConfigError(
+            f"{type(model).__name__} of this kind: methods that rank weights expect timm's plain attention and Mlp; "
+            "hiap, vit_slim and cofi take it"
+        )
 
 
 class FixedGate(Gate):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from baselines.ranking import require_plain
 from hiap import cost
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 from hiap.selection import Target
@@ -30,6 +31,7 @@ class TorchPruning(Stage):
 
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
+        require_plain(model)
         small = as_extracted(prune_to(copy.deepcopy(model), context.target, round_to=None))
         return corrected(small, model, context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import scatter_logits, small_vit, tiny
+from timm.layers import SwiGLU
 
 import hiap
 from baselines import magnitude, random, taylor, torch_pruning, uniform, vit_slim
@@ -14,7 +15,7 @@ from hiap.selection import Ranking, joint_ranking, keep_best, target_of
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict
 from hiap.train.record import Folders
-from hiap.train.stages import Context
+from hiap.train.stages import Context, stages
 
 IMAGE = (1, 16, 16)
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15]
@@ -367,3 +368,11 @@ def test_a_ranking_of_nothing_else_keeps_the_other_kind_whole():
     dims, _, dense = sizes(small_vit())
     kept = selection.keep_best(dims, Ranking(neurons=torch.rand(3, 128)), round(0.8 * dense))
     assert all(m.dims.all() for m in kept)
+
+
+@pytest.mark.parametrize("method", ["taylor", "peer"])
+def test_networks_whose_weights_cannot_be_ranked_are_one_line(method: str) -> None:
+    model = small_vit(mlp_layer=SwiGLU)
+    context = Context(from_dict({"method": method, "data": {"name": "digits"}}), target_of(model, 0.5, None))
+    with pytest.raises(ConfigError, match="methods that rank weights expect timm's plain attention and Mlp"):
+        stages(context.config)[0].prepare(model, context)

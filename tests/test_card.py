@@ -92,7 +92,7 @@ def test_a_dense_runs_card_does_not_call_it_pruned(runs):
 )
 def test_the_start_is_named_with_its_licence_where_that_is_known(tmp_path, weights, name, start, licence, base):
     config = tiny(tmp_path).model_copy(
-        update={"model": run_cards.Config(model={"name": name, "weights": weights}).model}
+        update={"model": run_cards.Config(model={"name": name, "weights": weights, "img_size": 56}).model}
     )
     found = run_cards.origin(config, Folders.of(config))
     assert start in found["start"]

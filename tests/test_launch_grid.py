@@ -262,7 +262,7 @@ BAD = {
     "missing data": ({"base": {"data": {"name": "cifar10", "root": "/no/such"}}}, [], ["'dense'", "/no/such", "cifar"]),
     "negative lambda": ({"runs": {"a": {"penalty": {"lambda_macro": -1}}}}, [], ["penalty.lambda_macro", "-1"]),
     "zero epochs": ({"runs": {"a": {"optim": {"epochs": 0}}}}, [], ["optim.epochs", "0"]),
-    "no teacher": ({"runs": {"a": {"method": "hiap"}}}, [], ["'a'", "set model.weights, or distill.alpha=0"]),
+    "no teacher": ({"runs": {"a": {"method": "hiap"}}}, [], ["'a'", "set model.weights or distill.teacher"]),
     "no target": ({"runs": {"a": {"method": "l1", "distill.alpha": 0}}}, [], ["'a'", "set budget.target_macs"]),
     "unwritable results": ({}, ["--results", "/proc/results"], ["--results /proc/results", "/proc"]),
     "results in a file": ({}, ["--results", __file__ + "/x"], ["--results", "Not a directory"]),

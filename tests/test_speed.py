@@ -118,7 +118,7 @@ def test_figures_scale_to_wider_backbones():
         ([], "expected one of speed, steps, peer, input"),
         (["speed", "batch=4"], "unknown key 'batch' (did you mean 'batches'?)"),
         (["speed", "model=vit_tyni"], "not a timm model"),
-        (["speed", "topologies=[uniform@]"], "expected fig5 ... fig9"),
+        (["speed", "topologies=[uniform@]"], "expected GMACs behind the @"),
         (["speed", "model=resnet18"], "expected a timm VisionTransformer"),
         (["speed", "model=vit_tiny_patch16_224", "topologies=[fig5]"], "is of a DeiT-Small"),
         (["speed", "clock=cpu", "threads=2"], "clock 'cpu' needs"),

@@ -7,32 +7,33 @@ for ever. It is answered in a checkout of that commit, and refused in any other.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-from analysis import claims, collect, stats
+from analysis.claims import ledger
+from analysis.records import names
+from analysis.records.results import REPOSITORY, Results
+from analysis.stats import seeds
 from hiap.train.arguments import Parser, results_root, told
-from hiap.train.config import ConfigError
+from hiap.train.config import ConfigError, unknown_key
 from hiap.train.record import git_state
 
 REFERENCE = "arXiv:2603.12222"
 ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in front
 
 
-def row(root: Path, name: str) -> str:
+def row(results: Results, name: str) -> str:
     """The text for ``<grid>/<label>``. Raises ``ConfigError`` naming the nearest id if there is none."""
     grid, _, label = name.partition("/")
-    runs = collect.load(root, grid)
+    runs = results.runs(grid)
     found = runs[runs["label"] == label]
     if found.empty:
-        raise ConfigError(f"no finished run '{name}'{_near(name, ids(root))}")
-    top1, macs = stats.mean(found["top1"]), stats.mean(100 * found["macs_share"])
+        raise ConfigError(unknown_key(name, ids(results)).replace("unknown key", "no finished run"))
+    top1, macs = seeds.mean(found["top1"]), seeds.mean(100 * found["macs_share"])
     lines = {
-        "result": f"{collect.title(label, found['method'].iloc[0])} on {found['data'].iloc[0]}",
+        "result": f"{names.title(label, found['method'].iloc[0])} on {found['data'].iloc[0]}",
         "top-1": _interval(top1, "%"),
         "MACs": _interval(macs, "% of dense"),
         "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
@@ -44,11 +45,11 @@ def row(root: Path, name: str) -> str:
     return _text(name, lines, note)
 
 
-def claim(root: Path, name: str) -> str:
+def claim(results: Results, name: str) -> str:
     """The text for a claim of the ledger. Raises ``ConfigError`` naming the nearest id if there is none."""
-    found = claims.verdicts(root)
+    found = ledger.verdicts(results)
     if name not in set(found["id"]):
-        raise ConfigError(f"no claim '{name}'{_near(name, list(found['id']))}")
+        raise ConfigError(unknown_key(name, list(found["id"])).replace("unknown key", "no claim"))
     entry = found.set_index("id").loc[name]
     shown = {"published": (entry["value"], entry["unit"]), "found": (entry["found"], entry["unit"])}
     lines = {"claim": f"{entry['place']}: {entry['claim']}"}
@@ -60,21 +61,17 @@ def claim(root: Path, name: str) -> str:
     return _text(name, lines, f"{lines['claim']} Verdict: {lines['verdict']}")
 
 
-def ids(root: Path) -> list[str]:
+def ids(results: Results) -> list[str]:
     """Every ``<grid>/<label>`` that has a finished run."""
-    runs = collect.load(root)
+    runs = results.runs()
     return sorted({f"{grid}/{label}" for grid, label in zip(runs["grid"], runs["label"], strict=True)})
-
-
-def head() -> str:
-    """The commit that is checked out; '' without git."""
-    return git_state()[0]
 
 
 def check(commit: str) -> None:
     """Raises ``ConfigError`` unless ``commit`` is what is checked out, or begins so."""
-    if commit and not head().startswith(commit):
-        raise ConfigError(f"@{commit}: the commit here is {head()[:10] or 'unknown'}; git checkout {commit} first")
+    here = git_state()[0]
+    if commit and not here.startswith(commit):
+        raise ConfigError(f"@{commit}: the commit here is {here[:10] or 'unknown'}; git checkout {commit} first")
 
 
 def bibtex(name: str, link: str, note: str) -> str:
@@ -90,23 +87,19 @@ def bibtex(name: str, link: str, note: str) -> str:
 
 
 def _text(name: str, lines: dict[str, str], note: str) -> str:
-    link = f"{name}@{head()[:10]}" if head() else name
+    commit = git_state()[0]  # '' without git
+    link = f"{name}@{commit[:10]}" if commit else name
     shown = {"id": link, **lines}
     return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", bibtex(name, link, note)])
 
 
-def _interval(found: stats.Interval, unit: str) -> str:
+def _interval(found: seeds.Interval, unit: str) -> str:
     ends = f" [{found.low:.2f}, {found.high:.2f}] (bootstrap 95 %)" if found.n > 1 else ""
     return f"{found.mean:.2f} {unit}{ends}"
 
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not pd.isna(value)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,11 +109,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int | None:
     parser = Parser(prog="python -m analysis.cite", description="What stands behind a result.")
     parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind")
-    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
+    parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     options = parser.parse_args(arguments)
     name, _, commit = options.id.partition("@")
     check(commit)
-    print(row(options.results, name) if "/" in name else claim(options.results, name))
+    print((row if "/" in name else claim)(Results(options.results), name))
     return None
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from pandas.api import types
 
-from analysis.collect import REPOSITORY
+from analysis.records.results import REPOSITORY
 
 FILE = REPOSITORY / "results" / "dictionary.yaml"
 RANGES = {"share": (0.0, 1.0), "percent": (0.0, 100.0)}

@@ -18,7 +18,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from analysis import collect
+from analysis.records.published import FOLDER as PUBLISHED
+from analysis.records.results import REPOSITORY, Results
 from hiap.files import atomic_write, write_json
 from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError, unknown_key
@@ -68,14 +69,10 @@ async def _execute(path: Path, results: Path) -> nbformat.NotebookNode:
 def _inputs(results: Path) -> bytes:
     """SHA-256 of what every notebook's outputs follow from besides its cells: code, records, and what is published."""
     found = hashlib.sha256()
-    folders = [(collect.REPOSITORY / name, "*.py") for name in CODE]
-    folders += [
-        (collect.REPOSITORY / "slurm", "*.yaml"),
-        (collect.PUBLISHED, "*"),
-        (collect.REPOSITORY / "paper", "*.tex"),
-    ]
+    folders = [(REPOSITORY / name, "*.py") for name in CODE]
+    folders += [(REPOSITORY / "slurm", "*.yaml"), (PUBLISHED, "*"), (REPOSITORY / "paper", "*.tex")]
     # Where a root has no benchmark of its own, notebooks show the committed ones.
-    folders += [(root / name, "*.json") for root in (results, collect.REPOSITORY / "results") for name in RECORDS]
+    folders += [(root / name, "*.json") for root in (results, REPOSITORY / "results") for name in RECORDS]
     for folder, pattern in folders:
         for file in sorted(folder.rglob(pattern)):
             if file.is_file():
@@ -118,8 +115,7 @@ def notebooks(only: list[str]) -> list[Path]:
 
 
 async def execute_all(paths: list[Path], results: Path, out: Path) -> tuple[list[Path], list[NotebookError]]:
-    """As many notebooks at once as there are cores; writes those that ran through and returns them, and the errors of
-    the others."""
+    """As many notebooks at once as there are cores; writes those that ran through, returns them and the errors."""
     free = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def in_turn(path: Path) -> nbformat.NotebookNode:
@@ -153,7 +149,7 @@ def _main(arguments: list[str] | None) -> int | None:
     target.add_argument("--out", type=Path, default=None, help="executed copies go to OUT/notebooks (default: results)")
     target.add_argument("--in-place", action="store_true", help="write the outputs into analysis/*.ipynb")
     options = parser.parse_args(arguments)
-    results = options.results or collect.results_root()
+    results = Results(options.results).root
     out = FOLDER if options.in_place else (options.out or results) / "notebooks"
     paths = notebooks(options.only)
     done = None if options.in_place else Done(out, results)

@@ -10,19 +10,20 @@ and strengths of grid calibrate at Fig. 5. Writes ``<results>/pull/NETWORK.json`
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import hiap
-from analysis import calibrate, collect
-from analysis.plots import COLUMN, GREY
+from analysis.records.results import REPOSITORY, Results
+from analysis.studies import calibrate
 from hiap import gated_vit
 from hiap.data import loader as data
 from hiap.files import write_json
@@ -72,9 +73,8 @@ def measure(config: Config, batches: int = BATCHES) -> pd.DataFrame:
     gradient over the root mean square of the task's."""
     info = data.info(config.data, config.model.img_size)
     teacher = build(config.model, info.channels, info.classes, Folders.of(config), config.seed).model.eval()
-    gated = hiap.gate(
-        build(config.model, info.channels, info.classes, Folders.of(config), config.seed).model, config.gates
-    )
+    dense = build(config.model, info.channels, info.classes, Folders.of(config), config.seed).model
+    gated = hiap.gate(dense, config.gates)
     gated_vit.anneal(gated, config.gates, 0.0)
     gates = dict(hiap.named_gates(gated.train()))
     logits = [gate.logit for gate in gates.values()]
@@ -93,16 +93,12 @@ def measure(config: Config, batches: int = BATCHES) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _images(config: Config, count: int) -> Any:
+def _images(config: Config, count: int) -> Iterator[Any]:
     """The first batches of a run, over as many epochs as they take."""
     place: dict[str, Any] = {"batch_size": config.optim.batch_size, "seed": derive(config.seed, "data", 0)}
-    seen = 0
-    for epoch in range(count):
-        for batch in data.train_batches(config.data, config.model.img_size, epoch=epoch, **place):
-            if seen == count:
-                return
-            seen += 1
-            yield batch
+    size = config.model.img_size
+    epochs = (data.train_batches(config.data, size, epoch=epoch, **place) for epoch in range(count))
+    return itertools.islice(itertools.chain.from_iterable(epochs), count)
 
 
 def _pulls(name: str, mean: Tensor, square: Tensor, price: Tensor) -> pd.DataFrame:
@@ -129,41 +125,15 @@ def summary(gates: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def load(root: str | Path) -> pd.DataFrame:
+def load(results: Results) -> pd.DataFrame:
     """``summary`` of every network that was measured, with its ``network`` and on how many ``batches``."""
     rows = []
     for name, network in NETWORKS.items():
-        path = Path(root) / "pull" / f"{name}.json"
+        path = results.root / "pull" / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text())
             rows += [{"network": network.title, **row, "batches": found["batches"]} for row in found["rows"]]
     return pd.DataFrame(rows)
-
-
-SHOWN = {"task": ("task alone", "o", "#0072B2"), "both": ("task and price", "s", "#D55E00")}
-
-
-def figure(rows: pd.DataFrame) -> Figure:
-    """Per network and kind of gate the pull: median, and from the 10th to the 90th percentile of the gates."""
-    names = list(rows["network"].unique())
-    fig = Figure(figsize=(COLUMN, 0.5 + 1.35 * len(names)), layout="constrained")
-    axes = fig.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, name in zip(axes, names, strict=True):
-        mine = rows[rows["network"] == name].reset_index(drop=True)
-        for shift, (column, (label, marker, colour)) in zip((-0.16, 0.16), SHOWN.items(), strict=True):
-            place = mine.index.to_numpy() + shift
-            ends = mine[f"{column}_low"], mine[f"{column}_high"]
-            ax.hlines(place, *ends, color=colour, linewidth=1.2)
-            ax.plot(mine[f"{column}_middle"], place, marker, color=colour, markersize=4, label=label)
-        ax.axvline(0, color=GREY, linewidth=0.7)
-        ax.set_yticks(mine.index, [f"{row.kind} ({row.gates:,})" for row in mine.itertuples()])
-        ax.set_ylim(len(mine) - 0.5, -0.5)
-        ax.set_title(name, loc="left")
-        ax.grid(True, axis="x")
-        ax.set_xlim(-1.05, 1.05)
-    axes[-1].set_xlabel("pull: mean over r.m.s. of the gradient\n(-1 opens, 1 closes, at the whole rate)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return fig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int | None:
     parser = Parser(prog="python -m analysis.pull", description="Measure the pull on each gate.")
-    parser.add_argument("--results", type=results_root, default=collect.REPOSITORY / "results")
+    parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name, network in NETWORKS.items():
@@ -184,7 +154,7 @@ def _main(arguments: list[str] | None) -> int | None:
         here = environment(torch.device("cpu"), "python -m analysis.pull").model_dump()
         write_json(options.results / "pull" / f"{name}.json", {"batches": BATCHES, "rows": rows, "environment": here})
         print(pd.DataFrame(rows).to_string(index=False))
-    return 0
+    return None
 
 
 if __name__ == "__main__":

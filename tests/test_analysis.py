@@ -14,8 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import collect, execute, findings, plots, tables
-from hiap.ledger import dense_params
+import analysis
+from analysis import execute
+from analysis.figures import accuracy, style
+from analysis.figures import costs as cost_pictures
+from analysis.figures import heat_maps as maps
+from analysis.findings import costs, gates, heat_maps
+from analysis.records import names, published, results
+from analysis.records.results import REPOSITORY, Results, dense_units, gate_trajectory, topology
+from analysis.studies import comparisons
+from analysis.tables import ours, render, theirs
+from hiap.ledger import Dims, dense_params
 from hiap.train.config import ConfigError, from_dict
 from hiap.train.record import (
     BlockShape,
@@ -124,8 +133,8 @@ def put(root: Path, record: Record) -> Record:
 
 
 def test_a_record_becomes_one_row_with_its_numbers(root: Path) -> None:
-    runs = collect.load(root)
-    assert list(runs) == list(collect.COLUMNS)
+    runs = Results(root).runs()
+    assert list(runs) == list(results.RUN_COLUMNS)
     assert len(runs) == 6
     row = runs.query("label == 'hiap-moderate' and seed == 1").iloc[0]
     assert (row["top1"], row["top1_soft"], row["top1_hardened"], row["top1_dense"]) == (88.0, 86.5, 88.0, 90.0)
@@ -137,11 +146,11 @@ def test_a_record_becomes_one_row_with_its_numbers(root: Path) -> None:
 
 
 def test_failed_attempts_are_kept_apart(root: Path) -> None:
-    failed = collect.failures(root, "laptop")
+    failed = Results(root).failures("laptop")
     assert failed[["label", "error"]].values.tolist() == [["l1-aggressive", "out of patience"]]
-    assert list(failed) == list(collect.FAILURE_COLUMNS)
-    assert collect.load(root, "another").empty
-    assert collect.failures(root, "another").empty
+    assert list(failed) == list(results.FAILURE_COLUMNS)
+    assert Results(root).runs("another").empty
+    assert Results(root).failures("another").empty
 
 
 def test_a_file_that_is_no_record_is_one_line(tmp_path: Path) -> None:
@@ -149,26 +158,32 @@ def test_a_file_that_is_no_record_is_one_line(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"schema_version": 1}))
     with pytest.raises(ConfigError, match=r"dense-0\.json: not a run record") as error:
-        collect.load(tmp_path)
+        Results(tmp_path).runs()
     assert "\n" not in str(error.value)
 
 
-def test_a_record_is_read_once_and_again_when_it_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, seen = collect.load(root), list[Path]()
-    monkeypatch.setattr(collect, "read", lambda path: (seen.append(path), read(path))[1])
-    assert collect.load(root).equals(before)
-    assert not seen
-    record = next(collect.records(root))
+def test_a_record_is_read_once_and_anew_by_who_looks_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Path]()
+    monkeypatch.setattr(results, "read", lambda path: (seen.append(path), read(path))[1])
+    found = Results(root)
+    before = found.runs()
+    own = found.runs("laptop")
+    own["label"] = "another"  # what is handed out is the caller's own
+    assert found.runs().equals(before)
+    assert found.runs("laptop").equals(before)
+    assert len(found.stages()) > len(before), "the start's stages are read as well"
+    assert len(seen) == len(set(seen)) == len(found.records())
+    record = found.records()[0]
     changed = write(record.model_copy(update={"label": "renamed"}), Folders(root, record.grid, record.run_id))
-    assert "renamed" in set(collect.load(root)["label"])
-    assert seen == [changed]
+    assert found.runs().equals(before)
+    assert "renamed" in set(Results(root).runs()["label"])
     changed.unlink()
-    assert record.run_id not in set(collect.load(root)["run_id"])
+    assert record.run_id not in set(Results(root).runs()["run_id"])
 
 
 def test_bills_begin_with_what_the_start_cost(root: Path) -> None:
-    bills = collect.stages(root)
-    assert list(bills) == list(collect.STAGE_COLUMNS)
+    bills = Results(root).stages()
+    assert list(bills) == list(results.STAGE_COLUMNS)
     run = bills.query("label == 'l1-moderate'")
     assert run["stage"].tolist() == ["dense", "l1"]
     assert run["inherited"].tolist() == [True, False]
@@ -177,10 +192,10 @@ def test_bills_begin_with_what_the_start_cost(root: Path) -> None:
 
 def test_gate_trajectory_counts_what_is_open() -> None:
     record = made_up("hiap", "hiap")
-    gates = collect.gate_trajectory(record)
-    assert list(gates) == list(collect.GATE_COLUMNS)
-    assert len(gates) == EPOCHS * DEPTH
-    for row in gates.to_dict("records"):
+    opened = gate_trajectory(record)
+    assert list(opened) == list(results.GATE_COLUMNS)
+    assert len(opened) == EPOCHS * DEPTH
+    for row in opened.to_dict("records"):
         log = record.epochs[row["epoch"]]
         assert log.heads is not None
         assert log.head_dims is not None
@@ -189,33 +204,33 @@ def test_gate_trajectory_counts_what_is_open() -> None:
             assert row["mean_dims"] == pytest.approx(np.mean(log.head_dims[row["block"]]))
         else:
             assert math.isnan(row["mean_dims"])
-    assert (gates["heads"] == 0).any()
-    assert collect.gate_trajectory(made_up("dense", "dense")).empty
+    assert (opened["heads"] == 0).any()
+    assert gate_trajectory(made_up("dense", "dense")).empty
 
 
 def test_topology_lists_heads_by_size() -> None:
-    shape = collect.topology(made_up("hiap", "hiap"))
-    assert list(shape) == list(collect.SHAPE_COLUMNS)
+    shape = topology(made_up("hiap", "hiap"))
+    assert list(shape) == list(results.SHAPE_COLUMNS)
     assert shape["head_dims"].iloc[0] == [30, 21, 12]
     assert shape["heads"].tolist() == [3, 1, 1, 1]
 
 
 def test_published_numbers_are_as_their_readme_says() -> None:
-    readme = (collect.PUBLISHED / "README.md").read_text()
-    for path in collect.PUBLISHED.glob("*.csv"):
+    readme = (published.FOLDER / "README.md").read_text()
+    for path in published.FOLDER.glob("*.csv"):
         section = readme.split(f"## `{path.name}`")[1].split("\n## ")[0]
-        assert set(collect.published(path.stem)) == set(re.findall(r"`(\w+)`", section)), path.name
-    assert collect.published("table1_frameworks")["macro"].iloc[0] == "None"
-    assert len(collect.published_heatmap(5)) == 600
+        assert set(published.table(path.stem)) == set(re.findall(r"`(\w+)`", section)), path.name
+    assert published.table("table1_frameworks")["macro"].iloc[0] == "None"
+    assert len(published.heat_map(5)) == 600
     with pytest.raises(ConfigError, match="table3_cifar10_vit_tiny"):
-        collect.published("table9")
+        published.table("table9")
 
 
 # Tables
 
 
 def test_reductions_and_intervals_are_computed(root: Path) -> None:
-    rows = tables.summary(collect.load(root)).set_index("label")
+    rows = comparisons.summary(Results(root).runs()).set_index("label")
     assert rows.index[0] == "dense"
     assert rows.loc["hiap-moderate", "reduction"] == pytest.approx(100 * (1 - 20_990_000 / DENSE_MACS))
     assert rows.loc["hiap-moderate", ["top1", "n"]].tolist() == [87.5, 2]
@@ -224,20 +239,20 @@ def test_reductions_and_intervals_are_computed(root: Path) -> None:
 
 
 def test_published_reductions_agree_with_the_printed_ones() -> None:
-    printed = collect.published("table3_cifar10_vit_tiny")["reduction_pct"]
-    assert (tables.published_table3()["reduction"] - printed).abs().max() < 0.1
+    printed = published.table("table3_cifar10_vit_tiny")["reduction_pct"]
+    assert (theirs.table3()["reduction"] - printed).abs().max() < 0.1
 
 
 def test_one_label_for_two_configurations_is_refused(root: Path) -> None:
     put(root, made_up("l1-moderate", "l1", 0, optim={"epochs": 7}))
     with pytest.raises(ConfigError, match="label 'l1-moderate' names different runs"):
-        tables.summary(collect.load(root))
+        comparisons.summary(Results(root).runs())
 
 
 def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:
-    table = tables.table3(collect.load(root))
-    text, markdown, latex = tables.text(table), tables.markdown(table), tables.latex(table)
-    assert max(map(len, text.splitlines())) <= tables.TEXT_WIDTH
+    table = ours.table3(Results(root).runs())
+    text, markdown, latex = render.text(table), render.markdown(table), render.latex(table)
+    assert max(map(len, text.splitlines())) <= render.TEXT_WIDTH
     for panel in table.panels:
         for cells in table.cells(panel):
             assert "| " + " | ".join(cells) + " |" in markdown
@@ -249,36 +264,29 @@ def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:
 
 
 def test_each_panel_names_its_data(root: Path) -> None:
-    paper, ours = tables.table3(collect.load(root)).panels
+    paper, own = ours.table3(Results(root).runs()).panels
     assert "CIFAR-10" in paper.heading
     assert "published" in paper.heading
-    assert ours.heading.startswith("This repository: affine-digits, 10,000 test images")
+    assert own.heading.startswith("This repository: affine-digits, 10,000 test images")
     assert len(paper.rows) == 6
-    assert len(ours.rows) == 5
-    assert [panel.heading for panel in tables.table3(collect.load(root, "another")).panels] == [paper.heading]
-
-
-def test_the_command_prints_the_table_or_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tables.main(["--results", str(root)]) == 0
-    assert "HiAP (aggressive)" in capsys.readouterr().out
-    assert tables.main(["--results", str(root), "--grid", "another"]) == 2
-    assert capsys.readouterr().err.startswith("error: no finished run")
+    assert len(own.rows) == 5
+    assert [panel.heading for panel in ours.table3(Results(root).runs("another")).panels] == [paper.heading]
 
 
 # Figures
 
 
 def figures(root: Path) -> dict[str, tuple[Any, pd.DataFrame]]:
-    runs, record = tables.summary(collect.load(root)), collect.gated_records(root)[0]
-    full, gates, shape = collect.dense_units(record), collect.gate_trajectory(record), collect.topology(record)
-    bills, prices, counts = collect.stages(root), findings.price_list(), findings.counting_conventions()
+    runs, record = comparisons.summary(Results(root).runs()), Results(root).gated()[0]
+    full, opened, shape = dense_units(record), gate_trajectory(record), topology(record)
+    stages, prices, counts = Results(root).stages(), costs.price_list(), costs.counting_conventions()
     return {
-        "pareto": (plots.pareto(runs), runs),
-        "gates": (plots.gate_heatmaps(gates, full), gates),
-        "topology": (plots.topology(shape, full), shape),
-        "training_cost": (plots.training_cost(bills), bills),
-        "cost_ledger": (plots.cost_ledger(prices), prices),
-        "conventions": (plots.conventions(counts, 174.0e6), counts),
+        "pareto": (accuracy.pareto(runs), runs),
+        "gates": (maps.gate_heatmaps(opened, full), opened),
+        "topology": (maps.widths(shape, full), shape),
+        "training_cost": (cost_pictures.training(stages), stages),
+        "cost_ledger": (cost_pictures.prices(prices), prices),
+        "conventions": (cost_pictures.conventions(counts, 174.0e6), counts),
     }
 
 
@@ -286,14 +294,14 @@ def test_figures_are_saved_to_the_same_bytes(root: Path, tmp_path: Path) -> None
     for folder in ("a", "b"):
         for name, (figure, data) in figures(root).items():
             if name in ("pareto", "topology"):
-                plots.save(figure, name, data, tmp_path / folder)
+                style.save(figure, name, data, tmp_path / folder)
     files = sorted(path.name for path in (tmp_path / "a" / "figures").iterdir())
     assert files == [f"{name}.{suffix}" for name in ("pareto", "topology") for suffix in ("csv", "pdf", "png")]
     for name in files:
         assert (tmp_path / "a" / "figures" / name).read_bytes() == (tmp_path / "b" / "figures" / name).read_bytes()
     assert b"CreationDate" not in (tmp_path / "a" / "figures" / "pareto.pdf").read_bytes()
     plotted = pd.read_csv(tmp_path / "a" / "figures" / "pareto.csv")
-    assert plotted["top1"].tolist() == tables.summary(collect.load(root))["top1"].tolist()
+    assert plotted["top1"].tolist() == comparisons.summary(Results(root).runs())["top1"].tolist()
 
 
 def test_no_text_leaves_a_figure_or_covers_another(root: Path) -> None:
@@ -311,16 +319,16 @@ def test_no_text_leaves_a_figure_or_covers_another(root: Path) -> None:
 
 
 def test_methods_differ_in_colour_and_marker() -> None:
-    looks = plots.LOOKS.values()
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(collect.METHODS)
-    assert plots.LOOKS.keys() == collect.METHODS.keys()
+    looks = style.LOOKS.values()
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(names.METHODS)
+    assert style.LOOKS.keys() == names.METHODS.keys()
 
 
 # Findings
 
 
 def test_finding_1_the_ledger_counts_flops() -> None:
-    units = findings.units()
+    units = costs.units()
     assert units.paper == 9_081_391_104
     assert units.prunable_macs == 4_540_695_552
     assert units.ratio == 2
@@ -330,12 +338,12 @@ def test_finding_1_the_ledger_counts_flops() -> None:
 @pytest.mark.parametrize(
     ("name", "dims"),
     [
-        ("deit_small_patch16_224", findings.DEIT_SMALL),
-        ("vit_tiny_patch16_224", findings.Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000)),
-        ("deit_tiny_distilled_patch16_224", findings.Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000, 2, 2)),
+        ("deit_small_patch16_224", costs.DEIT_SMALL),
+        ("vit_tiny_patch16_224", Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000)),
+        ("deit_tiny_distilled_patch16_224", Dims(192, 12, 3, 64, 768, 16, 224, 3, 1000, 2, 2)),
     ],
 )
-def test_parameters_are_those_of_timm(name: str, dims: findings.Dims) -> None:
+def test_parameters_are_those_of_timm(name: str, dims: Dims) -> None:
     import timm
     import torch
 
@@ -345,26 +353,26 @@ def test_parameters_are_those_of_timm(name: str, dims: findings.Dims) -> None:
 
 
 def test_finding_2_value_dimensions_are_credited_too_little() -> None:
-    value = findings.value_dimension()
+    value = costs.value_dimension()
     assert (value.credited, value.saved) == (114_457, 190_105)
     assert value.share == pytest.approx(0.602, abs=5e-4)
-    per_block = findings.price_list().groupby("ledger")["macs_per_block"].sum()
+    per_block = costs.price_list().groupby("ledger")["macs_per_block"].sum()
     assert per_block["Eq. 5"] == per_block["true"] == 4_540_695_552 // 12
 
 
 def test_finding_3_mixed_conventions() -> None:
-    parts = findings.cost_parts()
+    parts = costs.cost_parts()
     assert parts == {"linear": 172_523_520, "attention": 9_734_400, "patch": 589_824, "head": 1_920}
     assert sum(parts.values()) == 182_849_664
-    assert findings.thop_count() == 173_991_204
+    assert costs.thop_count() == 173_991_204
 
 
 def test_finding_3_search_agrees_with_the_ledger_and_finds_no_plain_count_with_attention() -> None:
-    search = findings.search_conventions()
-    assert len(search) == math.prod(map(len, findings.SEARCH.values()))
+    search = costs.search_conventions()
+    assert len(search) == math.prod(map(len, costs.SEARCH.values()))
     plain = "patch == 4 and mlp_ratio == 4 and prefix == 1 and classes == 10 and stem_and_head == 'both'"
     plain += " and bias == 0 and norm == 0 and softmax == 0 and gelu == 0"
-    assert search.query(f"{plain} and attention_products == 2")["macs"].item() == sum(findings.cost_parts().values())
+    assert search.query(f"{plain} and attention_products == 2")["macs"].item() == sum(costs.cost_parts().values())
     hits = search[search["hit"]]
     assert ((hits["macs"] >= 173.95e6) & (hits["macs"] <= 174.05e6)).all()
     assert len(hits.query("attention_products == 0")) > 0
@@ -374,13 +382,13 @@ def test_finding_3_search_agrees_with_the_ledger_and_finds_no_plain_count_with_a
 
 
 def test_finding_4_hardening_misses_the_expectation_at_every_temperature() -> None:
-    gap = findings.hardening_gap(0.1)
+    gap = gates.hardening_gap(0.1)
     assert (round(gap.expected, 2), gap.hardened) == (5.25, 10)
-    assert round(findings.hardening_gap(0.1, gates=2).expected, 2) == 2.76
+    assert round(gates.hardening_gap(0.1, gates=2).expected, 2) == 2.76
     p = 1 / (1 + math.exp(-0.1))
     assert abs(gap.gap) == pytest.approx(10 * min(p, 1 - p))
-    assert findings.hardening_gap(-0.1).gap == pytest.approx(-gap.gap)
-    variances = [findings.sample_variance(tau, 0.1) for tau in (2.0, 0.5, 0.1, 0.001)]
+    assert gates.hardening_gap(-0.1).gap == pytest.approx(-gap.gap)
+    variances = [gates.sample_variance(tau, 0.1) for tau in (2.0, 0.5, 0.1, 0.001)]
     assert variances == sorted(variances)
     assert variances[-1] == pytest.approx(p * (1 - p), abs=1e-3)
 
@@ -388,21 +396,21 @@ def test_finding_4_hardening_misses_the_expectation_at_every_temperature() -> No
 @pytest.mark.parametrize(("tau", "logit"), [(0.5, 0.0), (0.5, 1.0), (2.0, 0.0)])
 def test_finding_5_agrees_with_sampling(tau: float, logit: float) -> None:
     noise = np.random.default_rng(0).logistic(size=400_000)
-    samples = findings.sigmoid((logit + noise) / tau)
+    samples = gates.sigmoid((logit + noise) / tau)
     sampled = np.mean((samples > 0.05) & (samples < 0.95))
-    assert findings.undecided_share(tau, logit) == pytest.approx(sampled, abs=3e-3)
-    assert round(findings.undecided_share(0.5), 2) == 0.63
+    assert gates.undecided_share(tau, logit) == pytest.approx(sampled, abs=3e-3)
+    assert round(gates.undecided_share(0.5), 2) == 0.63
 
 
 def test_final_sizes_of_the_digitised_runs() -> None:
-    sizes = findings.final_sizes().set_index("figure")
+    sizes = heat_maps.final_sizes().set_index("figure")
     assert sizes["heads"].tolist() == [34, 20, 33, 16, 72]
     assert (sizes["macs"] / 1e9).round(3).tolist() == [3.151, 3.235, 3.023, 3.236, 2.395]
     assert (sizes["macs_as_read"] / 1e9).round(3).tolist() == [3.151, 3.232, 3.023, 3.228, 2.395]
     assert (sizes["last_ffn_neurons"] > 0).tolist() == [False, True, False, True, False]
-    full = findings._macs(findings.DEIT_SMALL, [6] * 12, [1536] * 12)
-    assert full == findings.units().total_macs
-    assert findings._params(findings.DEIT_SMALL, [6] * 12, [1536] * 12) == findings.units().params
+    full = heat_maps._macs([6] * 12, [1536] * 12)
+    assert full == costs.units().total_macs
+    assert heat_maps._params([6] * 12, [1536] * 12) == costs.units().params
 
 
 # Notebooks
@@ -484,9 +492,18 @@ def test_a_kernel_that_does_not_start_is_tried_again_but_not_for_ever(monkeypatc
 
 
 def test_committed_notebooks_hold_no_path_and_no_error() -> None:
-    for path in (collect.REPOSITORY / "analysis").glob("*.ipynb"):
+    for path in (REPOSITORY / "analysis").glob("*.ipynb"):
         notebook = json.loads(path.read_text())
         text = json.dumps(notebook["cells"])
         assert not re.search(r"/(home|Users|root|tmp|work)/", text), path.name
         assert '"output_type": "error"' not in text
         assert all("execution" not in cell["metadata"] for cell in notebook["cells"])
+
+
+def test_no_room_asks_one_further_on() -> None:
+    rooms = re.findall(r"``(\w+)``", analysis.__doc__.split("\n\n")[1])
+    assert set(rooms) == {path.parent.name for path in execute.FOLDER.glob("*/__init__.py")}
+    for i, room in enumerate(rooms):
+        for path in (execute.FOLDER / room).glob("*.py"):
+            asked = re.findall(r"^from analysis\.?(\w*)", path.read_text(), re.MULTILINE)
+            assert not set(asked) & set(rooms[i + 1 :]), path

@@ -73,7 +73,6 @@ CASES = [
     ("analysis.claims", ["--results", "none"], "argument --results: no such folder: 'none'"),
     ("analysis.execute", ["--results", "none"], "argument --results: no such folder: 'none'"),
     ("analysis.paper", ["--results", "emptyfolder", "--out", "out"], "no finished run below emptyfolder/runs"),
-    ("analysis.tables", ["--results", "file"], "argument --results: no such folder: 'file'"),
     ("analysis.pull", ["--results", "none"], "argument --results: no such folder: 'none'"),
     ("analysis.cite", [], "the following arguments are required: id"),
     ("analysis.report", ["--output", "x"], "unrecognized arguments: --output x"),

@@ -9,12 +9,18 @@ import pandas as pd
 import pytest
 from fake_train import make_record
 
-from analysis import calibrate, cite, claim_checks, claim_runs, claims, collect
-from analysis.claim_checks import CHECKS, HERE
+from analysis import cite
+from analysis.claims import checks, ledger
+from analysis.claims import runs as claim_runs
+from analysis.claims.checks import CHECKS
+from analysis.claims.here import HERE
+from analysis.records import published
+from analysis.records.results import REPOSITORY, Results
+from analysis.studies import calibrate
 from hiap.bench.run import Report, Row, Settings
 from hiap.files import write_json
 from hiap.train.config import Config, from_dict, parse_overrides
-from hiap.train.record import BlockShape, EpochLog, Folders, write
+from hiap.train.record import BlockShape, EpochLog, Folders, git_state, write
 from slurm import grid
 
 CLAIM = {
@@ -25,7 +31,7 @@ CLAIM = {
 
 @pytest.fixture(scope="module")
 def found() -> pd.DataFrame:
-    return claims.verdicts(collect.REPOSITORY / "results")
+    return ledger.verdicts(Results(REPOSITORY / "results"))
 
 
 def runs(root: Path, scores: list[float], data: str = "imagenet", label: str = "hiap") -> None:
@@ -38,13 +44,13 @@ def runs(root: Path, scores: list[float], data: str = "imagenet", label: str = "
 def test_every_claim_has_a_computed_verdict(found: pd.DataFrame) -> None:
     assert len(found) >= 80
     assert found["id"].is_unique
-    assert set(found["verdict"]) <= set(claims.VERDICTS)
+    assert set(found["verdict"]) <= set(ledger.VERDICTS)
     assert (found["evidence"] != "").all()
-    assert "verdict" not in claims.load().columns
+    assert "verdict" not in ledger.load().columns
 
 
 def test_numeric_claims_have_tolerances_and_units_and_named_functions_exist() -> None:
-    stated = claims.load()
+    stated = ledger.load()
     numeric = stated[stated["value"].notna()]
     assert numeric["tolerance"].notna().all()
     assert set(stated["direction"]) <= {"", ">=", "<="}
@@ -56,7 +62,7 @@ def test_numeric_claims_have_tolerances_and_units_and_named_functions_exist() ->
 
 
 def test_every_grid_label_and_command_that_a_claim_names_is_there() -> None:
-    for answer in claims.load()["answer"]:
+    for answer in ledger.load()["answer"]:
         if answer.startswith(claim_runs.BENCH):
             Settings(**parse_overrides(claim_runs.command(answer).removeprefix(claim_runs.BENCH).split()))
         elif answer.startswith(claim_runs.LAUNCH):
@@ -70,10 +76,10 @@ def test_every_grid_label_and_command_that_a_claim_names_is_there() -> None:
 
 
 def test_the_committed_ledger_is_what_is_computed(found: pd.DataFrame, tmp_path: Path) -> None:
-    from analysis.tables import save_frame
+    from analysis.tables.render import save_frame
 
     path = save_frame(found, "claims", tmp_path, folder=".")
-    assert path.read_text() == (collect.REPOSITORY / "results" / "claims.csv").read_text()
+    assert path.read_text() == (REPOSITORY / "results" / "claims.csv").read_text()
 
 
 CASES = {
@@ -86,19 +92,19 @@ CASES = {
 @pytest.mark.parametrize(("verdict", "scores"), CASES.items())
 def test_runs_on_the_papers_data_decide_both_ways(verdict: str, scores: list[float], tmp_path: Path) -> None:
     runs(tmp_path, scores)
-    answer = claims.judge(CLAIM, tmp_path)
+    answer = ledger.judge(CLAIM, Results(tmp_path))
     assert answer.verdict == verdict
     assert answer.n == len(scores)
 
 
 def test_a_spread_that_allows_both_decides_nothing(tmp_path: Path) -> None:
     runs(tmp_path, [78.0, 79.5, 81.0])
-    assert claims.judge({**CLAIM, "value": 80.0}, tmp_path).verdict == "insufficient seeds"
+    assert ledger.judge({**CLAIM, "value": 80.0}, Results(tmp_path)).verdict == "insufficient seeds"
 
 
 def test_a_mean_within_tolerance_with_an_interval_beyond_it_confirms_nothing(tmp_path: Path) -> None:
     runs(tmp_path, [79.5, 80.0, 80.5])
-    found = claims.judge(CLAIM, tmp_path)
+    found = ledger.judge(CLAIM, Results(tmp_path))
     assert found.found == 80.0
     assert found.verdict == "insufficient seeds"
 
@@ -109,7 +115,7 @@ def test_a_mean_within_tolerance_with_an_interval_beyond_it_confirms_nothing(tmp
 )
 def test_a_one_sided_claim_is_judged_on_its_side(direction: str, value: float, verdict: str, tmp_path: Path) -> None:
     runs(tmp_path, [79.9, 80.0, 80.1])
-    assert claims.judge({**CLAIM, "direction": direction, "value": value}, tmp_path).verdict == verdict
+    assert ledger.judge({**CLAIM, "direction": direction, "value": value}, Results(tmp_path)).verdict == verdict
 
 
 def test_a_method_that_is_not_the_papers_never_confirms(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_a_method_that_is_not_the_papers_never_confirms(tmp_path: Path) -> None:
         config = from_dict({"method": "hiap", "seed": seed, "data": {"name": "imagenet"}, "model": {"weights": "hub"},
                             "budget": {"target_macs": 0.5}, "run": {"grid": "g", "label": "hiap"}})  # fmt: skip
         write(make_record(config, "finished", top1=80.0), Folders(tmp_path, "g", config.run_id))
-    found = claims.judge(CLAIM, tmp_path)
+    found = ledger.judge(CLAIM, Results(tmp_path))
     assert (found.verdict, found.agrees, found.n) == ("different setting", "yes", 3)
     assert "not the paper's" in found.evidence
     assert len(found.runs.split()) == 3
@@ -173,37 +179,37 @@ def fabricate_report(claim: dict[str, Any], root: Path, device: str) -> None:
 
 ANSWERED = [
     claim
-    for claim in claims.load().to_dict("records")
+    for claim in ledger.load().to_dict("records")
     if claim["answer"] and not claim["answer"].startswith(claim_runs.LAUNCH)
 ]
 
 
 @pytest.mark.parametrize("claim", ANSWERED, ids=[claim["id"] for claim in ANSWERED])
 def test_every_selector_can_give_a_verdict(claim: dict[str, Any], tmp_path: Path) -> None:
-    before = claims.judge(claim, tmp_path / "empty").verdict
+    before = ledger.judge(claim, Results(tmp_path / "empty")).verdict
     if claim["answer"].startswith(claim_runs.BENCH):
         fabricate_report(claim, tmp_path, f"{claim['dataset']}-SXM4-40GB")
     else:
         fabricate_runs(claim, tmp_path)
-    found = claims.judge(claim, tmp_path)
+    found = ledger.judge(claim, Results(tmp_path))
     assert found.verdict not in ("not run", ""), before
     assert found.commits or found.runs
-    assert found.evidence != claims._how(claim)
+    assert found.evidence != ledger._how(claim)
 
 
 def test_a_report_decides_on_the_claims_device_only(tmp_path: Path) -> None:
     claim = next(claim for claim in ANSWERED if claim["id"] == "V3-04")
     fabricate_report(claim, tmp_path, "NVIDIA A100-SXM4-40GB")
-    assert claims.judge(claim, tmp_path).verdict == "confirmed"
+    assert ledger.judge(claim, Results(tmp_path)).verdict == "confirmed"
     fabricate_report(claim, tmp_path, "another GPU")
-    other = claims.judge(claim, tmp_path)
+    other = ledger.judge(claim, Results(tmp_path))
     assert (other.verdict, other.agrees) == ("different setting", "yes")
     assert "not A100" in other.evidence
 
 
 def test_what_our_own_code_was_built_to_do_confirms_nothing(found: pd.DataFrame) -> None:
-    stated = claims.load()
-    own = stated.loc[stated["check"].isin(claim_checks.OWN) | stated["here"].isin(claim_checks.OWN), "id"]
+    stated = ledger.load()
+    own = stated.loc[stated["check"].isin(checks.OWN) | stated["here"].isin(checks.OWN), "id"]
     assert "V3-03" in set(own), "a rule of ours that lands on its target by construction"
     assert set(found.set_index("id").loc[own, "verdict"]) == {"implemented so"}
 
@@ -211,21 +217,21 @@ def test_what_our_own_code_was_built_to_do_confirms_nothing(found: pd.DataFrame)
 def test_our_own_budget_rule_confirms_nothing_on_the_papers_data_either(tmp_path: Path) -> None:
     claim = next(claim for claim in ANSWERED if claim["id"] == "V3-03")
     fabricate_runs(claim, tmp_path)
-    assert claims.judge(claim, tmp_path).verdict == "implemented so"
+    assert ledger.judge(claim, Results(tmp_path)).verdict == "implemented so"
 
 
 def test_rows_of_other_papers_are_counted_apart(found: pd.DataFrame) -> None:
-    others = found[found["kind"] == claims.OTHERS]
+    others = found[found["kind"] == ledger.OTHERS]
     assert not others["place"].str.contains("HiAP").any()
     assert {"T2-27", "T2-36"} <= set(others.loc[others["verdict"] == "contradicted", "id"])
-    counts = claims.summary(found)
+    counts = ledger.summary(found)
     assert counts.loc["all", "all"] == len(found) - len(others)
-    assert counts.loc[claims.OTHERS, "all"] == len(others)
+    assert counts.loc[ledger.OTHERS, "all"] == len(others)
     assert set(counts.index) == {*found["kind"], "all"}
-    lines = list(claims.contradictions(found))
+    lines = list(ledger.contradictions(found))
     assert not any(line.startswith(("T2-27", "T2-36")) for line in lines)
     assert len(lines) == counts.loc["all", "contradicted"]
-    assert len(list(claims.contradictions(found, others=True))) == counts.loc[claims.OTHERS, "contradicted"]
+    assert len(list(ledger.contradictions(found, others=True))) == counts.loc[ledger.OTHERS, "contradicted"]
 
 
 def test_a_share_says_of_how_many(found: pd.DataFrame) -> None:
@@ -235,7 +241,7 @@ def test_a_share_says_of_how_many(found: pd.DataFrame) -> None:
 
 
 def test_early_and_deep_blocks_are_one_split(found: pd.DataFrame) -> None:
-    neurons = collect.published_heatmap(5).query("epoch == epoch.max()").set_index("block")["neurons"]
+    neurons = published.heat_map(5).query("epoch == epoch.max()").set_index("block")["neurons"]
     rows = found.set_index("id")
     assert rows.loc["X-03", "found"] == pytest.approx(neurons.loc[0:5].mean())
     assert rows.loc["X-04", "found"] == pytest.approx(neurons.loc[6:10].mean()), "the last FFN is gone"
@@ -258,12 +264,12 @@ def test_finding_14_is_in_the_ledger(found: pd.DataFrame) -> None:
 
 
 def test_removing_what_was_not_gated_changes_the_function() -> None:
-    assert claim_checks.extraction_exact("v")
-    assert not claim_checks.extraction_exact("v-cut-qkv")
+    assert checks.extraction_exact("v")
+    assert not checks.extraction_exact("v-cut-qkv")
 
 
 def test_a_check_shows_the_answer_at_laptop_scale_too(found: pd.DataFrame) -> None:
-    stated = claims.load().set_index("id")
+    stated = ledger.load().set_index("id")
     both = stated[(stated["check"] != "") & (stated["here"] != "")].index
     assert len(both)
     assert found.set_index("id").loc[both, "evidence"].str.contains("at laptop scale").all()
@@ -272,9 +278,9 @@ def test_a_check_shows_the_answer_at_laptop_scale_too(found: pd.DataFrame) -> No
 def test_other_data_never_answer_for_the_papers(tmp_path: Path) -> None:
     """Three runs that hit the number to the digit, on digits: the claim stays open."""
     runs(tmp_path, [80.0, 80.0, 80.0], data="affine-digits")
-    assert claim_runs.scores(CLAIM, tmp_path) is None
+    assert claim_runs.scores(CLAIM, Results(tmp_path)) is None
     named = {**CLAIM, "answer": "cifar10_table3/hiap-33", "dataset": "cifar10"}
-    assert claims.judge(named, tmp_path).verdict == "not run"
+    assert ledger.judge(named, Results(tmp_path)).verdict == "not run"
 
 
 def test_a_point_of_a_curve_is_interpolated_per_seed(tmp_path: Path) -> None:
@@ -285,10 +291,10 @@ def test_a_point_of_a_curve_is_interpolated_per_seed(tmp_path: Path) -> None:
         record = make_record(config, "finished", top1=top1)
         assert record.size is not None
         write(record.model_copy(update={"size": record.size.model_copy(update={"macs": macs})}), Folders.of(config))
-    middle = claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "7.5e-05"}, tmp_path)
+    middle = claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "7.5e-05"}, Results(tmp_path))
     assert middle is not None
     assert middle.values.tolist() == [75.0]
-    assert claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, tmp_path) is None
+    assert claim_runs.scores({**CLAIM, "answer": "g/r-*", "argument": "2e-04"}, Results(tmp_path)) is None
 
 
 def test_the_figures_are_answered_by_runs_of_that_shape(found: pd.DataFrame) -> None:
@@ -299,19 +305,19 @@ def test_the_figures_are_answered_by_runs_of_that_shape(found: pd.DataFrame) -> 
     apart = (rows["found"] - rows["value"]).abs() <= rows["tolerance"]
     assert rows["agrees"].map({"yes": True, "no": False}).tolist() == apart.tolist()
     assert rows["found"].loc["F8-02"] == sum(
-        block.neurons for block in calibrate.taken(collect.REPOSITORY / "results")[8].shape or []
+        block.neurons for block in calibrate.taken(Results(REPOSITORY / "results"))[8].shape or []
     )
 
 
 def test_a_benchmark_of_trained_networks_says_how_to_get_them() -> None:
     claim = next(claim for claim in ANSWERED if claim["id"] == "X-09")
-    assert claims._how(claim).startswith(
+    assert ledger._how(claim).startswith(
         "python slurm/launch_grid.py --grid cifar10_table3 --only dense hiap-33; then "
     )
 
 
 def test_what_no_grid_answers_is_not_run_and_says_why() -> None:
-    answer = claims.judge({**CLAIM, "answer": ""}, Path("/nowhere"))
+    answer = ledger.judge({**CLAIM, "answer": ""}, Results(Path("/nowhere")))
     assert (answer.verdict, answer.evidence) == (
         "not run",
         "needs the compared method's own code, which this repository does not implement",
@@ -324,7 +330,7 @@ def test_a_row_and_a_claim_can_be_cited(capsys: pytest.CaptureFixture[str]) -> N
     assert "5 seeds, 5,000 test images" in shown
     assert shown.count("hiap-") > 5
     assert "@misc{hiap-reproduction-study-hiap-20," in shown
-    head = cite.head()
+    head = git_state()[0]
     assert cite.main([f"E-01@{head[:10]}"]) == 0
     shown = capsys.readouterr().out
     assert "verdict   contradicted" in shown
@@ -341,7 +347,7 @@ def test_another_commit_is_refused_with_the_command_that_shows_it(capsys: pytest
 def test_a_claim_answered_by_runs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cite.main(["T3-14"]) == 0
     shown = capsys.readouterr().out
-    both = collect.load(collect.REPOSITORY / "results", "study").query("label in ('hiap-33', 'uniform-33')")
+    both = Results(REPOSITORY / "results").runs("study").query("label in ('hiap-33', 'uniform-33')")
     assert all(run_id in shown for run_id in both["run_id"])
     assert all(commit[:10] in shown for commit in both["commit"])
 

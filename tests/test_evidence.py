@@ -11,7 +11,11 @@ import pandas as pd
 import pytest
 from test_analysis import DENSE_MACS, made_up
 
-from analysis import collect, evidence, evidence_plots, inference, tables
+from analysis.figures import accuracy, heat_maps, intervals
+from analysis.records.results import Results
+from analysis.stats import images
+from analysis.studies import evidence
+from analysis.tables import ours, render
 from hiap.train.record import Folders, Metrics, Score, write
 
 IMAGES = 2000
@@ -20,7 +24,7 @@ GAINS = {"vit_slim": 3.0, "taylor": 6.0, "uniform": -2.0, "uniform-noise": 0.0}
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "RESAMPLES", 500)
+    monkeypatch.setattr(images, "RESAMPLES", 500)
 
 
 def put(root: Path, label: str, method: str, seed: int, level: float, grid: str = "evidence", **config: Any) -> None:
@@ -51,14 +55,14 @@ def root(tmp_path: Path) -> Path:
             for variant, gain in GAINS.items():
                 own = {**budget, "noise": variant == "uniform-noise"}
                 put(tmp_path, f"{variant}-{cut}", variant.split("-")[0], seed, 80 + gain, budget=own)
-    for run in [r for r in collect.records(tmp_path) if r.label == "hiap-65"]:
+    for run in [r for r in Results(tmp_path).records() if r.label == "hiap-65"]:
         start = {"weights": f"run:{run.run_id}"}
         put(tmp_path, "hiap-finetuned-65", "dense", run.seed, 83, model=start, optim={"epochs": 3})
     return tmp_path
 
 
 def test_hiap_is_held_against_every_variant_and_six_are_judged(root: Path) -> None:
-    rows = evidence.against(evidence.load(root)).set_index(["target", "variant"])
+    rows = evidence.against(evidence.load(Results(root))).set_index(["target", "variant"])
     assert list(rows.reset_index()) == list(evidence.AGAINST_COLUMNS)
     assert len(rows) == 2 * 5
     assert {key for key, row in rows.iterrows() if row["primary"]} == set(evidence.PRIMARY)
@@ -73,25 +77,25 @@ def test_hiap_is_held_against_every_variant_and_six_are_judged(root: Path) -> No
 
 def test_a_primary_test_that_is_missing_still_counts(root: Path) -> None:
     """Six tests whatever has been run: else a half-finished study would judge more mildly."""
-    runs = evidence.load(root)
+    runs = evidence.load(Results(root))
     only = evidence.against(runs[runs["label"].isin(["hiap-50", "taylor-50"])])
     assert len(only) == 1
     assert only["p_holm"].item() == pytest.approx(min(1.0, 6 * only["p"].item()))
 
 
 def test_records_without_images_are_shown_and_not_compared(root: Path) -> None:
-    runs = evidence.load(root)
+    runs = evidence.load(Results(root))
     runs["hits"] = None
     assert evidence.against(runs).empty
     assert evidence.finetuning(runs).empty
     rows = evidence.accuracies(runs)
     assert rows["top1"].notna().all()
     assert rows[["low", "high"]].isna().all(axis=None)
-    assert "Target 35 %" in tables.text(evidence.table(runs))
+    assert "Target 35 %" in render.text(ours.at_papers_shape(runs))
 
 
 def test_no_records_give_empty_frames(tmp_path: Path) -> None:
-    runs = evidence.load(tmp_path)
+    runs = evidence.load(Results(tmp_path))
     assert runs.empty
     for frame in (
         evidence.accuracies(runs),
@@ -101,15 +105,15 @@ def test_no_records_give_empty_frames(tmp_path: Path) -> None:
     ):
         assert frame.empty
     assert evidence.tuned(runs).empty
-    assert set(evidence.blocks(tmp_path, ["hiap-50"])["network"]) == {f"Fig. {n}" for n in range(5, 10)}
+    assert set(evidence.blocks(Results(tmp_path), ["hiap-50"])["network"]) == {f"Fig. {n}" for n in range(5, 10)}
 
 
 def test_fine_tuning_is_paired_with_the_network_that_it_starts_from(root: Path) -> None:
-    (row,) = evidence.finetuning(evidence.load(root)).to_dict("records")
+    (row,) = evidence.finetuning(evidence.load(Results(root))).to_dict("records")
     assert (row["label"], row["title"], row["target"], row["n"]) == ("hiap-65", "HiAP", 0.35, 3)
     assert row["low"] < row["difference"] < row["high"]
     assert row["difference"] == pytest.approx(3, abs=1)
-    runs = evidence.load(root)
+    runs = evidence.load(Results(root))
     share = runs.loc[runs["label"] == "hiap-finetuned-65", "macs_share"]
     assert share.tolist() == pytest.approx([10_000_000 / DENSE_MACS] * 3), "of the dense network, not of its start"
     found = evidence.pair(runs, "hiap-settled-65", "vit_slim-65")
@@ -118,8 +122,8 @@ def test_fine_tuning_is_paired_with_the_network_that_it_starts_from(root: Path) 
 
 
 def test_the_table_says_what_is_judged_and_fits_the_page(root: Path) -> None:
-    shown = tables.text(evidence.table(evidence.load(root)))
-    assert max(map(len, shown.splitlines())) <= tables.TEXT_WIDTH
+    shown = render.text(ours.at_papers_shape(evidence.load(Results(root))))
+    assert max(map(len, shown.splitlines())) <= render.TEXT_WIDTH
     half = shown.split("Target 50 %")[1].split("Target 35 %")[0]
     line = {name: next(row for row in half.splitlines() if row.startswith(name)) for name in ("Taylor", "Uniform (n")}
     assert "below" in line["Taylor"]
@@ -129,15 +133,15 @@ def test_the_table_says_what_is_judged_and_fits_the_page(root: Path) -> None:
 
 
 def test_figures_show_every_row(root: Path) -> None:
-    runs = evidence.load(root)
-    fig = evidence_plots.forest(evidence.against(runs))
+    runs = evidence.load(Results(root))
+    fig = intervals.at_papers_shape(evidence.against(runs))
     assert [ax.get_title() for ax in fig.axes] == ["50 % of the MACs", "35 % of the MACs"]
     assert len({tuple(np.atleast_1d(line.get_markerfacecolor())) for line in fig.axes[0].lines[1:]}) > 3
     rows = evidence.accuracies(runs)
-    legend = evidence_plots.accuracy(rows).legends[0]
+    legend = accuracy.at_papers_shape(rows).legends[0]
     assert {text.get_text().split(",")[0] for text in legend.get_texts()} == set(rows["title"])
-    blocks = evidence.blocks(root, ["hiap-50", "hiap-65"])
-    pictures = evidence_plots.blocks(blocks)
+    blocks = evidence.blocks(Results(root), ["hiap-50", "hiap-65"])
+    pictures = heat_maps.blocks(blocks)
     assert [label.get_text() for label in pictures.axes[0].get_yticklabels()][:2] == [
         "hiap-50 (n = 3)",
         "hiap-65 (n = 3)",
@@ -146,7 +150,7 @@ def test_figures_show_every_row(root: Path) -> None:
 
 
 def test_blocks_are_means_over_seeds(root: Path) -> None:
-    rows = evidence.blocks(root, ["hiap-50"]).query("network == 'hiap-50'").set_index("block")
+    rows = evidence.blocks(Results(root), ["hiap-50"]).query("network == 'hiap-50'").set_index("block")
     assert rows.loc[0, ["n", "heads", "dims", "neurons"]].tolist() == [3, 3, 21, 300]
     assert rows.loc[1, ["heads", "dims", "neurons"]].tolist() == [1, 32, 0]
 
@@ -156,16 +160,16 @@ def test_the_best_configuration_of_each_method_is_taken(tmp_path: Path) -> None:
     for label, level, lr in (("hiap-lr0.02", 70, 0.02), ("hiap-lr0.05", 75, 0.05), ("settled-0.4", 60, 0.07)):
         put(tmp_path, label, "hiap", 0, level, "tune", gates={"lr": lr})
     put(tmp_path, "taylor-lr1e-4", "taylor", 0, 50, "tune", budget={"target_macs": 0.5})
-    rows = evidence.tuned(evidence.load(tmp_path, "tune"))
+    rows = evidence.tuned(evidence.load(Results(tmp_path), "tune"))
     assert rows[rows["taken"]]["label"].tolist() == ["hiap-lr0.05", "settled-0.4", "taylor-lr1e-4"]
     assert len(rows) == 4
-    equal = evidence.load(tmp_path, "tune").assign(top1=50.0)
+    equal = evidence.load(Results(tmp_path), "tune").assign(top1=50.0)
     equal["loss"] = equal["label"].map({"hiap-lr0.02": 0.1}).fillna(0.2)
     assert "hiap-lr0.02" in set(evidence.tuned(equal).query("taken")["label"])
 
 
 def test_a_seed_on_two_types_of_processor_is_seen(root: Path) -> None:
-    runs = evidence.load(root)
+    runs = evidence.load(Results(root))
     runs.loc[runs.index[0], "device_name"] = "another"
     seen = evidence.machines(runs)
     assert isinstance(seen, pd.DataFrame)

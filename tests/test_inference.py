@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from analysis import inference
+from analysis.stats import images as inference
+from analysis.stats import seeds as over_seeds
 
 
 @pytest.fixture(autouse=True)
@@ -162,10 +163,10 @@ def test_equivalence_is_rarely_declared_at_the_margin():
 
 def test_holm_against_a_worked_example():
     """Four tests: 0.005 x 4, 0.011 x 3, 0.02 x 2 and 0.04 x 1, none below the one before."""
-    assert inference.holm(np.array([0.02, 0.005, 0.04, 0.011])) == pytest.approx([0.04, 0.02, 0.04, 0.033])
-    assert inference.holm(np.array([0.6, 0.9])) == pytest.approx([1.0, 1.0])
-    assert inference.holm(np.array([])).tolist() == []
-    some = inference.holm(np.array([0.01, np.nan, 0.04]))
+    assert over_seeds.holm(np.array([0.02, 0.005, 0.04, 0.011])) == pytest.approx([0.04, 0.02, 0.04, 0.033])
+    assert over_seeds.holm(np.array([0.6, 0.9])) == pytest.approx([1.0, 1.0])
+    assert over_seeds.holm(np.array([])).tolist() == []
+    some = over_seeds.holm(np.array([0.01, np.nan, 0.04]))
     assert some[[0, 2]] == pytest.approx([0.02, 0.04])
     assert np.isnan(some[1])
 
@@ -174,14 +175,14 @@ def test_holm_keeps_the_order_and_never_helps():
     rng = np.random.default_rng(10)
     for _ in range(50):
         p = rng.random(rng.integers(1, 30)) ** 3
-        adjusted = inference.holm(p)
+        adjusted = over_seeds.holm(p)
         assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
         assert (adjusted >= p).all()
         assert (adjusted <= np.minimum(1, len(p) * p) + 1e-12).all()  # Bonferroni is never milder
 
 
 def test_student_where_nothing_varies():
-    assert inference.student_p(np.array([0.1 + 0.2 - 0.3] * 5)) == 1
-    assert inference.student_p(np.array([1.0, 1.0])) == 0
-    assert np.isnan(inference.student_p(np.array([1.0])))
-    assert inference.student_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.0742, abs=1e-4)
+    assert over_seeds.student_p(np.array([0.1 + 0.2 - 0.3] * 5)) == 1
+    assert over_seeds.student_p(np.array([1.0, 1.0])) == 0
+    assert np.isnan(over_seeds.student_p(np.array([1.0])))
+    assert over_seeds.student_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.0742, abs=1e-4)

@@ -10,11 +10,17 @@ import nbformat
 import pytest
 import yaml
 
-from analysis import claims, collect, execute, open_points, paper, paper_numbers, paper_parts, prose, report
+from analysis import execute, paper
+from analysis.findings.registry import findings
+from analysis.records.results import REPOSITORY, Results
+from analysis.report import __main__ as page
+from analysis.report import numbers, parts, prose
+from analysis.studies import open_points
 from hiap.train.config import ConfigError
 from slurm import grid
 
-RESULTS = collect.REPOSITORY / "results"
+RESULTS = REPOSITORY / "results"
+ANSWERS = numbers.Answers.of(Results(RESULTS))
 TEX = (paper.PAPER / "paper.tex").read_text()
 
 
@@ -62,7 +68,7 @@ def test_macros_places_and_names_are_let_through(text: str) -> None:
 
 
 def test_every_number_of_the_report_is_computed_and_an_unknown_one_is_named() -> None:
-    known = paper_numbers.numbers(RESULTS, claims.verdicts(RESULTS))
+    known = numbers.numbers(ANSWERS)
     assert set(paper.used(TEX)) <= set(known)
     assert not [name for name in paper.used(TEX) if known[name] in ("nan", "$nan$")]
     with pytest.raises(ConfigError, match=r"not computed: study\.novel"):
@@ -78,14 +84,15 @@ def test_every_part_that_is_generated_is_used_and_the_other_way_round(tmp_path: 
 
 
 def test_all_findings_and_all_open_points_have_a_line() -> None:
-    assert [int(row[0]) for row in paper_parts.finding_rows()] == list(range(1, 15))
+    assert list(findings()) == list(range(1, 15))
+    assert all(finding.said in parts.finding_table() for finding in findings().values())
     assert [point.id for point in open_points.POINTS] == [f"A{i}" for i in range(1, 13)]
     assert all(bool(point.grid) != bool(point.reason) for point in open_points.POINTS)
 
 
 def test_what_was_chosen_without_an_option_is_told_with_its_reason() -> None:
-    shown = paper_parts.open_table(RESULTS)
-    readme = (collect.REPOSITORY / "README.md").read_text()
+    shown = parts.open_table(ANSWERS)
+    readme = (REPOSITORY / "README.md").read_text()
     for choice in open_points.CHOICES:
         assert choice.reason[:30] in shown
     assert "0.953 against 0.786" in shown
@@ -93,7 +100,7 @@ def test_what_was_chosen_without_an_option_is_told_with_its_reason() -> None:
 
 
 def test_every_grid_is_listed_with_what_it_shows() -> None:
-    assert set(paper_parts.SHOWS) == {path.stem for path in grid.GRIDS.glob("*.yaml")}
+    assert set(parts.SHOWS) == {path.stem for path in grid.GRIDS.glob("*.yaml")}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def test_a_reading_is_paired_with_the_run_that_differs_in_it_alone(label: str, i
 
 def test_the_page_has_every_notebook_and_no_code(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    assert report.main(["--out", str(out)]) == 0
+    assert page.main(["--out", str(out)]) == 0
     html = out.read_text()
     notebooks = sorted(execute.FOLDER.glob("*.ipynb"))
     assert len(notebooks) > 10
@@ -136,8 +143,8 @@ def test_the_page_has_every_notebook_and_no_code(tmp_path: Path) -> None:
 
 
 def test_the_citation_file_has_what_a_citation_needs() -> None:
-    cff = yaml.safe_load((collect.REPOSITORY / "CITATION.cff").read_text())
-    version = re.search(r'^version = "(.+)"', (collect.REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    cff = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    version = re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
     assert version
     assert str(cff["version"]) == version[1]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", str(cff["date-released"]))

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import collect, dictionary
+from analysis import dictionary
+from analysis.records.results import REPOSITORY, Results
 from hiap.bench.run import Report
 from hiap.train.record import Record, read
 
-RESULTS = collect.REPOSITORY / "results"
+RESULTS = REPOSITORY / "results"
 RECORDS = sorted(RESULTS.glob("runs/*/*.json"))
 REPORTS = sorted(RESULTS.glob("bench/*.json"))
 
@@ -49,7 +50,7 @@ def test_every_finished_record_has_sane_sizes_and_scores(records: dict[Path, Rec
 
 
 def test_no_run_ends_above_its_target() -> None:
-    runs = collect.load(RESULTS).dropna(subset="target")
+    runs = Results(RESULTS).runs().dropna(subset="target")
     assert len(runs)
     above = runs[runs["macs_share"] > runs["target"] + 1e-9]
     assert above[["grid", "label", "seed", "macs_share", "target"]].values.tolist() == []

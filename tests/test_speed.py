@@ -11,6 +11,7 @@ from conftest import small_vit
 from test_extraction import MODES, counted_macs, random_gated, relative
 
 import hiap
+from analysis.records import published
 from hiap import cost, gated_vit, ledger
 from hiap.bench import run as bench
 from hiap.bench import topologies
@@ -108,6 +109,14 @@ def test_figures_scale_to_wider_backbones():
     small, base = (ledger.known_dims(f"deit_{size}_patch16_224") for size in ("small", "base"))
     for wide, narrow in zip(topologies.digitised("fig5", base), topologies.digitised("fig5", small), strict=True):
         assert wide == [2 * n for n in narrow]
+
+
+def test_the_last_epochs_are_those_of_the_published_heat_maps() -> None:
+    deit = ledger.known_dims("deit_small_patch16_224")
+    assert deit is not None
+    for figure in published.HEAT_MAPS:
+        last = published.last_state(figure)
+        assert topologies.digitised(f"fig{figure}", deit) == (last["heads"].tolist(), last["neurons"].tolist())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 from test_analysis import DENSE_MACS, made_up
 
-from analysis import collect, report_plots, stats, study_plots, tables
+from analysis.figures import accuracy, intervals
+from analysis.records import names
+from analysis.records.results import Results
+from analysis.stats import seeds as statistics
+from analysis.studies import budget, comparisons
+from analysis.tables import ours, render
 from hiap.train.record import Folders, write
 
 
@@ -17,12 +22,12 @@ def seeds(*values: float, start: int = 0) -> pd.Series:
 
 def test_a_mean_is_seeded_and_one_value_has_no_interval():
     values = seeds(81.0, 82.5, 80.2, 83.1, 81.7)
-    first = stats.mean(values)
-    assert first == stats.mean(values)
+    first = statistics.mean(values)
+    assert first == statistics.mean(values)
     assert first.mean == pytest.approx(81.7)
     assert first.n == 5
     assert values.min() < first.low < first.mean < first.high < values.max()
-    alone = stats.mean(seeds(80.0))
+    alone = statistics.mean(seeds(80.0))
     assert (alone.mean, alone.n) == (80.0, 1)
     assert np.isnan([alone.low, alone.high]).all()
 
@@ -30,38 +35,38 @@ def test_a_mean_is_seeded_and_one_value_has_no_interval():
 def test_five_seeds_cover_less_than_the_level_says():
     """The number in the module's docstring."""
     draws = np.random.default_rng(0).normal(size=(400, 5))
-    covered = [(i := stats.mean(row)).low <= 0 <= i.high for row in draws]
+    covered = [(i := statistics.mean(row)).low <= 0 <= i.high for row in draws]
     assert 0.80 < np.mean(covered) < 0.88
 
 
 def test_a_difference_is_paired_by_seed():
     """Seeds that differ much among each other, by the same amount for both: unpaired, nothing could be told."""
     reference = seeds(70.0, 80.0, 90.0, 75.0, 85.0)
-    found = stats.compare(reference + seeds(1.0, 1.1, 0.9, 1.0, 1.2), reference)
+    found = statistics.compare(reference + seeds(1.0, 1.1, 0.9, 1.0, 1.2), reference)
     assert found.decided
     assert found.difference.low > 0.9
     shuffled = reference.sample(frac=1, random_state=1)
-    assert stats.compare(shuffled, reference).difference.mean == 0
+    assert statistics.compare(shuffled, reference).difference.mean == 0
 
 
 def test_improvement_counts_pairs_and_half_the_ties():
-    found = stats.compare(seeds(1.0, 2.0), seeds(1.0, 1.0))
+    found = statistics.compare(seeds(1.0, 2.0), seeds(1.0, 1.0))
     assert found.improvement == pytest.approx((0.5 + 0.5 + 1 + 1) / 4)
-    assert stats.compare(seeds(2.0, 3.0), seeds(0.0, 1.0)).improvement == 1
+    assert statistics.compare(seeds(2.0, 3.0), seeds(0.0, 1.0)).improvement == 1
 
 
 def test_nothing_is_decided_without_student_or_without_common_seeds():
     """Two seeds' bootstrap interval excludes zero as soon as both are positive; Student's does not."""
-    found = stats.compare(seeds(0.1, 3.0), seeds(0.0, 0.0))
+    found = statistics.compare(seeds(0.1, 3.0), seeds(0.0, 0.0))
     assert found.difference.low > 0
     assert not found.decided
-    apart = stats.compare(seeds(1.0), seeds(1.0, start=5))
+    apart = statistics.compare(seeds(1.0), seeds(1.0, start=5))
     assert apart.difference.n == 0
     assert not apart.decided
 
 
 def test_rounding_decides_nothing():
-    found = stats.compare(seeds(*[0.1 + 0.2] * 5), seeds(*[0.3] * 5))
+    found = statistics.compare(seeds(*[0.1 + 0.2] * 5), seeds(*[0.3] * 5))
     assert found.difference.mean > 0
     assert (found.difference.low, found.decided) == (0, False)
 
@@ -71,7 +76,7 @@ def test_rounding_decides_nothing():
     [("taylor-rounds-20", 0.8, "taylor-rounds"), ("hiap-33", 0.67, "hiap"), ("dense", None, "dense")],
 )
 def test_variant_is_the_label_without_its_budget(label, target, name):
-    assert stats.variant(label, target) == name
+    assert names.variant(label, target) == name
 
 
 @pytest.fixture
@@ -88,11 +93,11 @@ def runs(tmp_path) -> pd.DataFrame:
                 records.append(made_up(f"l1-{name}", "l1", seed, macs, top1 + 1 + 0.01 * seed, budget=budget))
     for record in records:
         write(record, Folders(tmp_path, "laptop", record.run_id))
-    return collect.load(tmp_path)
+    return Results(tmp_path).runs()
 
 
 def test_the_study_compares_at_the_same_target_only(runs):
-    rows = stats.study(runs).set_index("label")
+    rows = comparisons.study(runs).set_index("label")
     assert rows.loc["l1-20", "difference"] == pytest.approx(1.01)
     assert rows.loc["l1-20", "decided"] is True
     assert rows.loc[["dense", "hiap-20", "hiap-50"], "difference"].isna().all()
@@ -101,8 +106,8 @@ def test_the_study_compares_at_the_same_target_only(runs):
 
 
 def test_the_study_table_says_what_is_decided_and_fits_the_page(runs):
-    text = tables.text(tables.study(stats.study(runs)))
-    assert max(map(len, text.splitlines())) <= tables.TEXT_WIDTH
+    text = render.text(ours.study(comparisons.study(runs)))
+    assert max(map(len, text.splitlines())) <= render.TEXT_WIDTH
     assert next(line for line in text.splitlines() if "l1 FFN" in line).split()[-3] == "better"
     assert "Target 80 %" in text
     assert "Target 50 %" in text
@@ -115,39 +120,39 @@ def test_what_holm_does_not_keep_stands_in_brackets_and_pale(runs):
         l1.assign(label=f"{method}-20", method=method, run_id=[method + i for i in "abc"], top1=l1["top1"] + shift)
         for method, shift in (("taylor", np.array([-0.3, 0.4, 0.1])), ("cofi", np.array([-3.0, 2.0, 0.0])))
     ]
-    rows = stats.study(pd.concat([runs, *others], ignore_index=True)).set_index("label")
+    rows = comparisons.study(pd.concat([runs, *others], ignore_index=True)).set_index("label")
     decided = rows.loc[["l1-20", "taylor-20", "cofi-20"], ["decided", "holm"]]
     assert decided.values.tolist() == [[True, True], [True, False], [False, False]]
     assert rows.loc["l1-20", "p_holm"] == pytest.approx(3 * rows.loc["l1-20", "p"])
     assert rows.loc[["dense", "hiap-20"], ["p", "p_holm", "holm"]].isna().all(axis=None)
-    verdicts = tables.values(tables.study(rows.reset_index())).set_index("title")["verdict"]
+    verdicts = render.values(ours.study(rows.reset_index())).set_index("title")["verdict"]
     assert verdicts[["l1 FFN", "Taylor", "CoFi"]].tolist() == ["better", "(better)", ""]
-    faces = {tuple(line.get_markerfacecolor()) for line in study_plots.forest(rows.reset_index()).axes[0].lines[1:]}
+    faces = {tuple(line.get_markerfacecolor()) for line in intervals.forest(rows.reset_index()).axes[0].lines[1:]}
     assert len(faces) == 3
 
 
 def test_figures_show_every_compared_row(runs):
-    rows = stats.study(runs)
-    assert len(study_plots.forest(rows).axes) == 1  # a target at which nothing is compared has no panel
-    assert len(study_plots.top1_and_training({"once": rows, "twice": rows}).axes) == 2
+    rows = comparisons.study(runs)
+    assert len(intervals.forest(rows).axes) == 1  # a target at which nothing is compared has no panel
+    assert len(accuracy.top1_and_training({"once": rows, "twice": rows}).axes) == 2
 
 
 def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
     far = runs.assign(top1=runs["top1"].where(runs["method"] != "l1", 30.0))
     near = runs[runs["label"] == "l1-20"].assign(label="taylor-20", method="taylor", run_id=["a", "b", "c"])
-    rows = stats.study(pd.concat([far, near], ignore_index=True))
-    for fig in (study_plots.top1_and_training({"once": rows}), report_plots.study_pareto(rows)):
+    rows = comparisons.study(pd.concat([far, near], ignore_index=True))
+    for fig in (accuracy.top1_and_training({"once": rows}), accuracy.study_pareto(rows)):
         assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
         assert fig.axes[0].get_ylim()[0] > 70
         assert fig.axes[0].get_ylim()[0] < rows.loc[rows["method"] == "hiap", "low"].min()
-    fig = study_plots.forest(rows)
+    fig = intervals.forest(rows)
     (text,) = (text for text in fig.axes[0].texts if "←" in text.get_text())
     fig.draw_without_rendering()
     assert text.get_window_extent().x1 < fig.axes[0].transData.transform((0, 0))[0]
 
 
 def test_landings_keep_the_worst_seed(runs):
-    landed = stats.landings(runs).set_index("label")
+    landed = budget.landings(runs).set_index("label")
     assert landed.loc["hiap-50", "shortfall"] == pytest.approx(100 * 2000 / DENSE_MACS, abs=1e-5)
     assert landed.loc["hiap-50", "overshoot"] <= 0
     assert "dense" not in landed.index
@@ -158,7 +163,7 @@ def test_a_strength_tuned_by_hand_is_judged_on_other_seeds():
     ruled = pd.DataFrame(
         [{"label": k, "seed": s, "macs_share": v} for k, values in shares.items() for s, v in enumerate(values)]
     )
-    hand = stats.by_hand(ruled, [0.7, 0.5]).set_index("label")
+    hand = budget.by_hand(ruled, [0.7, 0.5]).set_index("label")
     assert hand.loc["strong", ["tuned", "low", "high"]].tolist() == pytest.approx([2, -1, 8])
     assert hand.loc["weak", ["tuned", "low", "high"]].tolist() == pytest.approx([1, 0, 5])
     assert hand["n"].tolist() == [2, 2]
@@ -166,7 +171,7 @@ def test_a_strength_tuned_by_hand_is_judged_on_other_seeds():
 
 
 def frame(**scores: tuple[float | None, tuple[float, ...]]) -> pd.DataFrame:
-    """Runs of label -> (target, top-1 per seed), with what ``stats.against`` looks at."""
+    """Runs of label -> (target, top-1 per seed), with what ``comparisons.against`` looks at."""
     rows = [
         {"label": label.replace("_", "-"), "target": target, "seed": s, "top1": v}
         for label, (target, values) in scores.items()
@@ -182,7 +187,7 @@ def test_controls_are_paired_with_the_reference_at_each_target():
         hiap_faithful=(None, (99.0, 99.0, 99.0)),
         dense_noise=(None, (80.0, 81.1, 81.9)),
     )
-    found = stats.against(runs, ["dense-noise", "absent"]).set_index("target")
+    found = comparisons.against(runs, ["dense-noise", "absent"]).set_index("target")
     assert found.index.tolist() == [0.8, 0.5], "highest target first, and nothing for what has none"
     assert found["difference"].tolist() == pytest.approx([1.0, -1.0])
     assert found["n"].tolist() == [3, 3]
@@ -191,9 +196,9 @@ def test_controls_are_paired_with_the_reference_at_each_target():
 
 def test_longer_recipes_are_held_against_the_short_single_phase(runs):
     longer = runs.assign(top1=runs["top1"] + 5.0)
-    found = stats.against_single_phase(longer, runs).set_index("title")
+    found = comparisons.against_single_phase(longer, runs).set_index("title")
     assert not any("HiAP" in title for title in found.index)
-    rows = stats.study(runs).dropna(subset="difference")
+    rows = comparisons.study(runs).dropna(subset="difference")
     assert [found.loc["l1 FFN", "difference"]] == pytest.approx(
         (rows.loc[rows["title"] == "l1 FFN", "difference"] + 5.0).tolist()
     )
@@ -209,4 +214,4 @@ def test_longer_recipes_are_held_against_the_short_single_phase(runs):
     ],
 )
 def test_controls_are_named_for_what_they_are(label, method, shown):
-    assert collect.title(label, method) == shown
+    assert names.title(label, method) == shown

@@ -65,7 +65,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _numbers_of_the_cifar_model(cls, values: Any) -> Any:
-        # A11: patch 4 and MLP ratio 4 are unstated and follow from the paper's MAC count (see analysis/findings.py).
+        # A11: patch 4 and MLP ratio 4 are unstated and follow from the paper's MAC count (analysis/findings/costs.py).
         if isinstance(values, dict) and values.get("name", "vit") == "vit":
             given = {k: v for k, v in values.items() if v is not None}
             return {"patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "mlp_ratio": 4.0, **given}

@@ -1,0 +1,181 @@
+"""What answers a claim at laptop scale: ``HERE``, named by ``results/published/claims.csv``, from committed records.
+Not the paper's data or hardware, and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.claims.runs import METRICS, Metric, of_record
+from analysis.records import bench, published
+from analysis.records.results import Results
+from analysis.stats import seeds
+from analysis.studies import budget, calibrate
+from hiap.train.record import BlockShape, Record
+
+NAN = float("nan")
+CLOCK = "deit_small_cpu_fp32_b16"  # report of the CPU benchmark
+
+
+class Answer(NamedTuple):
+    """``found`` with its interval over ``n`` runs, whether it ``agrees`` with the claim (None: as the claim's own value
+    and tolerance say), its ``source``, and the ``runs`` behind it (``run_id``, ``commit``), if any."""
+
+    found: float
+    low: float
+    high: float
+    n: int
+    agrees: bool | None
+    source: str
+    runs: pd.DataFrame | None = None
+
+
+def ahead_here(results: Results, argument: str) -> Answer | None:
+    """'a b': top-1 of grid study's label a minus label b's, paired by seed; agrees if decidedly above zero."""
+    first, second = argument.split()
+    runs = results.runs("study")
+    both = runs[runs["label"].isin([first, second])]
+    scores = seeds.scores_per_label(both)
+    if len(scores) < 2:
+        return None
+    found = seeds.compare(scores[first], scores[second])
+    agrees = found.decided and found.difference.mean > 0
+    return Answer(*found.difference, agrees, f"grid study: {first}, {second}", both)
+
+
+def dims_here(results: Results, _: str) -> Answer | None:
+    """Share of the heads left that keep half of their value dimensions or fewer."""
+    rows = results.runs("study").query("label == 'hiap-faithful'")
+    if rows.empty:
+        return None
+    found = seeds.mean(METRICS["share of narrow heads"](results, "study", rows))
+    return Answer(*found, found.low >= 0.5, "grid study: hiap-faithful", rows)
+
+
+def neurons_of_fig5_here(_: Results, half: str) -> Answer:
+    """Mean neurons of the FFNs left in the first or the second half of Fig. 5's blocks, at the last epoch: one split,
+    fixed beforehand, because among all of them there is one for nearly every number."""
+    neurons = published.last_state(5)["neurons"].to_numpy()
+    middle = len(neurons) // 2
+    start, end = (0, middle) if half == "first" else (middle, len(neurons))
+    part = neurons[start:end]
+    source = f"digitised Fig. 5, another of the paper's runs: blocks {start} to {end - 1}"
+    return Answer(float(part[part > 0].mean()), NAN, NAN, 0, None, source)
+
+
+def _at_strengths(results: Results, figures: str, metric: Metric) -> Answer | None:
+    """A number of the runs with the paper's rule at the strengths of these figures, in a network of its shape: the mean
+    over them, which the claim's own tolerance judges."""
+    records, numbers = calibrate.taken(results), [int(figure) for figure in figures.split()]
+    if not all(number in records for number in numbers):
+        return None
+    source = (
+        f"grid calibrate: reading {calibrate.TAKEN} at the strengths of Fig. {', '.join(map(str, numbers))}, one seed"
+    )
+    runs = results.runs(calibrate.GRID)
+    mine = runs[runs["label"].isin([records[number].label for number in numbers])]
+    values = metric(results, calibrate.GRID, mine)
+    return Answer(float(values.mean()), NAN, NAN, len(values), None, source, mine)
+
+
+def neurons_share_here(results: Results, figure: str) -> Answer | None:
+    """Per cent of the dense network's."""
+    found = _at_strengths(results, figure, METRICS["neurons"])
+    return found and found._replace(found=100 * found.found / calibrate.FULL["neurons"])
+
+
+def last_ffns_here(results: Results, figures: str) -> Answer | None:
+    """The share of the runs in which the last block's FFN is gone."""
+    found = _at_strengths(results, figures, of_record(lambda record: _shape(record)[-1].neurons == 0))
+    return found and found._replace(agrees=found.found == 1)
+
+
+def ffns_empty_here(results: Results, figure: str) -> Answer | None:
+    """How many FFNs are gone."""
+    gone = of_record(lambda record: sum(block.neurons == 0 for block in _shape(record)))
+    found = _at_strengths(results, figure, gone)
+    return found and found._replace(agrees=found.found > 0)
+
+
+def heads_between_here(results: Results, argument: str) -> Answer | None:
+    """As ``heads_between``, after the same share of the training."""
+    figure, epochs, low, high = map(int, argument.split())
+
+    def share(record: Record) -> float:
+        look = next(look for look in record.gates if look.step * calibrate.COLUMNS >= epochs * look.steps)
+        return float(np.mean([low <= heads <= high for heads in look.heads]))
+
+    return _at_strengths(results, str(figure), of_record(share))
+
+
+def never_empty_here(results: Results, figures: str) -> Answer | None:
+    """The share of the runs in which no layer is without heads at the end."""
+    whole = of_record(lambda record: all(block.head_dims for block in _shape(record)))
+    found = _at_strengths(results, figures, whole)
+    return found and found._replace(agrees=found.found == 1)
+
+
+def _shape(record: Record) -> list[BlockShape]:
+    assert record.shape is not None
+    return record.shape
+
+
+def two_to_one_best_here(results: Results, _: str) -> Answer | None:
+    """Largest lead of another ratio's mean over the line between the means of 2:1, within its range."""
+    runs = results.runs("ratios").query("method == 'hiap'")
+    if runs.empty:
+        return None
+    means = runs.groupby("label")[["macs_share", "top1"]].mean()
+    mine = means.index.str.startswith("2to1")
+    line, others = means[mine].sort_values("macs_share"), means[~mine]
+    inside = others[others["macs_share"].between(line["macs_share"].iloc[0], line["macs_share"].iloc[-1])]
+    lead = (inside["top1"] - np.interp(inside["macs_share"], line["macs_share"], line["top1"])).max()
+    source = "grid ratios: largest lead over 2:1, points"
+    return Answer(float(lead), NAN, NAN, len(runs), bool(lead <= 0), source, runs)
+
+
+def rule_misses_here(results: Results, _: str) -> Answer | None:
+    """Extracted minus expected MACs of the paper's rule, per cent of dense: the largest in size."""
+    misses, runs = budget.rule_misses(results, "budget"), results.runs("budget")
+    return _farthest(misses, "grid budget: rule-*", runs.loc[misses.index])
+
+
+def budget_misses_here(results: Results, _: str) -> Answer | None:
+    runs = results.runs("budget").dropna(subset="target")
+    return _farthest(100 * (runs["macs_share"] - runs["target"]), "grid budget: hiap-*; our budget rule", runs)
+
+
+def _farthest(misses: pd.Series, source: str, runs: pd.DataFrame) -> Answer | None:
+    """The miss (% of dense) that is farthest from 0; agrees within half a per cent."""
+    if misses.empty:
+        return None
+    low, high = float(misses.min()), float(misses.max())
+    worst = low if -low > high else high
+    return Answer(worst, low, high, len(misses), abs(worst) <= 0.5, source, runs)
+
+
+def realised_share_here(results: Results, _: str) -> Answer | None:
+    """The smallest realised share over the widths of the CPU benchmark."""
+    rows = bench.load(results)
+    shares = rows.loc[rows["report"] == CLOCK, "share"].dropna()
+    if shares.empty:
+        return None
+    low, high = float(shares.min()), float(shares.max())
+    return Answer(low, low, high, len(shares), low >= 0.9, f"results/bench/{CLOCK}.json; a CPU, not A100")
+
+
+HERE: dict[str, Callable[[Results, str], Answer | None]] = {
+    "heads_here": lambda results, figure: _at_strengths(results, figure, METRICS["heads"]),
+    "neurons_here": lambda results, figure: _at_strengths(results, figure, METRICS["neurons"]),
+    **{
+        answer.__name__: answer
+        for answer in (
+            ahead_here, dims_here, neurons_of_fig5_here, neurons_share_here, last_ffns_here, ffns_empty_here,
+            heads_between_here, never_empty_here, two_to_one_best_here, rule_misses_here, budget_misses_here,
+            realised_share_here,
+        )
+    },
+}  # fmt: skip

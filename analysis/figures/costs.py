@@ -1,0 +1,180 @@
+"""Costs: what a unit is worth, what networks can cost, what training took, what the clock says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Polygon, Rectangle
+
+from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, entry, look, narrow, wide
+from analysis.findings.costs import DEIT_SMALL
+from analysis.findings.table2 import CUTS, Described, width
+from analysis.records.names import count
+from analysis.studies.training import per_stage
+
+UNITS = {"head": "head", "value_dim": "value dimension", "neuron": "FFN neuron"}
+COLOURS = {"head": Ink.BLUE, "value_dim": Ink.ORANGE, "neuron": "#999999"}
+ON = {"head": "white", "value_dim": "black", "neuron": "black"}  # text upon these
+LEDGERS = ("Eq. 5", "true")
+INHERITED: dict[str, Any] = {"facecolor": "#e5e5e5", "edgecolor": Ink.GREY, "hatch": "////"}
+
+
+def prices(rows: pd.DataFrame) -> Figure:
+    """By Eq. 5 (FLOPs halved to MACs) and in truth: what one unit is credited with (left), and to which units the cost
+    of a block is billed (right). ``rows``: ``costs.price_list``."""
+    fig, (left, right) = wide(1.9, 1, 2, width_ratios=[1, 1.25])
+    paper, true = (rows[rows["ledger"] == name].set_index("unit") for name in LEDGERS)
+    for place, unit in enumerate(UNITS):
+        one, other = paper["macs"][unit], true["macs"][unit]
+        share = 100 * one / other
+        left.barh(place, share, height=0.6, color=COLOURS[unit])
+        left.text(share, place, f" {share:.0f} %", va="center")
+        left.text(3, place, f"{one:,} : {other:,}", va="center", fontsize=5.5, color=ON[unit])
+    left.axvline(100, **DASHED)
+    left.set_yticks(range(len(UNITS)), [f"one {name}" for name in UNITS.values()])
+    for place, ledger in enumerate((paper, true)):
+        start = 0.0
+        for unit in UNITS:
+            value = ledger["macs_per_block"][unit] / 1e6
+            right.barh(place, value, left=start, height=0.6, color=COLOURS[unit], edgecolor="white")
+            right.text(start + value / 2, place, f"{value:.1f}", ha="center", va="center", color=ON[unit])
+            start += value
+        right.text(start, place, f" {start:.1f}", va="center")
+    right.set_yticks(range(2), LEDGERS)
+    for ax, margin in ((left, 0.15), (right, 0.12)):
+        ax.invert_yaxis()
+        ax.margins(x=margin)
+    left.set_xlabel("Price in Eq. 5, % of the saved MACs")
+    right.set_xlabel("MMACs of one block, by what they are billed to")
+    handles = [Patch(color=COLOURS[unit], label=f"{name}s") for unit, name in UNITS.items()]
+    right.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return fig
+
+
+def conventions(counts: pd.DataFrame, printed: float) -> Figure:
+    """One network counted in several ways (columns ``counted``, ``macs``) against the number that was printed."""
+    fig, ax = narrow(0.75 + 0.22 * len(counts))
+    ax.axvline(printed / 1e6, color=Ink.RED, linewidth=0.9)
+    ax.scatter(counts["macs"] / 1e6, counts["counted"], color="black", s=14, zorder=3)
+    for row, macs in enumerate(counts["macs"]):
+        ax.text(1.02, row, f"{macs / 1e6:.2f}", va="center", transform=ax.get_yaxis_transform())
+    ax.invert_yaxis()
+    ax.margins(0.08, 0.15)
+    ax.grid(True, axis="y")
+    ax.set_xlabel("MMACs per image")
+    line = entry(Ink.RED, linestyle="-", label=f"printed in Table 3: {printed / 1e6:.1f}")
+    fig.legend(handles=[line], loc="outside upper right")
+    return fig
+
+
+def feasible(corners: dict[str, pd.DataFrame], ends: pd.DataFrame, text: Described) -> Figure:
+    """Parallelograms of ``table2.feasible_region`` by name, what the text describes (boxes, for both readings of A4),
+    and the last states of Figs. 5-9 (``heat_maps.final_widths``) with all value dimensions kept, so that they lie there
+    or to the left."""
+    fig, ax = narrow(2.9)
+    for (name, region), colour in zip(corners.items(), (Ink.RED, Ink.BLUE), strict=True):
+        ax.add_patch(Polygon(region[["width", "neurons"]].to_numpy(), facecolor=colour, label=name))
+    low, high = text.neurons
+    for (label, cut), colour, dash in zip(CUTS.items(), (Ink.GREEN, Ink.ORANGE), DASHES, strict=False):
+        first, last = (width(heads, text.value_dims, cut) for heads in text.heads)
+        style: dict[str, Any] = {"facecolor": (colour, 0.15), "edgecolor": colour, "linestyle": dash}
+        ax.add_patch(Rectangle((first, low), last - first, high - low, label=f"text, {label}", **style))
+    ax.plot(ends["width"], ends["neurons"], "k.", markersize=5, label="ends of Figs. 5 to 9, at most")
+    for row in ends.to_dict("records"):
+        place = (row["width"], row["neurons"])
+        ax.annotate(f"Fig. {row['figure']} ", place, (-2, 0), textcoords="offset points", ha="right", va="top", size=6)
+    ax.axhline(DEIT_SMALL.hidden, color="black", linewidth=0.6, linestyle=":")
+    ax.text(398, DEIT_SMALL.hidden + 8, "dense", ha="right", fontsize=6)
+    ax.set(xlim=(0, 400), ylim=(500, 1600), xlabel="attention dims per block (mean of Q/K and V)")
+    ax.set_ylabel("neurons per live FFN")
+    fig.legend(loc="outside upper center", ncols=2, columnspacing=1.0, handletextpad=0.5)
+    return fig
+
+
+def reach(rows: pd.DataFrame) -> Figure:
+    """Finding 6: ``heat_maps.reach``, a line per ratio. The digitised run can be a point up to its bar's end."""
+    fig, ax = narrow(2.0)
+    for place, (name, (colour, marker)) in enumerate(RATIOS.items()):
+        mine = rows[rows["series"] == name]
+        end, points = mine[mine["kind"] == "at most"].iloc[0], mine.loc[mine["kind"] == "point", "x"]
+        ax.barh(place, end["x"] - 1, left=1, height=0.5, color=colour, alpha=0.25, linewidth=0)
+        ax.text(1.03, place, f"Fig. {end['figure']:.0f}", va="center", fontsize=6)
+        ax.plot(points, [place] * len(points), marker, color=colour, **EDGED)
+    ax.set_yticks(range(len(RATIOS)), list(RATIOS))
+    ax.invert_yaxis()
+    ax.set(xlim=(1, 4), xlabel="GMACs")
+    ax.grid(True, axis="x")
+    most = entry(Ink.GREY, linestyle="-", alpha=0.4, linewidth=5, label="last state of Figs. 5 to 9, at most")
+    marks = [entry(Ink.GREY, "o", label="points of Fig. 4"), most]
+    fig.legend(handles=marks, loc="outside upper center", ncols=2, columnspacing=1.2)
+    return fig
+
+
+def training(stages: pd.DataFrame) -> Figure:
+    """What training took per label, stacked by stage (``Results.stages``), means over seeds; what a run inherited from
+    the run that it started from is hatched."""
+    bars, n = per_stage(stages), stages.groupby("label")["seed"].nunique()
+    labels = list(dict.fromkeys(bars["title"]))
+    fig, ax = narrow(0.9 + 0.24 * len(labels))
+    left = dict.fromkeys(labels, 0.0)
+    for bar in bars.to_dict("records"):
+        label, width = bar["title"], bar["train_macs"] / 1e12
+        style = {**INHERITED} if bar["inherited"] else {"facecolor": look(bar["method"]).colour, "edgecolor": "white"}
+        ax.barh(label, width, left=left[label], height=0.65, linewidth=0.4, **style)
+        left[label] += width
+    for label, rows in bars.groupby("title"):
+        words = f" {rows['epochs'].sum():.0f} ep., {_minutes(rows['seconds'].sum())}"
+        ax.text(left[str(label)], label, words, va="center")
+    ax.set_xlim(0, 1.6 * max(left.values()))
+    ax.invert_yaxis()
+    ax.set_xlabel(f"Training cost (TMACs), mean of n = {count(n)}")
+    if bars["inherited"].any():
+        shared = Patch(**INHERITED, linewidth=0.4, label="training of the dense start")
+        fig.legend(handles=[shared], loc="outside upper center")
+    return fig
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def training_per_target(rows: pd.DataFrame) -> Figure:
+    """What one network of each variant took to train (``training.totals``), a panel per target; hatched: its start."""
+    rows = rows.dropna(subset="target")
+    targets = sorted(rows["target"].unique(), reverse=True)
+    variants = list(dict.fromkeys(rows.sort_values("train_macs")["title"]))
+    size = 0.7 + 0.15 * len(variants)
+    fig, axes = wide(size, 1, max(1, len(targets)), sharey=True, sharex=True, squeeze=False)
+    for ax, target in zip(axes[0], targets, strict=False):
+        for row in rows[rows["target"] == target].to_dict("records"):
+            place, start = variants.index(row["title"]), row["start_train_macs"] / 1e12
+            ax.barh(place, start, **INHERITED, linewidth=0.3)
+            ax.barh(place, row["train_macs"] / 1e12, left=start, color=look(row["method"]).colour)
+        ax.set(title=f"{100 * target:.0f} % of the MACs", xlabel="TMACs of training")
+        ax.grid(True, axis="x")
+    axes[0, 0].set_yticks(range(len(variants)), variants)
+    axes[0, 0].invert_yaxis()
+    return fig
+
+
+def speed(rows: pd.DataFrame) -> Figure:
+    """Time saved against MACs saved, one mark per extracted network of ``bench.load``, one series per layout and way to
+    run; on the line every MAC that goes is time that goes. Bars are the quartiles."""
+    fig, ax = narrow(3.0)
+    rows = rows[rows["cut"] > 0]
+    top = 105 * max(rows["cut"].max(), (1 - rows["ratio_low"]).max())
+    ax.plot([0, top], [0, top], **DASHED, label="all of the cut")
+    ax.plot([0, top], [0, 0.9 * top], color=Ink.GREY, linewidth=0.7, linestyle=":", label="90 % of it")
+    series = rows.groupby(["layout", "precision", "run", "batch"], sort=False)
+    for ((layout, precision, run, batch), group), style in zip(series, list(LOOKS.values())[1:], strict=False):
+        saved, cut = 100 * (1 - group["ratio"]), 100 * group["cut"]
+        errors = [100 * (group["ratio_high"] - group["ratio"]), 100 * (group["ratio"] - group["ratio_low"])]
+        label = f"{layout}, {precision}, {run}, batch {batch} (n = {len(group)})"
+        marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
+        ax.errorbar(cut, saved, yerr=errors, label=label, **marks)
+    ax.set(xlabel="MACs removed (%)", ylabel="time saved (%)", xlim=(0, None))
+    ax.grid(True)
+    fig.legend(loc="outside upper center", ncols=1, handletextpad=0.5)
+    return fig

@@ -1,0 +1,68 @@
+"""Methods, labels, machines and numbers as tables, legends, notebooks and TeX show them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from hiap.train.record import Record
+
+METHODS = {
+    "dense": "Dense",
+    "hiap": "HiAP",
+    "uniform": "Uniform",
+    "l1": "l1 FFN",
+    "taylor": "Taylor",
+    "magnitude": "Head magnitude",
+    "vit_slim": "ViT-Slim",
+    "cofi": "CoFi",
+    "random": "Random",
+    "peer": "Torch-Pruning",
+}
+
+
+def title(label: str, method: str) -> str:
+    """A label as a reader sees it: 'hiap-moderate' is 'HiAP (moderate)'. Controls are named for what they are, not for
+    what runs them: 'dense-noise' of method hiap is 'Dense (noise)'."""
+    for key in (method, "dense"):
+        if label == key:
+            return METHODS.get(key, key)
+        if label.startswith(f"{key}-"):
+            return f"{METHODS.get(key, key)} ({label[len(key) + 1 :]})"
+    return label
+
+
+def variant(label: str, target: float | None) -> str:
+    """A label without its budget: 'taylor-rounds-20' at a target of 0.8 is 'taylor-rounds'."""
+    return label if pd.isna(target) else label.removesuffix(f"-{100 * (1 - target):.0f}")
+
+
+def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with the ``variant`` of each label and its ``title``."""
+    rows = rows.assign(variant=list(map(variant, rows["label"], rows["target"])))
+    return rows.assign(title=list(map(title, rows["variant"], rows["method"])))
+
+
+def run_title(record: Record) -> str:
+    """What one run's figure is headed with: name, seed and data."""
+    return f"{title(record.label, record.config.method)}, seed {record.seed}, {record.config.data.name}"
+
+
+def machines(names: pd.Series) -> str:
+    """Each once, without trade marks."""
+    return ", ".join(sorted({name.replace("(R)", "").removesuffix(" Processor") for name in names}))
+
+
+def nothing(grid: str) -> str:
+    """What to say in place of a picture."""
+    return f"No finished run of grid '{grid}' yet; `python slurm/launch_grid.py --grid {grid}` makes them."
+
+
+def count(n: pd.Series) -> str:
+    """'5', or '3 to 5' where rows differ."""
+    return " to ".join(str(int(end)) for end in sorted({n.min(), n.max()}))
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """A number in TeX, with a true minus sign, which zero has none of."""
+    text = f"{round(value, digits) + 0.0:,.{digits}f}".replace(",", "{,}")
+    return f"${text}$" if text.startswith("-") else text

@@ -1,0 +1,182 @@
+"""Records on disk to data frames: the only way that our results enter a table or a figure.
+
+Columns mean what ``results/dictionary.yaml`` says of them. Nothing here needs torch. Records are validated by
+``hiap.train.record.read``, which raises ``ConfigError`` (one line) for a file that is not one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hiap.ledger import Dims, share
+from hiap.train.config import ConfigError
+from hiap.train.record import Folders, Record, read
+from slurm import estimate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+RUN_COLUMNS = (
+    "grid", "run_id", "label", "method", "seed", "data", "test_images", "start", "top1", "top1_dense", "top1_soft",
+    "top1_hardened", "gap", "target", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
+    "value_dims", "neurons", "epochs", "images", "seconds", "train_macs", "device", "device_name", "commit", "dirty",
+    "status", "finished",
+)  # fmt: skip
+SUMS = ("epochs", "images", "seconds", "train_macs")  # over the stages of a run
+STAGE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "stage", *SUMS, "inherited")
+FAILURE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "error", "finished")
+MACS_COLUMNS = ("run_id", "label", "seed", "epoch", "expected", "hardened", "strength")
+GATE_COLUMNS = ("epoch", "block", "heads", "neurons", "mean_dims")
+SHAPE_COLUMNS = ("block", "heads", "head_dims", "neurons")
+
+
+class Results:
+    """A results root; by default ``$HIAP_RESULTS``, or the repository's ``results``. A record is read once, when it is
+    first asked for, so a notebook or command makes one of these and hands it on. ``grid`` None is every grid."""
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = Path(root or os.environ.get("HIAP_RESULTS") or REPOSITORY / "results")
+        self._records: dict[Path, Record] = {}
+        self._runs: dict[str | None, pd.DataFrame] = {}
+
+    def records(self, grid: str | None = None) -> list[Record]:
+        """Finished and failed, in the order of their file names."""
+        return [self._record(path) for path in sorted(self.root.glob(f"runs/{grid or '*'}/*.json"))]
+
+    def finished(self, grid: str | None = None) -> list[Record]:
+        return [record for record in self.records(grid) if record.status == "finished"]
+
+    def gated(self, grid: str | None = None) -> list[Record]:
+        """Finished runs that had gates."""
+        return [record for record in self.finished(grid) if any(log.heads for log in record.epochs)]
+
+    def runs(self, grid: str | None = None) -> pd.DataFrame:
+        """One row per finished run. No run: an empty frame with the same columns."""
+        if grid not in self._runs:
+            self._runs[grid] = pd.DataFrame(map(_row, self.finished(grid)), columns=list(RUN_COLUMNS))
+        return self._runs[grid].copy()
+
+    def failures(self, grid: str | None = None) -> pd.DataFrame:
+        """One row per failed attempt, with its ``error`` in one line."""
+        failed = [record for record in self.records(grid) if record.status == "failed"]
+        rows = [{**_name(r), "error": r.error, "finished": r.finished} for r in failed]
+        return pd.DataFrame(rows, columns=list(FAILURE_COLUMNS))
+
+    def stages(self, grid: str | None = None) -> pd.DataFrame:
+        """One row per training stage of each finished run, after those of the run it started from (``inherited``)."""
+        rows = [{**_name(record), **stage} for record in self.finished(grid) for stage in self._stages(record)]
+        return pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
+
+    def _record(self, path: Path) -> Record:
+        if path not in self._records:
+            self._records[path] = read(path)
+        return self._records[path]
+
+    def _stages(self, record: Record) -> Iterator[dict[str, Any]]:
+        """Everything that was trained to get this run's model."""
+        if start := _start(record):
+            try:
+                path = Folders(self.root, record.grid, record.run_id).sibling(start).record
+            except ConfigError:  # the start's record was not kept; this run's own stages are still known
+                path = None
+            yield from ({**stage, "inherited": True} for stage in (self._stages(self._record(path)) if path else ()))
+        for own in record.stages:
+            yield {"stage": own.name, **{name: getattr(own, name) for name in SUMS}, "inherited": False}
+
+
+def _row(record: Record) -> dict[str, Any]:
+    scores, size, config, shape = record.metrics, record.size, record.config, record.shape or []
+    sizes = size.model_dump() if size else {}
+    return {
+        **_name(record),
+        "data": config.data.name,
+        "test_images": scores.extracted.n if scores.extracted else None,
+        "start": _start(record),
+        "top1": scores.extracted.top1 if scores.extracted else None,
+        **{f"top1_{at}": getattr(getattr(scores, at), "top1", None) for at in ("dense", "soft", "hardened")},
+        "gap": scores.gap,
+        "target": _target(record),
+        "macs": sizes.get("macs"),
+        "macs_dense": sizes.get("dense_macs"),
+        "macs_share": size.macs / size.dense_macs if size else None,
+        "params": sizes.get("params"),
+        "params_dense": sizes.get("dense_params"),
+        "heads": sum(len(block.head_dims) for block in shape),
+        "value_dims": sum(sum(block.head_dims) for block in shape),
+        "neurons": sum(block.neurons for block in shape),
+        **{name: sum(getattr(stage, name) for stage in record.stages) for name in SUMS},
+        **{key: getattr(record.environment, key) for key in ("device", "device_name", "commit", "dirty")},
+        "status": record.status,
+        "finished": record.finished,
+    }
+
+
+def _name(record: Record) -> dict[str, Any]:
+    label, method = record.label or record.config.method, record.config.method
+    return {"grid": record.grid, "run_id": record.run_id, "label": label, "method": method, "seed": record.seed}
+
+
+def _target(record: Record) -> float | None:
+    wanted = record.config.budget.target_macs
+    if wanted is None or isinstance(wanted, str):
+        return None
+    return share(wanted, record.size.dense_macs) if record.size else wanted
+
+
+def _start(record: Record) -> str:
+    """The run that this one started from; '': none of this project's."""
+    source, _, run_id = record.config.model.weights.partition(":")
+    return run_id if source == "run" else ""
+
+
+# One record
+
+
+def gate_trajectory(record: Record) -> pd.DataFrame:
+    """Open gates per epoch and block (``mean_dims``: value dimensions per open head). Empty for a run without gates."""
+    rows = []
+    for epoch, log in enumerate(log for log in record.epochs if log.heads is not None):
+        for block, heads in enumerate(log.heads or []):
+            open_dims = [d for d in (log.head_dims[block] if log.head_dims else []) if d]
+            mean_dims = sum(open_dims) / len(open_dims) if heads and open_dims else None
+            rows.append((epoch, block, heads, log.neurons[block] if log.neurons else None, mean_dims))
+    return pd.DataFrame(rows, columns=list(GATE_COLUMNS))
+
+
+def macs_trajectory(records: list[Record]) -> pd.DataFrame:
+    """Per epoch of runs with gates, from 1: ``expected`` MACs under the gates' probabilities and those that the
+    threshold of 1/2 would leave at its end (``hardened``), as shares of dense; ``strength`` of the penalties."""
+    rows: list[tuple[Any, ...]] = []
+    for record in (record for record in records if record.size):
+        dense = record.size.dense_macs  # type: ignore[union-attr]
+        for epoch, log in enumerate((log for log in record.epochs if log.macs is not None), start=1):
+            expected = log.state.get("expected_macs")
+            shares = None if expected is None else expected / dense, log.macs / dense  # type: ignore[operator]
+            rows.append((record.run_id, record.label, record.seed, epoch, *shares, log.state.get("strength")))
+    return pd.DataFrame(rows, columns=list(MACS_COLUMNS))
+
+
+def topology(record: Record) -> pd.DataFrame:
+    """What is left of each block at the end; ``head_dims``: value dimensions of each head left, largest first."""
+    rows = [
+        (i, len(block.head_dims), sorted(block.head_dims, reverse=True), block.neurons)
+        for i, block in enumerate(record.shape or [])
+    ]
+    return pd.DataFrame(rows, columns=list(SHAPE_COLUMNS))
+
+
+def dense_units(record: Record) -> dict[str, int]:
+    """``block_units`` of the network that a run began with."""
+    if dims := estimate.dims(record.config):
+        return block_units(dims)
+    name = record.config.model.name
+    raise ConfigError(f"{record.run_id}: hiap.ledger.known_dims does not know the sizes of model '{name}'")
+
+
+def block_units(dims: Dims) -> dict[str, int]:
+    """What one block of the dense network has: ``heads``, ``mean_dims`` per head, ``neurons``."""
+    return {"heads": dims.heads, "mean_dims": dims.head_dim, "neurons": dims.hidden}

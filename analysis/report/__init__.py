@@ -1,0 +1,1 @@
+"""Our report: the numbers, tables and rules of ``paper/paper.tex``; ``python -m analysis.report`` is the HTML page."""

@@ -1,0 +1,287 @@
+r"""Every number that ``paper/paper.tex`` may use, as TeX, by name: from records, benchmarks and findings.
+
+``analysis.paper`` writes those that it does use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis import pull
+from analysis.claims import ledger
+from analysis.findings.gates import sample_mean, sigmoid
+from analysis.findings.registry import macros
+from analysis.records import bench, names
+from analysis.records.names import fixed
+from analysis.records.results import REPOSITORY, Results, dense_units
+from analysis.stats import seeds
+from analysis.studies import budget, calibrate, comparisons, open_points
+from hiap.train.config import Config, ConfigError
+
+Numbers = dict[str, str]
+NEEDED = ("study", "study_long", "sensitivity", "a4", "budget", "ratios", "calibrate")
+ENDS = {"difference": "diff", "difference_low": "difflow", "difference_high": "diffhigh"}  # columns under short names
+
+
+class Answers(NamedTuple):
+    """What several parts of the report show, computed once: the rows of grid ``study`` (``comparisons.study``), the
+    ``readings`` (``open_points.measured``) and the ``verdicts`` of the ledger on these ``results``."""
+
+    results: Results
+    study: pd.DataFrame
+    readings: pd.DataFrame
+    verdicts: pd.DataFrame
+
+    @classmethod
+    def of(cls, results: Results) -> Answers:
+        """Raises ``ConfigError`` where a grid that the report needs has not run."""
+        for grid in NEEDED:
+            if results.runs(grid).empty:
+                raise ConfigError(names.nothing(grid))
+        study = comparisons.study(results.runs("study"))
+        return cls(results, study, open_points.measured(results), ledger.verdicts(results))
+
+
+def numbers(answers: Answers) -> Numbers:
+    """Every number that the report may use, as TeX."""
+    return {name: text for source in _sources(answers) for name, text in source.items()}
+
+
+def _sources(answers: Answers) -> Iterator[Numbers]:
+    results = answers.results
+    short, longer = results.runs("study"), results.runs("study_long")
+    yield of_study(short, answers.study, "study")
+    yield of_study(longer, comparisons.study(longer), "long")
+    yield _standing(comparisons.against_single_phase(longer, short), "single")
+    yield of_gaps(short)
+    yield of_budget(results)
+    yield of_labels(results.runs("sensitivity"), "sensitivity")
+    yield of_open_points(answers)
+    yield of_ratios(results)
+    yield macros()
+    yield of_calibrate(results)
+    yield of_pull(results)
+    yield of_bench(bench.load(results))
+    yield of_project(results)
+    yield of_claims(answers.verdicts)
+
+
+def _short(row: dict, key: str, columns: dict[str, str]) -> Numbers:
+    """``<key>.<short>`` of each column."""
+    return {f"{key}.{short}": fixed(row[column]) for column, short in columns.items()}
+
+
+def of_study(runs: pd.DataFrame, rows: pd.DataFrame, name: str) -> Numbers:
+    """``<name>.<variant>.<kept>.top1``, ``.low``, ``.high``, ``.diff``, ``.difflow``, ``.diffhigh``, ``.macs``,
+    ``.tmacs``; ``kept`` is the target in per cent, or 'free'."""
+    found = {
+        f"{name}.runs": str(len(runs)),
+        f"{name}.seeds": str(runs["seed"].nunique()),
+        f"{name}.images": fixed(runs["test_images"].max(), 0),
+        f"{name}.targets": str(runs["target"].nunique()),
+    }
+    for row in rows.to_dict("records"):
+        key = f"{name}.{row['variant']}.{_kept(row['target'])}"
+        found |= _short(row, key, {"top1": "top1", "low": "low", "high": "high", **ENDS})
+        found |= {f"{key}.macs": fixed(100 - row["reduction"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12)}
+    return found | _standing(rows, name) | _controls(runs, name)
+
+
+def _kept(target: float) -> str:
+    return "free" if pd.isna(target) else f"{100 * target:.0f}"
+
+
+def _standing(rows: pd.DataFrame, name: str) -> Numbers:
+    """Of each budget (``kept.<kept>``), how many ``methods`` are compared with HiAP, and how many of them are decidedly
+    ``better`` or ``worse``."""
+    found = Numbers()
+    for target, group in rows.dropna(subset=["target", "difference"]).groupby("target"):
+        decided = group[group["decided"] == True]  # noqa: E712  (a column of objects)
+        better = int((decided["difference"] > 0).sum())
+        kept = _kept(float(target))  # type: ignore[arg-type]
+        counts = {"better": better, "worse": len(decided) - better, "methods": len(group)}
+        found |= {f"kept.{kept}": kept, **{f"{name}.{kept}.{key}": str(count) for key, count in counts.items()}}
+    return found
+
+
+def _controls(runs: pd.DataFrame, name: str) -> Numbers:
+    """HiAP with a target minus each network from which nothing was removed (``<name>.over.<control>.<kept>``):
+    ``diff``, ``difflow``, ``diffhigh``, and in words whether it is decided."""
+    found = Numbers()
+    controls = [label for label in seeds.scores_per_label(runs) if label.startswith("dense")]
+    for row in comparisons.against(runs, controls).to_dict("records"):
+        key = f"{name}.over.{row['against']}.{_kept(row['target'])}"
+        side = "above" if row["difference"] > 0 else "below"
+        found |= _short(row, key, {"difference": "diff", "low": "difflow", "high": "diffhigh"})
+        found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly above or below"
+    return found
+
+
+def of_gaps(runs: pd.DataFrame) -> Numbers:
+    """``gap.<label>.mean``, ``.low``, ``.high``: extracted minus soft top-1."""
+    rows = seeds.mean_per_label(runs, ["gap"]).to_dict("records")
+    ends = {"gap": "mean", "gap_low": "low", "gap_high": "high"}
+    return {key: text for row in rows for key, text in _short(row, f"gap.{row['label']}", ends).items()}
+
+
+def of_budget(results: Results) -> Numbers:
+    runs, misses = results.runs("budget"), budget.rule_misses(results, "budget")
+    aimed, ruled = runs.dropna(subset="target"), budget.ruled(runs)
+    hand = budget.by_hand(ruled, sorted(aimed["target"].unique())).query("within")
+    return {
+        "budget.runs": str(len(aimed)),
+        "budget.targets": str(aimed["target"].nunique()),
+        "budget.seeds": str(aimed["seed"].nunique()),
+        "budget.above": str(int((aimed["macs_share"] > aimed["target"]).sum())),
+        "budget.shortfall": fixed(budget.landings(aimed)["shortfall"].max(), 3),
+        "budget.rule.low": fixed(misses.min(), 1),
+        "budget.rule.high": fixed(misses.max(), 1),
+        "budget.strengths": str(ruled["label"].nunique()),
+        "budget.hand.targets": str(len(hand)),
+        "budget.hand.tuned": fixed(hand["tuned"].abs().max(), 1),
+        "budget.hand.low": fixed(hand["low"].min(), 1),
+        "budget.hand.high": fixed(hand["high"].max(), 1),
+    }
+
+
+def of_labels(runs: pd.DataFrame, grid: str) -> Numbers:
+    """``<grid>.<label>.top1`` and ``.macs`` (per cent of dense), means over seeds."""
+    found = {f"{grid}.seeds": str(runs["seed"].nunique())}
+    for label, row in runs.groupby("label")[["top1", "macs_share"]].mean().iterrows():
+        found |= {f"{grid}.{label}.top1": fixed(row["top1"]), f"{grid}.{label}.macs": fixed(100 * row["macs_share"], 1)}
+    return found
+
+
+def of_open_points(answers: Answers) -> Numbers:
+    """``open.<label>.diff``, ``.difflow``, ``.diffhigh``: top-1 of a reading against the default, paired by seed; and
+    how many of the floors' readings (A7) leave the default's networks as they are; ``soft``: the mean of a soft gate's
+    samples at our start and the first temperature, which the closed form is not (A2)."""
+    found, config = Numbers(), Config().gates
+    for row in answers.readings.to_dict("records"):
+        found |= _short(row, f"open.{row['label']}", ENDS)
+    runs = answers.results.runs("sensitivity")
+    sizes = {str(label): group.set_index("seed")["macs"].sort_index() for label, group in runs.groupby("label")}
+    floors = [label for label in sizes if label.startswith("A7-")]
+    empty, gated = open_points.emptied_layers(answers.results)
+    return found | {
+        "open.points": str(len(open_points.POINTS)),
+        "open.measured": str(answers.readings["point"].nunique()),
+        "a4.seeds": str(answers.results.runs("a4")["seed"].nunique()),
+        "open.floors": str(len(floors)),
+        "open.floors.same": str(sum(sizes[label].equals(sizes["default"]) for label in floors)),
+        "open.emptied": str(empty),
+        "open.gated": str(gated),
+        "soft.mean": fixed(sample_mean(config.tau_start, config.init_logit), 3),
+        "soft.closed": fixed(float(sigmoid(config.init_logit)), 3),
+    }
+
+
+def of_ratios(results: Results) -> Numbers:
+    """Of each ratio at its strongest price (``ratios.<series>.strength``): ``macs`` in per cent of dense, ``top1``, and
+    the means of ``heads`` and of ``neurons`` that are left, in per cent of the dense network's."""
+    runs = results.runs("ratios").query("method == 'hiap'")
+    parts = runs["label"].str.rpartition("-")
+    runs = runs.assign(series=parts[0], strength=parts[2].astype(float))
+    record = results.gated("ratios")[0]
+    full = {unit: len(record.shape or []) * count for unit, count in dense_units(record).items()}
+    found = {"ratios.strengths": str(runs["strength"].nunique()), "ratios.seeds": str(runs["seed"].nunique())}
+    for series, group in runs.groupby("series"):
+        mine = group[group["strength"] == group["strength"].max()]
+        shares = {unit: 100 * mine[unit].mean() / full[unit] for unit in ("heads", "neurons")}
+        values = {**shares, "macs": 100 * mine["macs_share"].mean(), "top1": mine["top1"].mean()}
+        found |= {f"ratios.{series}.{name}": fixed(value, 1) for name, value in values.items()}
+        found[f"ratios.{series}.strength"] = f"{mine['strength'].max():g}"
+    return found
+
+
+def of_calibrate(results: Results) -> Numbers:
+    """``calibrate.*``: how many readings, and the distances from Figs. 5-9, whole and after the first epoch."""
+    near = calibrate.distances(calibrate.curves(results)).set_index("reading")
+    whole, first = near["distance"], near["first"].sort_values()
+    looks = next(iter(calibrate.taken(results).values())).gates
+    return {
+        "calibrate.readings": str(len(near)),
+        "calibrate.steps": str(looks[-1].steps),
+        "calibrate.near": fixed(whole.min()),
+        "calibrate.taken": fixed(whole[calibrate.TAKEN]),
+        "calibrate.old": fixed(whole[calibrate.BEFORE]),
+        "calibrate.first": fixed(first[calibrate.TAKEN]),
+        "calibrate.first.next": fixed(first.drop(calibrate.TAKEN).min()),
+        "calibrate.first.old": fixed(first[calibrate.BEFORE]),
+    }
+
+
+def of_pull(results: Results) -> Numbers:
+    """``pull.<network>.<kind>``: the median pull of task and price on each kind of gate."""
+    names_of = {network.title: name for name, network in pull.NETWORKS.items()}
+    return {
+        f"pull.{names_of[row['network']]}.{row['kind'].replace(' ', '-')}": fixed(row["both_middle"])
+        for row in pull.load(results).to_dict("records")
+    }
+
+
+def of_bench(rows: pd.DataFrame) -> Numbers:
+    """Shares of the cut that the clock shows, steps with gates, and ``peer.<kind>.low``, ``.high``: time over
+    Torch-Pruning's, over all budgets (``peer.gmacs``) and widths."""
+    main, peer = (rows[rows["report"] == name] for name in ("deit_small_cpu_fp32_b16", "peer_deit_small_cpu"))
+    parts, cut = peer["name"].str.split("/", expand=True), main["share"].dropna()
+    found = {
+        "speed.dense": fixed(main.set_index("name")["ratio"].to_dict()["full"], 3),
+        "speed.batch": str(main["batch"].max()),
+        "speed.share.low": fixed(cut.min()),
+        "speed.share.high": fixed(cut.max()),
+        "bench.reports": str(rows["report"].nunique()),
+        "bench.cuda": str(rows.loc[rows["device"] == "cuda", "report"].nunique()),
+        "peer.gmacs": " and ".join(sorted(parts[1].unique(), reverse=True)),
+    }
+    for report, name in (("steps_deit_small_cpu", "steps.small"), ("steps_vit_tiny_cpu", "steps.tiny")):
+        pair = rows[rows["report"] == report].set_index("name")
+        memory = pair["memory_mib"].to_dict()
+        found[f"{name}.time"] = fixed(pair["ratio"].to_dict()["gated"], 3)
+        found[f"{name}.memory"] = fixed(memory["gated"] / memory["dense"], 3)
+    for kind in ("fig5", "uniform-qkv", "uniform-v"):
+        ratios = peer.loc[parts[0].str.startswith(kind), "ratio"]
+        found |= {f"peer.{kind}.low": fixed(ratios.min()), f"peer.{kind}.high": fixed(ratios.max())}
+    return found
+
+
+def of_claims(everything: pd.DataFrame) -> Numbers:
+    """``everything``: the ``ledger.verdicts``."""
+    verdicts = everything[everything["kind"] != ledger.OTHERS]
+    counts = verdicts["verdict"].value_counts()
+    trained = verdicts.loc[verdicts["kind"].isin(["accuracy", "speed"]), "verdict"]
+    return {
+        "claims.all": str(len(verdicts)),
+        "claims.others": str(len(everything) - len(verdicts)),
+        **{f"claims.{name}": str(counts.get(name, 0)) for name in ledger.VERDICTS},
+        "claims.trained": str(len(trained)),
+        "claims.decided": str(int(trained.isin(ledger.DECIDED).sum())),
+    }
+
+
+def of_project(results: Results) -> Numbers:
+    """What is committed, and the defaults of what the paper leaves open."""
+    runs, config = results.runs(), Config()
+    return {
+        "runs.all": fixed(len(runs), 0),
+        "runs.hours": fixed(runs["seconds"].sum() / 3600, 1),
+        "runs.machines": names.machines(runs["device_name"]),
+        "runs.threads": str(max(record.environment.threads for record in results.records())),
+        "runs.disk": fixed(sum(path.stat().st_size for path in results.root.glob("runs/*/*.json")) / 1e6, 1),
+        "methods.baselines": str(len(set(runs["method"]) - {"dense", "hiap"})),
+        **{f"size.{folder}": fixed(_lines(folder), 0) for folder in ("hiap", "baselines", "tests")},
+        "default.init": fixed(config.gates.init_logit, 0),
+        "default.open": fixed(float(sigmoid(config.gates.init_logit))),
+        "default.tau.start": fixed(config.gates.tau_start, 1),
+        "default.tau.end": fixed(config.gates.tau_end, 1),
+        "default.alpha": fixed(config.distill.alpha, 1),
+        "default.temperature": fixed(config.distill.temperature, 0),
+    }
+
+
+def _lines(folder: str) -> int:
+    """Lines of code, comments and docstrings included, to the next hundred: not every edit is one of the report."""
+    return round(sum(len(path.read_text().splitlines()) for path in (REPOSITORY / folder).rglob("*.py")), -2)

@@ -1,0 +1,106 @@
+"""Grids calibrate and imagenet_calibrate: how far each reading of A3, A6 and A12 is from the gates of Figs. 5-9."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.findings.costs import DEIT_SMALL
+from analysis.findings.costs import WHOLE as FULL  # of the dense network, the paper's and ours
+from analysis.records import published
+from analysis.records.results import Results
+from hiap.train.record import EpochLog, GateLog, Record
+
+GRID, IMAGENET = "calibrate", "imagenet_calibrate"
+TAKEN, BEFORE = "m0.2-s3-t6-total-no-t2", "s3-t6-total-t2"  # 'calibrated' and 'near-open' in slurm/readings.yaml
+BLOCKS, COLUMNS = DEIT_SMALL.depth, published.EPOCHS  # in the figures, and looks at the gates in a run
+UNITS = list(FULL)
+
+
+def curves(results: Results) -> pd.DataFrame:
+    """``reading`` ('paper' for the digitised figures), ``figure``, ``share`` of the training done, and the shares of
+    ``heads`` and ``neurons`` that are open."""
+    rows = [
+        (*_place(record), round(look.step / look.steps, 4), *_open(look))
+        for record in results.records(GRID)
+        for look in record.gates
+    ]
+    ours = pd.DataFrame(rows, columns=["reading", "figure", "share", *UNITS])
+    return pd.concat([_paper(), ours], ignore_index=True) if rows else _paper()
+
+
+def first_columns(results: Results) -> pd.DataFrame:
+    """Of the one-epoch runs on the paper's data, per reading, nearest first: open ``heads`` and ``neurons`` of each
+    figure, as ours/the paper's, and the ``distance`` (root mean square of the open shares' differences)."""
+    paper = _paper().query(f"share == {1 / COLUMNS}").set_index("figure")[UNITS]
+    rows = [(*_place(record), *_open(record.epochs[-1])) for record in results.records(IMAGENET)]
+    table = []
+    for reading, ours in pd.DataFrame(rows, columns=["reading", "figure", *UNITS]).groupby("reading"):
+        ours = ours.set_index("figure")[UNITS].sort_index()
+        theirs = paper.loc[ours.index]
+        counts = {
+            f"fig{number} {unit}": f"{ours[unit][number] * full:.0f}/{theirs[unit][number] * full:.0f}"
+            for number in ours.index
+            for unit, full in FULL.items()
+        }
+        table.append({"reading": reading, **counts, "distance": round(_root(ours - theirs), 4), "figures": len(ours)})
+    return pd.DataFrame(table).sort_values("distance", ignore_index=True) if table else pd.DataFrame()
+
+
+def taken(results: Results) -> dict[int, Record]:
+    """The finished runs of the reading that the paper's grids take, by the figure whose strengths they have."""
+    places = {_place(record): record for record in results.records(GRID)}
+    return {number: record for (reading, number), record in places.items() if reading == TAKEN}
+
+
+def _place(record: Record) -> tuple[str, int]:
+    """Reading and figure, as a label names them; the dense start has neither."""
+    reading, _, number = record.label.rpartition("-fig")
+    return reading, int(number) if reading else 0
+
+
+def _open(log: GateLog | EpochLog) -> list[float]:
+    """The open shares, of ``UNITS``."""
+    return [sum(getattr(log, unit)) / full for unit, full in FULL.items()]
+
+
+def _root(apart: pd.DataFrame | pd.Series) -> float:
+    """The root of the mean square."""
+    return float(np.sqrt((apart**2).to_numpy().mean()))
+
+
+def _paper() -> pd.DataFrame:
+    rows = published.totals()
+    shares = {unit: rows[unit] / full for unit, full in FULL.items()}
+    share = ((rows["epoch"] + 1) / COLUMNS).round(4)
+    return pd.DataFrame({"reading": "paper", "figure": rows["figure"], "share": share, **shares})
+
+
+def distances(lines: pd.DataFrame) -> pd.DataFrame:
+    """Per reading, nearest first: root mean squares, over the five figures and over the training, of what the open
+    shares of heads and neurons differ by from the paper's (0 to 1); ``distance`` of both, ``first`` of both in the
+    first column alone."""
+    paper = lines[lines["reading"] == "paper"].set_index(["figure", "share"])[UNITS]
+    rows = []
+    for reading, own in lines[lines["reading"] != "paper"].groupby("reading"):
+        apart = (own.set_index(["figure", "share"])[UNITS] - paper).dropna()
+        first = apart[apart.index.get_level_values("share") == 1 / COLUMNS]
+        row = {"reading": reading, **{unit: _root(apart[unit]) for unit in UNITS}}
+        rows.append({**row, "distance": _root(apart), "first": _root(first), "figures": own["figure"].nunique()})
+    return pd.DataFrame(rows).sort_values("distance", ignore_index=True).round(4)
+
+
+def maps(results: Results) -> pd.DataFrame:
+    """Figs. 5-9 and the taken reading's runs at their strengths: ``network`` ('paper', 'here'), ``figure``, ``share``
+    of the training done, ``block``, and its open ``heads`` and ``neurons``."""
+    found = sorted(taken(results).items())
+    theirs = [published.heat_map(figure).assign(network="paper", figure=figure) for figure, _ in found]
+    frames = [gates.assign(share=(gates["epoch"] + 1) / COLUMNS) for gates in theirs]
+    ours = [
+        ("here", number, look.step / look.steps, block, look.heads[block], look.neurons[block])
+        for number, record in found
+        for look in record.gates
+        for block in range(BLOCKS)
+    ]
+    columns = ["network", "figure", "share", "block", *UNITS]
+    return pd.concat([*frames, pd.DataFrame(ours, columns=columns)], ignore_index=True)[columns].round({"share": 4})

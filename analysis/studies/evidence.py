@@ -1,0 +1,154 @@
+"""The study at the paper's shape, grid ``evidence``: its runs as results/PROTOCOL.md judges them.
+
+Six differences are primary and share one Holm correction; every other one has an interval and no verdict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.records import names, published
+from analysis.records.results import Results, topology
+from analysis.stats import images
+from analysis.stats.seeds import LEVEL, holm
+from analysis.studies.comparisons import REFERENCE
+
+GRID, TUNING = "evidence", "tune"
+# Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
+PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
+FINETUNED = "-finetuned"
+
+AGAINST_COLUMNS = (
+    "target", "variant", "title", "method", "n", "difference", "low", "high", "p", "p_holm", "primary", "decided",
+    "improvement", "improvement_low", "improvement_high", "equivalent",
+)  # fmt: skip
+
+
+def load(results: Results, grid: str = GRID) -> pd.DataFrame:
+    """``Results.runs`` with ``variant``, ``title``, ``loss`` and ``hits``: which test images the extracted network got
+    right, None where a record does not say."""
+    runs = results.runs(grid)
+    scores = {record.run_id: record.metrics.extracted for record in results.finished(grid)}
+    found = [scores[run_id] for run_id in runs["run_id"]]
+    # A network that is fine-tuned starts from a pruned one; its share is still of the dense network's MACs.
+    dense = runs["start"].map(runs.set_index("run_id")["macs_dense"]).fillna(runs["macs_dense"])
+    runs = runs.assign(
+        macs_dense=dense,
+        macs_share=runs["macs"] / dense,
+        loss=[score.loss if score else np.nan for score in found],
+        hits=pd.Series([score.hits() if score else None for score in found], index=runs.index, dtype=object),
+    )
+    rows = names.with_variants(runs)
+    tuned = rows["variant"].astype(str).str.contains(FINETUNED)  # by method dense
+    return rows.assign(title=rows["title"].where(~tuned, [names.title(name, "hiap") for name in rows["variant"]]))
+
+
+def _hits(runs: pd.DataFrame) -> dict[int, Any]:
+    return dict(zip(runs["seed"], runs["hits"], strict=True))
+
+
+def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per label the means over seeds of what was counted and measured; ``low``, ``high``: the two-way interval of
+    top-1, missing for one seed or without knowing which images were right."""
+    rows = []
+    for (label, variant, title, method), group in runs.groupby(["label", "variant", "title", "method"], sort=False):
+        row: dict[str, Any] = {"label": label, "variant": variant, "title": title, "method": method}
+        row |= {"target": group["target"].iloc[0], "n": len(group)}
+        row |= {key: group[key].mean() for key in ("macs_share", "params", "epochs", "train_macs", "top1")}
+        found = images.accuracy(_hits(group))
+        rows.append({**row, "low": found.low if found else np.nan, "high": found.high if found else np.nan})
+    columns = ["label", "variant", "title", "method", "target", "n", "macs_share", "params", "epochs", "train_macs"]
+    return pd.DataFrame(rows, columns=[*columns, "top1", "low", "high"])
+
+
+def against(runs: pd.DataFrame) -> pd.DataFrame:
+    """HiAP minus every other variant at the same target; columns ``AGAINST_COLUMNS``. Only what can be compared image
+    by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone."""
+    rows = []
+    for target, group in runs.dropna(subset="target").groupby("target", sort=True):
+        reference = _hits(group[group["variant"] == REFERENCE])
+        for (variant, title, method), own in group.groupby(["variant", "title", "method"], sort=False):
+            found = images.compare(reference, _hits(own)) if variant != REFERENCE else None
+            if found is not None:
+                row = {"target": target, "variant": variant, "title": title, "method": method}
+                rows.append({**row, "primary": (target, variant) in PRIMARY, **flat(found)})
+    return _judged(pd.DataFrame(rows, columns=list(AGAINST_COLUMNS)))
+
+
+def _judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Holm over the six primary tests. One that cannot be made yet still counts, as one that shows nothing."""
+    primary = rows["primary"].astype(bool)
+    p = rows.loc[primary, "p"].to_numpy(dtype=float)
+    missing = np.ones(max(0, len(PRIMARY) - len(p)))
+    rows.loc[primary, "p_holm"] = holm(np.concatenate([p, missing]))[: len(p)]
+    decided = (rows["p_holm"].astype(float) < 1 - LEVEL).astype(object)
+    return rows.assign(decided=decided.where(primary, None))
+
+
+def flat(found: images.Comparison) -> dict[str, Any]:
+    """A comparison as columns."""
+    ends = found.difference
+    row = {"n": ends.n, "difference": ends.mean, "low": ends.low, "high": ends.high, "p": found.p}
+    return {**row, **found.improvement.columns("improvement"), "equivalent": found.equivalent}
+
+
+def pair(runs: pd.DataFrame, method: str, reference: str) -> images.Comparison | None:
+    """One label minus another, say 'hiap-settled-65' and 'vit_slim-65'."""
+    own, other = (_hits(runs[runs["label"] == label]) for label in (method, reference))
+    return images.compare(own, other)
+
+
+def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
+    """What three more epochs add to every network that HiAP left: ``label`` of the network, ``title``, ``n``,
+    ``difference``, ``low``, ``high``."""
+    rows = []
+    for label in (name for name in dict.fromkeys(runs["label"]) if FINETUNED in name):
+        start = label.replace(FINETUNED, "")
+        found = pair(runs, label, start)
+        if found is not None:
+            row = runs[runs["label"] == start].iloc[0]
+            rows.append({"label": start, "title": row["title"], "target": row["target"], **flat(found)})
+    columns = ["label", "title", "target", "n", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFrame:
+    """What is left of each block: means over seeds of ``heads``, ``dims`` per head left and ``neurons`` of our
+    ``labels``, then the last epoch of the paper's Figs. 5 to 9, a different setting; ``network``, ``n``, ``block``."""
+    shapes = [
+        topology(record).assign(label=record.label, seed=record.seed)
+        for record in results.finished(grid)
+        if record.label in labels
+    ]
+    rows = []
+    if shapes:
+        found = pd.concat(shapes)
+        found["dims"] = [np.mean(kept) if kept else np.nan for kept in found["head_dims"]]
+        means = found.groupby(["label", "block"])[["heads", "dims", "neurons"]].mean()
+        counts = found.groupby("label")["seed"].nunique()
+        for label in (name for name in labels if name in counts):
+            rows.append(means.loc[label].reset_index().assign(network=label, n=counts[label]))
+    for figure in published.HEAT_MAPS:
+        last = published.last_state(figure)[["block", "heads", "neurons"]]
+        rows.append(last.assign(network=f"Fig. {figure}", n=1, dims=np.nan))
+    columns = ["network", "n", "block", "heads", "dims", "neurons"]
+    return pd.concat([frame[columns] for frame in rows], ignore_index=True)
+
+
+def machines(runs: pd.DataFrame) -> pd.DataFrame:
+    """Types of CPU of each seed, which should be one: ``seed``, ``runs``, ``device``."""
+    groups = runs.groupby("seed")["device_name"]
+    return pd.DataFrame({"runs": groups.size(), "device": groups.agg(names.machines)}).reset_index()
+
+
+def tuned(runs: pd.DataFrame) -> pd.DataFrame:
+    """Grid ``tune``: its configurations by validation top-1 within their method (``settled`` is one of its own), and
+    which is ``taken``: the highest, of equal ones that with the lower loss."""
+    runs = runs[runs["method"] != "dense"]
+    names = runs["method"].where(~runs["label"].str.startswith("settled"), "hiap-settled")
+    rows = runs.assign(tuned=names).sort_values(["tuned", "top1", "loss"], ascending=[True, False, True])
+    rows["taken"] = ~rows.duplicated("tuned")
+    return rows[["tuned", "label", "top1", "loss", "macs_share", "taken"]].reset_index(drop=True)

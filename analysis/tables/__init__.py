@@ -1,0 +1,1 @@
+"""Tables for print: one renderer (``render``), the tables of our runs (``ours``) and of HiAP's paper (``theirs``)."""

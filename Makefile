@@ -77,7 +77,8 @@ oldest newest:
 	$(VENV)-$@/bin/pip install --quiet --disable-pip-version-check uv
 	$(VENV)-$@/bin/uv pip install --quiet --python $(VENV)-$@/bin/python --upgrade \
 	  --resolution $(if $(filter oldest,$@),lowest-direct,highest) -e '.[dev,integrations,runtimes]'
-	$(VENV)-$@/bin/python -m pytest -m "not slow and not slurm"
+	$(VENV)-$@/bin/python -m pytest -m "not slow and not slurm" \
+	  --deselect tests/test_ground.py::test_what_is_installed_is_what_the_lock_says
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

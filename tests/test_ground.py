@@ -41,6 +41,22 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows(lock):
             assert requirement.specifier.contains(version), f"{pin} against {requirement}"
 
 
+def test_every_requirement_has_an_oldest_version_for_make_oldest_to_try():
+    meta = project()
+    for text in sum(meta["optional-dependencies"].values(), meta["dependencies"]):
+        assert [s.operator for s in Requirement(text).specifier if s.operator != "<"] == [">="], text
+
+
+@pytest.mark.parametrize(("target", "resolution"), [("oldest", "lowest-direct"), ("newest", "highest")])
+def test_oldest_and_newest_are_resolved_from_the_bounds_into_an_environment_of_their_own(target, resolution, tmp_path):
+    command = ["make", "-n", target, f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"--resolution {resolution} -e '.[dev,integrations,runtimes]'" in done.stdout
+    assert f"{tmp_path / 'venv'}-{target}/bin/python -m pytest" in done.stdout
+    assert f"{tmp_path / 'venv'}/bin" not in done.stdout
+    assert "==" not in done.stdout
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_pins_exactly_with_hashes_and_names_no_registry(lock):
     for pin in pins(lock):

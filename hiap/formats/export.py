@@ -51,6 +51,7 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
         external_data=False,
+        optimize=True,  # the default of newer torch; without it OpenVINO meets functions that it does not know
         verbose=False,
     )
 

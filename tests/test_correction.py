@@ -12,6 +12,7 @@ from conftest import scatter_logits, small_vit
 from torch import nn
 
 import hiap
+from analysis import after_cut
 from hiap.gated_vit import harden_to, masks
 from hiap.train import run as train
 from hiap.train.config import from_dict
@@ -113,3 +114,19 @@ def test_every_method_can_be_corrected_and_is_billed_for_it(method: str, tmp_pat
     without, corrected = made(0), made(128)
     assert corrected.metrics.extracted.loss != without.metrics.extracted.loss
     assert sum(s.images for s in corrected.stages) - sum(s.images for s in without.stages) == 128
+
+
+@pytest.mark.parametrize("method", ["uniform", "taylor"])
+def test_right_after_a_cut_both_are_measured_at_the_same_cost(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(4, 1, 16, 16)
+    monkeypatch.setattr(after_cut, "_top1", lambda model, config: float(model(x).detach().square().sum()))
+    hiap.save(small_vit(), tmp_path / "net")
+    config = from_dict({"method": method, "data": {"name": "digits"}, "optim": {"epochs": 1, "batch_size": 64},
+                        "model": {"img_size": 16, "weights": str(tmp_path / "net")}})  # fmt: skip
+    rows = after_cut.measure(config)
+    dense = hiap.macs(small_vit(), (1, 16, 16))
+    assert [row["share"] for row in rows] == list(after_cut.BUDGETS)
+    assert all(0.95 * row["share"] * dense < row["macs"] <= row["share"] * dense for row in rows)
+    assert any(row["cut"] != row["corrected"] for row in rows)

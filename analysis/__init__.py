@@ -3,6 +3,5 @@
 ``records`` > ``stats`` > ``findings`` > ``studies`` > ``tables`` > ``figures`` > ``claims`` > ``report``
 
 No room asks one further on (a test looks). Beside the notebooks, which show all of it, lie the commands:
-``python -m analysis.<name>`` of ``execute``, ``claims``, ``paper``, ``report``, ``pull``, ``after_cut``, ``cite``,
-``dictionary``.
+``python -m analysis.<name>`` of ``execute``, ``claims``, ``paper``, ``report``, ``pull``, ``cite``, ``dictionary``.
 """

@@ -139,7 +139,7 @@ def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
     rounds, epochs = config.budget.rounds, config.optim.epochs
     if config.budget.noise:
         return [NoisyTuning(config, rank)]
-    if rounds > epochs:
+    if rounds > max(1, epochs):
         raise ConfigError(f"budget.rounds {rounds}: more than optim.epochs {epochs}; a round trains at least one epoch")
     ends = [epochs * (i + 1) // rounds for i in range(rounds)]
     stages: list[Stage] = []

@@ -12,10 +12,10 @@ from conftest import scatter_logits, small_vit
 from torch import nn
 
 import hiap
-from analysis import after_cut
+from baselines import taylor
 from hiap.gated_vit import harden_to, masks
 from hiap.train import run as train
-from hiap.train.config import from_dict
+from hiap.train.config import ConfigError, from_dict, merge
 
 
 def images(batches: int = 3) -> list[torch.Tensor]:
@@ -116,17 +116,33 @@ def test_every_method_can_be_corrected_and_is_billed_for_it(method: str, tmp_pat
     assert sum(s.images for s in corrected.stages) - sum(s.images for s in without.stages) == 128
 
 
-@pytest.mark.parametrize("method", ["uniform", "taylor"])
-def test_right_after_a_cut_both_are_measured_at_the_same_cost(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = torch.randn(4, 1, 16, 16)
-    monkeypatch.setattr(after_cut, "_top1", lambda model, config: float(model(x).detach().square().sum()))
+def test_a_cut_can_be_measured_before_any_training(tmp_path: Path) -> None:
+    """With no epochs a run ends right after the cut; its bill is what the ranking looked at."""
     hiap.save(small_vit(), tmp_path / "net")
-    config = from_dict({"method": method, "data": {"name": "digits"}, "optim": {"epochs": 1, "batch_size": 64},
-                        "model": {"img_size": 16, "weights": str(tmp_path / "net")}})  # fmt: skip
-    rows = after_cut.measure(config)
-    dense = hiap.macs(small_vit(), (1, 16, 16))
-    assert [row["share"] for row in rows] == list(after_cut.BUDGETS)
-    assert all(0.95 * row["share"] * dense < row["macs"] <= row["share"] * dense for row in rows)
-    assert any(row["cut"] != row["corrected"] for row in rows)
+    made = {}
+    for correct in (0, 128):
+        values = {"method": "taylor", "data": {"name": "digits"}, "optim": {"epochs": 0, "batch_size": 64},
+                  "model": {"img_size": 16, "weights": str(tmp_path / "net")},
+                  "budget": {"target_macs": 0.5, "correct": correct},
+                  "run": {"results": str(tmp_path), "progress": False, "tensorboard": False}}  # fmt: skip
+        made[correct] = train.run(from_dict(values))
+    scored = taylor.BATCHES * 64
+    assert [(s.epochs, s.steps, s.images) for s in made[0].stages] == [(0, 0, scored)]
+    assert [(s.epochs, s.steps, s.images) for s in made[128].stages] == [(0, 0, scored + 128)]
+    assert made[0].size.macs == made[128].size.macs <= 0.5 * made[0].size.dense_macs
+    assert made[0].metrics.extracted.loss != made[128].metrics.extracted.loss
+    small, start = (hiap.load(tmp_path / "work" / "manual" / made[0].run_id / "model"), small_vit())
+    assert torch.equal(small.head.weight, start.head.weight)
+
+
+@pytest.mark.parametrize("changes", [{"method": "hiap"}, {"method": "dense"}, {"method": "vit_slim"},
+                                     {"budget": {"rounds": 2}}, {"budget": {"noise": True}}])  # fmt: skip
+def test_what_must_train_cannot_go_without_epochs(changes: dict[str, Any], tmp_path: Path) -> None:
+    hiap.save(small_vit(), tmp_path / "net")
+    values = {"method": "uniform", "data": {"name": "digits"}, "optim": {"epochs": 0},
+              "model": {"img_size": 16, "weights": str(tmp_path / "net")},
+              "run": {"results": str(tmp_path)}}  # fmt: skip
+    changed = merge(values, merge({"budget": {"target_macs": 0.5}}, changes))
+    with pytest.raises(ConfigError, match=r"optim\.epochs 0"):
+        train.run(from_dict(changed))
+    assert not (tmp_path / "runs").exists()

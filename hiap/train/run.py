@@ -284,6 +284,8 @@ class Run:
                 phase.add(self._step(phase, forward, images, targets, taught))
                 bar.update()
                 self._after_step(phase, bar)
+        if not phase.total:
+            self._bill(phase)
         bar.close()
         if phase.ema:
             phase.ema.put(model)

@@ -20,6 +20,8 @@ COMMANDS = {
     "bench": "hiap.bench.run",
     "hiap": "hiap.formats.cli",
     "grid": "slurm.launch_grid",
+    "analysis.claims": "analysis.claims.__main__",
+    "analysis.report": "analysis.report.__main__",
 }
 DIGITS = [
     *("method=dense", "data.name=digits", "model.img_size=16", "model.embed_dim=16", "model.depth=1"),

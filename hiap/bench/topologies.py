@@ -89,8 +89,8 @@ def check(names: list[str]) -> None:
     for name in names:
         if Path(name).is_dir():
             continue
-        kind, _, gmacs = name.partition("@")
-        if gmacs:
+        kind, at, gmacs = name.partition("@")
+        if at:
             _macs(name, gmacs)
         if kind.startswith("random:") and not kind.removeprefix("random:").isdecimal():
             raise ConfigError(f"topology '{name}': expected a seed behind random:, 0 or more")

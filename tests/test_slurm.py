@@ -25,6 +25,7 @@ import test_doctor
 import yaml
 from slurm_cluster import NODES, Cluster, until
 
+from hiap.formats import store
 from slurm import grid as grids
 from slurm.grid import Run
 
@@ -121,7 +122,8 @@ def fingerprint(run: Run) -> tuple[str, str]:
     """What was measured, and the weights, to the bit."""
     record = json.loads(run.folders.record.read_text())
     measured = {key: record[key] for key in ("metrics", "size", "epochs", "shape")}
-    weights = b"".join(file.read_bytes() for file in sorted(run.folders.model.glob("*")))
+    network = (store.ARCHITECTURE, store.WEIGHTS)  # the card beside them tells of the run
+    weights = b"".join((run.folders.model / name).read_bytes() for name in network)
     return json.dumps(measured, sort_keys=True), hashlib.sha256(weights).hexdigest()
 
 

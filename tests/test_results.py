@@ -45,7 +45,7 @@ def test_every_finished_record_has_sane_sizes_and_scores(records: dict[Path, Rec
             assert scores.extracted is not None, path
             assert 0 <= scores.extracted.top1 <= 100, path
             assert record.stages, path
-            assert min(stage.train_macs for stage in record.stages) > 0, path
+            assert all(stage.train_macs > 0 or not stage.epochs for stage in record.stages), path
             assert record.environment.commit, path
 
 

@@ -329,7 +329,7 @@ BAD = {
         ["penalty.lambda_macro=-1"],
         "penalty.lambda_macro: Input should be greater than or equal to 0",
     ),
-    "zero epochs": (["optim.epochs=0"], "optim.epochs: Input should be greater than or equal to 1"),
+    "zero epochs": (["optim.epochs=0"], "optim.epochs 0 is for methods that cut at once"),
     "unknown reading": (["gates.forward=sof"], "'straight-through' or 'soft'"),
     "unknown method": (["method=magic"], "method: Input should be 'dense', 'hiap'"),
     "heads do not divide": (["model.num_heads=5"], "must be a multiple of num_heads"),

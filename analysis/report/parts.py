@@ -62,6 +62,7 @@ SHOWS = {
     "calibrate": "readings of A3, A6, A12 against Figs. 5-9",
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
+    "after_cut": "right after a cut, with and without least squares",
     "evidence": "methods at the paper's shape",
     "evidence_gpu": "the same, 50,000 images at 112 pixels",
     "a4": "value dimensions (A4)",

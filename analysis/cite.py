@@ -102,11 +102,8 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not pd.isna(value)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.cite", description="What stands behind a result.")
     parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")

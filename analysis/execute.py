@@ -135,11 +135,8 @@ async def execute_all(paths: list[Path], results: Path, out: Path) -> tuple[list
     return through, errors
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.execute", description="Run the notebooks headless.")
     parser.add_argument(
         "--results", type=results_root, default=None, help="results root (default: $HIAP_RESULTS or results/)"

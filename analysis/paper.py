@@ -51,11 +51,8 @@ def parts(answers: Answers) -> dict[str, str]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.paper", description="Write what paper.tex includes.")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     parser.add_argument("--out", type=Path, default=PAPER, help="where to (default: paper/)")

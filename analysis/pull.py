@@ -136,11 +136,8 @@ def load(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.pull", description="Measure the pull on each gate.")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     options = parser.parse_args(arguments)

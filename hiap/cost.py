@@ -195,7 +195,7 @@ def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
     dims, cut_qk = dims_of(gated), gated.blocks[0].attn.cuts_qk
     in_macs, in_params = ledger.mac_prices(dims), param_prices(gated)
 
-    def left(prices: ledger.Prices, masks: list[BlockMask]) -> int:
+    def spent(prices: ledger.Prices, masks: list[BlockMask]) -> int:
         return kept_cost(prices, masks, dims.head_dim, cut_qk)
 
     blocks = [
@@ -203,12 +203,12 @@ def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
             heads=len(mask.head_widths()),
             value_dims=sum(mask.head_widths()),
             neurons=mask.neuron_count(),
-            macs=left(replace(in_macs, constant=0), [mask]),
-            params=left(replace(in_params, constant=0), [mask]),
+            macs=spent(replace(in_macs, constant=0), [mask]),
+            params=spent(replace(in_params, constant=0), [mask]),
         )
         for mask in kept
     ]
-    return Summary(blocks, left(in_macs, kept), left(in_params, kept), ledger.dense_macs(dims), params(gated))
+    return Summary(blocks, spent(in_macs, kept), spent(in_params, kept), ledger.dense_macs(dims), params(gated))
 
 
 def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:

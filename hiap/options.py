@@ -11,6 +11,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line and says what was expected."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What is said, without line breaks, and not more than ``most`` characters of it."""
+    return " ".join(str(error).split())[:most]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -14,7 +14,9 @@ speed`` makes one of your machine), so no choice is made per device.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from hiap.backbones.parts import JoinedLinear, Position
 
 LAYOUTS = ("padded", "ragged")
+Width = TypeVar("Width")
 
 
 class PrunedAttention(nn.Module):
@@ -64,7 +67,7 @@ class PrunedAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.position, self.norm = position, norm
         self.layout = LAYOUTS[0]
-        self._groups = _runs(list(zip(self.qk_dims, self.value_dims, strict=True)))
+        self._groups = runs(zip(self.qk_dims, self.value_dims, strict=True))
         # CUDA's fused kernels load 8 numbers at a time and do not check that rows and slices start at a multiple of 8.
         self._unaligned = any(width % 8 for width in (*self.qk_dims, *self.value_dims))
 
@@ -195,15 +198,9 @@ def set_layout(model: nn.Module, layout: str) -> None:
             module.layout = layout
 
 
-def _runs(widths: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int]]]:
+def runs(widths: Iterable[Width]) -> list[tuple[int, Width]]:
     """Run lengths: [(64, 64), (64, 32), (64, 32)] -> [(1, (64, 64)), (2, (64, 32))]."""
-    runs: list[tuple[int, tuple[int, int]]] = []
-    for width in widths:
-        if runs and runs[-1][1] == width:
-            runs[-1] = (runs[-1][0] + 1, width)
-        else:
-            runs.append((1, width))
-    return runs
+    return [(len(list(same)), width) for width, same in groupby(widths)]
 
 
 def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:

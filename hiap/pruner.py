@@ -25,7 +25,7 @@ from hiap.cost import Summary, summary_of
 from hiap.extraction import extract
 from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
 from hiap.objective import feasibility, penalties
-from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked
+from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
 from hiap.pruned_vit import LAYOUTS
 from hiap.selection import Target, joint_ranking, open_also, protected, target_of
 
@@ -247,7 +247,7 @@ class Pruner:
         try:
             self.model.load_state_dict(state.get("model", self.model.state_dict()))
         except RuntimeError as error:
-            line = " ".join(str(error).split())[:200]
+            line = one_line(error)
             raise PrunerError(f"load_state_dict: the state is of another model: {line}") from None
         self.done = state["done"]
         if self.done < self.steps:

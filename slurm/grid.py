@@ -96,7 +96,7 @@ class Run:
     def network_lost(self) -> bool:
         """Finished, but elsewhere: records travel with the repository, networks do not."""
         known = self.finished or self.twin is not None
-        return known and not any(f.model.exists() for f in (self.folders, *self.folders.twins()))
+        return known and not self.folders.sibling(self.run_id).model.exists()
 
     @property
     def start(self) -> Run | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_vit, tiny
-from test_train import Killed, dense, hiap_run, kill_at, same_result, weights  # noqa: F401
+from test_train import dense, hiap_run, kill_at, killed_at, same_result, weights  # noqa: F401
 
 import hiap
 from hiap.train import run as train
@@ -45,13 +45,7 @@ def test_an_averaged_run_that_is_killed_ends_with_the_same_bits(dense: Config, k
     sections = {"budget": {"target_macs": 0.7, "settle": settle}} if settle else {}
     config = hiap_run(dense, optim={"epochs": 4, "ema": 0.9}, run={"evaluate_every": 1}, **sections)
     undisturbed, reference = train.run(config), weights(config)
-    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": f"ema{settle}"})})
-    for step in (7, 20):
-        kill_at(step)
-        with pytest.raises(Killed):
-            train.run(disturbed)
-    kill_at(None)
-    record = train.run(disturbed)
+    disturbed, record = killed_at((7, 20), config, kill_at, f"ema{settle}")
     same_result(undisturbed, record)
     resumed = weights(disturbed)
     assert all(torch.equal(reference[k], v) for k, v in resumed.items())

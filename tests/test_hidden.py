@@ -14,7 +14,7 @@ import torch
 from conftest import small_vit, tiny
 from test_distributed import hiap_run as shared_run
 from test_distributed import record_of, together
-from test_train import Killed, dense, hiap_run, kill_at, same_result, weights  # noqa: F401
+from test_train import dense, hiap_run, kill_at, killed_at, same_result, weights  # noqa: F401
 
 import hiap
 from hiap.train import run as train
@@ -91,13 +91,8 @@ def test_a_killed_run_ends_with_the_same_bits_and_a_map_of_its_own(
     config = hiap_run(dense, optim={"epochs": 4}, distill={"hidden": 0.5}, budget=budget)
     undisturbed, reference = train.run(config), weights(config)
     assert all(log.terms["hidden"] > 0 for log in undisturbed.epochs)
-    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": f"hidden{settle}"})})
-    for step in (7, 20):
-        kill_at(step)
-        with pytest.raises(Killed):
-            train.run(disturbed)
-    kill_at(None)
-    same_result(undisturbed, train.run(disturbed))
+    disturbed, record = killed_at((7, 20), config, kill_at, f"hidden{settle}")
+    same_result(undisturbed, record)
     assert all(torch.equal(reference[k], v) for k, v in weights(disturbed).items())
     plain = train.run(hiap_run(dense, optim={"epochs": 4}, budget=budget))
     assert "hidden" not in plain.epochs[0].terms

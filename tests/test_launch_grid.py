@@ -640,7 +640,8 @@ def test_the_table_holds_the_records(tmp_path: Path, fake: Path, capsys: pytest.
     assert rows["hiap"][1:] == ["0", "91.25", "90.50", "91.25", "1.00", "50.0%", "0.020", "M", "3", "12"]
     assert rows["uniform"][1:] == ["0", "91.25", "1.00", "50.0%", "0.020", "M", "3", "12"]
     assert f"records: {tmp_path / 'out' / 'runs' / 'tiny'}" in lines
-    assert max(map(len, lines)) <= 100
+    # A line that names a folder is as long as the folder's name.
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100
 
 
 def test_the_table_compares_with_a_published_record(tmp_path: Path) -> None:

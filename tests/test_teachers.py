@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import tiny
-from test_train import Killed, dense, hiap_run, kill_at, same_result, weights  # noqa: F401
+from test_train import dense, hiap_run, kill_at, killed_at, same_result, weights  # noqa: F401
 
 import hiap
 from hiap.data import loader as data
@@ -56,12 +56,8 @@ def test_a_cnn_teaches_is_billed_and_the_run_resumes_bit_for_bit(
     assert macs > 1000
     (bill,) = undisturbed.stages
     assert bill.train_macs == (3 * undisturbed.size.dense_macs + macs) * bill.images
-    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": "cnn"})})
-    kill_at(7)
-    with pytest.raises(Killed):
-        train.run(disturbed)
-    kill_at(None)
-    same_result(undisturbed, train.run(disturbed))
+    disturbed, record = killed_at((7,), config, kill_at, "cnn")
+    same_result(undisturbed, record)
     assert all(torch.equal(reference[k], v) for k, v in weights(disturbed).items())
 
 

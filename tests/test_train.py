@@ -87,6 +87,17 @@ def same_result(a: Record, b: Record) -> None:
     assert left == right
 
 
+def killed_at(steps: tuple[int, ...], config: Config, kill_at, grid: str) -> tuple[Config, Record]:
+    """``config`` in a grid of its own, killed and resumed at each of ``steps`` batches after the last start."""
+    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": grid})})
+    for step in steps:
+        kill_at(step)
+        with pytest.raises(Killed):
+            train.run(disturbed)
+    kill_at(None)
+    return disturbed, train.run(disturbed)
+
+
 def test_killed_at_random_steps_a_run_ends_with_the_same_bits(dense, kill_at):
     config = hiap_run(dense, optim={"epochs": 3})
     undisturbed = train.run(config)
@@ -125,13 +136,7 @@ def test_a_settling_run_killed_in_either_stage_ends_with_the_same_bits(dense, ki
     )
     undisturbed, reference = train.run(config), weights(config)
     assert len(undisturbed.gates) == undisturbed.stages[0].steps
-    disturbed = config.model_copy(update={"run": config.run.model_copy(update={"grid": "settled"})})
-    for step in (7, 25):
-        kill_at(step)
-        with pytest.raises(Killed):
-            train.run(disturbed)
-    kill_at(None)
-    record = train.run(disturbed)
+    disturbed, record = killed_at((7, 25), config, kill_at, "settled")
     same_result(undisturbed, record)
     resumed = weights(disturbed)
     assert all(torch.equal(reference[k], v) for k, v in resumed.items())

@@ -24,11 +24,8 @@ def readme(text: str, found: pd.DataFrame) -> str:
     return f"{before}{MARKS[0]}\n{shown.strip()}\n{MARKS[1]}{after}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.claims", description="Judge every claim of the paper.")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     options = parser.parse_args(arguments)

@@ -52,11 +52,8 @@ def page(paths: list[Path]) -> str:
     return re.sub(r'<script src="https?://[^>]*>\s*</script>', "", html)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int | None:
+@told
+def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.report", description="The notebooks as one HTML page.")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "local" / "report.html")
     options = parser.parse_args(arguments)

@@ -96,11 +96,16 @@ def stem_macs(embed: Any, image: tuple[int, int, int]) -> int:
         return rows * columns * embed.proj.weight.numel()
     known = embed.__dict__.setdefault("_counted_macs", {})
     if image not in known:
-        stem = copy.deepcopy(embed).to("meta").eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            stem(torch.zeros(1, *image, device="meta"))
-        known[image] = counter.get_total_flops() // 2
+        known[image] = counted_macs(copy.deepcopy(embed).to("meta").eval(), torch.zeros(1, *image, device="meta"))
     return known[image]
+
+
+@torch.no_grad()
+def counted_macs(module: nn.Module, images: Tensor) -> int:
+    """Multiply-adds of the matrix products and convolutions that torch sees."""
+    with FlopCounterMode(display=False) as counter:
+        module(images)
+    return counter.get_total_flops() // 2
 
 
 def pool_macs(model: Any, tokens: int) -> int:

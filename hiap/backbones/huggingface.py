@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.parts import TokenAndMean
 from hiap.formats.export import ExportError, to_timm
+from hiap.options import one_line
 
 _CLASSES = (
     "ViTForImageClassification",
@@ -88,7 +89,7 @@ def from_transformers(model: Any) -> Any:
     try:
         vit.load_state_dict(state)
     except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)
         raise UnsupportedModelError(f"{type(model).__name__}: weights that are not known: {line}") from None
     return vit.to(state["patch_embed.proj.weight"]).train(model.training)
 

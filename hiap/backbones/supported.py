@@ -20,14 +20,14 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from hiap import cost
-from hiap.backbones.families import UnsupportedModelError, is_vit
+from hiap.backbones.families import UnsupportedModelError, counted_macs, is_vit
 from hiap.extraction import extract
 from hiap.files import atomic_write
 from hiap.formats import export, store
 from hiap.gated_vit import check_supported, gate, masks, named_gates
+from hiap.options import one_line
 
 TABLE = Path(__file__).with_name("supported.csv")
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit", "vitamin")
@@ -90,7 +90,7 @@ def go(net: Any, folder: Path, onnx: bool = False) -> dict[str, float]:
     kept = cost.kept_cost(cost.param_prices(gated), masks(gated), cost.dims_of(gated).head_dim)
     found = {
         "extracted": relative(logits, gated(images)),
-        "MACs": cost.macs(loaded, size, executed=True) - _counted(loaded, torch.zeros(1, *size)),
+        "MACs": cost.macs(loaded, size, executed=True) - counted_macs(copy.deepcopy(loaded), torch.zeros(1, *size)),
         "parameters": kept - cost.params(left),
         "loaded": relative(loaded(images), logits),
     }
@@ -136,12 +136,6 @@ def _scattered(gated: Any) -> Any:
     return gated.eval().requires_grad_(False)
 
 
-def _counted(model: Any, images: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model)(images)
-    return counter.get_total_flops() // 2
-
-
 def _onnx(model: Any, images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
@@ -166,7 +160,7 @@ def _run(onnx: bool) -> int:
                 bad = [k for k, v in found.items() if not v <= {"onnx": 1e-4, "MACs": 0, "parameters": 0}.get(k, 1e-5)]
                 line = " ".join(f"{k} {v:.1e}" for k, v in found.items())
             except Exception as error:
-                bad, line = ["error"], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                bad, line = ["error"], f"{type(error).__name__}: {one_line(error)}"
             failed += bool(bad)
             print("FAIL" if bad else "ok", name, line, flush=True)
     print(f"{count - failed} of {count} supported entries went the whole way; {len(seen)} kinds of network")

@@ -111,6 +111,6 @@ class _LeastSquares:
         strength = torch.zeros(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
         strength[:count] = ridge * self.gram.diagonal()[:count].mean()  # the bias is free
         added = torch.linalg.solve(self.gram + strength.diag(), self.cross).T.to(self.linear.weight.dtype)
-        self.linear.weight += added[:, :count]
+        self.linear.weight.add_(added[:, :count])
         if self.linear.bias is not None:
             self.linear.bias.add_(added[:, count])

@@ -588,10 +588,10 @@ def _imagenet(root: str, split: Split, class_order: str = "auto") -> _Images:
 
 def make_index(root: str) -> list[Path]:
     """Write down which images there are at ``root``, where that is not known yet; the files that tell."""
-    return [
-        image_index.file_of(image_index.opened(place, layouts.scan, always=True).place.path)
-        for place in layouts.find(Path(root)).values()
-    ]
+    places = layouts.find(Path(root)).values()
+    for place in places:
+        image_index.opened(place, layouts.scan, always=True)
+    return [image_index.file_of(place.path) for place in places]
 
 
 def _expected(name: str) -> str:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hiap.options import one_line
 from hiap.train.config import ConfigError
 
 GROUPS = 2  # that a process keeps: images that are read in order then cost one reading of each
@@ -55,12 +56,6 @@ def rows(file: Path) -> Iterator[tuple[str, int, int, int]]:
             count += 1
 
 
-def class_names(file: Path) -> list[str] | None:
-    """What the hub's library wrote down of the label column; None where nobody did."""
-    opened = _open(file)
-    return _features(opened).get(_columns(file, opened)[1], {}).get("names")
-
-
 def _open(file: Path) -> Any:
     require()
     from pyarrow import ArrowInvalid
@@ -69,7 +64,7 @@ def _open(file: Path) -> Any:
     try:
         return ParquetFile(file)
     except (ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{file}: not a whole parquet file ({' '.join(str(error).split())[:200]})") from None
+        raise ConfigError(f"{file}: not a whole parquet file ({one_line(error)})") from None
 
 
 def _columns(file: Path, opened: Any) -> tuple[str, str]:

@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor
 
+from hiap.options import one_line
+
 # What a training checkpoint holds beside tensors: its arguments, paths, and scores as numpy's numbers.
 ALLOWED: list[Any] = [
     argparse.Namespace,
@@ -48,7 +50,7 @@ def read(path: Path, averaged: bool | None = None) -> tuple[dict[str, Tensor], l
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except SafetensorError as error:
-        raise CheckpointError(f"not a whole .safetensors file ({_line(error)})") from None
+        raise CheckpointError(f"not a whole .safetensors file ({one_line(error)})") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"holds a {type(content).__name__}; expected a state dict, name to tensor")
     state, done = _chosen(content, averaged)
@@ -99,7 +101,7 @@ def fill(model: Any, state: dict[str, Tensor], done: list[str]) -> bool:
     try:
         fitted = _filter(model)(state, model)
     except (RuntimeError, KeyError, AssertionError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"not weights of a {type(model).__name__} ({_line(error)})") from None
+        raise CheckpointError(f"not weights of a {type(model).__name__} ({one_line(error)})") from None
     own = model.state_dict()
     done += [
         f"{name} resampled from {tuple(state[name].shape)} to {tuple(fitted[name].shape)}"
@@ -161,7 +163,3 @@ def _check(fitted: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

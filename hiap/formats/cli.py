@@ -10,8 +10,9 @@ import argparse
 from hiap.train.arguments import Parser, told
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return told(lambda: _run(_parser().parse_args(arguments)))
+@told
+def main(arguments: list[str] | None = None) -> None:
+    _run(_parser().parse_args(arguments))
 
 
 def _parser() -> Parser:

@@ -19,8 +19,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from hiap.backbones.families import channels
 from hiap.backbones.parts import is_norm
+from hiap.cost import image_of
 from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
@@ -103,6 +103,5 @@ def _dense_attention(attn: PrunedAttention) -> dict[str, Tensor]:
 
 def _images(model: Any) -> Tensor:
     parameter = next(model.parameters())
-    size, depth = model.patch_embed.img_size, channels(model.patch_embed)
     # Two images: torch.export takes a batch of one for a constant.
-    return torch.zeros(2, depth, *size, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros(2, *image_of(model), dtype=parameter.dtype, device=parameter.device)

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from hiap.formats import card
-from hiap.formats.store import ARCHITECTURE, WEIGHTS, StoreError, line, load
+from hiap.formats.store import ARCHITECTURE, WEIGHTS, StoreError, load
+from hiap.options import one_line
 
 NAMES = [ARCHITECTURE, WEIGHTS, card.NAME]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -59,4 +60,4 @@ def is_name(name: str) -> bool:
 def _why(error: Exception) -> str:
     """The kind, and the first sentence of what huggingface_hub says, which is long and of many lines."""
     first = re.split(r"(?<=[.!])\s|\n", str(error).strip())[0]
-    return f"{type(error).__name__}: {line(first)[:160]}" if first else type(error).__name__
+    return f"{type(error).__name__}: {one_line(first, 160)}" if first else type(error).__name__

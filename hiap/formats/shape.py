@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from pydantic import PositiveInt
 
 from hiap import cost
 from hiap.options import ConfigError, Section
+from hiap.pruned_vit import runs
 
 COLUMNS = 80
 LEAST = 12  # characters for the dimensions of a block's heads, however wide the other columns are
@@ -135,13 +135,12 @@ def _row(name: str, block: cost.Left, full: cost.Left | None, units: list[Unit])
     if full:
         heads, neurons = f"{heads}/{len(full.dims)}", f"{neurons}/{full.neurons}"
         macs, params = f"{macs} {block.macs / full.macs:4.0%}", f"{params} {block.params / full.params:4.0%}"
-    return [name, heads, _runs(block.dims), neurons, macs, params]
+    return [name, heads, _widths(block.dims), neurons, macs, params]
 
 
-def _runs(dims: Iterable[int]) -> str:
+def _widths(dims: Iterable[int]) -> str:
     """(64, 64, 40) as '2x64 40'; nothing left as '-'."""
-    runs = [(len(list(same)), width) for width, same in groupby(dims)]
-    return " ".join(f"{n}x{width}" if n > 1 else str(width) for n, width in runs) or "-"
+    return " ".join(f"{n}x{width}" if n > 1 else str(width) for n, width in runs(dims)) or "-"
 
 
 def _laid_out(rows: list[list[str]]) -> str:

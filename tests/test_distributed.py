@@ -18,7 +18,7 @@ from test_data import break_images, write_imagenet
 from hiap.data import loader as data
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, merge
-from hiap.train.record import Record, read
+from hiap.train.record import Folders, Record, read
 from hiap.train.rendezvous import first_node, of_slurm
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,14 +26,15 @@ START = """
 import json, sys
 from hiap.train import run as train
 from hiap.train.config import from_dict
+from hiap.train.loop import Loop
 stop_at = int(sys.argv[2])
 if stop_at:
-    step = train.Run._step
+    step = Loop._step
     def until(self, phase, *args):
         if phase.step == stop_at - 1 and self.world.rank == self.world.size - 1:
             self.stopping = lambda: True  # only one of them is told to stop
         return step(self, phase, *args)
-    train.Run._step = until
+    Loop._step = until
 try:
     train.run(from_dict(json.loads(sys.argv[1])))
 except train.Interrupted:
@@ -77,7 +78,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def record_of(config: Config) -> Record:
-    folders = train.Folders.of(config)
+    folders = Folders.of(config)
     assert [path.name for path in folders.runs.iterdir()] == [f"{config.run_id}.json"], "one of them writes, once"
     return read(folders.record)
 
@@ -93,7 +94,7 @@ def test_four_processes_give_the_loss_curve_of_one(tmp_path: Path, alone: Record
 def test_a_checkpoint_serves_another_number_of_processes(tmp_path: Path, alone: Record) -> None:
     config = hiap_run(tmp_path)
     together(2, config, stop_at=17)  # in the middle of an epoch; one process is told to stop, both do
-    assert not train.Folders.of(config).record.exists()
+    assert not Folders.of(config).record.exists()
     same_curve(train.run(config), alone, 1e-5)
     found = record_of(config)
     assert (found.resumed, found.environment.processes) == (1, 1)
@@ -217,7 +218,7 @@ def test_corrupt_images_are_added_up_over_processes(allowed: int, tmp_path: Path
     if allowed < 4:
         with pytest.raises(AssertionError, match="4 training images cannot be read"):
             together(2, config)
-        (path,) = train.Folders.of(config).runs.iterdir()
+        (path,) = Folders.of(config).runs.iterdir()
         assert read(path).status == "failed"
         return
     together(2, config)

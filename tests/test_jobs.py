@@ -263,23 +263,25 @@ def test_a_warning_and_then_a_sigterm_still_end_in_a_checkpoint_and_a_requeue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hiap.train import checkpoint
-    from hiap.train import run as train
+    from hiap.train.loop import Loop
+    from hiap.train.phase import Phase
+    from hiap.train.stopping import Interrupted
 
     (run,) = runs_of(write_grid(tmp_path, runs={"dense": RUNS["dense"]}), tmp_path / "out")
     requeued: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
-    step = train.Run._step
+    step = Loop._step
 
-    def stopped_at_two(self: train.Run, phase: train.Phase, *args: object) -> object:
+    def stopped_at_two(self: Loop, phase: Phase, *args: object) -> object:
         if phase.step == 2:
             for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
         return step(self, phase, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train.Run, "_step", stopped_at_two)
+    monkeypatch.setattr(Loop, "_step", stopped_at_two)
     try:
-        with pytest.raises(train.Interrupted, match="stopped at step 3"):
+        with pytest.raises(Interrupted, match="stopped at step 3"):
             Job(run.config)()
     finally:
         signal.signal(signal.SIGUSR2, before)

@@ -23,10 +23,12 @@ from test_data import break_images, write_imagenet
 
 import hiap
 from hiap.data import loader as data
-from hiap.train import checkpoint, reach
+from hiap.train import checkpoint, journal, reach, start
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.train.distributed import World
+from hiap.train.loop import Loop
+from hiap.train.phase import make_optimizer
 from hiap.train.record import Folders, Record, read
 
 KILLS = 20
@@ -217,14 +219,14 @@ def test_a_process_killed_for_good_resumes(dense, tmp_path):
 
 def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
     config = hiap_run(dense, seed=8)
-    original = train.Run._step
+    original = Loop._step
 
     def step(self, phase, *args):
         if phase.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, phase, *args)
 
-    monkeypatch.setattr(train.Run, "_step", step)
+    monkeypatch.setattr(Loop, "_step", step)
     with pytest.raises(train.Interrupted, match=r"run again to resume"):
         train.run(config)
     monkeypatch.undo()
@@ -300,10 +302,10 @@ def test_runtime_settings_do_not_change_the_run_id_and_science_does():
 
 def test_the_recorded_command_gives_the_same_run():
     config = from_dict({"method": "dense", "seed": 3, "optim": {"lr": 1e-5}, "data": {"name": "digits"}})
-    arguments = train.command_of(config).removeprefix("python -m hiap.train ").split()
+    arguments = journal.command_of(config).removeprefix("python -m hiap.train ").split()
     assert from_dict(parse_overrides(arguments)).run_id == config.run_id
     queued = from_dict({"run": {"grid": "laptop", "label": "dense"}})
-    assert train.command_of(queued) == "python slurm/launch_grid.py --grid laptop --only dense"
+    assert journal.command_of(queued) == "python slurm/launch_grid.py --grid laptop --only dense"
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine():
@@ -319,7 +321,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
 def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     config = tiny("unused", gates={"lr": 0.3})
     scale = reach.gate_scale(config, 10, 100)
-    groups = train.make_optimizer(hiap.gate(small_vit()), config, scale).param_groups
+    groups = make_optimizer(hiap.gate(small_vit()), config, scale).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
     assert groups[2]["lr_scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)
@@ -401,7 +403,7 @@ def test_weights_from_files_and_their_errors(tmp_path):
 
     def build(weights, **changes):
         config = tiny(tmp_path, model={**sizes, "weights": str(tmp_path / weights), **changes})
-        return train.build(config.model, 1, 10, Folders.of(config)).model
+        return start.build(config.model, 1, 10, Folders.of(config)).model
 
     for name in ("a.safetensors", "b.pth"):
         assert all(torch.equal(v, state[k]) for k, v in build(name).state_dict().items())
@@ -420,7 +422,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_pass_a_file(tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = from_dict({"model": {"name": "deit_tiny_patch16_224", "img_size": 224, "weights": "hub"}})
     with pytest.raises(ConfigError, match=r"offline, pass a local file: model\.weights=") as error:
-        train.build(config.model, 3, 1000, Folders.of(config))
+        start.build(config.model, 3, 1000, Folders.of(config))
     assert "\n" not in str(error.value)
 
 
@@ -513,7 +515,7 @@ def test_a_stop_signal_while_measuring_is_heard_and_loses_nothing(dense, monkeyp
     with pytest.raises(train.Interrupted, match="stopped while measuring"):
         train.run(config)
     monkeypatch.undo()
-    monkeypatch.setattr(train.Run, "_step", None)  # nothing is left to train
+    monkeypatch.setattr(Loop, "_step", None)  # nothing is left to train
     assert train.run(config).resumed == 1
 
 
@@ -532,8 +534,8 @@ def test_processes_take_the_checkpoint_that_the_first_one_names(tmp_path):
 
 def test_status_tells_the_end_of_all_stages_and_what_is_left(dense, monkeypatch):
     told = []
-    monkeypatch.setattr(train, "write_status", lambda folders, **fields: told.append(fields))
-    monkeypatch.setattr(train, "STATUS_SECONDS", -1.0)
+    monkeypatch.setattr(journal, "write_status", lambda folders, **fields: told.append(fields))
+    monkeypatch.setattr(journal, "STATUS_SECONDS", -1.0)
     changes = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"target_macs": 0.7}, "distill": {"alpha": 0.7}}
     config = tiny(dense.run.results, method="vit_slim", optim={"epochs": 4}, search={"epochs": 2}, **changes)
     train.run(config)

@@ -65,6 +65,10 @@ class Info:
     train: int
     test: int
 
+    def image(self, img_size: int) -> tuple[int, int, int]:
+        """(channels, height, width) as a network of that size is shown it."""
+        return (self.channels, img_size, img_size)
+
 
 def published_size(data: DataConfig) -> Info:
     """What the data set is as it was published, without reading it: for bills and for checks before submission. A

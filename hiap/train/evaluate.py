@@ -13,9 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiap.gated_vit import sampling
+from hiap.train.config import Config
 from hiap.train.device import autocast
 from hiap.train.distributed import ALONE, World
 from hiap.train.record import Score
+
+MEASURED_AT_ONCE = 250  # images, where the training batch is smaller: without gradients more fit, and more is faster
+
+
+def at_once(config: Config) -> int:
+    """Images that go through a network together where nothing is learned."""
+    return max(config.optim.batch_size, MEASURED_AT_ONCE)
 
 
 def evaluate(

@@ -1,7 +1,9 @@
-"""Teachers that are not the start: another run's network, a saved one, or any of timm's, a CNN as in DeiT included."""
+"""What a run learns from besides labels: its start, another run's network, a saved one, or any of timm's, a CNN as in
+DeiT included."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from hiap import cost
 from hiap.backbones.families import counted_macs
 from hiap.data import loader as data
 from hiap.train.config import Config, ConfigError
+from hiap.train.device import autocast
+from hiap.train.evaluate import at_once
 from hiap.train.record import Folders
 from hiap.train.start import build, filled
 
@@ -40,6 +44,50 @@ class Teacher(nn.Module):
             return cost.macs(self.model, image)
         except ValueError:  # no ViT
             return counted_macs(self.model, torch.zeros(1, *image))
+
+
+class Lessons:
+    """What a run learns from besides labels. ``network``: the one that it starts from, frozen (paper, section 5), or
+    another that was asked for; None for dense runs and at alpha 0. ``logits``: its own of every training image, float32
+    (n, classes), where they are computed once."""
+
+    def __init__(self, config: Config, start: Any, macs: int, info: data.Info, folders: Folders, device: torch.device):
+        """``start`` and its ``macs``; ``config.data`` as the run shows them."""
+        self.config, self.device = config, device
+        self.macs, self.adapted = macs, list[str]()
+        self.network: Any = None
+        self.logits: Tensor | None = None
+        if config.distill.teacher:
+            found = teacher(config, data.pixels(config.data), info.channels, info.classes, folders)
+            self.macs, self.adapted = found.macs(info.image(config.model.img_size)), found.adapted
+            self.network = found.to(device)
+        elif config.method != "dense" and config.distill.alpha > 0:
+            self.network = copy.deepcopy(start).eval().requires_grad_(False).to(device)
+
+    def plain(self) -> Any:
+        """The network within ``network`` that has blocks, if one has."""
+        return getattr(self.network, "model", self.network)
+
+    @torch.no_grad()
+    def precompute(self) -> None:
+        """Ask for ``logits``, if the run wants them at once."""
+        if self.network is None or not self.config.distill.precompute:
+            return
+        found = []
+        for images, _ in data.in_order(self.config.data, self.config.model.img_size, at_once(self.config)):
+            with autocast(self.device, self.config.optim.precision):
+                found.append(self.network(images.to(self.device)).float())
+        self.logits = torch.cat(found)
+
+    @property
+    def macs_per_image(self) -> int:
+        """Of the teacher, at each image that is trained on."""
+        return 0 if self.network is None or self.logits is not None else self.macs
+
+    @property
+    def macs_once(self) -> int:
+        """Of the teacher, for all that is trained on."""
+        return 0 if self.logits is None else self.macs * len(self.logits)
 
 
 def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int, folders: Folders) -> Teacher:

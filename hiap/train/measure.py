@@ -1,0 +1,91 @@
+"""Accuracy of networks within one run: on its images, in its precision, by all of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hiap import gated_vit
+from hiap.data import loader as data
+from hiap.data.loader import Batch
+from hiap.train.config import Config, ConfigError, DataConfig
+from hiap.train.distributed import World
+from hiap.train.evaluate import at_once, evaluate
+from hiap.train.journal import Journal
+from hiap.train.record import Folders, Score, environment, read
+from hiap.train.seeds import derive
+from hiap.train.stopping import Interrupted
+
+
+@dataclass
+class Measure:
+    """``data`` as the run's network takes them; ``stopping``: whether the run was asked to stop."""
+
+    config: Config
+    data: DataConfig
+    folders: Folders
+    world: World
+    device: torch.device
+    stopping: Callable[[], bool]
+    journal: Journal
+
+    def score(self, model: Any, soft: bool = False, stoppable: bool = True) -> Score:
+        config = self.config
+        batches = data.test_batches(
+            self.data,
+            config.model.img_size,
+            batch_size=at_once(config),
+            workers=config.run.workers,
+            share=(self.world.rank, self.world.size),
+        )
+        batches = self._until_stopped(batches) if stoppable else batches
+        return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)
+
+    def soft_score(self, model: Any) -> Score:
+        """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
+        gated_vit.set_temperature(model, self.config.gates.tau_end)
+        torch.manual_seed(derive(self.config.seed, "soft"))
+        return without_hits(self.score(model, soft=True))
+
+    def dense_score(self, start: Any) -> Score:
+        """Of the network that the run starts from. What another run has left was measured at its end: that counts, if
+        it was with the same images, precision, libraries and kind of machine."""
+        config = self.config
+        if config.model.weights.startswith("run:"):
+            other = read(self.folders.referred(config.model.weights).record)
+            here = environment(self.device, "")
+            same = (
+                other.config.data.model_dump(exclude={"root"}) == config.data.model_dump(exclude={"root"})
+                and other.config.optim.precision == config.optim.precision
+                and (other.environment.device_name, other.environment.threads) == (here.device_name, here.threads)
+                and other.environment.libraries == here.libraries
+            )
+            if same and other.metrics.extracted:
+                return without_hits(other.metrics.extracted)
+        return without_hits(self.score(start))
+
+    def check_start(self, score: Score | None, published: float | None) -> None:
+        """A start far below its published accuracy was loaded or is shown images in another way than it was trained."""
+        config = self.config
+        if score and published and score.top1 < published - config.run.max_drop:
+            raise ConfigError(
+                f"model.weights '{config.model.weights}' start at {score.top1:.2f} % where timm publishes "
+                f"{published:.2f} % for {config.model.name}: order of classes, data.mean, data.crop_pct or images are "
+                f"not as it was trained; run.max_drop={published - score.top1:.0f} or more goes on all the same"
+            )
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Nothing is lost by leaving a measurement: the checkpoint before it is there."""
+        for batch in batches:
+            if self.stopping():
+                self.journal.status(state="stopped")
+                raise Interrupted(f"{self.config.run_id}: stopped while measuring; run again to resume")
+            yield batch
+
+
+def without_hits(score: Score) -> Score:
+    """Which images were right is kept of the extracted network alone."""
+    return score.model_copy(update={"correct": ""})

@@ -1,0 +1,116 @@
+"""A stage in progress: network, optimiser and position, which is all that a checkpoint must restore."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap.pruner import param_groups
+from hiap.train.average import Average
+from hiap.train.config import Config, ConfigError
+from hiap.train.distributed import World
+from hiap.train.hidden import HiddenMatch
+from hiap.train.reach import gate_scale
+from hiap.train.stages import Stage
+
+
+@dataclass
+class Phase:
+    """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch."""
+
+    index: int
+    stage: Stage
+    config: Config
+    model: Any
+    per_epoch: int
+    match: HiddenMatch | None = None
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    clock: float = field(default_factory=time.perf_counter)
+    rate: float = 0.0
+    tau: float | None = None
+    ema: Average | None = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
+        if self.match:
+            self.optimizer.add_param_group(self.match.group(self.config.optim.lr))
+        self.ema = Average(self.model, self.config.optim.ema) if self.config.optim.ema else None
+        device = next(self.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
+
+    @property
+    def total(self) -> int:
+        return self.stage.epochs * self.per_epoch
+
+    @property
+    def schedule(self) -> int:
+        """Steps of the schedule of rates, which stages may share."""
+        return (self.stage.before + self.stage.epochs + self.stage.after) * self.per_epoch
+
+    @property
+    def scheduled(self) -> int:
+        """Where in that schedule the next step is."""
+        return self.stage.before * self.per_epoch + self.step
+
+    def elapsed(self) -> float:
+        """Seconds spent in this stage, earlier tries included."""
+        return self.seconds + time.perf_counter() - self.clock
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def average(self, world: World) -> None:
+        """Let ``sums`` be the mean over the processes, in all of them."""
+        if world.size > 1 and self.sums:
+            means = world.sum(torch.stack(list(self.sums.values()))) / world.size
+            self.sums = dict(zip(self.sums, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "stage": self.index,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "stage_state": self.stage.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sums": self.sums,
+            "seconds": self.elapsed(),
+            **({"ema": self.ema.state_dict()} if self.ema else {}),
+            **({"map": self.match.map.detach()} if self.match else {}),
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+            self.stage.load_state_dict(state["stage_state"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):  # not in older checkpoints, empty without fp16
+                self.scaler.load_state_dict(state["scaler"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+            if self.match:
+                self.match.map.data.copy_(state["map"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).split("\n")[0]
+            raise ConfigError(
+                f"the checkpoint of stage {self.stage.name} does not fit ({first}): other code wrote it; "
+                "remove the run's work folder to start it afresh"
+            ) from None
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
+
+
+def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
+    """AdamW; the gates' rate is ``gate_scale`` times the weights' (A6)."""
+    optim = config.optim
+    return torch.optim.AdamW(param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale), fused=True)

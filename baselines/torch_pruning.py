@@ -32,7 +32,9 @@ class TorchPruning(Stage):
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
         require_plain(model)
-        small = as_extracted(prune_to(copy.deepcopy(model), context.target, round_to=None))
+        multiple = context.target.multiple
+        pruned = prune_to(copy.deepcopy(model), context.target, round_to=multiple if multiple > 1 else None)
+        small = as_extracted(pruned)
         return corrected(small, model, context)
 
 

@@ -172,13 +172,22 @@ class BlockSize:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is left of a network, and of what; ``str`` gives a table."""
+    """What is left of a network, and of what; ``str`` gives a table. ``multiple``: in how many units at a time it is
+    cut; ``threshold``: what the gates' threshold alone leaves, where it was rounded to multiples afterwards."""
 
     blocks: list[BlockSize]
     macs: int
     params: int
     dense_macs: int
     dense_params: int
+    multiple: int = 1
+    threshold: Summary | None = None
+
+    @property
+    def counts(self) -> str:
+        """Value dimensions, neurons and MACs in one line."""
+        value_dims, neurons = (sum(getattr(b, name) for b in self.blocks) for name in ("value_dims", "neurons"))
+        return f"{value_dims} value dims, {neurons} neurons, {self.macs / 1e6:.2f} M MACs"
 
     def __str__(self) -> str:
         rows = [
@@ -187,11 +196,16 @@ class Summary:
         ]
         macs = f"{self.macs / 1e6:.2f} M MACs ({self.macs / self.dense_macs:.1%} of dense)"
         params = f"{self.params / 1e6:.3f} M parameters ({self.params / self.dense_params:.1%})"
-        return "\n".join(["block  heads  value dims  neurons   M MACs  M params", *rows, f"in all {macs}, {params}"])
+        lines = ["block  heads  value dims  neurons   M MACs  M params", *rows, f"in all {macs}, {params}"]
+        if self.threshold:
+            lines += [f"threshold {self.threshold.counts}", f"in multiples of {self.multiple}: {self.counts}"]
+        return "\n".join(lines)
 
 
-def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
-    """What extraction of a gated model by these masks leaves."""
+def summary_of(
+    gated: Any, kept: list[BlockMask], multiple: int = 1, threshold: list[BlockMask] | None = None
+) -> Summary:
+    """What extraction of a gated model by these masks leaves; the rest as in ``Summary``."""
     dims, cut_qk = dims_of(gated), gated.blocks[0].attn.cuts_qk
     in_macs, in_params = ledger.mac_prices(dims), param_prices(gated)
 
@@ -208,7 +222,15 @@ def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
         )
         for mask in kept
     ]
-    return Summary(blocks, spent(in_macs, kept), spent(in_params, kept), ledger.dense_macs(dims), params(gated))
+    return Summary(
+        blocks=blocks,
+        macs=spent(in_macs, kept),
+        params=spent(in_params, kept),
+        dense_macs=ledger.dense_macs(dims),
+        dense_params=params(gated),
+        multiple=multiple,
+        threshold=summary_of(gated, threshold) if threshold else None,
+    )
 
 
 def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
-from hiap.gated_vit import BlockMask, is_gated, masks
+from hiap.gated_vit import BlockMask, is_gated
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
-from hiap.selection import joint_ranking, open_also, protected, target_of
+from hiap.selection import joint_ranking, rounded, target_of, thresholded
 
 
 def kept_units(
@@ -22,19 +22,21 @@ def kept_units(
     target_macs: float | None = None,
     target_params: float | None = None,
     keep: Mapping[str, Any] | None = None,
+    multiple: int | None = None,
 ) -> list[BlockMask]:
     """What stays of a gated model: its hardened gates, or with a target the units that one threshold common to all
-    logits leaves within it (``hiap.selection``); and the units of ``keep`` in any case."""
-    if target := target_of(gated, target_macs, target_params):
+    logits leaves within it (``hiap.selection``); the units of ``keep`` in any case, and ``multiple`` as in ``extract``.
+    """
+    if target := target_of(gated, target_macs, target_params, multiple):
         return target.keep_best(joint_ranking(gated, keep))
-    return open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
+    return rounded(gated, thresholded(gated, keep), multiple or 1, keep)
 
 
 @torch.no_grad()
 def extract(
     gated: Any,
     layout: str = LAYOUTS[0],
-    multiple: int = 1,
+    multiple: int | None = None,
     *,
     target_macs: float | None = None,
     target_params: float | None = None,
@@ -44,32 +46,36 @@ def extract(
     fine-tuning.
 
     ``target_macs`` or ``target_params``, a number or a share of dense below 1: instead of the threshold of 1/2 the one
-    that lands at most one unit below the target. The gated model is left alone, so one trained model serves any number
-    of targets. ``keep`` protects units: ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two
-    heads, an FFN and a whole block.
+    that lands at most ``multiple`` units below the target. The gated model is left alone, so one trained model serves
+    any number of targets. ``keep`` protects units:
+    ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two heads, an FFN and a whole block.
 
-    ``layout`` (see ``hiap.pruned_vit``) can be changed later with ``set_layout``. ``multiple`` rounds the value
-    dimensions of each head and the neurons of each FFN up to a multiple (GPUs run matrix sizes divisible by 8 best):
-    the units added are closed ones with zero output weights, so the function stays and the MACs grow. Raises
-    ``ValueError`` if the model carries no gates, or if no head is left anywhere (nothing would look at the image), and
-    ``ConfigError`` for a target out of reach.
+    ``multiple``: each head keeps a multiple of so many value dimensions and each FFN of so many neurons, the best, or
+    all of them: matrix kernels lose time to odd sizes. Unset, with a target it is 16, fewer in small networks
+    (``hiap.selection.fitting_multiple``), and without one it is 1. Set without a target, the threshold's numbers go to
+    the nearest multiple; units just below it stay or just above it go, with their own weights, so that the function is
+    no longer that of ``gated.eval()``.
+
+    ``layout`` (see ``hiap.pruned_vit``) can be changed later with ``set_layout``. Raises ``ValueError`` if the model
+    carries no gates, or if no head is left anywhere (nothing would look at the image), and ``ConfigError`` for a target
+    out of reach.
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
-    kept = kept_units(gated, target_macs, target_params, keep)
+    kept = kept_units(gated, target_macs, target_params, keep, multiple)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     # The blocks are rebuilt from slices; everything else is copied (the memo keeps deepcopy from copying dense blocks).
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
-    blocks = [_extract_block(block, mask, multiple) for block, mask in zip(gated.blocks, kept, strict=True)]
+    blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
     set_layout(model, layout)
     return model.train(gated.training)
 
 
-def _extract_block(block: Any, mask: BlockMask, multiple: int) -> PrunedBlock:
-    attn, attn_constant = _extract_attention(block.attn, mask, multiple)
-    mlp, mlp_constant = _extract_mlp(block.mlp, mask, multiple)
+def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
+    attn, attn_constant = _extract_attention(block.attn, mask)
+    mlp, mlp_constant = _extract_mlp(block.mlp, mask)
     keep = copy.deepcopy
     parts = {
         "norm1": keep(block.norm1) if attn else None,
@@ -95,11 +101,9 @@ def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else scale(bias)
 
 
-def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[PrunedAttention | None, Tensor | None]:
+def _extract_attention(attn: Any, mask: BlockMask) -> tuple[PrunedAttention | None, Tensor | None]:
     """The surviving attention, or what is left of its output when no head survives."""
-    open_dims = mask.dims & mask.heads[:, None]
-    # A norm would count the closed units that rounding adds.
-    dims = _round_up(open_dims, multiple if attn.norm is None else 1)
+    dims = mask.dims & mask.heads[:, None]
     widths = dims.sum(-1)
     # Widest first, stable, so that heads of equal width stand together.
     order = [h for h in widths.argsort(descending=True, stable=True).tolist() if widths[h]]
@@ -133,21 +137,14 @@ def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[Prune
         inner = attn.num_heads * size
         _slice_linear(pruned.qkv, attn.qkv, rows=torch.cat([qk, inner + qk, 2 * inner + values]))
     _slice_linear(pruned.proj, attn.proj, columns=values)
-    closed = ~open_dims.flatten()[values]
-    pruned.proj.weight[:, closed] = 0
-    if attn.cuts_qk:  # their gate closed q and k too
-        cut = pruned.qkv.parts[:2] if isinstance(attn.qkv, JoinedLinear) else [pruned.qkv]
-        for layer in cut:
-            for part in [layer.weight] + ([layer.bias] if layer.bias is not None else []):
-                part[: 2 * len(values)].unflatten(0, (-1, len(values)))[:, closed] = 0
     return pruned, None
 
 
-def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, Tensor | None]:
+def _extract_mlp(mlp: Any, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
     """The surviving FFN, or what is left of its output: the open block's bias when no neuron survives (A9)."""
     if not mask.ffn:
         return None, None
-    neurons = _round_up(mask.neurons, multiple if mlp.norm is None else 1).nonzero().flatten()
+    neurons = mask.neurons.nonzero().flatten()
     if not len(neurons):
         return None, mlp.fc2.bias
     rows = rows_of(mlp, neurons)
@@ -165,7 +162,6 @@ def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, 
         pruned.norm = narrowed_norm(mlp.norm, neurons)
     _slice_linear(pruned.fc1, mlp.fc1, rows=rows)
     _slice_linear(pruned.fc2, mlp.fc2, columns=neurons)
-    pruned.fc2.weight[:, ~mask.neurons[neurons]] = 0
     return pruned, None
 
 
@@ -174,12 +170,3 @@ def _slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Ten
     to.weight.copy_(weight if columns is None else weight[:, columns])
     if to.bias is not None:
         to.bias.copy_(source.bias if rows is None else source.bias[rows])
-
-
-def _round_up(kept: Tensor, multiple: int) -> Tensor:
-    """(..., K) booleans with closed units added, the first ones, until each row that keeps any keeps a multiple."""
-    if multiple == 1:
-        return kept
-    wanted = (kept.sum(-1, keepdim=True) + multiple - 1) // multiple * multiple
-    position = (~kept).long().argsort(dim=-1, stable=True).argsort(dim=-1)
-    return position < wanted  # a row shorter than wanted is kept whole

@@ -27,7 +27,7 @@ from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to,
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
 from hiap.pruned_vit import LAYOUTS
-from hiap.selection import Target, joint_ranking, open_also, protected, target_of
+from hiap.selection import Target, joint_ranking, protected, rounded, target_of, thresholded
 
 LOOK = 10  # steps after which the logits must have moved: an optimiser's first rates may be 0
 
@@ -111,9 +111,9 @@ class Pruner:
     that names the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a
     share of dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio.
     Without one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``, ``feasibility``:
-    the options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``: units that must stay, see ``hiap.extract``;
-    ``seed`` draws the noise of ``gates.harden='sample'``. Raises ``ConfigError`` (one line) for options that do not go
-    together and for a target out of reach.
+    the options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``, units that must stay, and ``multiple``, in how
+    many units at a time the end is cut: see ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``.
+    Raises ``ConfigError`` (one line) for options that do not go together and for a target out of reach.
 
     ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
     compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
@@ -134,6 +134,7 @@ class Pruner:
         feasibility: FeasibilityConfig | None = None,
         ramp: float = 0.5,
         keep: Mapping[str, Any] | None = None,
+        multiple: int | None = None,
         seed: int = 0,
     ):
         if not hasattr(steps, "__index__") or steps < 1:
@@ -148,7 +149,9 @@ class Pruner:
         self.steps, self.done, self.keep = steps, 0, keep
         self._stay = protected(self.model, keep or {})
         self._finished = False
-        target = target_of(self.model, target_macs, target_params)
+        target = target_of(self.model, target_macs, target_params, multiple)
+        self.multiple = target.multiple if target else multiple or 1
+        self._threshold: list[BlockMask] | None = None  # what the gates left, once ``harden`` has rounded it
         self.budget = Budget(target, ramp, start=target.expected(self.model)) if target else None
         if target:
             if self.gates.harden == "sample":
@@ -209,27 +212,35 @@ class Pruner:
             harden_to(self.model, self._kept())
         if self.gates.keep_head:
             keep_one_head(self.model)
+        if not self.budget and self.multiple > 1:
+            self._threshold = self._threshold or masks(self.model)
+            harden_to(self.model, self._rounded())
 
-    def finish(self, layout: str = LAYOUTS[0], multiple: int = 1) -> Any:
-        """The smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``. The
-        arguments are those of ``hiap.extract``. Raises ``ValueError`` if the paper's rule has closed every head."""
+    def finish(self, layout: str = LAYOUTS[0]) -> Any:
+        """The smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``, run in
+        this layout (``hiap.pruned_vit``). Raises ``ValueError`` if the paper's rule has closed every head."""
         if self._finished:
             raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
         if self.done < self.steps:
             warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=2)
         self.harden()
-        small = extract(self.model, layout, multiple)
+        small = extract(self.model, layout)
         self._finished = True
         return small
 
     def summary(self) -> Summary:
-        """Of what ``finish`` would leave now."""
-        return summary_of(self.model, self._kept())
+        """Of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple`` rounds it."""
+        if self.budget or self.multiple == 1:
+            return summary_of(self.model, self._kept(), self.multiple)
+        return summary_of(self.model, self._rounded(), self.multiple, self._threshold or self._kept())
 
     def _kept(self) -> list[BlockMask]:
         if self.budget:
             return self.budget.target.keep_best(joint_ranking(self.model, self.keep))
-        return open_also(masks(self.model), self._stay)
+        return thresholded(self.model, self.keep)
+
+    def _rounded(self) -> list[BlockMask]:
+        return rounded(self.model, self._kept(), self.multiple, self.keep)
 
     def state_dict(self, model: bool = True) -> dict[str, Any]:
         """All that a resumed pruner needs: tensors and numbers. Without ``model`` the network's own state is left out,

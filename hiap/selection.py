@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from hiap import cost, ledger
 from hiap.gated_vit import BlockMask, masks, stack_gates
 from hiap.ledger import Prices
 from hiap.options import ConfigError
+
+MULTIPLE = 16  # what matrix kernels run well: vector registers and matrix units take 8 or 16 numbers at a time
+COARSEST = 1 / 400  # of dense: what so many units may cost, so that a cut still lands near its target
 
 
 @dataclass
@@ -37,11 +40,13 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Target:
-    """At most ``amount`` of what ``prices`` count, of a network of these sizes; ``dense`` is what it has unpruned."""
+    """At most ``amount`` of what ``prices`` count, of a network of these sizes, cut in multiples of ``multiple`` units;
+    ``dense`` is what it has unpruned."""
 
     dims: ledger.Dims
     prices: Prices
     amount: int
+    multiple: int = 1
 
     @property
     def dense(self) -> int:
@@ -60,15 +65,20 @@ class Target:
         return float(cost.expected(gated, self.prices))
 
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
-        return keep_best(self.dims, ranking, self.amount, self.prices)
+        return keep_best(self.dims, ranking, self.amount, self.prices, self.multiple)
 
     def require_reachable(self, ranking: Ranking) -> None:
-        require_reachable(self.dims, ranking, self.amount, self.prices)
+        require_reachable(self.dims, ranking, self.amount, self.prices, self.multiple)
 
 
-def target_of(model: Any, target_macs: float | None = None, target_params: float | None = None) -> Target | None:
+def target_of(
+    model: Any, target_macs: float | None = None, target_params: float | None = None, multiple: int | None = 1
+) -> Target | None:
     """What a dense or gated ViT is to be pruned to: at most so many MACs of an image, or so many parameters; a number
-    below 1 is a share of the dense network's. Raises ``ConfigError`` for both at once, or a number that is none."""
+    below 1 is a share of the dense network's. ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for
+    both at once, or a number that is none."""
+    if multiple is not None and (not hasattr(multiple, "__index__") or multiple < 1):
+        raise ConfigError(f"multiple {multiple!r}: expected a number of units, 1 or more")
     if target_macs is not None and target_params is not None:
         raise ConfigError("target_macs and target_params: set one of them")
     name, wanted = ("target_params", target_params) if target_macs is None else ("target_macs", target_macs)
@@ -79,43 +89,96 @@ def target_of(model: Any, target_macs: float | None = None, target_params: float
     dims = cost.dims_of(model)
     prices = ledger.mac_prices(dims) if target_params is None else cost.param_prices(model)
     whole = Target(dims, prices, 0)
-    return Target(dims, prices, ledger.amount(wanted, whole.dense))
+    if multiple is None:
+        multiple = fitting_multiple(whole, getattr(model.blocks[0].attn, "cuts_qk", False))
+    return replace(whole, amount=ledger.amount(wanted, whole.dense), multiple=multiple)
 
 
-def keep_best(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None) -> list[BlockMask]:
+def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
+    """In how many units at a time a network made for use is cut: the largest power of two up to ``MULTIPLE`` of which
+    so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST`` of dense.
+    That is 16 from DeiT-Tiny upwards and 1 where a network has a few hundred neurons in all."""
+    prices = target.prices
+    unit = max(prices.neuron, prices.value_dim + (prices.head // target.dims.head_dim if cut_qk else 0))
+    multiple = MULTIPLE
+    while multiple > 1 and multiple * unit > COARSEST * target.dense:
+        multiple //= 2
+    return multiple
+
+
+def keep_best(
+    dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
+) -> list[BlockMask]:
     """Masks that keep the highest-ranked units such that the extracted model costs at most ``target`` (MACs, unless
     ``prices`` count something else), and no further unit would fit. A head or FFN whose macro gate the threshold splits
     is closed, and units of open ones fill what is left; only if there are too few of them does it come back, as narrow
     as it must. The best value dimension stays whatever its rank: with no head at all the image would not reach the
-    classifier. Raises ``ConfigError`` if the target is out of reach."""
+    classifier. Each head and FFN keeps a ``multiple`` of units, its best, or all or none: with 1 whatever the threshold
+    leaves, else what is nearest to that. Raises ``ConfigError`` if the target is out of reach."""
     prices = prices or ledger.mac_prices(dims)
-    require_reachable(dims, ranking, target, prices)
-    order, fixed = _order(ranking)
+    require_reachable(dims, ranking, target, prices, multiple)
+    portions = _portions(dims, ranking, multiple)
 
     def left(chosen: Tensor) -> int:
-        return cost.kept_cost(prices, _masks(dims, ranking, chosen), dims.head_dim, ranking.cut_qk)
+        return cost.kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
 
-    low, high = fixed, len(order)  # the longest prefix of the order that fits
+    low, high = portions.fixed, len(portions.order)  # the longest prefix of the order that fits
     while low < high:
         middle = (low + high + 1) // 2
-        fits = left(_first(order, middle)) <= target
+        fits = left(portions.first(middle)) <= target
         low, high = (middle, high) if fits else (low, middle - 1)
-    chosen = _without_split(_groups(dims, ranking), _first(order, low), ranking.tied, order[:fixed])
+    chosen = _without_split(portions, portions.first(low))
     for gone_too in (False, True):
-        chosen = _top_up(dims, ranking, prices, chosen, order, target - left(chosen), gone_too)
-    return _masks(dims, ranking, chosen)
+        chosen = _top_up(dims, ranking, prices, portions, chosen, target - left(chosen), gone_too)
+    return _masks(dims, ranking, chosen[portions.of])
 
 
-def require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None) -> None:
+def require_reachable(
+    dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
+) -> None:
     """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not enough."""
     prices = prices or ledger.mac_prices(dims)
-    least = cost.kept_cost(prices, _masks(dims, ranking, _first(*_order(ranking))), dims.head_dim, ranking.cut_qk)
+    portions = _portions(dims, ranking, multiple)
+    kept = _masks(dims, ranking, portions.first(portions.fixed)[portions.of])
+    least = cost.kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
     if least > target:
         most = prices.constant + ledger.dense_cost(dims, prices)
         raise ConfigError(
             f"a target of {target / 1e6:.2f} M {prices.unit} cannot be reached by removing these units; "
             f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} M"
         )
+
+
+def thresholded(gated: Any, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
+    """The hardened gates, and the units of ``keep`` in any case."""
+    return open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
+
+
+def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
+    """``kept`` with the nearest ``multiple`` of units, or all of them, in each head and FFN that is open: its best of
+    those that are open, then of those that are closed. Half a multiple is rounded up; fewer units than that go, unless
+    ``keep`` has one of them or no head were left at all. Macro gates stay as they are."""
+    if multiple == 1:
+        return kept
+    ranking = joint_ranking(gated, keep)
+    assert ranking.dims is not None
+    assert ranking.neurons is not None
+    stay = ranking.stay
+    assert stay is not None
+    dims = torch.stack([m.dims & m.heads[:, None] for m in kept]).cpu()
+    neurons = torch.stack([m.neurons & m.ffn for m in kept]).cpu()
+    opened, count = torch.cat([dims.flatten(), neurons.flatten()]), len(stay)
+    by_dims, by_neurons = ranking.dims + count * dims, ranking.neurons + count * neurons
+    ranking = replace(ranking, dims=by_dims, neurons=by_neurons)
+    portions = _portions(cost.dims_of(gated), ranking, multiple)
+    chosen = 2 * portions.of[opened].bincount(minlength=len(portions.size)) >= portions.size
+    chosen[portions.of[stay]] = True
+    if dims.any() and not chosen[portions.of[: dims.numel()]].any():
+        chosen[portions.of[by_dims.argmax()]] = True
+    found = _masks(cost.dims_of(gated), ranking, chosen[portions.of])
+    return [
+        BlockMask(old.heads.cpu(), new.dims, old.ffn.cpu(), new.neurons) for old, new in zip(kept, found, strict=True)
+    ]
 
 
 def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
@@ -172,21 +235,52 @@ def open_also(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
     ]
 
 
-def _order(ranking: Ranking) -> tuple[Tensor, int]:
-    """Positions of all units, dimensions before neurons, highest key first, and how many of the first stay whatever the
-    target: those of ``ranking.stay``, and the best dimension."""
+@dataclass
+class _Portions:
+    """What stays or goes as one: so many units of a head or FFN as it keeps a multiple of, neighbours in its ranking;
+    the last portion of each has what is left over as well. ``of`` (units,): which one a unit is in. Of each portion:
+    ``group``, the head (numbered from 0) or FFN (after the heads) that it belongs to, ``size`` and ``tied``. ``order``:
+    best first, by their middle units, so that a threshold within a portion falls to the nearer side; the first
+    ``fixed`` of them stay whatever the target: those of ``ranking.stay``, and the best dimension's."""
+
+    of: Tensor
+    group: Tensor
+    size: Tensor
+    tied: Tensor | None
+    order: Tensor
+    fixed: int
+
+    def first(self, count: int) -> Tensor:
+        """Which ones are the best so many."""
+        chosen = torch.zeros(len(self.order), dtype=torch.bool)
+        chosen[self.order[:count]] = True
+        return chosen
+
+
+def _portions(dims: ledger.Dims, ranking: Ranking, multiple: int) -> _Portions:
     kinds = [t.detach().flatten().cpu() for t in (ranking.dims, ranking.neurons) if t is not None]
-    keys = torch.cat(kinds)
+    keys, groups = torch.cat(kinds), _groups(dims, ranking)
     stay = torch.zeros(len(keys), dtype=torch.bool) if ranking.stay is None else ranking.stay.clone()
     if ranking.dims is not None and not stay[: len(kinds[0])].any():
         stay[kinds[0].argmax()] = True
-    return keys.masked_fill(stay, torch.inf).argsort(descending=True, stable=True), int(stay.sum())
-
-
-def _first(order: Tensor, count: int) -> Tensor:
-    chosen = torch.zeros(len(order), dtype=torch.bool)
-    chosen[order[:count]] = True
-    return chosen
+    keys = keys.masked_fill(stay, torch.inf)
+    best = keys.argsort(descending=True, stable=True)
+    best = best[groups[best].argsort(stable=True)]  # group by group, the best of each first
+    group, units = groups[best], groups.bincount()
+    rank = torch.arange(len(best)) - (units.cumsum(0) - units)[group]
+    number = torch.minimum(rank // multiple, (units // multiple - 1).clamp(min=0)[group])
+    _, inverse, size = torch.unique_consecutive(group * len(best) + number, return_inverse=True, return_counts=True)
+    start = size.cumsum(0) - size
+    first, middle = best[start], best[start + (size - 1) // 2]
+    ordered = keys[middle].masked_fill(stay[first], torch.inf)
+    return _Portions(
+        of=torch.empty_like(best).scatter(0, best, inverse),
+        group=groups[first],
+        size=size,
+        tied=None if ranking.tied is None else ranking.tied[middle],
+        order=ordered.argsort(descending=True, stable=True),
+        fixed=int(stay[first].sum()),
+    )
 
 
 def _groups(dims: ledger.Dims, ranking: Ranking) -> Tensor:
@@ -196,32 +290,41 @@ def _groups(dims: ledger.Dims, ranking: Ranking) -> Tensor:
     return torch.cat([heads] * (ranking.dims is not None) + [ffns] * (ranking.neurons is not None))
 
 
-def _without_split(groups: Tensor, chosen: Tensor, tied: Tensor | None, stay: Tensor) -> Tensor:
+def _without_split(portions: _Portions, chosen: Tensor) -> Tensor:
     """``chosen`` without the heads and FFNs of which some tied units are chosen and others are not: a threshold common
-    to all gates does not cut through one gate. The groups of the units ``stay`` stay."""
+    to all gates does not cut through one gate. The groups of the units that are ``fixed`` stay."""
+    group, tied = portions.group, portions.tied
     if tied is None:
         return chosen
-    split = set(groups[tied & chosen].tolist()) & set(groups[tied & ~chosen].tolist()) - set(groups[stay].tolist())
-    return chosen & ~torch.isin(groups, torch.tensor(sorted(split), dtype=groups.dtype))
+    fixed = set(group[portions.order[: portions.fixed]].tolist())
+    split = set(group[tied & chosen].tolist()) & set(group[tied & ~chosen].tolist()) - fixed
+    return chosen & ~torch.isin(group, torch.tensor(sorted(split), dtype=group.dtype))
 
 
 def _top_up(
-    dims: ledger.Dims, ranking: Ranking, prices: Prices, chosen: Tensor, order: Tensor, slack: int, gone_too: bool
+    dims: ledger.Dims,
+    ranking: Ranking,
+    prices: Prices,
+    portions: _Portions,
+    chosen: Tensor,
+    slack: int,
+    gone_too: bool,
 ) -> Tensor:
-    """Add the best remaining units that still fit; of heads and FFNs that are gone only if ``gone_too``, and then the
-    first dimension of a head pays for its Q and K as well, and the first of a layer for what the layer has once."""
+    """Add the best remaining portions that still fit; of heads and FFNs that are gone only if ``gone_too``, and then
+    the first of a head pays for its Q and K as well, and the first of a layer for what the layer has once."""
     dim = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
-    cheapest = min([dim] * (ranking.dims is not None) + [prices.neuron] * (ranking.neurons is not None))
-    groups, heads = _groups(dims, ranking), dims.depth * dims.heads
+    groups, heads = portions.group, dims.depth * dims.heads
+    price_of = portions.size * torch.where(groups < heads, dim, prices.neuron)
+    cheapest = int(price_of.min())
     alive = set(groups[chosen].tolist())
     layers = {group // dims.heads for group in alive if group < heads}  # with attention
-    for unit in order[~chosen[order]].tolist():
+    for portion in portions.order[~chosen[portions.order]].tolist():
         if slack < cheapest:
             break
-        group = int(groups[unit])
+        group = int(groups[portion])
         if group not in alive and not gone_too:
             continue
-        price = prices.neuron if group >= heads else dim
+        price = int(price_of[portion])
         if group not in alive:
             if group >= heads:
                 price += prices.ffn
@@ -229,7 +332,7 @@ def _top_up(
                 price += 0 if ranking.cut_qk else prices.head
                 price += 0 if group // dims.heads in layers else prices.attention
         if price <= slack:
-            chosen[unit] = True
+            chosen[portion] = True
             alive.add(group)
             if group < heads:
                 layers.add(group // dims.heads)

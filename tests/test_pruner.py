@@ -55,6 +55,7 @@ class Loop:
             lambda_macro=0.3,
             lambda_micro=0.3,
             gates=config.gates,
+            multiple=1,  # as in the trainer
         )
         groups = self.pruner.param_groups(lr=config.optim.lr, weight_decay=0.05)
         self.optimizer = torch.optim.AdamW(groups, fused=True)

@@ -20,28 +20,15 @@ from hiap.train.config import Config, PenaltyConfig
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("multiple", [1, 4, 8])
-def test_padding_and_rounding_keep_the_function_and_are_counted(images, mode, multiple):
+def test_padding_keeps_the_function_and_is_counted(images, mode):
     gated = random_gated(small_vit(), dims=mode)
-    small = hiap.extract(gated, "padded", multiple)
+    small = hiap.extract(gated, "padded")
     with torch.no_grad():
         assert relative(small(images), gated(images)) < 1e-5
     executed, ideal = hiap.macs(small, (1, 16, 16), executed=True), hiap.macs(small, (1, 16, 16))
     assert executed == counted_macs(small, (1, 16, 16)) >= ideal
     hiap.set_layout(small, "ragged")
     assert hiap.macs(small, (1, 16, 16), executed=True) == counted_macs(small, (1, 16, 16)) == ideal
-
-
-def test_rounding_adds_closed_units_up_to_the_multiple():
-    gated = random_gated(small_vit())
-    exact, rounded = hiap.extract(gated), hiap.extract(gated, multiple=4)
-    for before, after in zip(exact.blocks, rounded.blocks, strict=True):
-        assert (before.attn is None) == (after.attn is None)
-        if before.attn is not None:
-            assert after.attn.value_dims == [-(-w // 4) * 4 for w in before.attn.value_dims]
-        if before.mlp is not None:
-            assert after.mlp.fc1.out_features == -(-before.mlp.fc1.out_features // 4) * 4
-    assert hiap.extract(gated, multiple=1000).blocks[1].attn.value_dims[0] == 8, "no wider than the dense head"
 
 
 def test_the_padded_layout_trains(images):
@@ -103,6 +90,15 @@ def test_a_topology_at_given_macs_lands_just_below(name, removed):
     assert 0.99 * target < hiap.macs(small, (3, 224, 224)) <= target
     for block in small.blocks:
         assert block.mlp is None or block.mlp.fc1.out_features % 8 == 0
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 1000])
+def test_a_topology_is_rounded_up_to_no_more_than_there_is(multiple):
+    small = topologies.load("fig5", 36, timm.create_model("deit_small_patch16_224").eval(), multiple)
+    heads, neurons = topologies.LAST_EPOCH["fig5"]
+    for block, count, wide in zip(small.blocks, heads, neurons, strict=True):
+        assert block.attn.value_dims == [min(64, -(-36 // multiple) * multiple)] * count
+        assert (block.mlp.fc1.out_features if block.mlp else 0) == min(1536, -(-wide // multiple) * multiple)
 
 
 def test_figures_scale_to_wider_backbones():

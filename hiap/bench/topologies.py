@@ -7,7 +7,7 @@
 - 'random:<seed>': heads, mixed widths and neurons at random. 'full': nothing removed.
 - a folder of ``hiap.save``.
 
-``multiple`` rounds widths and neurons: see ``hiap.extract``; where MACs are given, they are rounded down to it instead.
+``multiple`` rounds widths and neurons up, to no more than there are; where MACs are given, it rounds them down.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     widths = _widths(heads, width)
     if gmacs:
         neurons = _scaled(dims, widths, neurons, _macs(name, gmacs), multiple, removed)
-    return _extracted(gated, widths, neurons, 1 if gmacs else multiple)
+    if not gmacs:
+        widths = [[_up(width, multiple, dims.head_dim) for width in block] for block in widths]
+        neurons = [_up(count, multiple, dims.hidden) for count in neurons]
+    return _extracted(gated, widths, neurons)
 
 
 def check(names: list[str]) -> None:
@@ -146,7 +149,11 @@ def _scaled(
     return [min(dims.hidden, int(count * scale) // multiple * multiple) for count in neurons]
 
 
-def _extracted(gated: Any, widths: list[list[int]], neurons: list[int], multiple: int) -> Any:
+def _up(count: int, multiple: int, most: int) -> int:
+    return min(most, -(-count // multiple) * multiple)
+
+
+def _extracted(gated: Any, widths: list[list[int]], neurons: list[int]) -> Any:
     """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
     dims, masks = cost.dims_of(gated), []
     for block, count in zip(widths, neurons, strict=True):
@@ -155,4 +162,4 @@ def _extracted(gated: Any, widths: list[list[int]], neurons: list[int], multiple
             value[head, :width] = True
         masks.append(BlockMask(value.any(-1), value, torch.tensor(count > 0), torch.arange(dims.hidden) < count))
     gated_vit.set_masks(gated, masks)
-    return extract(gated.eval(), multiple=multiple)
+    return extract(gated.eval())

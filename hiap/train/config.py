@@ -178,10 +178,12 @@ class BudgetConfig(Section):
     HiAP takes them too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as
     set. ``ranking``, of l1's neurons, and
     ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
-    that rank, prunes step by step, with training between."""
+    that rank, prunes step by step, with training between. ``multiple``: every method cuts heads and FFNs in so many
+    units at a time, as ``hiap.extract`` does; 1 here, so that committed runs stay what they were."""
 
     target_macs: float | str | None = None
     target_params: float | str | None = None
+    multiple: int = Field(1, ge=1)
     ranking: Literal["layer", "global"] = "layer"
     head_ranking: Literal["layer", "global"] = "global"
     rounds: int = Field(1, ge=1)

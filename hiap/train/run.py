@@ -240,7 +240,8 @@ class Run:
 
 def _target(config: Config, folders: Folders, start: Any) -> Target | None:
     """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it."""
-    return target_of(start, wanted(config, folders, "macs"), wanted(config, folders, "params"))
+    in_macs, in_params = (wanted(config, folders, unit) for unit in ("macs", "params"))
+    return target_of(start, in_macs, in_params, config.budget.multiple)
 
 
 def shape_of(model: Any) -> list[BlockShape]:

@@ -160,6 +160,7 @@ class SinglePhase(Stage):
             penalty=config.penalty,
             feasibility=config.feasibility,
             ramp=config.budget.ramp,
+            multiple=config.budget.multiple,
             seed=config.seed,
         )
         return self.pruner.model

@@ -81,7 +81,7 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     widths = _widths(heads, width)
     if gmacs:
         neurons = _scaled(dims, widths, neurons, _macs(name, gmacs), multiple, removed)
-    return _extracted(gated, widths, neurons, 1 if gmacs else multiple)
+    return extracted(gated, widths, neurons, 1 if gmacs else multiple)
 
 
 def check(names: list[str]) -> None:
@@ -146,8 +146,9 @@ def _scaled(
     return [min(dims.hidden, int(count * scale) // multiple * multiple) for count in neurons]
 
 
-def _extracted(gated: Any, widths: list[list[int]], neurons: list[int], multiple: int) -> Any:
-    """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
+def extracted(gated: Any, widths: list[list[int]], neurons: list[int], multiple: int = 1) -> Any:
+    """A network with so many value dimensions of each head and neurons, per block: the first ones, since which ones
+    makes no difference to time. All gates of ``gated`` are set."""
     dims, masks = cost.dims_of(gated), []
     for block, count in zip(widths, neurons, strict=True):
         value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)

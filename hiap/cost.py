@@ -68,7 +68,7 @@ def dims_of(model: Any) -> ledger.Dims:
         fc1_rows=fc1_rows(block.mlp),
         columns=None if columns == rows else columns,
     )
-    constant = _constant(model, (dims.channels, rows, columns), dims.tokens)
+    constant = constant_macs(model, (dims.channels, rows, columns), dims.tokens)
     return replace(dims, extra=constant - ledger.constant_macs(dims))
 
 
@@ -153,7 +153,7 @@ def priced(model: Any, prices: ledger.Prices, head_dim: int) -> int:
     for block in _blocks(model):
         widths = value_dims(block)
         neurons = block.mlp.fc2.in_features if block.mlp is not None else 0
-        total += prices.head // head_dim * sum(_qk_dims(block)) + prices.value_dim * sum(widths)
+        total += prices.head // head_dim * sum(qk_dims(block)) + prices.value_dim * sum(widths)
         total += prices.attention * bool(widths) + prices.neuron * neurons + prices.ffn * bool(neurons)
     return total
 
@@ -264,7 +264,7 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     rows, columns = embed.dynamic_feat_size((height, width))
     tokens = rows * columns + vit.num_prefix_tokens
-    return _constant(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in _blocks(vit))
+    return constant_macs(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in _blocks(vit))
 
 
 def _blocks(model: Any) -> Any:
@@ -272,7 +272,7 @@ def _blocks(model: Any) -> Any:
     return model.blocks if any(isinstance(block, PrunedBlock) for block in model.blocks) else standard(model).blocks
 
 
-def _constant(model: Any, image: tuple[int, int, int], tokens: int) -> int:
+def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:
     """MACs before and after the blocks."""
     classifier = _classifiers(model) * model.embed_dim * model.num_classes
     return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + classifier
@@ -316,7 +316,8 @@ def value_dims(block: Any) -> list[int]:
     return list(getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads)
 
 
-def _qk_dims(block: Any) -> list[int]:
+def qk_dims(block: Any) -> list[int]:
+    """Query (or key) dimensions of each head of a dense or extracted block; [] if its attention is gone."""
     attn = block.attn
     return [] if attn is None else getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
 
@@ -327,15 +328,22 @@ def params(model: nn.Module) -> int:
 
 
 def _block_macs(block: Any, n: int, executed: bool) -> int:
-    total = 0
-    if block.attn is not None:
-        attn = block.attn
-        total += ledger.attention_macs(n, attn.qkv.in_features, _qk_dims(block), value_dims(block))
-        if executed and isinstance(attn, PrunedAttention):
-            total += n * n * attn.padding()
-    if block.mlp is not None:
-        total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc2.in_features, fc1_rows(block.mlp))
-    return total
+    return attention_macs(block, n, executed) + ffn_macs(block, n)
+
+
+def attention_macs(block: Any, n: int, executed: bool = False) -> int:
+    """MACs of the attention branch of a dense or extracted block with ``n`` tokens."""
+    attn = block.attn
+    if attn is None:
+        return 0
+    total = ledger.attention_macs(n, attn.qkv.in_features, qk_dims(block), value_dims(block))
+    return total + n * n * attn.padding() if executed and isinstance(attn, PrunedAttention) else total
+
+
+def ffn_macs(block: Any, n: int) -> int:
+    """MACs of its FFN with ``n`` tokens."""
+    mlp = block.mlp
+    return 0 if mlp is None else ledger.ffn_macs(n, mlp.fc1.in_features, mlp.fc2.in_features, fc1_rows(mlp))
 
 
 def _classifiers(model: Any) -> int:

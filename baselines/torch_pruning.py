@@ -76,6 +76,8 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
     column = prices.value_dim + prices.head // target.dims.head_dim
 
     def size() -> int:
+        if prices.unit == "ps":
+            return cost.priced(model, prices, target.dims.head_dim)
         return cost.macs(model, image) if prices.unit == "MACs" else cost.params(model)
 
     ignored: list[nn.Module] = [model.head, *(block.mlp.fc2 for block in model.blocks)]
@@ -106,8 +108,8 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
                 group.prune()
                 _tell_attention(model, pruner.num_heads)
     raise ConfigError(
-        f"Torch-Pruning does not reach a target of {target.amount / 1e6:.2f} M {prices.unit}; "
-        f"it stopped at {size() / 1e6:.2f} M"
+        f"Torch-Pruning does not reach a target of {target.amount / 1e6:.2f} {prices.million}; "
+        f"it stopped at {size() / 1e6:.2f}"
     )
 
 

@@ -1,10 +1,11 @@
-"""What a network costs: expected cost of a gated model in both ledgers, and counted MACs and parameters.
+"""What a network costs: expected cost of a gated model in any ledger, and counted MACs, parameters and time.
 
 The prices are in ``hiap.ledger``; here they meet modules and tensors.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from hiap import ledger
 from hiap.backbones.families import channels, fc1_rows, is_vit, pool_macs, standard, stem_macs
 from hiap.backbones.parts import biases, is_norm
 from hiap.gated_vit import BlockMask, masks, stack_gates
+from hiap.options import ConfigError
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
@@ -29,9 +31,9 @@ if _CPU_ATTENTION not in flop_counter.flop_registry:
 
 @dataclass
 class ExpectedCost:
-    """Differentiable scalars. ``macro`` and ``micro`` are the C1 and the C2, C3 parts of Eq. 5 in FLOPs, as the paper
-    prices them; ``macs`` is the true ledger: expected multiply-adds of the extracted model, constants included.
-    ``dense_macro``, ``dense_micro``: the same parts with every gate open."""
+    """Differentiable scalars. ``macro`` and ``micro`` are the C1 and the C2, C3 parts of Eq. 5 in the unit of their
+    prices, FLOPs if they are the paper's; ``macs`` is the true ledger: expected multiply-adds of the extracted model,
+    constants included. ``dense_macro``, ``dense_micro``: the same parts with every gate open."""
 
     macro: Tensor
     micro: Tensor
@@ -66,24 +68,36 @@ def dims_of(model: Any) -> ledger.Dims:
         fc1_rows=fc1_rows(block.mlp),
         columns=None if columns == rows else columns,
     )
-    constant = _constant(model, (dims.channels, rows, columns), dims.tokens)
+    constant = constant_macs(model, (dims.channels, rows, columns), dims.tokens)
     return replace(dims, extra=constant - ledger.constant_macs(dims))
 
 
-def expected_cost(gated: Any, prices: str = "paper") -> ExpectedCost:
+def expected_cost(gated: Any, prices: str | ledger.Prices = "paper") -> ExpectedCost:
     """Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the gates'
-    current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2, C3."""
+    current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2, C3, and
+    any others may stand there. What they ask once per branch is part of ``macro``: macro gates close a branch."""
     dims, gates = dims_of(gated), stack_gates(gated, lambda gate: gate.expected())
     heads, value_dims, neurons = joint = _joint(*gates)
-    price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
-    priced = price_list(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
+    priced = _eq5(prices, dims)
+    macro, branches = priced.head * heads, priced.attention + priced.ffn
+    if branches:
+        g, _, b, _ = gates
+        macro = macro + priced.attention * (1 - (1 - g).prod(-1)).sum() + priced.ffn * b.sum()
+    dense_macro = dims.depth * (dims.heads * priced.head + branches)
     return ExpectedCost(
-        macro=priced.head * heads,
+        macro=macro,
         micro=priced.value_dim * value_dims + priced.neuron * neurons,
         macs=_expected(gates, joint, ledger.mac_prices(dims), gated),
-        dense_macro=dims.depth * dims.heads * priced.head,
-        dense_micro=ledger.dense_cost(dims, priced) - dims.depth * dims.heads * priced.head,
+        dense_macro=dense_macro,
+        dense_micro=ledger.dense_cost(dims, priced) - dense_macro,
     )
+
+
+def _eq5(prices: str | ledger.Prices, dims: ledger.Dims) -> ledger.Prices:
+    if isinstance(prices, ledger.Prices):
+        return prices
+    price_list = {"paper": ledger.paper_prices, "physical": ledger.true_prices}[prices]
+    return price_list(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
 
 
 def expected(gated: Any, prices: ledger.Prices) -> Tensor:
@@ -119,6 +133,28 @@ def kept_cost(prices: ledger.Prices, kept: list[BlockMask], head_dim: int, cut_q
         total += prices.head // head_dim * sum(widths) if cut_qk else prices.head * len(widths)
         total += prices.value_dim * sum(widths) + prices.attention * bool(widths)
         total += prices.neuron * neurons + prices.ffn * bool(neurons)
+    return total
+
+
+def latency_prices(model: Any, latency: ledger.LatencyTable | str | os.PathLike[str] | None) -> ledger.Prices:
+    """The prices of a latency table, given as such or by its file, for this dense or gated ViT. Raises ``ConfigError``
+    if there is none, or if it is of another network."""
+    if not latency:
+        raise ConfigError("latency: expected a table of this network, a report of python -m hiap.bench latency")
+    table = latency if isinstance(latency, ledger.LatencyTable) else ledger.read_latency(latency)
+    table.require_fits(dims_of(model))
+    return table.prices
+
+
+def priced(model: Any, prices: ledger.Prices, head_dim: int) -> int:
+    """What a dense or extracted ViT costs at these prices of the network that it was pruned from, whose heads had
+    ``head_dim`` dimensions."""
+    total = prices.constant
+    for block in _blocks(model):
+        widths = value_dims(block)
+        neurons = block.mlp.fc2.in_features if block.mlp is not None else 0
+        total += prices.head // head_dim * sum(qk_dims(block)) + prices.value_dim * sum(widths)
+        total += prices.attention * bool(widths) + prices.neuron * neurons + prices.ffn * bool(neurons)
     return total
 
 
@@ -250,11 +286,15 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     rows, columns = embed.dynamic_feat_size((height, width))
     tokens = rows * columns + vit.num_prefix_tokens
-    blocks = vit.blocks if any(isinstance(block, PrunedBlock) for block in vit.blocks) else standard(vit).blocks
-    return _constant(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in blocks)
+    return constant_macs(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in _blocks(vit))
 
 
-def _constant(model: Any, image: tuple[int, int, int], tokens: int) -> int:
+def _blocks(model: Any) -> Any:
+    """Blocks with the names that are counted here, of a dense or extracted ViT."""
+    return model.blocks if any(isinstance(block, PrunedBlock) for block in model.blocks) else standard(model).blocks
+
+
+def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:
     """MACs before and after the blocks."""
     classifier = _classifiers(model) * model.embed_dim * model.num_classes
     return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + classifier
@@ -298,23 +338,34 @@ def value_dims(block: Any) -> list[int]:
     return list(getattr(attn, "value_dims", None) or [attn.head_dim] * attn.num_heads)
 
 
+def qk_dims(block: Any) -> list[int]:
+    """Query (or key) dimensions of each head of a dense or extracted block; [] if its attention is gone."""
+    attn = block.attn
+    return [] if attn is None else getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
+
+
 def params(model: nn.Module) -> int:
     """Number of learnable scalars (gate logits not counted: they never leave training)."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
 
 
 def _block_macs(block: Any, n: int, executed: bool) -> int:
-    total = 0
-    if block.attn is not None:
-        attn = block.attn
-        d = attn.qkv.in_features
-        qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
-        total += ledger.attention_macs(n, d, qk, value_dims(block))
-        if executed and isinstance(attn, PrunedAttention):
-            total += n * n * attn.padding()
-    if block.mlp is not None:
-        total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc2.in_features, fc1_rows(block.mlp))
-    return total
+    return attention_macs(block, n, executed) + ffn_macs(block, n)
+
+
+def attention_macs(block: Any, n: int, executed: bool = False) -> int:
+    """MACs of the attention branch of a dense or extracted block with ``n`` tokens."""
+    attn = block.attn
+    if attn is None:
+        return 0
+    total = ledger.attention_macs(n, attn.qkv.in_features, qk_dims(block), value_dims(block))
+    return total + n * n * attn.padding() if executed and isinstance(attn, PrunedAttention) else total
+
+
+def ffn_macs(block: Any, n: int) -> int:
+    """MACs of its FFN with ``n`` tokens."""
+    mlp = block.mlp
+    return 0 if mlp is None else ledger.ffn_macs(n, mlp.fc1.in_features, mlp.fc2.in_features, fc1_rows(mlp))
 
 
 def _classifiers(model: Any) -> int:

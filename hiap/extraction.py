@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,23 +14,19 @@ from torch import Tensor, nn
 from hiap.backbones.families import rows_of
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
 from hiap.gated_vit import BlockMask, is_gated
+from hiap.ledger import LatencyTable
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
-from hiap.selection import joint_ranking, rounded, target_of, thresholded
+from hiap.selection import Target, joint_ranking, rounded, target_of, thresholded
 
 
 def kept_units(
-    gated: Any,
-    target_macs: float | None = None,
-    target_params: float | None = None,
-    keep: Mapping[str, Any] | None = None,
-    multiple: int | None = None,
+    gated: Any, target: Target | None = None, keep: Mapping[str, Any] | None = None, multiple: int = 1
 ) -> list[BlockMask]:
-    """What stays of a gated model: its hardened gates, or with a target the units that one threshold common to all
-    logits leaves within it (``hiap.selection``); the units of ``keep`` in any case, and ``multiple`` as in ``extract``.
-    """
-    if target := target_of(gated, target_macs, target_params, multiple):
+    """What stays of a gated model: with a target the units that one threshold common to all logits leaves within it
+    (``hiap.selection``), else its hardened gates, to the nearest ``multiple``; the units of ``keep`` in any case."""
+    if target:
         return target.keep_best(joint_ranking(gated, keep))
-    return rounded(gated, thresholded(gated, keep), multiple or 1, keep)
+    return rounded(gated, thresholded(gated, keep), multiple, keep)
 
 
 @torch.no_grad()
@@ -40,15 +37,18 @@ def extract(
     *,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_latency: float | None = None,
+    latency: LatencyTable | str | os.PathLike[str] | None = None,
     keep: Mapping[str, Any] | None = None,
 ) -> Any:
     """The plain, smaller ViT, of the class that was gated, that computes what ``gated.eval()`` computes. No
     fine-tuning.
 
-    ``target_macs`` or ``target_params``, a number or a share of dense below 1: instead of the threshold of 1/2 the one
-    that lands at most ``multiple`` units below the target. The gated model is left alone, so one trained model serves
-    any number of targets. ``keep`` protects units:
-    ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two heads, an FFN and a whole block.
+    ``target_macs``, ``target_params`` or ``target_latency`` (microseconds of a batch, as the table ``latency``, or the
+    file that has it, predicts them), a number or a share of dense below 1: instead of the threshold of 1/2 the one that
+    lands at most ``multiple`` units below the target (the first of a branch pays for the branch). The gated model is
+    left alone, so one trained model serves any number of targets. ``keep`` protects units: ``{"blocks.0.attn": [0, 2],
+    "blocks.1.mlp": True, "blocks.5": True}`` keeps two heads, an FFN and a whole block.
 
     ``multiple``: each head keeps a multiple of so many value dimensions and each FFN of so many neurons, the best, or
     all of them: matrix kernels lose time to odd sizes. Unset, with a target it is 16, fewer in small networks
@@ -62,7 +62,8 @@ def extract(
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
-    kept = kept_units(gated, target_macs, target_params, keep, multiple)
+    target = target_of(gated, target_macs, target_params, target_latency, latency, multiple)
+    kept = kept_units(gated, target, keep, multiple or 1)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     # The blocks are rebuilt from slices; everything else is copied (the memo keeps deepcopy from copying dense blocks).

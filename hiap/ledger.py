@@ -1,4 +1,5 @@
-"""The arithmetic of cost for a Vision Transformer, without torch: the paper's prices (Eq. 5) and the true ones.
+"""The arithmetic of cost for a Vision Transformer, without torch: the paper's prices (Eq. 5), the true ones, and, ours,
+measured time.
 
 Units: the paper's C1, C2, C3 are FLOPs (two per multiply-add) although the paper calls them MACs; everything named
 ``macs`` here counts multiply-adds of linear maps and of the two attention products, per image. Norms, softmax, GELU and
@@ -9,8 +10,18 @@ Symbols: N tokens, D embedding, H heads, Dh head dimension, Dffn hidden neurons,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hiap.options import ConfigError
+
+PICOSECONDS = 10**6  # of a microsecond
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,58 @@ class Prices:
     ffn: int = 0
     constant: int = 0
     unit: str = "MACs"
+
+    @property
+    def million(self) -> str:
+        """The name of a million of them, for messages."""
+        return "µs" if self.unit == "ps" else f"M {self.unit}"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Ours, not the paper's: what ``python -m hiap.bench latency`` found for networks pruned from one of the sizes
+    ``dims``, on one device with one batch size: ``prices`` in picoseconds per batch (so small that integers lose
+    nothing). ``source`` is for messages. A head is priced with whole Q and K (A4 'v'); where dimensions take those
+    along, each takes its share of the head's price."""
+
+    dims: Dims
+    prices: Prices
+    source: str = "latency table"
+    sha256: str = ""  # of its file
+
+    def require_fits(self, dims: Dims) -> None:
+        """Raises ``ConfigError`` if it was measured on another network."""
+        mine, wanted = asdict(self.dims), asdict(dims)
+        if other := [f"{name} {mine[name]}, not {wanted[name]}" for name in mine if mine[name] != wanted[name]]:
+            raise ConfigError(f"{self.source} is of another network ({'; '.join(other)}); expected one of this network")
+
+
+def read_latency(path: str | os.PathLike[str]) -> LatencyTable:
+    """The table in a report of ``python -m hiap.bench latency``. Raises ``ConfigError`` if there is none."""
+    expected = "expected a report of python -m hiap.bench latency"
+    try:
+        content = Path(path).read_bytes()
+        saved = json.loads(content)["latency"]
+        dims = Dims(**saved["sizes"])
+        prices = latency_prices(dims.head_dim, saved["microseconds"])
+        return LatencyTable(dims, prices, f"latency table '{path}'", hashlib.sha256(content).hexdigest())
+    except OSError as error:
+        raise ConfigError(f"latency table '{path}': {error.strerror}; {expected}") from None
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+        raise ConfigError(f"latency table '{path}': {expected}") from None
+
+
+def latency_prices(head_dim: int, microseconds: Mapping[str, Any]) -> Prices:
+    """``microseconds``: every field of ``Prices`` but the unit, per batch. Raises ``ValueError`` or ``TypeError`` for
+    what is no time, and ``KeyError`` for one that is missing."""
+    names = ("head", "value_dim", "neuron", "attention", "ffn", "constant")
+    times = {name: float(microseconds[name]) for name in names}
+    if not all(0 <= time < math.inf for time in times.values()) or not any(times.values()):
+        raise ValueError(f"{times}: expected times, 0 or more, and not all 0")
+    rounded = {name: round(PICOSECONDS * time) for name, time in times.items()}
+    # A multiple, so that a share of a head (A4) is an integer as well.
+    rounded["head"] = head_dim * round(PICOSECONDS * times["head"] / head_dim)
+    return Prices(**rounded, unit="ps")
 
 
 def paper_prices(n: int, d: int, head_dim: int, fc1_rows: int = 1) -> Prices:

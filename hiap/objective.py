@@ -7,8 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.cost import expected_cost
+from hiap.cost import expected_cost, latency_prices
 from hiap.gated_vit import stack_gates
+from hiap.ledger import Prices
 from hiap.options import FeasibilityConfig, PenaltyConfig
 
 
@@ -38,9 +39,13 @@ def distillation_loss(
     return (1 - alpha) * loss + weight * divergence
 
 
-def penalties(gated: Any, config: PenaltyConfig) -> dict[str, Tensor]:
-    """``lambda_macro L_macro`` and ``lambda_micro L_micro`` of Eq. 7, from the paper's own ledger or the true one."""
-    cost = expected_cost(gated, config.ledger)
+def penalties(gated: Any, config: PenaltyConfig, latency: Prices | None = None) -> dict[str, Tensor]:
+    """``lambda_macro L_macro`` and ``lambda_micro L_micro`` of Eq. 7, from the paper's own ledger, the true one, or
+    measured time: ``latency``, or else what ``config.latency_table`` has."""
+    prices: str | Prices = config.ledger
+    if config.ledger == "latency":
+        prices = latency or latency_prices(gated, config.latency_table)
+    cost = expected_cost(gated, prices)
     dense = cost.dense_macro + cost.dense_micro
     # A3: the scale is unstated; see PenaltyConfig.
     macro, micro = {

@@ -82,7 +82,10 @@ class PenaltyConfig(Section):
     scale: Literal["total", "own", "raw"] = "total"
     # 'paper': the constants of Eq. 5, which bill V's projection to the head. 'physical': what a removed unit saves (the
     # true ledger; not named 'true' because YAML would read a boolean).
-    ledger: Literal["paper", "physical"] = "paper"
+    # 'latency' (ours, the paper's future work): measured time, from the table in ``latency_table``.
+    ledger: Literal["paper", "physical", "latency"] = "paper"
+    # A report of `python -m hiap.bench latency` of this network: prices for that ledger, and for a target in time.
+    latency_table: str = ""
 
 
 class FeasibilityConfig(Section):

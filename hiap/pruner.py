@@ -14,6 +14,7 @@ step, or saves its state with the rest.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap.cost import Summary, summary_of
+from hiap.cost import Summary, latency_prices, summary_of
 from hiap.extraction import extract
 from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
+from hiap.ledger import LatencyTable
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
 from hiap.pruned_vit import LAYOUTS
@@ -108,12 +110,15 @@ class Pruner:
     the smaller network.
 
     ``model``: a timm ViT (``hiap/backbones/supported.csv`` has a list); anything else is an ``UnsupportedModelError``
-    that names the module. ``target_macs`` or ``target_params``: what the end must have at most, a number or, below 1, a
-    share of dense; the penalties' strength is then found, and ``lambda_macro`` and ``lambda_micro`` say only its ratio.
-    Without one it is the paper's rule: the two strengths decide what is left. ``gates``, ``penalty``, ``feasibility``:
-    the options of ``hiap.options``; ``ramp``: see ``Budget``; ``keep``, units that must stay, and ``multiple``, in how
-    many units at a time the end is cut: see ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``.
-    Raises ``ConfigError`` (one line) for options that do not go together and for a target out of reach.
+    that names the module. ``target_macs``, ``target_params`` or ``target_latency`` (microseconds of a batch): what the
+    end must have at most, a number or, below 1, a share of dense; the penalties' strength is then found, and
+    ``lambda_macro`` and ``lambda_micro`` say only its ratio. Without one it is the paper's rule: the two strengths
+    decide what is left. ``latency``: the table, or its file, that predicts time (else ``penalty.latency_table``), for
+    that target and for ``penalty.ledger='latency'``. ``gates``, ``penalty``, ``feasibility``: the options of
+    ``hiap.options``; ``ramp``: see ``Budget``; ``keep``, units that must stay, and ``multiple``, in how many units at a
+    time the end is cut: see ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``. Raises
+    ``ConfigError`` (one line) for options that do not go together, for a target out of reach, and for a table of
+    another network.
 
     ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
     compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
@@ -127,6 +132,8 @@ class Pruner:
         steps: int,
         target_macs: float | None = None,
         target_params: float | None = None,
+        target_latency: float | None = None,
+        latency: LatencyTable | str | os.PathLike[str] | None = None,
         lambda_macro: float | None = None,
         lambda_micro: float | None = None,
         gates: GateConfig | None = None,
@@ -149,7 +156,9 @@ class Pruner:
         self.steps, self.done, self.keep = steps, 0, keep
         self._stay = protected(self.model, keep or {})
         self._finished = False
-        target = target_of(self.model, target_macs, target_params, multiple)
+        table = latency or self.prices.latency_table
+        self.latency = latency_prices(self.model, table) if self.prices.ledger == "latency" else None
+        target = target_of(self.model, target_macs, target_params, target_latency, table, multiple)
         self.multiple = target.multiple if target else multiple or 1
         self._threshold: list[BlockMask] | None = None  # what the gates left, once ``harden`` has rounded it
         self.budget = Budget(target, ramp, start=target.expected(self.model)) if target else None
@@ -167,7 +176,7 @@ class Pruner:
 
     def terms(self) -> dict[str, Tensor]:
         """The parts of ``penalty`` by name: 'macro' and 'micro' of Eq. 7, 'feasibility' of Eq. 8."""
-        priced = penalties(self.model, self.prices)
+        priced = penalties(self.model, self.prices, self.latency)
         if self.budget:
             priced = {name: self.budget.strength * term for name, term in priced.items()}
         return {**priced, "feasibility": feasibility(self.model, self.feasibility)}

@@ -1,10 +1,11 @@
-"""Which units stay: the highest-ranked ones that fit a target in MACs or parameters.
+"""Which units stay: the highest-ranked ones that fit a target in MACs, parameters or predicted time.
 
 Everything in this project that lands on a target does so here: HiAP with a budget and every baseline.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -72,22 +73,33 @@ class Target:
 
 
 def target_of(
-    model: Any, target_macs: float | None = None, target_params: float | None = None, multiple: int | None = 1
+    model: Any,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_latency: float | None = None,
+    latency: ledger.LatencyTable | str | os.PathLike[str] | None = None,
+    multiple: int | None = 1,
 ) -> Target | None:
-    """What a dense or gated ViT is to be pruned to: at most so many MACs of an image, or so many parameters; a number
-    below 1 is a share of the dense network's. ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for
-    both at once, or a number that is none."""
+    """What a dense or gated ViT is to be pruned to: at most so many MACs of an image, so many parameters, or so many
+    microseconds of a batch as the table ``latency`` predicts them; a number below 1 is a share of the dense network's.
+    ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for two at once, a number that is none, or a table
+    that is not of this network."""
     if multiple is not None and (not hasattr(multiple, "__index__") or multiple < 1):
         raise ConfigError(f"multiple {multiple!r}: expected a number of units, 1 or more")
-    if target_macs is not None and target_params is not None:
-        raise ConfigError("target_macs and target_params: set one of them")
-    name, wanted = ("target_params", target_params) if target_macs is None else ("target_macs", target_macs)
-    if wanted is None:
+    given = {"target_macs": target_macs, "target_params": target_params, "target_latency": target_latency}
+    chosen = {name: wanted for name, wanted in given.items() if wanted is not None}
+    if not chosen:
         return None
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)}: set one of them")
+    ((name, wanted),) = chosen.items()
     if not hasattr(wanted, "__float__") or not 0 < wanted < float("inf"):
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
     dims = cost.dims_of(model)
-    prices = ledger.mac_prices(dims) if target_params is None else cost.param_prices(model)
+    if name == "target_latency":
+        prices, wanted = cost.latency_prices(model, latency), wanted if wanted < 1 else wanted * ledger.PICOSECONDS
+    else:
+        prices = ledger.mac_prices(dims) if name == "target_macs" else cost.param_prices(model)
     whole = Target(dims, prices, 0)
     if multiple is None:
         multiple = fitting_multiple(whole, getattr(model.blocks[0].attn, "cuts_qk", False))
@@ -144,8 +156,8 @@ def require_reachable(
     if least > target:
         most = prices.constant + ledger.dense_cost(dims, prices)
         raise ConfigError(
-            f"a target of {target / 1e6:.2f} M {prices.unit} cannot be reached by removing these units; "
-            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} M"
+            f"a target of {target / 1e6:.2f} {prices.million} cannot be reached by removing these units; "
+            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {prices.million.split()[0]}"
         )
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiap.data import loader as data
 from hiap.train.arguments import Parser
-from hiap.train.config import ON_DISK, ConfigError, check_needs
+from hiap.train.config import ON_DISK, ConfigError, check_needs, check_table
 from hiap.train.reach import check_reach
 from hiap.train.record import read, write
 from slurm import estimate, report
@@ -243,6 +243,7 @@ def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, 
     for run in runs:
         try:
             check_needs(run.config)
+            check_table(run.config)
             warning = check_reach(run.config, estimate.steps_per_epoch(run.config), closes_by)
             if not (on_nodes and run.config.data.name in ON_DISK and run.config.data.root):
                 data.check(run.config.data, run.config.model.img_size)

@@ -180,7 +180,7 @@ def test_what_no_multiple_divides_is_kept_whole_or_in_multiples() -> None:
     seen = set()
     for seed in range(8):
         scatter_logits(gated, seed)
-        kept = kept_units(gated, target_macs=0.2 + 0.1 * seed, multiple=8)
+        kept = kept_units(gated, target_of(gated, 0.2 + 0.1 * seed, multiple=8))
         seen |= {("dims", width) for m in kept for width in m.dims.sum(-1).tolist()}
         seen |= {("neurons", m.neuron_count()) for m in kept}
     assert {width for kind, width in seen if kind == "dims"} == {0, 12}
@@ -209,7 +209,9 @@ def test_how_many_fit_is_one_rule() -> None:
 def test_extraction_and_pruner_take_what_fits_with_a_target_and_ones_without(gated: Any) -> None:
     scatter(gated, 0)
     for name, multiple in (("target_macs", 16), ("target_params", 16)):
-        assert all(width % multiple == 0 for width in widths(kept_units(gated, **{name: 0.5})))
+        assert all(
+            width % multiple == 0 for width in widths(kept_units(gated, target_of(gated, **{name: 0.5}, multiple=None)))
+        )
     assert digest(kept_units(gated)) == digest(gated_vit.masks(gated))
     assert hiap.Pruner(small_vit(), steps=1).multiple == 1
     assert hiap.Pruner(small_vit(embed_dim=96, depth=4), steps=1, target_macs=0.5).multiple > 1
@@ -265,7 +267,10 @@ def test_masked_is_extracted_and_the_summary_says_both_numbers(options: Any, dim
     pruner = hiap.Pruner(small_vit(), steps=1, gates=hiap.GateConfig(dims=dims), multiple=4, **options)
     scatter_logits(pruner.model)
     pruner.step()
-    alone = cost.summary_of(pruner.model, kept_units(pruner.model, **options, multiple=1))
+    goal = {key: value for key, value in options.items() if key != "keep"}
+    alone = cost.summary_of(
+        pruner.model, kept_units(pruner.model, target_of(pruner.model, **goal), options.get("keep"))
+    )
     summaries = [pruner.summary()]
     pruner.harden()
     with torch.no_grad():

@@ -4,11 +4,14 @@
 - ``steps``: training steps, gated against dense, and their peak memory.
 - ``peer``: extracted networks against Torch-Pruning's at equal MACs (needs the development extra).
 - ``input``: JPEGs through this project's loader against timm's, per number of workers.
+- ``latency``: what a head, a value dimension, a neuron and a branch cost in time (``hiap.bench.latency``): the table
+  for ``penalty.latency_table`` and ``budget.target_latency``.
 
 A ratio is the median of quotients of neighbouring runs, so that a slow moment hits both sides. Weights are
 random: time does not depend on them. One JSON per call goes to ``results/bench/``. On a GPU, say::
 
     python -m hiap.bench speed device=cuda precision=bf16 batches=[1,256] topologies=[fig5] multiple=8 name=fig5_cuda
+    python -m hiap.bench latency device=cuda precision=bf16 batches=[64] name=latency_deit_small_cuda
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import hiap
 from hiap import cost, gated_vit
+from hiap.bench import latency as timed
 from hiap.bench import topologies
 from hiap.files import write_json
 from hiap.formats import store
+from hiap.ledger import Dims
 from hiap.objective import penalties
 from hiap.options import checked
 from hiap.pruned_vit import LAYOUTS, set_layout
@@ -70,6 +75,7 @@ class Settings(BaseModel):
     gmacs: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([3.1, 2.5], min_length=1)  # peer only
     workers: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)  # input only, as is the number of images
     images: int = Field(512, ge=8)
+    networks: int = Field(48, ge=timed.LEAST)  # latency only: sampled and fitted; 20 more are held out
     out: str = "results/bench"
 
 
@@ -110,6 +116,7 @@ class Report(BaseModel):
     finished: str
     reference: str
     rows: list[Row]
+    latency: timed.Table | None = None  # of mode latency
 
 
 def alternate(
@@ -217,6 +224,37 @@ def read_images(settings: Settings) -> Report:
     return _report("input", settings, rows, "timm")
 
 
+def latency(settings: Settings) -> Report:
+    """Sampled networks, each with the dense one beside it, as they are run by default; and the prices of their units.
+    One is made, timed and dropped at a time, so that memory holds two."""
+    device, dtype = torch.device(settings.device), _dtype(settings)
+    dense = create(settings.model)
+    gated, (batch,) = gated_vit.gate(dense), settings.batches
+    dims, images = cost.dims_of(gated), torch.randn(batch, *cost.image_of(dense), device=device, dtype=dtype)
+    base = _inference(dense.to(device, dtype), "-", images, settings.compile)
+    beside, rows, networks = [], [], [timed.network("dense", dense)]
+    for name, widths, neurons in timed.shapes(dims, settings.networks):
+        small = topologies.extracted(gated, *topologies.rounded_up(dims, widths, neurons, settings.multiple))
+        run = _inference(small.to(device, dtype), LAYOUTS[0], images, settings.compile)
+        with torch.inference_mode():
+            seconds, ratios = alternate({"dense": base, name: run}, "dense", settings, device)
+        beside.append(seconds["dense"])
+        rows.append(_row(name, LAYOUTS[0], small, batch, seconds[name], ratios[name], 0))
+        networks.append(timed.network(name, small))
+    first = _row("dense", "-", dense, batch, np.concatenate(beside), np.ones(1), 0)
+    return _priced(_report("latency", settings, [first, *rows], "dense"), dims, networks)
+
+
+def _priced(report: Report, dims: Dims, networks: list[timed.Network]) -> Report:
+    """The report with prices from its rows: a time is the dense network's times the ratio of neighbouring runs, so that
+    what drifts meanwhile cancels."""
+    dense = 1e6 * report.rows[0].seconds[1]
+    ratios = {row.name: row.ratio[1] for row in report.rows}
+    measured = [n.model_copy(update={"measured": round(dense * ratios[n.name], 3)}) for n in networks]
+    report.latency = timed.table(dims, measured)
+    return report
+
+
 def _exhaust(batches: Iterable[Any]) -> None:
     for _ in batches:
         pass
@@ -264,8 +302,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, reference: str) -> list[Row]:
-    device, rows = torch.device(settings.device), []
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    device, dtype, rows = torch.device(settings.device), _dtype(settings), []
     for batch in settings.batches:
         runs = {}
         for name, (layout, model) in models.items():
@@ -283,6 +320,10 @@ def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, r
             if reference == "dense" and row.batch == batch and row.macs < base.macs:
                 row.share = _share(row, base)
     return rows
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
 
 
 def _share(row: Row, base: Row) -> float:
@@ -307,7 +348,10 @@ def _in_processes(mode: str, arguments: list[str], settings: Settings) -> Report
     for row in rows:
         base = next((r for r in rows if r.name == reports[0].reference and r.batch == row.batch), row)
         row.share = None if row.share is None else _share(row, base)
-    return _report(mode, settings, rows, reports[0].reference)
+    report, found = _report(mode, settings, rows, reports[0].reference), reports[0].latency
+    if found is None:
+        return report
+    return _priced(report, Dims(**found.sizes), [*found.fitted, *found.held_out])  # type: ignore[arg-type]
 
 
 def _quartiles(values: Any) -> tuple[float, float, float]:
@@ -386,6 +430,7 @@ MODES: dict[str, Callable[[Settings], Report]] = {
     "steps": steps,
     "peer": against_torch_pruning,
     "input": read_images,
+    "latency": latency,
 }
 
 
@@ -403,6 +448,8 @@ def parse(arguments: list[str]) -> tuple[str, Settings]:
         raise ConfigError(str(error)) from None
     if arguments[0] == "input" and (len(settings.batches) > 1 or settings.batches[0] > settings.images):
         raise ConfigError(f"batches {settings.batches}: 'input' reads one size, of images {settings.images} or fewer")
+    if arguments[0] == "latency" and (len(settings.batches) > 1 or settings.dims != "v"):
+        raise ConfigError(f"batches {settings.batches}, dims {settings.dims}: 'latency' prices one batch size, dims v")
     if arguments[0] == "speed":
         topologies.check(settings.topologies)
     require_writable(Path(settings.out), f"out '{settings.out}'")
@@ -434,5 +481,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row.seconds[1] * 1e3:9.1f} ms  ratio {row.ratio[1]:.3f} [{row.ratio[0]:.3f}, {row.ratio[2]:.3f}]  "
             f"{row.memory / 2**20:.0f} MiB{share}"
         )
+    if report.latency:
+        print(report.latency)
     print(path)
     return 0

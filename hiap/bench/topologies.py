@@ -82,9 +82,8 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     if gmacs:
         neurons = _scaled(dims, widths, neurons, _macs(name, gmacs), multiple, removed)
     if not gmacs:
-        widths = [[_up(width, multiple, dims.head_dim) for width in block] for block in widths]
-        neurons = [_up(count, multiple, dims.hidden) for count in neurons]
-    return _extracted(gated, widths, neurons)
+        widths, neurons = rounded_up(dims, widths, neurons, multiple)
+    return extracted(gated, widths, neurons)
 
 
 def check(names: list[str]) -> None:
@@ -149,12 +148,20 @@ def _scaled(
     return [min(dims.hidden, int(count * scale) // multiple * multiple) for count in neurons]
 
 
-def _up(count: int, multiple: int, most: int) -> int:
-    return min(most, -(-count // multiple) * multiple)
+def rounded_up(
+    dims: ledger.Dims, widths: list[list[int]], neurons: list[int], multiple: int
+) -> tuple[list[list[int]], list[int]]:
+    """In multiples, or whole."""
+
+    def up(count: int, most: int) -> int:
+        return min(most, -(-count // multiple) * multiple)
+
+    return [[up(width, dims.head_dim) for width in block] for block in widths], [up(n, dims.hidden) for n in neurons]
 
 
-def _extracted(gated: Any, widths: list[list[int]], neurons: list[int]) -> Any:
-    """Keep the first heads, dimensions and neurons of each block: which ones makes no difference to time."""
+def extracted(gated: Any, widths: list[list[int]], neurons: list[int]) -> Any:
+    """A network with so many value dimensions of each head and neurons, per block: the first ones, since which ones
+    makes no difference to time. All gates of ``gated`` are set."""
     dims, masks = cost.dims_of(gated), []
     for block, count in zip(widths, neurons, strict=True):
         value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hiap.ledger import read_latency
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, Section, first_error
 
 # Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that
@@ -174,7 +175,8 @@ class DistillConfig(Section):
 
 class BudgetConfig(Section):
     """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
-    'run:<run_id>' for the MACs that another run's extracted model has; or ``target_params``, the same of parameters.
+    'run:<run_id>' for the MACs that another run's extracted model has; or ``target_params``, the same of parameters; or
+    (ours) ``target_latency``, a share or microseconds of a batch, as ``penalty.latency_table`` predicts them.
     HiAP takes them too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as
     set. ``ranking``, of l1's neurons, and
     ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
@@ -183,6 +185,7 @@ class BudgetConfig(Section):
 
     target_macs: float | str | None = None
     target_params: float | str | None = None
+    target_latency: float | None = Field(None, gt=0)
     multiple: int = Field(1, ge=1)
     ranking: Literal["layer", "global"] = "layer"
     head_ranking: Literal["layer", "global"] = "global"
@@ -207,13 +210,18 @@ class BudgetConfig(Section):
             if not ok:
                 unit = name.removeprefix("target_").replace("macs", "MACs")
                 raise ValueError(f"budget.{name} must be a share, a number of {unit} or 'run:<run_id>', not {wanted!r}")
-        if self.target_macs is not None and self.target_params is not None:
-            raise ValueError("budget.target_macs and budget.target_params: set one of them")
+        if len(self._targets) > 1:
+            raise ValueError(f"{' and '.join(self._targets)}: set one of them")
         return self
 
     @property
+    def _targets(self) -> list[str]:
+        names = ("target_macs", "target_params", "target_latency")
+        return [f"budget.{name}" for name in names if getattr(self, name) is not None]
+
+    @property
     def has_target(self) -> bool:
-        return self.target_macs is not None or self.target_params is not None
+        return bool(self._targets)
 
 
 class SearchConfig(Section):
@@ -327,7 +335,7 @@ def check_needs(config: Config) -> None:
                 "one side"
             )
     if (stop := config.optim.stop_after) is not None:
-        if config.method not in ("dense", "hiap") or config.budget.target_macs is not None:
+        if config.method not in ("dense", "hiap") or config.budget.has_target:
             raise ConfigError("optim.stop_after is for methods 'dense' and 'hiap' without budget.target_macs")
         if stop >= config.optim.epochs:
             raise ConfigError(f"optim.stop_after {stop}: must be fewer than optim.epochs {config.optim.epochs}")
@@ -335,6 +343,29 @@ def check_needs(config: Config) -> None:
         raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
     if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
+    _check_latency(config)
+
+
+def _check_latency(config: Config) -> None:
+    """Raise ``ConfigError`` if a table of times is missing, or of no use."""
+    priced = config.method == "hiap" and config.penalty.ledger == "latency"
+    aimed = config.budget.target_latency is not None
+    if (priced or aimed) and not config.penalty.latency_table:
+        raise ConfigError(
+            f"{'budget.target_latency' if aimed else 'penalty.ledger latency'} needs penalty.latency_table: a report "
+            "of python -m hiap.bench latency"
+        )
+    if config.penalty.latency_table and not (priced or aimed):
+        raise ConfigError(
+            "penalty.latency_table is for penalty.ledger=latency in method hiap, and budget.target_latency"
+        )
+
+
+def check_table(config: Config) -> None:
+    """Raise ``ConfigError`` if the table of times that the run names cannot be read. What network it is of shows when
+    the run's own is built."""
+    if config.penalty.latency_table:
+        read_latency(config.penalty.latency_table)
 
 
 def _check_data(config: Config) -> None:

@@ -84,6 +84,15 @@ class Size(_Part):
     params: int
 
 
+class Latency(_Part):
+    """Microseconds of a batch that ``penalty.latency_table`` predicts for the extracted network and for the dense one,
+    and which table: the path says little."""
+
+    predicted: float
+    dense: float
+    table_sha256: str
+
+
 class StageBill(_Part):
     """What one training stage cost. ``train_macs`` counts forward (1x) and backward (2x) of the trained network as it
     executes, plus the teacher's forward; ``seconds`` is wall time in training steps."""
@@ -160,6 +169,7 @@ class Record(_Part):
     metrics: Metrics = Metrics()
     gap: float | None = None
     size: Size | None = None
+    latency: Latency | None = None
     stages: list[StageBill] = Field(default_factory=list)
     epochs: list[EpochLog] = Field(default_factory=list)
     shape: list[BlockShape] | None = None

@@ -16,10 +16,11 @@ import torch
 from hiap import cost, gated_vit
 from hiap.data import loader as data
 from hiap.formats import store
+from hiap.ledger import PICOSECONDS, LatencyTable, read_latency
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import Target, target_of
 from hiap.train import card, checkpoint
-from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict, parse_overrides
+from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
 from hiap.train.hidden import check_fits
@@ -30,6 +31,7 @@ from hiap.train.reach import check_reach
 from hiap.train.record import (
     BlockShape,
     Folders,
+    Latency,
     Metrics,
     Record,
     Size,
@@ -123,9 +125,9 @@ class Run:
             self.dense_macs = self._macs(self.start)
         except ValueError as error:
             raise ConfigError(f"model.name '{config.model.name}': {error}") from None
-        self.context = Context(
-            config.model_copy(update={"data": self.data}), _target(config, folders, self.start), self._steps_per_epoch()
-        )
+        self.latency = _latency_table(config, self.start)
+        target = _target(config, folders, self.start, self.latency)
+        self.context = Context(config.model_copy(update={"data": self.data}), target, self._steps_per_epoch())
         lessons = Lessons(self.context.config, self.start, self.dense_macs, info, folders, self.device)
         if lessons.adapted and world.first:
             print(f"{config.run_id}: teacher: {'; '.join(lessons.adapted)}", file=sys.stderr)
@@ -210,6 +212,7 @@ class Run:
                 macs=self._macs(model),
                 params=cost.params(model),
             ),
+            latency=_predicted(model, self.latency),
             stages=self.journal.bills,
             epochs=self.journal.epochs,
             shape=shape_of(model),
@@ -238,10 +241,30 @@ class Run:
         return self.folders.work / f"stage-{index}"
 
 
-def _target(config: Config, folders: Folders, start: Any) -> Target | None:
-    """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it."""
-    in_macs, in_params = (wanted(config, folders, unit) for unit in ("macs", "params"))
-    return target_of(start, in_macs, in_params, config.budget.multiple)
+def _target(config: Config, folders: Folders, start: Any, latency: LatencyTable | None) -> Target | None:
+    """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it, or
+    ``.target_latency``."""
+    of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
+    return target_of(start, *of_size, config.budget.target_latency, latency, config.budget.multiple)
+
+
+def _latency_table(config: Config, start: Any) -> LatencyTable | None:
+    """The table of times that the run is given, if any. Raises ``ConfigError`` unless it is of ``start``'s sizes."""
+    if not config.penalty.latency_table:
+        return None
+    table = read_latency(config.penalty.latency_table)
+    table.require_fits(cost.dims_of(start))
+    return table
+
+
+def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:
+    if table is None:
+        return None
+    return Latency(
+        predicted=cost.priced(model, table.prices, table.dims.head_dim) / PICOSECONDS,
+        dense=Target(table.dims, table.prices, 0).dense / PICOSECONDS,
+        table_sha256=table.sha256,
+    )
 
 
 def shape_of(model: Any) -> list[BlockShape]:
@@ -253,6 +276,7 @@ def _preflight(config: Config, folders: Folders) -> None:
     """Everything that can be known to be wrong before the run writes anything."""
     data.check(config.data, config.model.img_size)
     check_needs(config)
+    check_table(config)
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
@@ -276,9 +300,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 143
     assert record.size is not None
     assert record.metrics.extracted is not None
-    share = record.size.macs / record.size.dense_macs
+    share, batch = record.size.macs / record.size.dense_macs, record.latency
+    predicted = f", {batch.predicted:.0f} µs predicted ({batch.predicted / batch.dense:.1%})" if batch else ""
     print(
         f"{record.run_id}: top-1 {record.metrics.extracted.top1:.2f} %, {record.size.macs / 1e6:.2f} M MACs "
-        f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters\n{Folders.of(config).record}"
+        f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters{predicted}\n{Folders.of(config).record}"
     )
     return 0

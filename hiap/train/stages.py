@@ -156,6 +156,7 @@ class SinglePhase(Stage):
             steps=self.whole * context.steps_per_epoch,
             target_macs=None if config.budget.target_macs is None else wanted,
             target_params=None if config.budget.target_params is None else wanted,
+            target_latency=config.budget.target_latency,
             gates=config.gates,
             penalty=config.penalty,
             feasibility=config.feasibility,

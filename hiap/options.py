@@ -85,6 +85,7 @@ class PenaltyConfig(Section):
     # 'latency' (ours, the paper's future work): measured time, from the table in ``latency_table``.
     ledger: Literal["paper", "physical", "latency"] = "paper"
     # A report of `python -m hiap.bench latency` of this network: prices for that ledger, and for a target in time.
+    # Its path is part of a run's id, its contents are not: the record has their SHA-256.
     latency_table: str = ""
 
 

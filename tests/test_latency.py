@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,9 @@ def test_every_method_meets_a_target_in_time(start: Config, method: str, section
     assert record.latency.table_sha256 == table.sha256
 
 
-def test_the_bench_measures_a_table_that_a_run_can_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bench_measures_a_table_that_a_run_can_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = small_vit()
     hiap.save(model, tmp_path / "net")
     quick = ["networks=12", "rounds=3", "warmup=1", "batches=[2]", f"out={tmp_path}", "name=quick"]
@@ -209,6 +212,23 @@ def test_the_bench_measures_a_table_that_a_run_can_use(tmp_path: Path, capsys: p
     assert found.fitted[0].measured == pytest.approx(1e6 * report.rows[0].seconds[1])
     small = hiap.extract(hiap.gate(model), target_latency=0.9, latency=table)
     assert cost.priced(small, table.prices, 8) <= 0.9 * cost.priced(model, table.prices, 8)
+    processes_of_equal_times_give_the_same_table(report, monkeypatch)
+
+
+def processes_of_equal_times_give_the_same_table(report: run.Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = subprocess.run
+
+    def child(command: list[str], **options: Any) -> Any:
+        if "hiap.bench" not in command:
+            return plain(command, **options)
+        folder = next(part.removeprefix("out=") for part in command if part.startswith("out="))
+        return (Path(folder) / "part.json").write_text(report.model_dump_json())
+
+    monkeypatch.setattr(subprocess, "run", child)
+    merged = run._in_processes("latency", [], report.settings.model_copy(update={"processes": 2}))
+    assert merged.latency is not None
+    assert report.latency is not None
+    assert merged.latency == report.latency
 
 
 BAD_TABLES = {

@@ -45,8 +45,25 @@ class ExpectedCost:
         return self.macro + self.micro
 
 
+@dataclass(frozen=True)
+class Uncut:
+    """Sizes and prices of parameters of the network that a gated one was before weights were removed. ``gated.uncut``
+    has it, so that expected and kept costs go on counting in its terms."""
+
+    dims: ledger.Dims
+    param_prices: ledger.Prices
+
+
+def remember_uncut(gated: Any) -> None:
+    """Before the first cut."""
+    if not hasattr(gated, "uncut"):
+        gated.uncut = Uncut(dims_of(gated), param_prices(gated))
+
+
 def dims_of(model: Any) -> ledger.Dims:
     """Sizes of a (gated) timm ViT with dense blocks."""
+    if hasattr(model, "uncut"):
+        return model.uncut.dims
     embed, block = model.patch_embed, standard(model).blocks[0]
     (rows, columns), grid = embed.img_size, embed.grid_size
     if rows // grid[0] != columns // grid[1]:
@@ -131,6 +148,8 @@ def hardened_macs(gated: Any) -> int:
 def param_prices(model: Any) -> ledger.Prices:
     """Learnable scalars that keeping one unit of a dense or gated ViT costs: biases with their rows, and with the last
     head of a layer or neuron of an FFN its norm, its LayerScale and its output bias (attention's where A9 gates it)."""
+    if hasattr(model, "uncut"):
+        return model.uncut.param_prices
     dims, block = dims_of(model), standard(model).blocks[0]
     attn, mlp, d = block.attn, block.mlp, dims.dim
     query, key, value = biases(attn.qkv)
@@ -208,7 +227,8 @@ def summary_of(gated: Any, kept: list[BlockMask]) -> Summary:
         )
         for mask in kept
     ]
-    return Summary(blocks, spent(in_macs, kept), spent(in_params, kept), ledger.dense_macs(dims), params(gated))
+    dense_params = in_params.constant + ledger.dense_cost(dims, in_params)
+    return Summary(blocks, spent(in_macs, kept), spent(in_params, kept), ledger.dense_macs(dims), dense_params)
 
 
 def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) -> int:
@@ -216,7 +236,7 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
     Counted analytically from the modules. ``executed`` adds the zeros that layout 'padded' multiplies and then equals
     ``torch.utils.flop_counter`` / 2 to the last MAC; without it, what is left of the network however it is run. A gated
-    model executes densely, so it counts as dense. Raises ``ValueError`` if the image does not fit.
+    model executes all weights that it has, so closed ones count. Raises ``ValueError`` if the image does not fit.
     """
     if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
@@ -283,14 +303,14 @@ def params(model: nn.Module) -> int:
 
 def _block_macs(block: Any, n: int, executed: bool) -> int:
     total = 0
-    if block.attn is not None:
+    if block.attn is not None and block.attn.num_heads:
         attn = block.attn
         d = attn.qkv.in_features
         qk = getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
         total += ledger.attention_macs(n, d, qk, value_dims(block))
         if executed and isinstance(attn, PrunedAttention):
             total += n * n * attn.padding()
-    if block.mlp is not None:
+    if block.mlp is not None and block.mlp.fc2.in_features:
         total += ledger.ffn_macs(n, block.mlp.fc1.in_features, block.mlp.fc2.in_features, fc1_rows(block.mlp))
     return total
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
-from hiap.gated_vit import BlockMask, is_gated, masks
+from hiap.gated_vit import BlockMask, is_gated, masks, still_there
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.selection import joint_ranking, open_also, protected, target_of
 
@@ -26,8 +26,9 @@ def kept_units(
     """What stays of a gated model: its hardened gates, or with a target the units that one threshold common to all
     logits leaves within it (``hiap.selection``); and the units of ``keep`` in any case."""
     if target := target_of(gated, target_macs, target_params):
-        return target.keep_best(joint_ranking(gated, keep))
-    return open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
+        return still_there(gated, target.keep_best(joint_ranking(gated, keep)))
+    kept = open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
+    return still_there(gated, kept)
 
 
 @torch.no_grad()
@@ -63,6 +64,7 @@ def extract(
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask, multiple) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
+    vars(model).pop("uncut", None)
     set_layout(model, layout)
     return model.train(gated.training)
 
@@ -98,6 +100,8 @@ def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
 def _extract_attention(attn: Any, mask: BlockMask, multiple: int) -> tuple[PrunedAttention | None, Tensor | None]:
     """The surviving attention, or what is left of its output when no head survives."""
     open_dims = mask.dims & mask.heads[:, None]
+    if attn.left is not None:
+        open_dims = open_dims[attn.left.to(open_dims.device)]
     # A norm would count the closed units that rounding adds.
     dims = _round_up(open_dims, multiple if attn.norm is None else 1)
     widths = dims.sum(-1)
@@ -147,7 +151,8 @@ def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, 
     """The surviving FFN, or what is left of its output: the open block's bias when no neuron survives (A9)."""
     if not mask.ffn:
         return None, None
-    neurons = _round_up(mask.neurons, multiple if mlp.norm is None else 1).nonzero().flatten()
+    is_open = mask.neurons if mlp.left is None else mask.neurons[mlp.left.to(mask.neurons.device)]
+    neurons = _round_up(is_open, multiple if mlp.norm is None else 1).nonzero().flatten()
     if not len(neurons):
         return None, mlp.fc2.bias
     rows = rows_of(mlp, neurons)
@@ -165,7 +170,7 @@ def _extract_mlp(mlp: Any, mask: BlockMask, multiple: int) -> tuple[Mlp | None, 
         pruned.norm = narrowed_norm(mlp.norm, neurons)
     _slice_linear(pruned.fc1, mlp.fc1, rows=rows)
     _slice_linear(pruned.fc2, mlp.fc2, columns=neurons)
-    pruned.fc2.weight[:, ~mask.neurons[neurons]] = 0
+    pruned.fc2.weight[:, ~is_open[neurons]] = 0
     return pruned, None
 
 

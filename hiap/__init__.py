@@ -17,9 +17,9 @@ into the one form that they know and which a reader may leave out. In the order 
     files        writing a file whole or not at all
 
 ``hiap.backbones`` says which ViTs these files take, and gives all of them one form. Around the method: ``hiap.beyond``
-(ours: least squares after a cut, merging tokens), ``hiap.formats`` (save, load, export, show, push), ``hiap.data``, and
-``hiap.train`` and ``hiap.bench``, which run from the command line. The public names, loaded on first use so that tools
-which only read records start without torch:
+(ours: least squares after a cut, cuts while gates train, merging tokens), ``hiap.formats`` (save, load, export, show,
+push), ``hiap.data``, and ``hiap.train`` and ``hiap.bench``, which run from the command line. The public names, loaded
+on first use so that tools which only read records start without torch:
 
     pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # for any training loop
     loss = hiap.distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hiap.backbones.huggingface import from_transformers, to_transformers
     from hiap.beyond.correction import correct
+    from hiap.beyond.shrinking import Shrink
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
     from hiap.formats.hub import push
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from hiap.pruner import Pruner, PrunerError
 
 _HOME = {
+    "Shrink": "beyond.shrinking",
     "correct": "beyond.correction",
     "Pruner": "pruner",
     "PrunerError": "pruner",
@@ -84,6 +86,7 @@ __all__ = [
     "PenaltyConfig",
     "Pruner",
     "PrunerError",
+    "Shrink",
     "UnsupportedModelError",
     "correct",
     "distillation_loss",

@@ -47,8 +47,25 @@ class ExpectedCost:
         return self.macro + self.micro
 
 
+@dataclass(frozen=True)
+class Uncut:
+    """Sizes and prices of parameters of the network that a gated one was before weights were removed. ``gated.uncut``
+    has it, so that expected and kept costs go on counting in its terms."""
+
+    dims: ledger.Dims
+    param_prices: ledger.Prices
+
+
+def remember_uncut(gated: Any) -> None:
+    """Before the first cut."""
+    if not hasattr(gated, "uncut"):
+        gated.uncut = Uncut(dims_of(gated), param_prices(gated))
+
+
 def dims_of(model: Any) -> ledger.Dims:
     """Sizes of a (gated) timm ViT with dense blocks."""
+    if hasattr(model, "uncut"):
+        return model.uncut.dims
     embed, block = model.patch_embed, standard(model).blocks[0]
     (rows, columns), grid = embed.img_size, embed.grid_size
     if rows // grid[0] != columns // grid[1]:
@@ -167,6 +184,8 @@ def hardened_macs(gated: Any) -> int:
 def param_prices(model: Any) -> ledger.Prices:
     """Learnable scalars that keeping one unit of a dense or gated ViT costs: biases with their rows, and with the last
     head of a layer or neuron of an FFN its norm, its LayerScale and its output bias (attention's where A9 gates it)."""
+    if hasattr(model, "uncut"):
+        return model.uncut.param_prices
     dims, block = dims_of(model), standard(model).blocks[0]
     attn, mlp, d = block.attn, block.mlp, dims.dim
     query, key, value = biases(attn.qkv)
@@ -263,7 +282,7 @@ def summary_of(
         macs=spent(in_macs, kept),
         params=spent(in_params, kept),
         dense_macs=ledger.dense_macs(dims),
-        dense_params=params(gated),
+        dense_params=in_params.constant + ledger.dense_cost(dims, in_params),
         multiple=multiple,
         threshold=summary_of(gated, threshold) if threshold else None,
     )
@@ -274,7 +293,7 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
     Counted analytically from the modules. ``executed`` adds the zeros that layout 'padded' multiplies and then equals
     ``torch.utils.flop_counter`` / 2 to the last MAC; without it, what is left of the network however it is run. A gated
-    model executes densely, so it counts as dense. Raises ``ValueError`` if the image does not fit.
+    model executes all weights that it has, so closed ones count. Raises ``ValueError`` if the image does not fit.
     """
     if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
@@ -354,9 +373,9 @@ def _block_macs(block: Any, n: int, executed: bool) -> int:
 
 
 def attention_macs(block: Any, n: int, executed: bool = False) -> int:
-    """MACs of the attention branch of a dense or extracted block with ``n`` tokens."""
+    """MACs of the attention branch of a dense, gated or extracted block with ``n`` tokens."""
     attn = block.attn
-    if attn is None:
+    if attn is None or not attn.num_heads:
         return 0
     total = ledger.attention_macs(n, attn.qkv.in_features, qk_dims(block), value_dims(block))
     return total + n * n * attn.padding() if executed and isinstance(attn, PrunedAttention) else total
@@ -365,7 +384,9 @@ def attention_macs(block: Any, n: int, executed: bool = False) -> int:
 def ffn_macs(block: Any, n: int) -> int:
     """MACs of its FFN with ``n`` tokens."""
     mlp = block.mlp
-    return 0 if mlp is None else ledger.ffn_macs(n, mlp.fc1.in_features, mlp.fc2.in_features, fc1_rows(mlp))
+    if mlp is None or not mlp.fc2.in_features:
+        return 0
+    return ledger.ffn_macs(n, mlp.fc1.in_features, mlp.fc2.in_features, fc1_rows(mlp))
 
 
 def _classifiers(model: Any) -> int:

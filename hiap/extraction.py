@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
-from hiap.gated_vit import BlockMask, is_gated
+from hiap.gated_vit import BlockMask, is_gated, still_there
 from hiap.ledger import LatencyTable
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.selection import Target, joint_ranking, rounded, target_of, thresholded
@@ -25,8 +25,8 @@ def kept_units(
     """What stays of a gated model: with a target the units that one threshold common to all logits leaves within it
     (``hiap.selection``), else its hardened gates, to the nearest ``multiple``; the units of ``keep`` in any case."""
     if target:
-        return target.keep_best(joint_ranking(gated, keep))
-    return rounded(gated, thresholded(gated, keep), multiple, keep)
+        return still_there(gated, target.keep_best(joint_ranking(gated, keep)))
+    return still_there(gated, rounded(gated, thresholded(gated, keep), multiple, keep))
 
 
 @torch.no_grad()
@@ -70,6 +70,7 @@ def extract(
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
+    vars(model).pop("uncut", None)
     set_layout(model, layout)
     return model.train(gated.training)
 
@@ -105,6 +106,8 @@ def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
 def _extract_attention(attn: Any, mask: BlockMask) -> tuple[PrunedAttention | None, Tensor | None]:
     """The surviving attention, or what is left of its output when no head survives."""
     dims = mask.dims & mask.heads[:, None]
+    if attn.left is not None:
+        dims = dims[attn.left.to(dims.device)]
     widths = dims.sum(-1)
     # Widest first, stable, so that heads of equal width stand together.
     order = [h for h in widths.argsort(descending=True, stable=True).tolist() if widths[h]]
@@ -145,7 +148,8 @@ def _extract_mlp(mlp: Any, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
     """The surviving FFN, or what is left of its output: the open block's bias when no neuron survives (A9)."""
     if not mask.ffn:
         return None, None
-    neurons = mask.neurons.nonzero().flatten()
+    is_open = mask.neurons if mlp.left is None else mask.neurons[mlp.left.to(mask.neurons.device)]
+    neurons = is_open.nonzero().flatten()
     if not len(neurons):
         return None, mlp.fc2.bias
     rows = rows_of(mlp, neurons)

@@ -69,9 +69,13 @@ class ColumnGatedLinear(torch.autograd.Function):
 class GatedAttention(nn.Module):
     """``attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D). ``attention`` is
     timm's, or one that ``hiap.backbones.families`` gives the same names, with a ``position`` and a ``norm`` if it has
-    one of what goes to the output projection."""
+    one of what goes to the output projection.
+
+    Gates are of the dense network for good, so that costs and masks count in its terms. ``left`` numbers the
+    ``num_heads`` of them whose weights are there, None for all (``hiap.beyond.shrinking``)."""
 
     standard = True
+    left: Tensor | None
 
     def __init__(self, attention: Any, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
@@ -84,6 +88,7 @@ class GatedAttention(nn.Module):
         self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
         self.head_gate = kind((self.num_heads,), "macro", config, generator)
         self.value_gate = kind((self.num_heads, self.head_dim), "micro", config, generator)
+        self.register_buffer("left", None, persistent=False)
 
     @property
     def cuts_qk(self) -> bool:
@@ -94,6 +99,11 @@ class GatedAttention(nn.Module):
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
     ) -> Tensor:
         heads, dims = self.head_gate(), self.value_gate()
+        output_bias = self._output_bias(heads)
+        if self.left is not None:
+            heads, dims = heads[self.left], dims[self.left]
+            if not self.num_heads:
+                return self.proj_drop(_constant(x, output_bias))
         weight, bias = self._qkv(dims)
         qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -113,7 +123,7 @@ class GatedAttention(nn.Module):
         columns = (heads[:, None] * dims).flatten()  # g * d, Eqs. 1-3
         if self.norm is not None:
             x = open_norm(self.norm, x, columns)
-        return self.proj_drop(ColumnGatedLinear.apply(x, self.proj.weight, columns, self._output_bias(heads)))
+        return self.proj_drop(ColumnGatedLinear.apply(x, self.proj.weight, columns, output_bias))
 
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
         # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
@@ -130,9 +140,11 @@ class GatedAttention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D)."""
+    """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D). ``left``: as in
+    ``GatedAttention``, of the neurons."""
 
     standard = True
+    left: Tensor | None
 
     def __init__(self, mlp: Any, config: GateConfig, generator: torch.Generator, kind: type[Gate] = Gate):
         super().__init__()
@@ -140,14 +152,24 @@ class GatedMlp(nn.Module):
         self.norm = None if isinstance(mlp.norm, nn.Identity) else mlp.norm
         self.block_gate = kind((), "macro", config, generator)
         self.neuron_gate = kind((mlp.fc2.in_features,), "micro", config, generator)
+        self.register_buffer("left", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         block, neurons = self.block_gate(), self.neuron_gate()
+        bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
+        if self.left is not None:
+            neurons = neurons[self.left]
+            if not len(neurons):
+                return self.drop2(_constant(x, bias))
         x = self.drop1(self.act(self.fc1(x)))
         if self.norm is not None:
             x = open_norm(self.norm, x, neurons)
-        bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
         return self.drop2(ColumnGatedLinear.apply(x, self.fc2.weight, block * neurons, bias))  # b * c, Eq. 4
+
+
+def _constant(x: Tensor, bias: Tensor | None) -> Tensor:
+    """What a branch without units gives for x (B, N, D)."""
+    return torch.zeros_like(x) if bias is None else bias.expand_as(x)
 
 
 def gate(
@@ -288,6 +310,31 @@ def open_for_good(gated: Any, stay: list[BlockMask]) -> None:
     """Open the gates of these units in every sample; the others are left as they are."""
     for g, mask in gates_with_masks(gated, stay):
         g.logit.masked_fill_(mask.to(g.logit.device), CERTAIN)
+
+
+def still_there(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
+    """``kept`` without the units whose weights are gone. A head or FFN without units keeps its gate, which may hold an
+    output bias open (A9)."""
+    there = []
+    for block, mask in zip(gated.blocks, kept, strict=True):
+        attn, mlp = block.attn, block.mlp
+        heads, neurons = _present(attn.left, mask.heads), _present(mlp.left, mask.neurons)
+        there.append(
+            BlockMask(
+                heads=mask.heads & (heads | attn.head_gate.hardened().to(heads.device)),
+                dims=mask.dims & heads[:, None],
+                ffn=mask.ffn & (neurons.any() | mlp.block_gate.hardened().to(neurons.device)),
+                neurons=mask.neurons & neurons,
+            )
+        )
+    return there
+
+
+def _present(left: Tensor | None, like: Tensor) -> Tensor:
+    """Booleans (K,): whose weights are there."""
+    if left is None:
+        return torch.ones_like(like)
+    return torch.zeros_like(like).index_fill(0, left.to(like.device), True)
 
 
 def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:

@@ -23,13 +23,22 @@ import torch
 from torch import Tensor
 
 from hiap.cost import Summary, latency_prices, summary_of
-from hiap.extraction import extract
-from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
+from hiap.extraction import extract, kept_units
+from hiap.gated_vit import (
+    BlockMask,
+    anneal,
+    gate,
+    gates_with_masks,
+    harden_to,
+    keep_one_head,
+    masks,
+    open_for_good,
+)
 from hiap.ledger import LatencyTable
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
 from hiap.pruned_vit import LAYOUTS
-from hiap.selection import Target, joint_ranking, protected, rounded, target_of, thresholded
+from hiap.selection import Target, joint_ranking, open_also, protected, target_of
 
 LOOK = 10  # steps after which the logits must have moved: an optimiser's first rates may be 0
 
@@ -116,9 +125,9 @@ class Pruner:
     decide what is left. ``latency``: the table, or its file, that predicts time (else ``penalty.latency_table``), for
     that target and for ``penalty.ledger='latency'``. ``gates``, ``penalty``, ``feasibility``: the options of
     ``hiap.options``; ``ramp``: see ``Budget``; ``keep``, units that must stay, and ``multiple``, in how many units at a
-    time the end is cut: see ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``. Raises
-    ``ConfigError`` (one line) for options that do not go together, for a target out of reach, and for a table of
-    another network.
+    time the end is cut: see ``hiap.extract``; ``seed`` draws the noise of ``gates.harden='sample'``; ``shrink``: a
+    ``hiap.Shrink`` of its own, see ``cut``. Raises ``ConfigError`` (one line) for options that do not go together, for
+    a target out of reach, and for a table of another network.
 
     ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
     compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
@@ -143,6 +152,7 @@ class Pruner:
         keep: Mapping[str, Any] | None = None,
         multiple: int | None = None,
         seed: int = 0,
+        shrink: Any = None,
     ):
         if not hasattr(steps, "__index__") or steps < 1:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
@@ -166,6 +176,9 @@ class Pruner:
             if self.gates.harden == "sample":
                 raise ConfigError("gates.harden 'sample' draws what is kept; with a target it must be 'probability'")
             target.require_reachable(joint_ranking(self.model, keep))
+        self.shrink = shrink
+        if shrink:
+            shrink.begin(self.model)
         self._ready()
 
     def param_groups(self, lr: float, weight_decay: float = 0.0, gate_lr: float | None = None) -> list[dict[str, Any]]:
@@ -197,9 +210,18 @@ class Pruner:
                 f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
             )
 
+    def cut(self, optimizer: torch.optim.Optimizer | None = None) -> list[Any]:
+        """Ours, with ``shrink``: remove from ``model`` what is closed with certainty, at the end of an epoch, say. What
+        was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
+        if not self.shrink:
+            raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
+        return self.shrink.look(self.model, optimizer)
+
     def _ready(self) -> None:
         if self.keep:
             open_for_good(self.model, self._stay)
+        if self.shrink:
+            self.shrink.hold(self.model)
         if self.done < self.steps:
             progress = self.done / self.steps
             self.temperature = anneal(self.model, self.gates, progress)
@@ -208,10 +230,11 @@ class Pruner:
 
     @torch.no_grad()
     def travel(self) -> float:
-        """How far the logit that has gone farthest is from where it started; protected ones do not count."""
+        """How far the logit that has gone farthest is from where it started; those that are held do not count."""
+        held = open_also(self._stay, self.shrink.gone()) if self.shrink else self._stay
         ways = (
             (gate.logit - self.gates.start(gate.level)).abs().masked_fill(stay.to(gate.logit.device), 0.0).max()
-            for gate, stay in gates_with_masks(self.model, self._stay)
+            for gate, stay in gates_with_masks(self.model, held)
         )
         return max(map(float, ways))
 
@@ -244,12 +267,10 @@ class Pruner:
         return summary_of(self.model, self._rounded(), self.multiple, self._threshold or self._kept())
 
     def _kept(self) -> list[BlockMask]:
-        if self.budget:
-            return self.budget.target.keep_best(joint_ranking(self.model, self.keep))
-        return thresholded(self.model, self.keep)
+        return kept_units(self.model, self.budget.target if self.budget else None, self.keep)
 
     def _rounded(self) -> list[BlockMask]:
-        return rounded(self.model, self._kept(), self.multiple, self.keep)
+        return kept_units(self.model, None, self.keep, self.multiple)
 
     def state_dict(self, model: bool = True) -> dict[str, Any]:
         """All that a resumed pruner needs: tensors and numbers. Without ``model`` the network's own state is left out,
@@ -257,14 +278,21 @@ class Pruner:
         state: dict[str, Any] = {"done": self.done, "steps": self.steps}
         if self.budget:
             state["budget"] = self.budget.state_dict()
+        if self.shrink:
+            state["shrink"] = self.shrink.state_dict()
         return {**state, "model": self.model.state_dict()} if model else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` was taken. Raises ``PrunerError`` if it is of another model or phase."""
+        """Continue where ``state`` was taken. With ``shrink`` the network takes the state's sizes: make the optimiser
+        afterwards. Raises ``PrunerError`` if it is of another model or phase."""
         if state["steps"] != self.steps or ("budget" in state) != (self.budget is not None):
             phase = f"{state['steps']} steps {'with' if 'budget' in state else 'without'} a target"
             raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")
+        if ("shrink" in state) != bool(self.shrink):
+            raise PrunerError(f"load_state_dict: the state is {'not ' * bool(self.shrink)}of a pruner with shrink")
         try:
+            if self.shrink:
+                self.shrink.load_state_dict(self.model, state["shrink"])
             self.model.load_state_dict(state.get("model", self.model.state_dict()))
         except RuntimeError as error:
             line = one_line(error)

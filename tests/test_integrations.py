@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,11 @@ def test_transformers_prunes_to_half_and_resumes(tmp_path: Path) -> None:
     check(whole.small, tmp_path)
     again = fit(str(tmp_path / "runs" / f"checkpoint-{PER_EPOCH}"))
     assert all(torch.equal(v, again.small.state_dict()[k]) for k, v in whole.small.state_dict().items())
+
+
+@pytest.mark.parametrize("trainer", ["lightning", "transformers"])
+def test_a_pruner_that_cuts_its_network_is_refused(trainer: str) -> None:
+    pytest.importorskip(trainer)
+    callback = import_module(f"hiap.integrations.{trainer}").PrunerCallback
+    with pytest.raises(hiap.PrunerError, match="cannot follow a pruner with shrink"):
+        callback(hiap.Pruner(small_vit(), steps=3, shrink=hiap.Shrink()))

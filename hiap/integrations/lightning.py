@@ -11,11 +11,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hiap.pruner import Pruner
+from hiap.pruner import Pruner, PrunerError
 
 
 class PrunerCallback(Callback):
     def __init__(self, pruner: Pruner):
+        if pruner.shrink:
+            raise PrunerError("PrunerCallback: the trainer's optimiser cannot follow a pruner with shrink")
         self.pruner = pruner
         self.small: Any = None
 

@@ -22,6 +22,8 @@ STATE = "hiap_pruner.json"
 
 class PrunerCallback(TrainerCallback):
     def __init__(self, pruner: Pruner):
+        if pruner.shrink:
+            raise PrunerError("PrunerCallback: the trainer's optimiser cannot follow a pruner with shrink")
         self.pruner = pruner
         self.small: Any = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,13 @@ class Average:
         """Let the model have the averaged weights."""
         for name, p in _weights(model).items():
             p.copy_(self.means[name])
+
+    def follow(self, changes: Iterable[Any]) -> None:
+        """Weights of the model were removed (``hiap.beyond.shrinking.Change``)."""
+        for change in changes:
+            mean = self.means.pop(change.name) if change.new is None else self.means[change.name]
+            if change.new is not None:
+                self.means[change.name] = change.take(mean).clone()
 
     @contextmanager
     def shown(self, model: Any) -> Iterator[None]:

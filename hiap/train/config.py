@@ -236,6 +236,15 @@ class SearchConfig(Section):
     w_mlp: float = Field(5e-5, ge=0)
 
 
+class ShrinkConfig(Section):
+    """Ours, for method 'hiap': while gates train, units that are closed with certainty are removed (hiap.Shrink)."""
+
+    # Epochs, one after the other, at whose ends a unit must be closed with certainty; 0: off.
+    after: int = Field(0, ge=0)
+    # With certainty: a smaller chance than this to be sampled open.
+    below: float = Field(0.01, gt=0, lt=0.5)
+
+
 class RunConfig(Section):
     """Where and how a run executes. None of this enters the ``run_id``: it must not change what is learned."""
 
@@ -281,6 +290,7 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     budget: BudgetConfig = BudgetConfig()
     search: SearchConfig = SearchConfig()
+    shrink: ShrinkConfig = ShrinkConfig()
     run: RunConfig = RunConfig()
 
     @property
@@ -339,6 +349,8 @@ def check_needs(config: Config) -> None:
             raise ConfigError("optim.stop_after is for methods 'dense' and 'hiap' without budget.target_macs")
         if stop >= config.optim.epochs:
             raise ConfigError(f"optim.stop_after {stop}: must be fewer than optim.epochs {config.optim.epochs}")
+    if config.shrink.after and (config.method != "hiap" or config.gates.forward == "soft"):
+        raise ConfigError("shrink.after is for method 'hiap' with gates.forward 'straight-through'")
     if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
         raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
     if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":

@@ -7,6 +7,7 @@ network and optimiser are all there is to restore.
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import time
@@ -70,8 +71,7 @@ class Loop:
             phase.restore(state, self.device)
         self.begun = True
         self.journal.status(state="starting")
-        forward = self.world.wrap(model, self.device)
-        forward = torch.compile(forward) if config.run.compile else forward
+        forward = self._wrapped(model)
         shown = config.run.progress and self.world.first and sys.stderr.isatty()
         bar = tqdm(total=phase.total, initial=phase.step, desc=f"{config.run.label or config.run_id} {stage.name}",
                    leave=False, disable=not shown)  # fmt: skip
@@ -83,6 +83,10 @@ class Loop:
                 phase.add(self._step(phase, forward, images, targets, taught))
                 bar.update()
                 self._after_step(phase, bar)
+            if phase.since == phase.step:  # cut just now
+                forward = None
+                gc.collect()  # what averaged gradients would wait for those that are gone
+                forward = self._wrapped(model)
         if not phase.total:
             self._bill(phase)
         bar.close()
@@ -90,6 +94,11 @@ class Loop:
             phase.ema.put(model)
         if phase.match:
             phase.match.close()
+
+    def _wrapped(self, model: Any) -> Any:
+        """``model`` as it is called."""
+        forward = self.world.wrap(model, self.device)
+        return torch.compile(forward) if self.config.run.compile else forward
 
     def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Images, targets, and what the teacher says of them where it was asked beforehand."""
@@ -216,6 +225,11 @@ class Loop:
         if every and (log.epoch + 1) % every == 0:
             log.top1 = self._top1(phase)
         self.journal.add(log)
+        if phase.step < phase.total:
+            phase.cut(self._macs)
+
+    def _macs(self, model: Any) -> int:
+        return cost.macs(model, self.info.image(self.config.model.img_size))
 
     def _top1(self, phase: Phase) -> float:
         """Of the network as it is now, by its hardened gates. Not billed; a wish to stop waits until it is done, since
@@ -235,14 +249,14 @@ class Loop:
         return found
 
     def _bill(self, phase: Phase) -> None:
-        images = phase.total * min(self.config.optim.batch_size, self.info.train)
-        per_image = (
-            3 * cost.macs(phase.model, self.info.image(self.config.model.img_size)) + self.lessons.macs_per_image
-        )
+        batch = min(self.config.optim.batch_size, self.info.train)
+        per_image = self.lessons.macs_per_image
         if phase.match:
             per_image += 3 * phase.match.macs()
         once = 0 if phase.index else self.lessons.macs_once  # for all stages
-        self.journal.bill(phase, images, per_image * images + once)
+        images = phase.total * batch
+        macs = 3 * batch * phase.trained_macs(self._macs) + per_image * images + once
+        self.journal.bill(phase, images, macs)
         self.journal.bill_scored(self.context)
 
     def _checkpoint(self, phase: Phase) -> None:

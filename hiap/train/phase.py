@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ from hiap.train.stages import Stage
 
 @dataclass
 class Phase:
-    """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch."""
+    """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch;
+    ``macs``: forward, of one image of each step before step ``since``, the last one with another size of network."""
 
     index: int
     stage: Stage
@@ -34,6 +36,8 @@ class Phase:
     clock: float = field(default_factory=time.perf_counter)
     rate: float = 0.0
     tau: float | None = None
+    macs: int = 0
+    since: int = 0
     ema: Average | None = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -75,6 +79,21 @@ class Phase:
             means = world.sum(torch.stack(list(self.sums.values()))) / world.size
             self.sums = dict(zip(self.sums, means, strict=True))
 
+    def cut(self, macs: Callable[[Any], int]) -> bool:
+        """Let the stage remove what it can, and the average follow; whether the network is another one now."""
+        executed = macs(self.model)
+        changes = self.stage.cut(self.optimizer)
+        if not changes:
+            return False
+        if self.ema:
+            self.ema.follow(changes)
+        self.macs, self.since = self.macs + executed * (self.step - self.since), self.step
+        return True
+
+    def trained_macs(self, macs: Callable[[Any], int]) -> int:
+        """Forward, of one image of each step so far."""
+        return self.macs + macs(self.model) * (self.step - self.since)
+
     def state(self) -> dict[str, Any]:
         return {
             "stage": self.index,
@@ -85,14 +104,17 @@ class Phase:
             "scaler": self.scaler.state_dict(),
             "sums": self.sums,
             "seconds": self.elapsed(),
+            **({"macs": self.macs, "since": self.since} if self.since else {}),
             **({"ema": self.ema.state_dict()} if self.ema else {}),
             **({"map": self.match.map.detach()} if self.match else {}),
         }
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         try:
-            self.model.load_state_dict(state["model"])
             self.stage.load_state_dict(state["stage_state"])
+            if state.get("since"):  # the network has been cut, and what follows it must be made anew
+                self.__post_init__()
+            self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):  # not in older checkpoints, empty without fp16
                 self.scaler.load_state_dict(state["scaler"])
@@ -107,6 +129,7 @@ class Phase:
                 "remove the run's work folder to start it afresh"
             ) from None
         self.step, self.seconds = state["step"], state["seconds"]
+        self.macs, self.since = state.get("macs", 0), state.get("since", 0)
         self.sums = {k: v.to(device) for k, v in state["sums"].items()}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hiap import cost, gated_vit
 from hiap.beyond.correction import correct
+from hiap.beyond.shrinking import Shrink
 from hiap.data import loader as data
 from hiap.extraction import extract
 from hiap.pruner import Pruner
@@ -97,6 +98,11 @@ class Stage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
 
+    def cut(self, optimizer: torch.optim.Optimizer) -> list[Any]:
+        """At the end of an epoch: remove what has become useless from the network in training, and its share of the
+        optimiser's state; what was removed (``hiap.beyond.shrinking.Change``)."""
+        return []
+
     def harden(self, model: Any) -> None:
         """After the last step and before anything is measured: decide which gates are open, where it is not the
         threshold of 1/2 that does."""
@@ -163,6 +169,7 @@ class SinglePhase(Stage):
             ramp=config.budget.ramp,
             multiple=config.budget.multiple,
             seed=config.seed,
+            shrink=Shrink(config.shrink.below, config.shrink.after) if config.shrink.after else None,
         )
         return self.pruner.model
 
@@ -180,6 +187,9 @@ class SinglePhase(Stage):
     def log(self, model: Any) -> dict[str, float]:
         found = {"expected_macs": float(cost.expected_cost(model).macs), "travel": self.pruner.travel()}
         return found | ({"strength": float(self.pruner.budget.strength)} if self.pruner.budget else {})
+
+    def cut(self, optimizer: torch.optim.Optimizer) -> list[Any]:
+        return self.pruner.cut(optimizer) if self.pruner.shrink else []
 
     def harden(self, model: Any) -> None:
         self.pruner.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import hiap
 from analysis import dictionary
 from analysis.figures import costs, style
 from analysis.records import bench
-from analysis.records.results import Results
+from analysis.records.results import REPOSITORY, Results
 from hiap.bench import clock, deploy, gpu, run, runtimes
 from hiap.bench.report import Deployed, DeployReport, DeploySettings
 from hiap.bench.runtimes import Network, missing
@@ -168,6 +169,8 @@ def test_the_notebook_shows_the_runtime_to_take(folders, tmp_path):
 
 
 def test_without_a_deploy_report_there_is_nothing_to_show(tmp_path):
+    (tmp_path / "bench").mkdir()
+    copy(REPOSITORY / "results" / "bench" / "steps_vit_tiny_cpu.json", tmp_path / "bench")
     assert len(bench.deploy(Results(tmp_path))) == 0
 
 

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from shutil import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,26 @@ def test_of_several_processes_the_fastest_runtime_is_one(folders):
     merged = {row.name: row for row in deploy.merged([one, other, one]).rows}
     assert merged["dense/onnxruntime/fp32"].against_best == (1, 1, 1)
     assert merged["dense/eager/fp32"].against_best == pytest.approx((1.6 * 2 / 3, 1.6, 1.6), abs=1e-5)
+
+
+@pytest.mark.usefixtures("played")
+def test_accuracy_is_measured_by_the_first_process_alone(folders, tmp_path, monkeypatch):
+    children = []
+
+    def start(child: list[str], **_: Any) -> None:
+        children.append(child)
+        assert run.main(child[3:]) == 0
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=start, DEVNULL=None))
+    dense, cut = folders
+    asked = ["batches=[2]", "rounds=3", "runtimes=[eager,onnxruntime]", "precisions=[fp32,int8]", "data=digits"]
+    two = [*asked, "test_size=4", "processes=2", f"out={tmp_path}", "name=two"]
+    assert run.main(["deploy", f"model={dense}", f"networks.cut={cut}", *two]) == 0
+    report = DeployReport.model_validate_json((tmp_path / "two.json").read_text())
+    assert report.settings.processes == 2
+    assert all(row.score is not None and row.score.n == 4 for row in report.rows)
+    assert ["test_size=0" in child for child in children] == [False, True]
+    assert len({next(word for word in child if word.startswith("files=")) for child in children}) == 1
 
 
 @pytest.mark.usefixtures("played")

@@ -7,7 +7,7 @@
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
 # make integrations  Lightning, transformers and pyarrow, installed into the environment, and their tests
-# make openvino    OpenVINO, installed into the environment, and the tests of all that networks are exported to
+# make openvino    OpenVINO and NNCF, installed into the environment, and the tests of all that networks run in elsewhere
 # make oldest      the oldest versions that pyproject.toml allows, in an environment of their own, and the quick tests;
 #                  make newest  the newest ones, whatever the locks say
 # make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
@@ -69,7 +69,7 @@ integrations: $(STAMP)
 
 openvino: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[runtimes]'
-	$(BIN)/python -m pytest tests/test_export.py
+	$(BIN)/python -m pytest tests/test_export.py tests/test_deploy.py
 
 # The bounds of pyproject.toml, tried: what is named there as old (or as new) as it may be, what that needs at its newest.
 oldest newest:

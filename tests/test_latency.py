@@ -19,6 +19,7 @@ import hiap
 from hiap import cost, gated_vit, ledger, selection
 from hiap.bench import latency as bench
 from hiap.bench import run
+from hiap.bench.report import LatencyReport
 from hiap.objective import penalties
 from hiap.options import PenaltyConfig
 from hiap.train import run as train
@@ -200,7 +201,7 @@ def test_the_bench_measures_a_table_that_a_run_can_use(
     quick = ["networks=12", "rounds=3", "warmup=1", "batches=[2]", f"out={tmp_path}", "name=quick"]
     assert run.main(["latency", f"model={tmp_path / 'net'}", *quick]) == 0
     assert "20 networks that were not fitted: median error" in capsys.readouterr().out
-    report = run.Report.model_validate_json((tmp_path / "quick.json").read_text())
+    report = LatencyReport.model_validate_json((tmp_path / "quick.json").read_text())
     assert [row.name for row in report.rows[:3]] == ["dense", "fitted:0", "fitted:1"]
     assert len(report.rows) == 1 + 12 + 20
     found = report.latency
@@ -215,7 +216,7 @@ def test_the_bench_measures_a_table_that_a_run_can_use(
     processes_of_equal_times_give_the_same_table(report, monkeypatch)
 
 
-def processes_of_equal_times_give_the_same_table(report: run.Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def processes_of_equal_times_give_the_same_table(report: LatencyReport, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = subprocess.run
 
     def child(command: list[str], **options: Any) -> Any:
@@ -225,9 +226,7 @@ def processes_of_equal_times_give_the_same_table(report: run.Report, monkeypatch
         return (Path(folder) / "part.json").write_text(report.model_dump_json())
 
     monkeypatch.setattr(subprocess, "run", child)
-    merged = run._in_processes("latency", [], report.settings.model_copy(update={"processes": 2}))
-    assert merged.latency is not None
-    assert report.latency is not None
+    merged = run._merged_latency(run.in_processes("latency", [], report.settings.model_copy(update={"processes": 2})))
     assert merged.latency == report.latency
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import dictionary
 from analysis.records.results import REPOSITORY, Results
-from hiap.bench.run import Report
+from hiap.bench import report
 from hiap.train.record import Record, read
 
 RESULTS = REPOSITORY / "results"
@@ -68,11 +68,11 @@ def test_a_label_has_one_configuration_but_for_the_seed_and_where_it_starts(reco
 
 @pytest.mark.parametrize("path", REPORTS, ids=[path.stem for path in REPORTS])
 def test_every_benchmark_report_is_one(path: Path) -> None:
-    report = Report.model_validate_json(path.read_text())
-    assert report.rows
-    assert report.environment.commit
-    assert all(row.seconds[0] <= row.seconds[1] <= row.seconds[2] for row in report.rows)
-    assert any(row.name.startswith(report.reference) for row in report.rows)
+    found = report.read(path)
+    assert found.rows
+    assert found.environment.commit
+    assert all(row.seconds[0] <= row.seconds[1] <= row.seconds[2] for row in found.rows)
+    assert any(row.name.startswith(found.reference) for row in found.rows)
 
 
 def test_every_column_of_every_csv_is_described() -> None:

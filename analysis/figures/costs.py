@@ -178,3 +178,27 @@ def speed(rows: pd.DataFrame) -> Figure:
     ax.grid(True)
     fig.legend(loc="outside upper center", ncols=1, handletextpad=0.5)
     return fig
+
+
+def deploy(rows: pd.DataFrame) -> Figure:
+    """Speed over the dense network's in fp32 in its fastest runtime: a line per runtime and precision, a mark per
+    network of ``bench.deploy``, a row of panels per report and one panel per batch size. Bars are the quartiles."""
+    reports, batches, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "batch", "network"))
+    lines = list(dict.fromkeys(rows["runtime"] + " " + rows["precision"]))
+    shape = {"nrows": len(reports), "ncols": len(batches), "sharey": True, "squeeze": False}
+    fig, axes = wide(0.5 + (0.4 + 0.16 * len(lines)) * len(reports), **shape)
+    for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
+        ax, style = axes[reports.index(report), batches.index(batch)], list(LOOKS.values())[networks.index(network)]
+        places = [lines.index(line) for line in group["runtime"] + " " + group["precision"]]
+        errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
+        marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
+        ax.errorbar(group["best"], places, xerr=errors, label=network, **marks)
+        ax.set(title=f"{report}, batch {batch}", xlim=(0, None))
+    for ax in axes.flat:
+        ax.axvline(1, **DASHED)
+        ax.grid(True)
+    axes[0, 0].set_yticks(range(len(lines)), lines)
+    axes[0, 0].invert_yaxis()
+    fig.supxlabel("times the dense network in fp32, in its fastest runtime", fontsize="medium")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
+    return fig

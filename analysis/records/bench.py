@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -12,6 +13,10 @@ COLUMNS = (
     "report", "mode", "device", "setting", "precision", "run", "batch", "name", "layout", "macs", "executed_macs",
     "params", "ms", "ratio", "ratio_low", "ratio_high", "cut", "share", "memory_mib",
 )  # fmt: skip
+DEPLOYED = (
+    "report", "setting", "batch", "network", "runtime", "precision", "macs", "cut", "ms", "own", "best", "best_low",
+    "best_high", "share", "top1", "fastest",
+)  # fmt: skip
 
 
 def load(results: Results) -> pd.DataFrame:
@@ -19,9 +24,39 @@ def load(results: Results) -> pd.DataFrame:
     none. ``cut``: 1 - MACs over the dense network's; ``ratio``: time over that of what the row was paired with (the
     dense network, in mode peer Torch-Pruning's, in mode input timm's loader), with quartiles; ``run``: eager or
     compiled."""
-    paths = sorted((results.root / "bench").glob("*.json")) or sorted((REPOSITORY / "results/bench").glob("*.json"))
-    rows = [row for path in paths for row in _rows(path.stem, json.loads(path.read_text()))]
+    rows = [row for name, report in _reports(results) if report["mode"] != "deploy" for row in _rows(name, report)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def deploy(results: Results) -> pd.DataFrame:
+    """One row per network, runtime, precision and batch size of the reports of mode deploy, which ``load`` leaves out.
+    ``own``, ``best``: speed over the dense network's in fp32, in this runtime and in the one that is fastest then;
+    ``fastest``: no other runtime has this network and precision faster."""
+    found = [row for name, one in _reports(results) if one["mode"] == "deploy" for row in _deployed(name, one)]
+    rows = pd.DataFrame(found, columns=list(DEPLOYED))
+    least = rows.groupby(["report", "batch", "network", "precision"])["ms"].transform("min")
+    return rows.assign(fastest=rows["ms"] == least)
+
+
+def _reports(results: Results) -> Iterator[tuple[str, dict]]:
+    paths = sorted((results.root / "bench").glob("*.json")) or sorted((REPOSITORY / "results/bench").glob("*.json"))
+    return ((path.stem, json.loads(path.read_text())) for path in paths)
+
+
+def _deployed(name: str, report: dict) -> list[dict]:
+    machine, clock = report["environment"], report["settings"]["clock"]
+    dense = next(row["macs"] for row in report["rows"] if row["network"] == "dense")
+    setting = f"{machine['device_name']}, {machine['threads']} thread(s), {clock} clock"
+    return [
+        {
+            **row,
+            **{"report": name, "setting": setting, "cut": 1 - row["macs"] / dense, "ms": 1e3 * row["seconds"][1]},
+            "own": 1 / row["ratio"][1],
+            **{key: 1 / x for key, x in zip(("best_high", "best", "best_low"), row["against_best"], strict=True)},
+            "top1": row["score"] and row["score"]["top1"],
+        }
+        for row in report["rows"]
+    ]
 
 
 def _rows(name: str, report: dict) -> list[dict]:

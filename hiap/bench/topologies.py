@@ -13,10 +13,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import timm
 import torch
 
 from hiap import cost, gated_vit, ledger
@@ -51,6 +53,20 @@ LAST_EPOCH = {
 }
 
 Width = int | Literal["mixed"] | None
+
+
+def create(name: str) -> Any:
+    """The dense network: timm's of this name, or the one in a folder of ``hiap.save``."""
+    return store.load(name) if Path(name).is_dir() else timm.create_model(name).eval()
+
+
+def each(
+    names: Iterable[str], widths: Iterable[Width], dense: Any, multiple: int, removed: Literal["v", "qkv"]
+) -> Iterator[tuple[str, Any]]:
+    """Every topology by its name, and where it leaves the heads' widths open, in each of ``widths``: 'fig5/48'."""
+    for name in names:
+        for width in widths if takes_width(name) else [None]:
+            yield name if width is None else f"{name}/{width}", load(name, width, dense, multiple, removed)
 
 
 def takes_width(name: str) -> bool:

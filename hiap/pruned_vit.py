@@ -84,10 +84,14 @@ class PrunedAttention(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
     ) -> Tensor:
-        qk, v = sum(self.qk_dims), sum(self.value_dims)
-        q, k, v = self.qkv(x).split([qk, qk, v], dim=-1)
-        run = self._padded if self.layout == "padded" else self._ragged
-        x = run(q, k, v, attn_mask, is_causal, rope)
+        if self.head_dim and not self._unaligned:  # all alike: one view of all heads, whatever the layout
+            q, k, v = _heads(self.qkv(x), 3 * self.num_heads).chunk(3, dim=1)
+            x = self._attend(q, k, v, slice(0, self.num_heads), attn_mask, is_causal, rope)
+        else:
+            qk, values = sum(self.qk_dims), sum(self.value_dims)
+            q, k, v = self.qkv(x).split([qk, qk, values], dim=-1)
+            run = self._padded if self.layout == "padded" else self._ragged
+            x = run(q, k, v, attn_mask, is_causal, rope)
         return self.proj_drop(self.proj(x if self.norm is None else self.norm(x)))
 
     def _ragged(
@@ -97,7 +101,7 @@ class PrunedAttention(nn.Module):
         for count, (qk_width, v_width) in self._groups:
             qk, vs = slice(a, a := a + count * qk_width), slice(b, b := b + count * v_width)
             heads = slice(h, h := h + count)
-            outs.append(self._attend(q[..., qk], k[..., qk], v[..., vs], heads, mask, causal, rope))
+            outs.append(self._attend_flat(q[..., qk], k[..., qk], v[..., vs], heads, mask, causal, rope))
         return torch.cat(outs, dim=-1) if len(outs) > 1 else outs[0]
 
     def _padded(
@@ -107,7 +111,7 @@ class PrunedAttention(nn.Module):
         qk_width, v_width = self._padded_widths()
         q, k = _widen(q, self.qk_dims, qk_width), _widen(k, self.qk_dims, qk_width)
         v = _widen(v, self.value_dims, v_width)
-        x = self._attend(q, k, v, slice(0, len(self.qk_dims)), mask, causal, rope)
+        x = self._attend_flat(q, k, v, slice(0, len(self.qk_dims)), mask, causal, rope)
         return _narrow(x, self.value_dims, v_width)
 
     def _padded_widths(self) -> tuple[int, int]:
@@ -121,12 +125,19 @@ class PrunedAttention(nn.Module):
         qk_width, v_width = self._padded_widths()
         return len(self.qk_dims) * (qk_width + v_width) - sum(self.qk_dims) - sum(self.value_dims)
 
+    def _attend_flat(
+        self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
+    ) -> Tensor:
+        """``_attend`` for heads of which one stands beside the other, (B, N, sum of widths)."""
+        if q.is_cuda and self._unaligned:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        q, k, v = (_heads(t, at.stop - at.start) for t in (q, k, v))
+        return self._attend(q, k, v, at, mask, causal, rope)
+
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
     ) -> Tensor:
-        if q.is_cuda and self._unaligned:
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        q, k, v = (t.unflatten(-1, (at.stop - at.start, -1)).transpose(1, 2) for t in (q, k, v))
+        """q, k, v (B, H, N, width) of the heads ``at``, to (B, N, sum of v's widths)."""
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
@@ -201,6 +212,11 @@ def set_layout(model: nn.Module, layout: str) -> None:
 def runs(widths: Iterable[Width]) -> list[tuple[int, Width]]:
     """Run lengths: [(64, 64), (64, 32), (64, 32)] -> [(1, (64, 64)), (2, (64, 32))]."""
     return [(len(list(same)), width) for width, same in groupby(widths)]
+
+
+def _heads(x: Tensor, count: int) -> Tensor:
+    """(B, N, H * width) to (B, H, N, width)."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
 def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:

@@ -254,7 +254,10 @@ def _ffn(name: str, mlp: Any) -> Any:
     view.fc1 = inputs[0] if len(inputs) == 1 else JoinedLinear(inputs)
     view.act = Glu(mlp.act, getattr(mlp, "gate_last", False))
     view.norm = (norm and _inner_norm(f"{name}.norm", getattr(mlp, norm))) or nn.Identity()
-    view.drop1, view.fc2, view.drop2 = mlp.drop1, output, mlp.drop2
+    view.fc2 = output
+    view.drop1, view.drop2 = (
+        getattr(mlp, drop, nn.Dropout(0.0)) for drop in ("drop1", "drop2")
+    )  # older ones have none
     return view
 
 

@@ -54,7 +54,9 @@ def read(path: Path, averaged: bool | None = None) -> tuple[dict[str, Tensor], l
     if not isinstance(content, Mapping):
         raise CheckpointError(f"holds a {type(content).__name__}; expected a state dict, name to tensor")
     state, done = _chosen(content, averaged)
-    cleaned = clean_state_dict(dict(state))
+    cleaned = dict(state)
+    while list(shorter := clean_state_dict(cleaned)) != list(cleaned):  # older timm takes off one name at a time
+        cleaned = shorter
     if list(cleaned) != list(state):
         done.append("names without the 'module.' or '_orig_mod.' that training put before them")
     tensors = {name: value for name, value in cleaned.items() if isinstance(value, Tensor)}

@@ -63,6 +63,7 @@ SHOWS = {
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
     "after_cut": "right after a cut, with and without least squares",
+    "shrink": "the bill of a phase that shrinks",
     "latency": "time against MACs as the price of a unit",
     "evidence": "methods at the paper's shape",
     "evidence_gpu": "the same, 50,000 images at 112 pixels",

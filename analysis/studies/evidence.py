@@ -19,7 +19,7 @@ from analysis.studies.comparisons import REFERENCE
 GRID, TUNING = "evidence", "tune"
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
-FINETUNED = "-finetuned"
+FINETUNED, SHRUNK = "-finetuned", "-shrunk"
 
 AGAINST_COLUMNS = (
     "target", "variant", "title", "method", "n", "difference", "low", "high", "p", "p_holm", "primary", "decided",
@@ -113,6 +113,21 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
             rows.append({"label": start, "title": row["title"], "target": row["target"], **flat(found)})
     columns = ["label", "title", "target", "n", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
+    """Grid ``shrink``: each network that shrank while it trained beside the one that did not. ``label``, ``n``, means of
+    ``top1`` and ``without``, ``bill`` (training MACs over those without), and ``difference``, ``low``, ``high`` of top-1
+    where two seeds or more allow an interval."""
+    rows, means = [], runs.groupby("label")[["top1", "train_macs"]].mean()
+    for label in (name for name in means.index if name.endswith(SHRUNK)):
+        without = means.loc[label.removesuffix(SHRUNK)]
+        row = {"label": label, "n": int((runs["label"] == label).sum()), "top1": means.loc[label, "top1"]}
+        row |= {"without": without["top1"], "bill": means.loc[label, "train_macs"] / without["train_macs"]}
+        found = pair(runs, label, label.removesuffix(SHRUNK))
+        ends = found.difference[:3] if found else (row["top1"] - row["without"], np.nan, np.nan)
+        rows.append({**row, **dict(zip(("difference", "low", "high"), ends, strict=True))})
+    return pd.DataFrame(rows, columns=["label", "n", "top1", "without", "bill", "difference", "low", "high"])
 
 
 def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFrame:

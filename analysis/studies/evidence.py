@@ -116,11 +116,11 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
-    """Grid ``shrink``: each network that shrank while it trained beside the one that did not. ``label``, ``n``, means of
-    ``top1`` and ``without``, ``bill`` (training MACs over those without), and ``difference``, ``low``, ``high`` of top-1
-    where two seeds or more allow an interval."""
+    """Grid ``shrink``: each network that shrank while it trained beside the one that did not. ``label``, ``n``, means
+    of ``top1`` and ``without``, ``bill`` (training MACs over those without), and ``difference``, ``low``, ``high`` of
+    top-1 where two seeds or more allow an interval."""
     rows, means = [], runs.groupby("label")[["top1", "train_macs"]].mean()
-    for label in (name for name in means.index if name.endswith(SHRUNK)):
+    for label in (name for name in means.index if name.endswith(SHRUNK) and name.removesuffix(SHRUNK) in means.index):
         without = means.loc[label.removesuffix(SHRUNK)]
         row = {"label": label, "n": int((runs["label"] == label).sum()), "top1": means.loc[label, "top1"]}
         row |= {"without": without["top1"], "bill": means.loc[label, "train_macs"] / without["train_macs"]}

@@ -153,14 +153,14 @@ def kept_cost(prices: ledger.Prices, kept: list[BlockMask], head_dim: int, cut_q
     return total
 
 
-def latency_prices(model: Any, latency: ledger.LatencyTable | str | os.PathLike[str] | None) -> ledger.Prices:
-    """The prices of a latency table, given as such or by its file, for this dense or gated ViT. Raises ``ConfigError``
-    if there is none, or if it is of another network."""
+def latency_table(model: Any, latency: ledger.LatencyTable | str | os.PathLike[str] | None) -> ledger.LatencyTable:
+    """The latency table, given as such or by its file, for this dense or gated ViT. Raises ``ConfigError`` if there is
+    none, or if it is of another network."""
     if not latency:
         raise ConfigError("latency: expected a table of this network, a report of python -m hiap.bench latency")
     table = latency if isinstance(latency, ledger.LatencyTable) else ledger.read_latency(latency)
     table.require_fits(dims_of(model))
-    return table.prices
+    return table
 
 
 def priced(model: Any, prices: ledger.Prices, head_dim: int) -> int:

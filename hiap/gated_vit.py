@@ -318,7 +318,7 @@ def still_there(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
     there = []
     for block, mask in zip(gated.blocks, kept, strict=True):
         attn, mlp = block.attn, block.mlp
-        heads, neurons = _present(attn.left, mask.heads), _present(mlp.left, mask.neurons)
+        heads, neurons = present(attn.left, mask.heads), present(mlp.left, mask.neurons)
         there.append(
             BlockMask(
                 heads=mask.heads & (heads | attn.head_gate.hardened().to(heads.device)),
@@ -330,8 +330,8 @@ def still_there(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
     return there
 
 
-def _present(left: Tensor | None, like: Tensor) -> Tensor:
-    """Booleans (K,): whose weights are there."""
+def present(left: Tensor | None, like: Tensor) -> Tensor:
+    """Booleans (K,) as ``like``: whose weights are there, by ``GatedAttention.left`` or ``GatedMlp.left``."""
     if left is None:
         return torch.ones_like(like)
     return torch.zeros_like(like).index_fill(0, left.to(like.device), True)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class Prices:
         return "µs" if self.unit == "ps" else f"M {self.unit}"
 
 
+PRICED = tuple(field.name for field in fields(Prices) if field.name != "unit")
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """Ours, not the paper's: what ``python -m hiap.bench latency`` found for networks pruned from one of the sizes
@@ -111,8 +114,7 @@ def read_latency(path: str | os.PathLike[str]) -> LatencyTable:
 def latency_prices(head_dim: int, microseconds: Mapping[str, Any]) -> Prices:
     """``microseconds``: every field of ``Prices`` but the unit, per batch. Raises ``ValueError`` or ``TypeError`` for
     what is no time, and ``KeyError`` for one that is missing."""
-    names = ("head", "value_dim", "neuron", "attention", "ffn", "constant")
-    times = {name: float(microseconds[name]) for name in names}
+    times = {name: float(microseconds[name]) for name in PRICED}
     if not all(0 <= time < math.inf for time in times.values()) or not any(times.values()):
         raise ValueError(f"{times}: expected times, 0 or more, and not all 0")
     rounded = {name: round(PICOSECONDS * time) for name, time in times.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiap.cost import expected_cost, latency_prices
+from hiap.cost import expected_cost, latency_table
 from hiap.gated_vit import stack_gates
 from hiap.ledger import Prices
 from hiap.options import FeasibilityConfig, PenaltyConfig
@@ -44,7 +44,7 @@ def penalties(gated: Any, config: PenaltyConfig, latency: Prices | None = None) 
     measured time: ``latency``, or else what ``config.latency_table`` has."""
     prices: str | Prices = config.ledger
     if config.ledger == "latency":
-        prices = latency or latency_prices(gated, config.latency_table)
+        prices = latency or latency_table(gated, config.latency_table).prices
     cost = expected_cost(gated, prices)
     dense = cost.dense_macro + cost.dense_micro
     # A3: the scale is unstated; see PenaltyConfig.

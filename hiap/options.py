@@ -11,8 +11,8 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line and says what was expected."""
 
 
-def one_line(error: object, most: int = 200) -> str:
-    """What is said, without line breaks, and not more than ``most`` characters of it."""
+def one_line(error: object, most: int | None = 200) -> str:
+    """What is said, without line breaks, and not more than ``most`` characters of it (None: all)."""
     return " ".join(str(error).split())[:most]
 
 

@@ -22,18 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap.cost import Summary, latency_prices, summary_of
+from hiap.cost import Summary, latency_table, summary_of
 from hiap.extraction import extract, kept_units
-from hiap.gated_vit import (
-    BlockMask,
-    anneal,
-    gate,
-    gates_with_masks,
-    harden_to,
-    keep_one_head,
-    masks,
-    open_for_good,
-)
+from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
 from hiap.ledger import LatencyTable
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
@@ -167,7 +158,7 @@ class Pruner:
         self._stay = protected(self.model, keep or {})
         self._finished = False
         table = latency or self.prices.latency_table
-        self.latency = latency_prices(self.model, table) if self.prices.ledger == "latency" else None
+        self.latency = latency_table(self.model, table).prices if self.prices.ledger == "latency" else None
         target = target_of(self.model, target_macs, target_params, target_latency, table, multiple)
         self.multiple = target.multiple if target else multiple or 1
         self._threshold: list[BlockMask] | None = None  # what the gates left, once ``harden`` has rounded it

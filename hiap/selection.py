@@ -97,7 +97,8 @@ def target_of(
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
     dims = cost.dims_of(model)
     if name == "target_latency":
-        prices, wanted = cost.latency_prices(model, latency), wanted if wanted < 1 else wanted * ledger.PICOSECONDS
+        prices = cost.latency_table(model, latency).prices
+        wanted = wanted if wanted < 1 else wanted * ledger.PICOSECONDS
     else:
         prices = ledger.mac_prices(dims) if name == "target_macs" else cost.param_prices(model)
     whole = Target(dims, prices, 0)
@@ -128,8 +129,8 @@ def keep_best(
     classifier. Each head and FFN keeps a ``multiple`` of units, its best, or all or none: with 1 whatever the threshold
     leaves, else what is nearest to that. Raises ``ConfigError`` if the target is out of reach."""
     prices = prices or ledger.mac_prices(dims)
-    require_reachable(dims, ranking, target, prices, multiple)
     portions = _portions(dims, ranking, multiple)
+    _require_reachable(dims, ranking, target, prices, portions)
 
     def left(chosen: Tensor) -> int:
         return cost.kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
@@ -149,8 +150,10 @@ def require_reachable(
     dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
 ) -> None:
     """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not enough."""
-    prices = prices or ledger.mac_prices(dims)
-    portions = _portions(dims, ranking, multiple)
+    _require_reachable(dims, ranking, target, prices or ledger.mac_prices(dims), _portions(dims, ranking, multiple))
+
+
+def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices, portions: _Portions) -> None:
     kept = _masks(dims, ranking, portions.first(portions.fixed)[portions.of])
     least = cost.kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
     if least > target:

@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from hiap.files import write_json
+from hiap.options import one_line
 from hiap.train.config import ON_DISK, ConfigError
 from hiap.train.device import has_bf16, unusable, visible_gpus
 from slurm import prefetch, submission
@@ -181,7 +182,7 @@ def _submit(
         if done.returncode == 0 and (job := re.search(r"job (\d+)", done.stdout)):
             print(f"job {job.group(1)} looks at a compute node ...", file=sys.stderr, flush=True)
             return f"{job.group(1)}:{name}", site
-        refusal = " ".join((done.stderr or done.stdout).split())
+        refusal = one_line(done.stderr or done.stdout, None)
         changes = _remedy(refusal, site) if remedies < 7 else {}
         if not changes:
             found.keys.pop("gpus", None)

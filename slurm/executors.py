@@ -26,6 +26,7 @@ from typing import Protocol
 
 import submitit
 
+from hiap.options import one_line
 from hiap.train.config import ConfigError
 from hiap.train.device import visible_gpus
 from hiap.train.record import read_status, write_status
@@ -93,7 +94,7 @@ class Debug(_Here):
                 if isinstance(error, Interrupted):
                     raise KeyboardInterrupt from None
                 traceback.print_exc()
-                self.errors[run] = one_line(f"{type(error).__name__}: {error}")
+                self.errors[run] = one_line(f"{type(error).__name__}: {error}", None)
         return []
 
     def alive(self, run: Run) -> bool:
@@ -314,7 +315,7 @@ class Slurm:
         try:
             jobs = self._executor(array, at_once, name).submit_array([self._job(run) for run in array])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            refusal = f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error)}"
+            refusal = f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error, None)}"
             if re.search(FULL, str(error)):
                 self.jobs.note(name, [])
                 for run in array:
@@ -401,11 +402,7 @@ def last_line(log: Path) -> str:
     except OSError:
         return "no log"
     # A configuration problem speaks for itself; of other exceptions the class says what they are.
-    return one_line(re.sub(r"^[\w.]*ConfigError: ", "", lines[-1])) if lines else f"see {log}"
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return one_line(re.sub(r"^[\w.]*ConfigError: ", "", lines[-1]), None) if lines else f"see {log}"
 
 
 @contextmanager

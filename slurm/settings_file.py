@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hiap.options import one_line
 from hiap.train.config import NOT_YAML, ConfigError, explain
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -30,7 +31,7 @@ def load(path: Path, model: type[Model]) -> Model:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except NOT_YAML as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not YAML: {one_line(error, None)}") from None
     keys = list(model.model_fields)
     if values is None and not any(field.is_required() for field in model.model_fields.values()):
         values = {}

@@ -11,6 +11,7 @@ from fake_queue import queue  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
+from hiap.train import run as train
 from hiap.train.config import Config, from_dict, merge
 
 torch.set_num_threads(1)
@@ -52,3 +53,11 @@ def tiny(results: Path | str, **sections: Any) -> Config:
 @pytest.fixture(scope="session")
 def images() -> torch.Tensor:
     return torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished run that others start from."""
+    config = tiny(tmp_path_factory.mktemp("results"), optim={"epochs": 6, "lr": 1e-2})
+    train.run(config)
+    return config

@@ -29,13 +29,6 @@ REPOSITORY = Path(__file__).parents[1]
 SHARES = [0.9, 0.7, 0.5, 0.3, 0.2]
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = tiny(tmp_path_factory.mktemp("results"), optim={"epochs": 6, "lr": 1e-2})
-    train.run(config)
-    return config
-
-
 def hiap_run(dense: Config, **sections: Any) -> Config:
     common = {"model": {"weights": f"run:{dense.run_id}"}, "distill": {"alpha": 0.7}, "optim": {"epochs": 3}}
     return tiny(dense.run.results, method="hiap", **common, **sections)

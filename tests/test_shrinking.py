@@ -225,13 +225,6 @@ def test_refused() -> None:
         hiap.Pruner(small_vit(), steps=50).cut()
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = tiny(tmp_path_factory.mktemp("results"), optim={"epochs": 6, "lr": 1e-2})
-    train.run(config)
-    return config
-
-
 def shrinking(dense: Config, **sections: Any) -> Config:
     """A run in which an FFN goes whole after the first epoch, and neurons and a head after the second."""
     base = {"optim": {"epochs": 4, "ema": 0.9}, "gates": {"lr": 0.4}, "shrink": {"after": 1, "below": 0.1}}

@@ -226,7 +226,7 @@ def strike(
     free = [task for task in sorted(processes(cluster)) if (task.job, task.restarts) not in struck]
     if not free or len(cluster.processes) < 4:  # a node is down: one at a time
         return []
-    wanted = {kind for _, kind in faults}
+    wanted = {of_trained for _, of_trained in faults}
     # A job that trains is rarer than one that starts: it is taken as long as there is a fault for it.
     fit = [task for task in free if (task.job in trained) in wanted]
     rare = [task for task in fit if task.job in trained]

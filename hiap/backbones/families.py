@@ -255,9 +255,8 @@ def _ffn(name: str, mlp: Any) -> Any:
     view.act = Glu(mlp.act, getattr(mlp, "gate_last", False))
     view.norm = (norm and _inner_norm(f"{name}.norm", getattr(mlp, norm))) or nn.Identity()
     view.fc2 = output
-    view.drop1, view.drop2 = (
-        getattr(mlp, drop, nn.Dropout(0.0)) for drop in ("drop1", "drop2")
-    )  # older ones have none
+    # Older ones have no dropout.
+    view.drop1, view.drop2 = (getattr(mlp, drop, nn.Dropout(0.0)) for drop in ("drop1", "drop2"))
     return view
 
 

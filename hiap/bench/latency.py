@@ -23,11 +23,10 @@ from pydantic import BaseModel
 from scipy.optimize import nnls
 
 from hiap import cost
-from hiap.ledger import Dims
+from hiap.ledger import PRICED, Dims
 
 HELD_OUT = 20  # networks that are measured and not fitted
 LEAST = 12  # to be fitted, for six prices
-PRICED = ("head", "value_dim", "neuron", "attention", "ffn", "constant")  # as in hiap.ledger.Prices
 
 
 class Network(BaseModel):

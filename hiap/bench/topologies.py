@@ -97,7 +97,7 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     widths = _widths(heads, width)
     if gmacs:
         neurons = _scaled(dims, widths, neurons, _macs(name, gmacs), multiple, removed)
-    if not gmacs:
+    else:
         widths, neurons = rounded_up(dims, widths, neurons, multiple)
     return extracted(gated, widths, neurons)
 

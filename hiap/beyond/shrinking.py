@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.parts import JoinedLinear
 from hiap.cost import remember_uncut
-from hiap.gated_vit import BlockMask, gates_with_masks
+from hiap.gated_vit import BlockMask, gates_with_masks, present
 from hiap.gates import CERTAIN, Gate
 from hiap.options import ConfigError
 from hiap.pruner import PrunerError
@@ -119,7 +119,7 @@ class Shrink:
         stays = torch.stack([~_closed(streak, self.after)[0] for streak in self.streaks])
         if stays.any():
             return
-        there = torch.stack([_there(block.attn.left, block.attn.head_gate.logit) for block in gated.blocks])
+        there = torch.stack([present(block.attn.left, row) for block, row in zip(gated.blocks, stays, strict=True)])
         logits = torch.stack([block.attn.head_gate.logit.detach().float().cpu() for block in gated.blocks])
         best = int(logits.masked_fill(~there, -torch.inf).argmax())
         block, head = divmod(best, logits.shape[1])
@@ -145,13 +145,6 @@ def _closed(streak: list[Tensor], after: int) -> tuple[Tensor, Tensor]:
     """Heads (H,) and neurons (Dffn,) that go, by their own gates or those of their dimensions or FFN."""
     heads, dims, ffn, neurons = (count >= after for count in streak)
     return heads | dims, ffn | neurons
-
-
-def _there(left: Tensor | None, like: Tensor) -> Tensor:
-    """Booleans (K,), on the CPU: whose weights are there."""
-    if left is None:
-        return torch.ones(like.shape, dtype=torch.bool)
-    return torch.zeros(like.shape, dtype=torch.bool).index_fill(0, left.cpu(), True)
 
 
 class _Knife:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hiap.options import one_line
 from hiap.train.config import ConfigError
 
 if TYPE_CHECKING:
@@ -33,4 +34,4 @@ def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
 
 
 def unreadable(name: str, reason: str) -> ConfigError:
-    return ConfigError(f"{name}: not a readable image ({' '.join(reason.split())[:200]})")
+    return ConfigError(f"{name}: not a readable image ({one_line(reason)})")

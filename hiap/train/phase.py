@@ -79,16 +79,15 @@ class Phase:
             means = world.sum(torch.stack(list(self.sums.values()))) / world.size
             self.sums = dict(zip(self.sums, means, strict=True))
 
-    def cut(self, macs: Callable[[Any], int]) -> bool:
-        """Let the stage remove what it can, and the average follow; whether the network is another one now."""
+    def cut(self, macs: Callable[[Any], int]) -> None:
+        """Let the stage remove what it can, and the average follow. ``since`` says at which step something went."""
         executed = macs(self.model)
         changes = self.stage.cut(self.optimizer)
         if not changes:
-            return False
+            return
         if self.ema:
             self.ema.follow(changes)
         self.macs, self.since = self.macs + executed * (self.step - self.since), self.step
-        return True
 
     def trained_macs(self, macs: Callable[[Any], int]) -> int:
         """Forward, of one image of each step so far."""

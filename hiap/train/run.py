@@ -16,7 +16,7 @@ import torch
 from hiap import cost, gated_vit
 from hiap.data import loader as data
 from hiap.formats import store
-from hiap.ledger import PICOSECONDS, LatencyTable, read_latency
+from hiap.ledger import PICOSECONDS, LatencyTable
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import Target, target_of
 from hiap.train import card, checkpoint
@@ -125,7 +125,8 @@ class Run:
             self.dense_macs = self._macs(self.start)
         except ValueError as error:
             raise ConfigError(f"model.name '{config.model.name}': {error}") from None
-        self.latency = _latency_table(config, self.start)
+        path = config.penalty.latency_table
+        self.latency = cost.latency_table(self.start, path) if path else None
         target = _target(config, folders, self.start, self.latency)
         self.context = Context(config.model_copy(update={"data": self.data}), target, self._steps_per_epoch())
         lessons = Lessons(self.context.config, self.start, self.dense_macs, info, folders, self.device)
@@ -246,15 +247,6 @@ def _target(config: Config, folders: Folders, start: Any, latency: LatencyTable 
     ``.target_latency``."""
     of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
     return target_of(start, *of_size, config.budget.target_latency, latency, config.budget.multiple)
-
-
-def _latency_table(config: Config, start: Any) -> LatencyTable | None:
-    """The table of times that the run is given, if any. Raises ``ConfigError`` unless it is of ``start``'s sizes."""
-    if not config.penalty.latency_table:
-        return None
-    table = read_latency(config.penalty.latency_table)
-    table.require_fits(cost.dims_of(start))
-    return table
 
 
 def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:

@@ -116,8 +116,10 @@ def fold(gated: Any, dense: Any) -> Any:
     plain: Any = copy.deepcopy(dense)
     weights = {k: v for k, v in gated.state_dict().items() if "_gate." not in k}
     plain.load_state_dict(weights)
+    place = plain.pos_embed.device  # the gated one may have been trained on another
     for source, block, mask in zip(gated.blocks, plain.blocks, gated_vit.masks(gated), strict=True):
-        dims, neurons = (mask.dims & mask.heads[:, None]).flatten(), mask.neurons & mask.ffn
+        dims = (mask.dims & mask.heads[:, None]).flatten().to(place)
+        neurons = (mask.neurons & mask.ffn).to(place)
         qkv = block.attn.qkv
         for rows in qkv.weight.chunk(3)[0 if source.attn.mode == "qkv" else 2 :]:
             rows.mul_(dims[:, None])
@@ -127,9 +129,9 @@ def fold(gated: Any, dense: Any) -> Any:
         block.mlp.fc1.weight.mul_(neurons[:, None])
         block.mlp.fc2.weight.mul_(neurons)
         if block.attn.proj.bias is not None and source.attn.bias_gated:
-            block.attn.proj.bias.mul_(mask.heads.any())
+            block.attn.proj.bias.mul_(bool(mask.heads.any()))
         if block.mlp.fc2.bias is not None:
-            block.mlp.fc2.bias.mul_(mask.ffn)
+            block.mlp.fc2.bias.mul_(bool(mask.ffn))
     return plain.train(gated.training)
 
 

@@ -21,6 +21,7 @@ from hiap import cost, ledger
 from hiap.data import loader as data
 from hiap.selection import Ranking
 from hiap.train.config import Config
+from hiap.train.device import pick_device
 from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 
@@ -47,7 +48,8 @@ def rank(model: Any, context: Context) -> Ranking:
 
 def _with_gradients(model: Any, context: Context) -> Any:
     config = context.config
-    scored = copy.deepcopy(model).eval()
+    place, device = model.pos_embed.device, pick_device(config.run.device)
+    scored = copy.deepcopy(model).eval().to(device)
     batches = data.train_batches(
         config.data,
         config.model.img_size,
@@ -56,8 +58,7 @@ def _with_gradients(model: Any, context: Context) -> Any:
         epoch=0,
         workers=config.run.workers,
     )
-    device = scored.pos_embed.device
     for _, (images, targets) in zip(range(BATCHES), batches, strict=False):
         (F.cross_entropy(scored(images.to(device)), targets.to(device)) / BATCHES).backward()
         context.scored += len(images)
-    return scored
+    return scored.to(place)

@@ -15,12 +15,14 @@ speed`` makes one of your machine), so no choice is made per device.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiap.backbones.parts import JoinedLinear, Position
 
@@ -141,15 +143,18 @@ class PrunedAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            is_causal=causal,
-            scale=self.scale,
-        )
+        # cuDNN takes such widths and cannot go backward: its plan fails to execute (seen on an H100, PyTorch 2.11).
+        odd = q.is_cuda and torch.is_grad_enabled() and (self._unaligned or v.shape[-1] != q.shape[-1])
+        with sdpa_kernel(SDPBackend.MATH) if odd else nullcontext():
+            x = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=self.attn_drop.p if self.training else 0.0,
+                is_causal=causal,
+                scale=self.scale,
+            )
         return x.transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:

@@ -19,7 +19,7 @@ from analysis.studies.comparisons import REFERENCE
 GRID, TUNING = "evidence", "tune"
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
-FINETUNED, SHRUNK = "-finetuned", "-shrunk"
+FINETUNED = "-finetuned"
 
 AGAINST_COLUMNS = (
     "target", "variant", "title", "method", "n", "difference", "low", "high", "p", "p_holm", "primary", "decided",
@@ -116,18 +116,22 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
-    """Grid ``shrink``: each network that shrank while it trained beside the one that did not. ``label``, ``n``, means
-    of ``top1`` and ``without``, ``bill`` (training MACs over those without), and ``difference``, ``low``, ``high`` of
-    top-1 where two seeds or more allow an interval."""
-    rows, means = [], runs.groupby("label")[["top1", "train_macs"]].mean()
-    for label in (name for name in means.index if name.endswith(SHRUNK) and name.removesuffix(SHRUNK) in means.index):
-        without = means.loc[label.removesuffix(SHRUNK)]
+    """Grid ``shrink``: each way to shrink while it trains ('fast-shrunk-10') beside the phase that does not ('fast').
+    ``label``, ``n``, means of ``top1`` and ``without``, ``bill`` (training MACs over those without) with its range over
+    seeds, and ``difference``, ``low``, ``high`` of top-1 where two seeds or more allow an interval."""
+    rows, means = [], runs.groupby("label")[["top1"]].mean()
+    bills = runs.pivot_table(index="seed", columns="label", values="train_macs")
+    for label in (name for name in means.index if "-" in name and name.split("-")[0] in means.index):
+        start = label.split("-")[0]
+        ratios = bills[label] / bills[start]
         row = {"label": label, "n": int((runs["label"] == label).sum()), "top1": means.loc[label, "top1"]}
-        row |= {"without": without["top1"], "bill": means.loc[label, "train_macs"] / without["train_macs"]}
-        found = pair(runs, label, label.removesuffix(SHRUNK))
+        row |= {"without": means.loc[start, "top1"]}
+        row |= {"bill": ratios.mean(), "bill_low": ratios.min(), "bill_high": ratios.max()}
+        found = pair(runs, label, start)
         ends = found.difference[:3] if found else (row["top1"] - row["without"], np.nan, np.nan)
         rows.append({**row, **dict(zip(("difference", "low", "high"), ends, strict=True))})
-    return pd.DataFrame(rows, columns=["label", "n", "top1", "without", "bill", "difference", "low", "high"])
+    columns = ["label", "n", "top1", "without", "bill", "bill_low", "bill_high", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFrame:

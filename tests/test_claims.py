@@ -248,10 +248,14 @@ def test_early_and_deep_blocks_are_one_split(found: pd.DataFrame) -> None:
     assert rows.loc[["X-03", "X-04"], "agrees"].tolist() == ["yes", "no"]
 
 
-def test_whether_fine_tuning_is_needed_is_answered_by_fine_tuning_alone(found: pd.DataFrame) -> None:
+def test_whether_fine_tuning_is_needed_is_answered_by_fine_tuning_alone(found: pd.DataFrame, tmp_path: Path) -> None:
     row = found.set_index("id").loc["X-14"]
-    assert row["verdict"] == "not run"
-    assert "--grid evidence" in row["evidence"]
+    assert (row["verdict"], row["agrees"]) == ("different setting", "no")
+    assert row["found"] > row["interval_low"] > 0.3
+    assert "grid evidence: hiap-faithful-finetuned, hiap-faithful; with a target" in row["evidence"]
+    without = ledger.judge({**ledger.load().set_index("id").loc["X-14"], "id": "X-14"}, Results(tmp_path))
+    assert without.verdict == "not run"
+    assert "--grid evidence" in without.evidence
 
 
 def test_finding_14_is_in_the_ledger(found: pd.DataFrame) -> None:
@@ -347,7 +351,8 @@ def test_another_commit_is_refused_with_the_command_that_shows_it(capsys: pytest
 def test_a_claim_answered_by_runs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cite.main(["T3-14"]) == 0
     shown = capsys.readouterr().out
-    both = Results(REPOSITORY / "results").runs("study").query("label in ('hiap-33', 'uniform-33')")
+    both = Results(REPOSITORY / "results").runs("evidence").query("label in ('hiap-33', 'uniform-33')")
+    assert len(both) == 10
     assert all(run_id in shown for run_id in both["run_id"])
     assert all(commit[:10] in shown for commit in both["commit"])
 

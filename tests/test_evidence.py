@@ -13,6 +13,7 @@ from test_analysis import DENSE_MACS, made_up
 
 from analysis.figures import accuracy, heat_maps, intervals
 from analysis.records.results import Results
+from analysis.report import words
 from analysis.stats import images
 from analysis.studies import evidence
 from analysis.tables import ours, render
@@ -130,6 +131,43 @@ def test_the_table_says_what_is_judged_and_fits_the_page(root: Path) -> None:
     assert "undecided" in line["Uniform (n"]
     assert "HiAP (settled)" in half
     assert "finetuned" not in shown
+
+
+def test_the_readme_takes_its_sides_from_the_records(root: Path) -> None:
+    said = words.at_papers_shape(Results(root))
+    rows = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if line.startswith("| ")}
+    assert rows["Taylor"].count("behind") == 2
+    assert rows["Uniform under HiAP's gate noise"].count("undecided") == 2
+    assert "(at 35 %)" in said
+    assert "at 35 % for 1.00 of the training MACs" in said
+    for seed in range(3):
+        put(root, "taylor-50", "taylor", seed, 60, budget={"target_macs": 0.5})
+    (line,) = [line for line in words.at_papers_shape(Results(root)).splitlines() if line.startswith("| Taylor")]
+    assert line.index("ahead") < line.index("behind")
+
+
+def test_without_records_the_readme_says_how_to_get_them(tmp_path: Path) -> None:
+    assert "--grid evidence" in words.at_papers_shape(Results(tmp_path))
+    assert words.on_digits(Results(tmp_path)) == ""
+
+
+def test_ways_to_shrink_are_held_against_the_phase_without(tmp_path: Path) -> None:
+    for seed in range(2):
+        put(tmp_path, "fast", "hiap", seed, 80, grid="shrink", budget={"target_macs": 0.5})
+        put(
+            tmp_path,
+            "fast-shrunk-10",
+            "hiap",
+            seed,
+            82,
+            grid="shrink",
+            shrink={"after": 1},
+            budget={"target_macs": 0.5},
+        )
+    put(tmp_path, "slow", "hiap", 0, 80, grid="shrink", gates={"lr": 0.1})
+    (row,) = evidence.shrunk(evidence.load(Results(tmp_path), "shrink")).to_dict("records")
+    assert (row["label"], row["n"], row["bill"]) == ("fast-shrunk-10", 2, 1.0)
+    assert row["low"] < row["difference"] < row["high"]
 
 
 def test_figures_show_every_row(root: Path) -> None:

@@ -13,7 +13,7 @@ from analysis.claims.runs import METRICS, Metric, of_record
 from analysis.records import bench, published
 from analysis.records.results import Results
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate
+from analysis.studies import budget, calibrate, evidence
 from hiap.train.record import BlockShape, Record
 
 NAN = float("nan")
@@ -34,16 +34,44 @@ class Answer(NamedTuple):
 
 
 def ahead_here(results: Results, argument: str) -> Answer | None:
-    """'a b': top-1 of grid study's label a minus label b's, paired by seed; agrees if decidedly above zero."""
+    """'a b': top-1 of label a minus label b's, paired by seed; agrees if the interval lies above zero. Grid evidence
+    answers where it has both, a pretrained network of the paper's shape, else grid study, a small one."""
     first, second = argument.split()
-    runs = results.runs("study")
+    small, large = (_ahead(results, grid, first, second) for grid in ("study", evidence.GRID))
+    if large and small:
+        aside = f"in the small network of {small.source} {small.found:.2f} [{small.low:.2f}, {small.high:.2f}]"
+        return large._replace(source=f"{large.source}; {aside}")
+    return large or small
+
+
+def _ahead(results: Results, grid: str, first: str, second: str) -> Answer | None:
+    runs = evidence.load(results, grid)
     both = runs[runs["label"].isin([first, second])]
+    source = f"grid {grid}: {first}, {second}"
+    if (found := evidence.pair(both, first, second)) is not None:  # it is known which images were right
+        return Answer(*found.difference, found.difference.low > 0, source, both)
     scores = seeds.scores_per_label(both)
     if len(scores) < 2:
         return None
-    found = seeds.compare(scores[first], scores[second])
-    agrees = found.decided and found.difference.mean > 0
-    return Answer(*found.difference, agrees, f"grid study: {first}, {second}", both)
+    by_seed = seeds.compare(scores[first], scores[second])
+    return Answer(*by_seed.difference, by_seed.decided and by_seed.difference.mean > 0, source, both)
+
+
+def finetuning_here(results: Results, _: str) -> Answer | None:
+    """What three more epochs add to the networks of the paper's rule; beside it, to those with a target."""
+    runs = evidence.load(results)
+    rule, tuned = "hiap-faithful", f"hiap-faithful{evidence.FINETUNED}"
+    found = evidence.pair(runs, tuned, rule)
+    if found is None:
+        return None
+    own = evidence.finetuning(runs).set_index("label")
+    others = ", ".join(
+        f"{label} {row['difference']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for label, row in own.iterrows()
+        if label != rule
+    )
+    source = f"grid evidence: {tuned}, {rule}; with a target, which is ours: {others}"
+    return Answer(*found.difference, None, source, runs[runs["label"].isin([rule, tuned])])
 
 
 def dims_here(results: Results, _: str) -> Answer | None:
@@ -173,9 +201,9 @@ HERE: dict[str, Callable[[Results, str], Answer | None]] = {
     **{
         answer.__name__: answer
         for answer in (
-            ahead_here, dims_here, neurons_of_fig5_here, neurons_share_here, last_ffns_here, ffns_empty_here,
-            heads_between_here, never_empty_here, two_to_one_best_here, rule_misses_here, budget_misses_here,
-            realised_share_here,
+            ahead_here, finetuning_here, dims_here, neurons_of_fig5_here, neurons_share_here, last_ffns_here,
+            ffns_empty_here, heads_between_here, never_empty_here, two_to_one_best_here, rule_misses_here,
+            budget_misses_here, realised_share_here,
         )
     },
 }  # fmt: skip

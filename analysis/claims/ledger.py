@@ -80,7 +80,8 @@ def judge(claim: Mapping[Any, Any], results: Results) -> Found:
         return _from_runs(claim, scores)
     if timing := found_runs.timing(claim, results):
         return _from_timing(claim, timing)
-    if here and claim["answer"] and here.verdict == "different setting":
+    planned_elsewhere = claim["answer"].startswith(found_runs.LAUNCH)  # those runs are what answered
+    if here and claim["answer"] and here.verdict == "different setting" and not planned_elsewhere:
         return here._replace(evidence=f"{here.evidence}; in the paper's: {_how(claim)}")
     return here or Found("not run", _how(claim))
 

@@ -118,7 +118,7 @@ def at_papers_shape(rows: pd.DataFrame) -> Figure:
             broken = {**DASHED, "linestyle": next(dashes)}
             handles.append(ax.axhline(group["top1"].iloc[0], **broken, zorder=1, label=title))
         else:
-            aside = 0.4 * (variants.index(variant) - len(variants) / 2)
+            aside = 0.3 * (variants.index(variant) - len(variants) / 2)
             handles.append(_series(ax, group.sort_values("macs_share"), aside, f"{title}, n = {count(group['n'])}"))
     ax.set_xticks([*sorted(100 * rows["target"].dropna().unique()), 100])
     ax.set(xlabel="target, % of the dense network's MACs", ylabel="top-1 (%); bars: seeds and test images")

@@ -18,11 +18,11 @@ from analysis.records import bench, names
 from analysis.records.names import fixed
 from analysis.records.results import REPOSITORY, Results, dense_units
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, comparisons, open_points
+from analysis.studies import budget, calibrate, comparisons, evidence, open_points
 from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
-NEEDED = ("study", "study_long", "sensitivity", "a4", "budget", "ratios", "calibrate")
+NEEDED = ("study", "study_long", "evidence", "sensitivity", "a4", "budget", "ratios", "calibrate")
 ENDS = {"difference": "diff", "difference_low": "difflow", "difference_high": "diffhigh"}  # columns under short names
 
 
@@ -56,6 +56,7 @@ def _sources(answers: Answers) -> Iterator[Numbers]:
     yield of_study(short, answers.study, "study")
     yield of_study(longer, comparisons.study(longer), "long")
     yield _standing(comparisons.against_single_phase(longer, short), "single")
+    yield of_evidence(results)
     yield of_gaps(short)
     yield of_budget(results)
     yield of_labels(results.runs("sensitivity"), "sensitivity")
@@ -118,6 +119,54 @@ def _controls(runs: pd.DataFrame, name: str) -> Numbers:
         found |= _short(row, key, {"difference": "diff", "low": "difflow", "high": "diffhigh"})
         found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly above or below"
     return found
+
+
+def of_evidence(results: Results) -> Numbers:
+    """``evidence.<label>.top1``, ``.low``, ``.high``, ``.macs``, ``.tmacs``; ``evidence.minus.<variant>.<kept>.diff``,
+    ``.difflow``, ``.diffhigh``: HiAP minus a variant at the same target, of primary tests with ``.words``;
+    ``evidence.tuned.<label>.diff`` ...: what fine-tuning adds; ``evidence.settled.<kept>.diff`` ...: HiAP settled minus
+    HiAP, with ``.bill``; ``evidence.settled.slim.diff`` ...: minus ViT-Slim at the smallest target."""
+    runs, interval = evidence.load(results), {"difference": "diff", "low": "difflow", "high": "diffhigh"}
+    found = {
+        "evidence.runs": str(len(runs)),
+        "evidence.seeds": str(runs["seed"].nunique()),
+        "evidence.images": fixed(runs["test_images"].max(), 0),
+        "evidence.device": names.machines(runs["device_name"]),
+        "evidence.tried": str(len(results.runs(evidence.TUNING).query("method != 'dense'"))),
+        "evidence.primary": str(len(evidence.PRIMARY)),
+    }
+    tmacs = {}
+    for row in evidence.accuracies(runs).to_dict("records"):
+        key, tmacs[row["label"]] = f"evidence.{row['label']}", row["train_macs"]
+        found |= _short(row, key, {"top1": "top1", "low": "low", "high": "high"})
+        found |= {f"{key}.macs": fixed(100 * row["macs_share"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
+    for row in evidence.against(runs).to_dict("records"):
+        key = f"evidence.minus.{row['variant']}.{_kept(row['target'])}"
+        found |= _short(row, key, interval)
+        if row["primary"]:
+            side = "ahead of" if row["difference"] > 0 else "behind"
+            found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
+    for row in evidence.finetuning(runs).to_dict("records"):
+        found |= _short(row, f"evidence.tuned.{row['label']}", interval)
+    pairs = {_kept(1 - cut / 100): (f"hiap-settled-{cut}", f"hiap-{cut}") for cut in evidence.CUTS}
+    for name, (label, other) in {**pairs, "slim": ("hiap-settled-65", "vit_slim-65")}.items():
+        if pair := evidence.pair(runs, label, other):
+            found |= _short(evidence.flat(pair), f"evidence.settled.{name}", interval)
+            found[f"evidence.settled.{name}.bill"] = fixed(tmacs[label] / tmacs[other])
+    return found | _left_at_papers_shape(results)
+
+
+def _left_at_papers_shape(results: Results) -> Numbers:
+    """``evidence.ffn.gone`` of ``evidence.ffn.all`` networks of HiAP with a target lack the last FFN;
+    ``evidence.<label>.heads``, ``.neurons``: means per block."""
+    left = evidence.blocks(results, [*evidence.AIMED, "hiap-faithful"])
+    found = Numbers()
+    for label, group in left.groupby("network"):
+        if str(label).startswith("hiap"):
+            found |= {f"evidence.{label}.heads": fixed(group["heads"].mean(), 1)}
+            found |= {f"evidence.{label}.neurons": fixed(group["neurons"].mean(), 0)}
+    gone, networks = evidence.last_ffns(results)
+    return found | {"evidence.ffn.gone": str(gone), "evidence.ffn.all": str(networks)}
 
 
 def of_gaps(runs: pd.DataFrame) -> Numbers:

@@ -19,7 +19,10 @@ from analysis.studies.comparisons import REFERENCE
 GRID, TUNING = "evidence", "tune"
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
+CUTS = (33, 50, 65)  # per cent of the MACs: the protocol's budgets
+AIMED = tuple(f"{REFERENCE}-{cut}" for cut in CUTS)  # HiAP's labels at these
 FINETUNED = "-finetuned"
+ASIDE = (FINETUNED, "-long", "-other", "-lower-rate")  # tables have them, the figure of all methods does not
 
 AGAINST_COLUMNS = (
     "target", "variant", "title", "method", "n", "difference", "low", "high", "p", "p_holm", "primary", "decided",
@@ -62,6 +65,11 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         rows.append({**row, "low": found.low if found else np.nan, "high": found.high if found else np.nan})
     columns = ["label", "variant", "title", "method", "target", "n", "macs_share", "params", "epochs", "train_macs"]
     return pd.DataFrame(rows, columns=[*columns, "top1", "low", "high"])
+
+
+def plotted(runs: pd.DataFrame) -> pd.DataFrame:
+    """``accuracies`` of the runs that are not ``ASIDE``."""
+    return accuracies(runs[~runs["label"].str.contains("|".join(ASIDE))])
 
 
 def against(runs: pd.DataFrame) -> pd.DataFrame:
@@ -155,6 +163,12 @@ def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFram
         rows.append(last.assign(network=f"Fig. {figure}", n=1, dims=np.nan))
     columns = ["network", "n", "block", "heads", "dims", "neurons"]
     return pd.concat([frame[columns] for frame in rows], ignore_index=True)
+
+
+def last_ffns(results: Results, grid: str = GRID) -> tuple[int, int]:
+    """Of how many networks of HiAP with a target the last block's FFN is gone, and how many there are."""
+    shapes = [record.shape for record in results.finished(grid) if record.label in AIMED and record.shape]
+    return sum(shape[-1].neurons == 0 for shape in shapes), len(shapes)
 
 
 def machines(runs: pd.DataFrame) -> pd.DataFrame:

@@ -110,6 +110,8 @@ EVIDENCE_NOTES = (
     "images; P: probability that HiAP wins on a seed.",
     "above, below: HiAP, decided by a primary test after Holm's correction for six; undecided: a primary test that is "
     "not; all others are exploratory. =: equivalent within 0.3 points.",
+    "settled: gates frozen after a share of the phase; noise: under gate noise, with no price; long: twice the epochs; "
+    "other: at once and not in rounds; lower-rate: weights at the rate that Taylor and Uniform chose.",
 )
 
 

@@ -1,0 +1,122 @@
+"""Sentences of README.md that compare methods, computed: which side of what HiAP is on is never typed by hand."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.records import published
+from analysis.records.names import METHODS, machines
+from analysis.records.results import Results
+from analysis.studies import comparisons, evidence
+
+AGAINST = {
+    "vit_slim": METHODS["vit_slim"],
+    "taylor": METHODS["taylor"],
+    "uniform-noise": "Uniform under HiAP's gate noise",
+}
+
+Means = dict[str, dict[Any, Any]]  # a row of evidence.accuracies by its label
+WIDTH = 125
+
+
+def at_papers_shape(results: Results) -> str:
+    """Grid ``evidence``: a table of the primary tests, and what else the protocol asks to be said."""
+    runs = evidence.load(results)
+    if runs.empty:
+        return "Not run yet: `python slurm/launch_grid.py --grid evidence`."
+    means: Means = {row["label"]: row for row in evidence.accuracies(runs).to_dict("records")}
+    primary = {
+        (row["variant"], row["target"]): row for row in evidence.against(runs).query("primary").to_dict("records")
+    }
+    targets = sorted({target for target, _ in evidence.PRIMARY}, reverse=True)
+    head = f"| HiAP minus | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"
+    lines = [head, "|:---|" + "---:|" * len(targets)]
+    for variant, title in AGAINST.items():
+        cells = [_cell(primary[variant, t]) if (variant, t) in primary else "-" for t in targets]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    n, images = runs["seed"].nunique(), int(runs["test_images"].max())
+    caption = (
+        f"*Points of top-1 with 95 % intervals over {n} seeds and {images:,} test images; decided: after Holm's "
+        f"correction for {len(evidence.PRIMARY)} tests. {len(runs)} runs on one {machines(runs['device_name'])}.*"
+    )
+    said = " ".join([_levels(means), *_shape(results), *_explored(runs, means)])
+    return "\n\n".join(["\n".join(lines), *(textwrap.fill(text, WIDTH) for text in (caption, said))])
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    side = "ahead" if row["difference"] > 0 else "behind"
+    return f"{_ends(row)}, {side if row['decided'] else 'undecided'}"
+
+
+def _ends(row: Mapping[Any, Any]) -> str:
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def _levels(means: Means) -> str:
+    hiap = [f"{_top1(means, f'hiap-{cut}')} at {100 - cut} %" for cut in evidence.CUTS if f"hiap-{cut}" in means]
+    rule = means.get("hiap-faithful")
+    said = f"The dense network has {_top1(means, 'dense')}, HiAP {', '.join(hiap)} of its MACs"
+    if rule is not None:
+        said += f", the paper's own rule and strengths {rule['top1']:.2f} % at {100 * rule['macs_share']:.0f} %"
+    return said + "."
+
+
+def _top1(means: Means, label: str) -> str:
+    return f"{means[label]['top1']:.2f} %"
+
+
+def _shape(results: Results) -> list[str]:
+    """Whether the last FFN goes, as in three of the paper's five figures."""
+    gone, networks = evidence.last_ffns(results)
+    if not networks:
+        return []
+    as_there = [str(figure) for figure in published.HEAT_MAPS if published.last_state(figure)["neurons"].iloc[-1] == 0]
+    figures = f"Figs. {', '.join(as_there)}"
+    return [
+        f"The last block's FFN is gone in {gone} of these {networks} networks of HiAP, as in the paper's {figures}."
+    ]
+
+
+def _explored(runs: pd.DataFrame, means: Means) -> list[str]:
+    """Exploratory comparisons, with intervals and without a verdict."""
+    said = []
+    tuned = evidence.finetuning(runs).set_index("label")
+    tuned = tuned[~tuned.index.str.contains("settled")].sort_values("target", ascending=False)
+    if len(tuned):
+        shown = [f"{_ends(row)} ({_name(row['target'])})" for row in tuned.to_dict("records")]
+        said.append(f"Three more epochs of plain training, which the paper leaves out, add {', '.join(shown)}.")
+    settled = []
+    for cut in evidence.CUTS:
+        if found := evidence.pair(runs, f"hiap-settled-{cut}", f"hiap-{cut}"):
+            bill = means[f"hiap-settled-{cut}"]["train_macs"] / means[f"hiap-{cut}"]["train_macs"]
+            settled.append(f"{_ends(evidence.flat(found))} at {100 - cut} % for {bill:.2f} of the training MACs")
+    if settled:
+        said.append(f"Gates that settle early and leave the rest to the small network (ours): {', '.join(settled)}.")
+    return said
+
+
+def _name(target: float) -> str:
+    """'at 50 %', or what has no target."""
+    return "the paper's rule" if pd.isna(target) else f"at {100 * target:.0f} %"
+
+
+def on_digits(results: Results) -> str:
+    """Grids ``study`` and ``study_long``: of how many variants HiAP is ahead and behind at each budget."""
+    sentences = []
+    for grid, said in (("study", "with equal epochs"), ("study_long", "with the longer recipes")):
+        runs = results.runs(grid)
+        if runs.empty:
+            continue
+        rows = comparisons.study(runs).dropna(subset=["target", "difference"])
+        parts = []
+        for target in sorted(rows["target"].unique(), reverse=True):
+            group = rows[rows["target"] == target]
+            held = group[group["holm"] == True]  # noqa: E712  (a column of objects)
+            behind = int((held["difference"] > 0).sum())
+            parts.append(f"{100 * target:.0f} % ahead of {len(held) - behind} and behind {behind} of {len(group)}")
+        sentences.append(f"After Holm's correction HiAP is, {said}, at {'; at '.join(parts)} pruned variants.")
+    return textwrap.fill(" ".join(sentences), WIDTH)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from hiap.train.record import Record
@@ -48,8 +50,9 @@ def run_title(record: Record) -> str:
 
 
 def machines(names: pd.Series) -> str:
-    """Each once, without trade marks."""
-    return ", ".join(sorted({name.replace("(R)", "").removesuffix(" Processor") for name in names}))
+    """Each once, without trade marks and kinds of memory."""
+    short = (re.sub(r" \d+GB\b.*", "", name).replace("(R)", "").removesuffix(" Processor") for name in names)
+    return ", ".join(sorted(set(short)))
 
 
 def nothing(grid: str) -> str:

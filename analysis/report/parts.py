@@ -62,7 +62,7 @@ SHOWS = {
     "calibrate": "readings of A3, A6, A12 against Figs. 5-9",
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
-    "after_cut": "right after a cut, with and without least squares",
+    "after_cut": "right after a cut, corrected or not",
     "shrink": "the bill of a phase that shrinks",
     "latency": "time against MACs as the price of a unit",
     "evidence": "methods at the paper's shape",

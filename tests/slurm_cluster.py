@@ -95,7 +95,7 @@ class Cluster:
     that are enforced; ``account`` fills it."""
 
     def __init__(self, root: Path, cpus: int = 2, max_array: int = 1001, accounting: bool = False):
-        self.root, self.processes = root, dict[str, subprocess.Popen[bytes]]()
+        self.root, self.processes, self.killed = root, dict[str, subprocess.Popen[bytes]](), dict[str, float]()
         root.chmod(0o711)  # munged insists that its socket can be reached
         for folder in ("state", "spool", "log"):
             (root / folder).mkdir(parents=True)
@@ -171,6 +171,7 @@ class Cluster:
         process.send_signal(number)
         process.wait(20)
         del self.processes[name]
+        self.killed[name] = time.monotonic()
 
     def started(self) -> Iterator[tuple[int, dict[str, str]]]:
         """(process, environment) of all that the jobs of this cluster have started."""
@@ -182,14 +183,20 @@ class Cluster:
                     yield int(folder.name), values
 
     def power_off(self, node: str) -> None:
-        """Kill what its jobs have started there, and first what would tell the controller of it."""
-        pids = [pid for pid, values in self.started() if values.get("SLURMD_NODENAME") == node]
-        for pid in sorted({parent_of(pid) for pid in pids}):
-            if pid and "slurmstepd" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """Kill what its jobs have started there, and first what would tell the controller of it; until nothing is left,
+        as one may have been starting."""
+        quiet = 0
+        while quiet < 3:
+            pids = [pid for pid, values in self.started() if values.get("SLURMD_NODENAME") == node]
+            quiet = 0 if pids else quiet + 1
+            for pid in sorted({parent_of(pid) for pid in pids}):
+                with suppress(OSError):
+                    if pid and "slurmstepd" in Path(f"/proc/{pid}/cmdline").read_text():
+                        os.kill(pid, signal.SIGKILL)
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
     def run(self, *command: str) -> str:
         """Standard output; '' if the command failed."""

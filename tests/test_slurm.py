@@ -257,10 +257,14 @@ def strike(
 
 
 def mend(cluster: Cluster, done: list[Fault]) -> None:
-    """Start a node again as soon as the controller has given it up; and a job that ran out of time gets enough again,
-    or every attempt would be over before a slow machine has started it."""
+    """Start a node again as soon as the controller has given it up, which it may not do for minutes, or after a minute,
+    as one that was only rebooted; and a job that ran out of time gets enough again, or every attempt would be over
+    before a slow machine has started it."""
     for node in NODES:
-        if node not in cluster.processes and "down" in cluster.run("sinfo", "-h", "-N", "-n", node, "-o", "%t"):
+        if node in cluster.processes:
+            continue
+        given_up = "down" in cluster.run("sinfo", "-h", "-N", "-n", node, "-o", "%t")
+        if given_up or time.monotonic() - cluster.killed[node] > 60:
             cluster.start_node(node)
     for fault in done:
         if fault.kind == "time-out" and not fault.mended and fault.effect(cluster) == "requeued":

@@ -143,7 +143,8 @@ class PrunedAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
-        # cuDNN takes such widths and cannot go backward: its plan fails to execute (seen on an H100, PyTorch 2.11).
+        # Heads of such widths get their gradient as a slice that starts anywhere, at which cuDNN's backward fails (seen
+        # on an H100, PyTorch 2.11).
         odd = q.is_cuda and torch.is_grad_enabled() and (self._unaligned or v.shape[-1] != q.shape[-1])
         with sdpa_kernel(SDPBackend.MATH) if odd else nullcontext():
             x = F.scaled_dot_product_attention(

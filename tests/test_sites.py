@@ -116,7 +116,9 @@ def test_data_that_setup_stages_is_looked_for_on_the_node_alone(
     assert told == ["/local/job7/cifar"]
 
 
-def test_precision_of_a_site_is_for_runs_that_want_what_its_gpus_lack(tmp_path: Path) -> None:
+def test_precision_of_a_site_is_for_runs_that_want_what_its_gpus_lack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = {**RUNS, "exact": {"method": "dense", "optim.precision": "fp32"}}
     path = write_grid(tmp_path, runs=runs, base={**BASE, "optim": {"epochs": 1, "precision": "bf16"}})
     loaded, settings = grid.load(path), {"results": str(tmp_path)}
@@ -128,6 +130,13 @@ def test_precision_of_a_site_is_for_runs_that_want_what_its_gpus_lack(tmp_path: 
     }
     assert there["hiap"].config.model.weights == f"run:{there['dense'].run_id}"
     assert [label for label in here if here[label].run_id == there[label].run_id] == ["exact"]
+    file = tmp_path / "site.yaml"
+    file.write_text("precision: fp16\n")
+    options = ["--grid", str(path), "--results", str(tmp_path), "--dry-run"]
+    assert launch_grid.main([*options, "--site", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert there["hiap"].run_id in shown
+    assert here["hiap"].run_id not in shown
 
 
 # A file system without locks

@@ -170,6 +170,18 @@ def test_ways_to_shrink_are_held_against_the_phase_without(tmp_path: Path) -> No
     assert row["low"] < row["difference"] < row["high"]
 
 
+def test_prices_are_held_against_the_papers_at_the_same_time(tmp_path: Path) -> None:
+    for seed in range(2):
+        put(tmp_path, "macs-50", "hiap", seed, 80, grid="latency", budget={"target_macs": 0.5})
+    for seed in range(3):
+        put(tmp_path, "time-50", "hiap", seed, 82, grid="latency", penalty={"ledger": "physical"})
+    rows = evidence.priced(evidence.load(Results(tmp_path), "latency")).set_index("label")
+    assert rows.loc["time-50", ["n", "paired"]].tolist() == [3, 2]
+    assert rows.loc["time-50", "low"] < rows.loc["time-50", "difference"] < rows.loc["time-50", "high"]
+    assert rows.loc["macs-50", "paired"] == 0
+    assert evidence.priced(evidence.load(Results(tmp_path / "none"), "latency")).empty
+
+
 def test_figures_show_every_row(root: Path) -> None:
     runs = evidence.load(Results(root))
     fig = intervals.at_papers_shape(evidence.against(runs))

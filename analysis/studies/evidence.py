@@ -142,6 +142,21 @@ def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def priced(runs: pd.DataFrame) -> pd.DataFrame:
+    """Grid ``latency``: gates that pay in time, or in the MACs that a unit saves ('physical'), minus gates that pay by
+    the paper's prices, at equal predicted time. ``label``, ``n``, means of ``top1`` and ``macs_share`` over all seeds, and
+    over the ``paired`` ones ``difference``, ``low``, ``high`` of top-1."""
+    rows, means = [], runs.groupby("label")[["top1", "macs_share"]].mean()
+    for label, row in means.iterrows():
+        ledger, _, cut = str(label).partition("-")
+        found = pair(runs, str(label), f"macs-{cut}") if ledger in ("time", "physical") else None
+        ends = (found.difference.n, *found.difference[:3]) if found else (0, np.nan, np.nan, np.nan)
+        own = {"label": label, "n": int((runs["label"] == label).sum()), **row.to_dict()}
+        rows.append({**own, **dict(zip(("paired", "difference", "low", "high"), ends, strict=True))})
+    columns = ["label", "n", "top1", "macs_share", "paired", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFrame:
     """What is left of each block: means over seeds of ``heads``, ``dims`` per head left and ``neurons`` of our
     ``labels``, then the last epoch of the paper's Figs. 5 to 9, a different setting; ``network``, ``n``, ``block``."""

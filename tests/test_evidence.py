@@ -165,8 +165,10 @@ def test_ways_to_shrink_are_held_against_the_phase_without(tmp_path: Path) -> No
             budget={"target_macs": 0.5},
         )
     put(tmp_path, "slow", "hiap", 0, 80, grid="shrink", gates={"lr": 0.1})
+    put(tmp_path, "fast", "hiap", 7, 20, grid="shrink", budget={"target_macs": 0.5})  # without a partner
     (row,) = evidence.shrunk(evidence.load(Results(tmp_path), "shrink")).to_dict("records")
     assert (row["label"], row["n"], row["bill"]) == ("fast-shrunk-10", 2, 1.0)
+    assert row["top1"] - row["without"] == pytest.approx(row["difference"])
     assert row["low"] < row["difference"] < row["high"]
 
 

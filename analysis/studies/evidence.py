@@ -124,16 +124,17 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
-    """Grid ``shrink``: each way to shrink while it trains ('fast-shrunk-10') beside the phase that does not ('fast').
-    ``label``, ``n``, means of ``top1`` and ``without``, ``bill`` (training MACs over those without) with its range over
-    seeds, and ``difference``, ``low``, ``high`` of top-1 where two seeds or more allow an interval."""
-    rows, means = [], runs.groupby("label")[["top1"]].mean()
-    bills = runs.pivot_table(index="seed", columns="label", values="train_macs")
-    for label in (name for name in means.index if "-" in name and name.split("-")[0] in means.index):
+    """Grid ``shrink``: each way to shrink while it trains ('fast-shrunk-10') beside the phase that does not ('fast'), on
+    the ``n`` seeds that have both. ``label``, means of ``top1`` and ``without``, ``bill`` (training MACs over those
+    without) with its range over seeds, and ``difference`` of top-1 with ``low``, ``high`` where two seeds or more allow
+    an interval."""
+    rows = []
+    tops, bills = (runs.pivot_table(index="seed", columns="label", values=key) for key in ("top1", "train_macs"))
+    for label in (name for name in tops.columns if "-" in name and name.split("-")[0] in tops.columns):
         start = label.split("-")[0]
-        ratios = bills[label] / bills[start]
-        row = {"label": label, "n": int((runs["label"] == label).sum()), "top1": means.loc[label, "top1"]}
-        row |= {"without": means.loc[start, "top1"]}
+        both = tops[[label, start]].dropna()
+        ratios = (bills[label] / bills[start])[both.index]
+        row = {"label": label, "n": len(both), "top1": both[label].mean(), "without": both[start].mean()}
         row |= {"bill": ratios.mean(), "bill_low": ratios.min(), "bill_high": ratios.max()}
         found = pair(runs, label, start)
         ends = found.difference[:3] if found else (row["top1"] - row["without"], np.nan, np.nan)
@@ -144,8 +145,8 @@ def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
 
 def priced(runs: pd.DataFrame) -> pd.DataFrame:
     """Grid ``latency``: gates that pay in time, or in the MACs that a unit saves ('physical'), minus gates that pay by
-    the paper's prices, at equal predicted time. ``label``, ``n``, means of ``top1`` and ``macs_share`` over all seeds, and
-    over the ``paired`` ones ``difference``, ``low``, ``high`` of top-1."""
+    the paper's prices, at equal predicted time. ``label``, ``n``, means of ``top1`` and ``macs_share`` over all seeds,
+    and over the ``paired`` ones ``difference``, ``low``, ``high`` of top-1."""
     rows, means = [], runs.groupby("label")[["top1", "macs_share"]].mean()
     for label, row in means.iterrows():
         ledger, _, cut = str(label).partition("-")

@@ -124,8 +124,8 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
-    """Grid ``shrink``: each way to shrink while it trains ('fast-shrunk-10') beside the phase that does not ('fast'), on
-    the ``n`` seeds that have both. ``label``, means of ``top1`` and ``without``, ``bill`` (training MACs over those
+    """Grid ``shrink``: each way to shrink while it trains ('fast-shrunk-10') beside the phase that does not ('fast'),
+    on the ``n`` seeds that have both. ``label``, means of ``top1`` and ``without``, ``bill`` (training MACs over those
     without) with its range over seeds, and ``difference`` of top-1 with ``low``, ``high`` where two seeds or more allow
     an interval."""
     rows = []
@@ -134,10 +134,11 @@ def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
         start = label.split("-")[0]
         both = tops[[label, start]].dropna()
         ratios = (bills[label] / bills[start])[both.index]
-        row = {"label": label, "n": len(both), "top1": both[label].mean(), "without": both[start].mean()}
+        top1, without = both[label].mean(), both[start].mean()
+        row = {"label": label, "n": len(both), "top1": top1, "without": without}
         row |= {"bill": ratios.mean(), "bill_low": ratios.min(), "bill_high": ratios.max()}
         found = pair(runs, label, start)
-        ends = found.difference[:3] if found else (row["top1"] - row["without"], np.nan, np.nan)
+        ends = found.difference[:3] if found else (top1 - without, np.nan, np.nan)
         rows.append({**row, **dict(zip(("difference", "low", "high"), ends, strict=True))})
     columns = ["label", "n", "top1", "without", "bill", "bill_low", "bill_high", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
@@ -148,11 +149,11 @@ def priced(runs: pd.DataFrame) -> pd.DataFrame:
     the paper's prices, at equal predicted time. ``label``, ``n``, means of ``top1`` and ``macs_share`` over all seeds,
     and over the ``paired`` ones ``difference``, ``low``, ``high`` of top-1."""
     rows, means = [], runs.groupby("label")[["top1", "macs_share"]].mean()
-    for label, row in means.iterrows():
-        ledger, _, cut = str(label).partition("-")
-        found = pair(runs, str(label), f"macs-{cut}") if ledger in ("time", "physical") else None
+    for label in means.index:
+        ledger, _, cut = label.partition("-")
+        found = pair(runs, label, f"macs-{cut}") if ledger in ("time", "physical") else None
         ends = (found.difference.n, *found.difference[:3]) if found else (0, np.nan, np.nan, np.nan)
-        own = {"label": label, "n": int((runs["label"] == label).sum()), **row.to_dict()}
+        own = {"label": label, "n": int((runs["label"] == label).sum()), **dict(means.loc[label])}
         rows.append({**own, **dict(zip(("paired", "difference", "low", "high"), ends, strict=True))})
     columns = ["label", "n", "top1", "macs_share", "paired", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

@@ -125,7 +125,8 @@ def of_evidence(results: Results) -> Numbers:
     """``evidence.<label>.top1``, ``.low``, ``.high``, ``.macs``, ``.tmacs``; ``evidence.minus.<variant>.<kept>.diff``,
     ``.difflow``, ``.diffhigh``: HiAP minus a variant at the same target, of primary tests with ``.words``;
     ``evidence.tuned.<label>.diff`` ...: what fine-tuning adds; ``evidence.settled.<kept>.diff`` ...: HiAP settled minus
-    HiAP, with ``.bill``; ``evidence.settled.slim.diff`` ...: minus ViT-Slim at the smallest target."""
+    HiAP, with ``.bill``; ``evidence.settled.slim.diff`` ...: minus ViT-Slim at the smallest target;
+    ``evidence.long.<method>.diff`` ...: HiAP minus a method there, both trained for longer."""
     runs, interval = evidence.load(results), {"difference": "diff", "low": "difflow", "high": "diffhigh"}
     found = {
         "evidence.runs": str(len(runs)),
@@ -153,6 +154,9 @@ def of_evidence(results: Results) -> Numbers:
         if pair := evidence.pair(runs, label, other):
             found |= _short(evidence.flat(pair), f"evidence.settled.{name}", interval)
             found[f"evidence.settled.{name}.bill"] = fixed(tmacs[label] / tmacs[other])
+    for method in ("vit_slim", "taylor"):
+        if pair := evidence.pair(runs, "hiap-long-65", f"{method}-long-65"):
+            found |= _short(evidence.flat(pair), f"evidence.long.{method}", interval)
     return found | _left_at_papers_shape(results)
 
 

@@ -89,6 +89,13 @@ def _explored(runs: pd.DataFrame, means: Means) -> list[str]:
     if len(tuned):
         shown = [f"{_ends(row)} ({_name(row['target'])})" for row in tuned.to_dict("records")]
         said.append(f"Three more epochs of plain training, which the paper leaves out, add {', '.join(shown)}.")
+    longer = [
+        f"{_ends(evidence.flat(found))} ({title})"
+        for method, title in AGAINST.items()
+        if (found := evidence.pair(runs, "hiap-long-65", f"{method}-long-65"))
+    ]
+    if longer:
+        said.append(f"With twice the epochs for both, HiAP at 35 % minus the method is {', '.join(longer)}.")
     settled = []
     for cut in evidence.CUTS:
         if found := evidence.pair(runs, f"hiap-settled-{cut}", f"hiap-{cut}"):

@@ -13,9 +13,8 @@ from test_analysis import DENSE_MACS, made_up
 
 from analysis.figures import accuracy, heat_maps, intervals
 from analysis.records.results import Results
-from analysis.report import words
 from analysis.stats import images
-from analysis.studies import evidence
+from analysis.studies import evidence, words
 from analysis.tables import ours, render
 from hiap.train.record import Folders, Metrics, Score, write
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.report import words
+from analysis.studies import words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.arguments import Parser, results_root, told

@@ -58,7 +58,7 @@ def test_heads_of_any_width_go_forward_and_backward_as_on_a_cpu(qk, values, prec
         (got, expected),
         *((p.grad, q.grad) for p, q in zip(there.parameters(), reference.parameters(), strict=True)),
     ]
-    for a, b in [(got, expected), *pairs]:
+    for a, b in pairs:
         assert (a.double().cpu() - b).norm() <= bound * b.norm() + 1e-9
 
 

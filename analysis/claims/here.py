@@ -61,17 +61,16 @@ def finetuning_here(results: Results, _: str) -> Answer | None:
     """What three more epochs add to the networks of the paper's rule; beside it, to those with a target."""
     runs = evidence.load(results)
     rule, tuned = "hiap-faithful", f"hiap-faithful{evidence.FINETUNED}"
-    found = evidence.pair(runs, tuned, rule)
-    if found is None:
+    gained = {row["label"]: row for row in evidence.finetuning(runs).to_dict("records")}
+    if rule not in gained:
         return None
-    own = evidence.finetuning(runs).set_index("label")
+    found = gained.pop(rule)
     others = ", ".join(
-        f"{label} {row['difference']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        for label, row in own.iterrows()
-        if label != rule
+        f"{label} {row['difference']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]" for label, row in gained.items()
     )
     source = f"grid evidence: {tuned}, {rule}; with a target, which is ours: {others}"
-    return Answer(*found.difference, None, source, runs[runs["label"].isin([rule, tuned])])
+    mine = runs[runs["label"].isin([rule, tuned])]
+    return Answer(found["difference"], found["low"], found["high"], found["n"], None, source, mine)
 
 
 def dims_here(results: Results, _: str) -> Answer | None:

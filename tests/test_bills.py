@@ -13,7 +13,7 @@ from analysis.figures import accuracy, costs, gates
 from analysis.findings import heat_maps
 from analysis.records import published
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import comparisons, open_points, training
+from analysis.studies import comparisons, open_points, paired, training
 from hiap.train.record import BlockShape
 
 RESULTS = REPOSITORY / "results"
@@ -91,7 +91,7 @@ def test_totals_end_where_the_last_states_do() -> None:
 
 
 def figures() -> dict[str, Figure]:
-    rows = comparisons.study(Results(RESULTS).runs("study"))
+    rows = comparisons.study(paired.load(Results(RESULTS), "study"))
     return {
         "reach": costs.reach(heat_maps.reach()),
         "ahead": accuracy.ahead(heat_maps.against_two_to_one()),

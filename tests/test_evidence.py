@@ -14,7 +14,7 @@ from test_analysis import DENSE_MACS, made_up
 from analysis.figures import accuracy, heat_maps, intervals
 from analysis.records.results import Results
 from analysis.stats import images
-from analysis.studies import evidence, words
+from analysis.studies import evidence, paired, words
 from analysis.tables import ours, render
 from hiap.train.record import Folders, Metrics, Score, write
 
@@ -116,7 +116,7 @@ def test_fine_tuning_is_paired_with_the_network_that_it_starts_from(root: Path) 
     runs = evidence.load(Results(root))
     share = runs.loc[runs["label"] == "hiap-finetuned-65", "macs_share"]
     assert share.tolist() == pytest.approx([10_000_000 / DENSE_MACS] * 3), "of the dense network, not of its start"
-    found = evidence.pair(runs, "hiap-settled-65", "vit_slim-65")
+    found = paired.pair(runs, "hiap-settled-65", "vit_slim-65")
     assert found is not None
     assert found.difference.mean == pytest.approx(-1, abs=1)
 

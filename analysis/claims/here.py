@@ -13,7 +13,7 @@ from analysis.claims.runs import METRICS, Metric, of_record
 from analysis.records import bench, published
 from analysis.records.results import Results
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, evidence
+from analysis.studies import budget, calibrate, evidence, paired
 from hiap.train.record import BlockShape, Record
 
 NAN = float("nan")
@@ -48,13 +48,8 @@ def _ahead(results: Results, grid: str, first: str, second: str) -> Answer | Non
     runs = evidence.load(results, grid)
     both = runs[runs["label"].isin([first, second])]
     source = f"grid {grid}: {first}, {second}"
-    if (found := evidence.pair(both, first, second)) is not None:  # it is known which images were right
-        return Answer(*found.difference, found.difference.low > 0, source, both)
-    scores = seeds.scores_per_label(both)
-    if len(scores) < 2:
-        return None
-    by_seed = seeds.compare(scores[first], scores[second])
-    return Answer(*by_seed.difference, by_seed.decided and by_seed.difference.mean > 0, source, both)
+    found = paired.pair(both, first, second)
+    return None if found is None else Answer(*found.difference, found.difference.low > 0, source, both)
 
 
 def finetuning_here(results: Results, _: str) -> Answer | None:

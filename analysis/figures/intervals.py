@@ -15,12 +15,12 @@ from analysis.records.names import count
 
 FAR = 4.0  # points of top-1: a method this far from HiAP at the same target would hide the others
 MARGIN = 0.2  # points of top-1 around what an axis shows
-PALE = 0.35  # how much of its colour a mark keeps that Holm's correction leaves undecided
+PALE = 0.35  # how much of its colour a mark keeps that nothing judges
 
 
 class Dots(NamedTuple):
     """One panel of ``dots``: ``rows`` has ``title`` (the line it stands on), ``middle``, ``low``, ``high``, and may
-    have ``method`` (its colour), ``decided`` (filled or hollow) and ``holm`` (False: pale)."""
+    have ``method`` (its colour), ``decided`` (filled or hollow) and ``pale``."""
 
     title: str
     unit: str
@@ -60,7 +60,7 @@ def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | Non
 def _face(row: dict[Any, Any], colour: str) -> str | tuple[float, ...]:
     if not row.get("decided", True):
         return "white"
-    return colour if row.get("holm", True) else tuple(1 - PALE * (1 - part) for part in to_rgb(colour))
+    return tuple(1 - PALE * (1 - part) for part in to_rgb(colour)) if row.get("pale") else colour
 
 
 def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
@@ -77,7 +77,7 @@ def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
 
 def forest(rows: pd.DataFrame) -> Figure:
     """Top-1 against HiAP at the same target, one panel per target, from ``comparisons.study``; hollow where not
-    decided, pale where not after Holm's correction for all that is shown."""
+    decided after Holm's correction for all that is shown."""
     compared = rows.dropna(subset="difference").drop(columns=["low", "high"])
     compared = compared.rename(columns={"difference_low": "low", "difference_high": "high"})
     order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
@@ -85,8 +85,7 @@ def forest(rows: pd.DataFrame) -> Figure:
     low, high = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
     if len(shown) < len(compared):  # their numbers stand left of the line
         low = min(low, -0.5 * high)
-    words = "filled: the intervals exclude zero; pale: not after Holm's correction"
-    words = f"n = {count(compared['n'])} seeds; {words}"
+    words = f"n = {count(compared['n'])} seeds; filled: decided after Holm's correction; hollow: not decided"
     return _forest(compared, list(order.index), "points against HiAP", words, (low, high))
 
 
@@ -100,7 +99,7 @@ def at_papers_shape(compared: pd.DataFrame) -> Figure:
     seeds = f"Points of top-1, n = {count(compared['n'])} seeds"
     words = f"{seeds}; filled: decided by a primary test; hollow: not decided; pale: exploratory"
     limits = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
-    return _forest(rows.assign(holm=primary), list(order.index), "HiAP minus method", words, limits)
+    return _forest(rows.assign(pale=~primary), list(order.index), "HiAP minus method", words, limits)
 
 
 def _forest(rows: pd.DataFrame, order: list[str], unit: str, words: str, limits: tuple[float, float]) -> Figure:

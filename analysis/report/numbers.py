@@ -18,7 +18,7 @@ from analysis.records import bench, names
 from analysis.records.names import fixed
 from analysis.records.results import REPOSITORY, Results, dense_units
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, comparisons, evidence, open_points
+from analysis.studies import budget, calibrate, comparisons, evidence, open_points, paired
 from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
@@ -41,7 +41,7 @@ class Answers(NamedTuple):
         for grid in NEEDED:
             if results.runs(grid).empty:
                 raise ConfigError(names.nothing(grid))
-        study = comparisons.study(results.runs("study"))
+        study = comparisons.study(paired.load(results, "study"))
         return cls(results, study, open_points.measured(results), ledger.verdicts(results))
 
 
@@ -52,7 +52,7 @@ def numbers(answers: Answers) -> Numbers:
 
 def _sources(answers: Answers) -> Iterator[Numbers]:
     results = answers.results
-    short, longer = results.runs("study"), results.runs("study_long")
+    short, longer = (paired.load(results, grid) for grid in ("study", "study_long"))
     yield of_study(short, answers.study, "study")
     yield of_study(longer, comparisons.study(longer), "long")
     yield _standing(comparisons.against_single_phase(longer, short), "single")
@@ -99,12 +99,9 @@ def _standing(rows: pd.DataFrame, name: str) -> Numbers:
     """Of each budget (``kept.<kept>``), how many ``methods`` are compared with HiAP, and how many of them are decidedly
     ``better`` or ``worse``."""
     found = Numbers()
-    for target, group in rows.dropna(subset=["target", "difference"]).groupby("target"):
-        decided = group[group["decided"] == True]  # noqa: E712  (a column of objects)
-        better = int((decided["difference"] > 0).sum())
-        kept = _kept(float(target))  # type: ignore[arg-type]
-        counts = {"better": better, "worse": len(decided) - better, "methods": len(group)}
-        found |= {f"kept.{kept}": kept, **{f"{name}.{kept}.{key}": str(count) for key, count in counts.items()}}
+    for row in comparisons.standing(rows).to_dict("records"):
+        kept = _kept(row.pop("target"))
+        found |= {f"kept.{kept}": kept, **{f"{name}.{kept}.{key}": str(count) for key, count in row.items()}}
     return found
 
 
@@ -112,7 +109,7 @@ def _controls(runs: pd.DataFrame, name: str) -> Numbers:
     """HiAP with a target minus each network from which nothing was removed (``<name>.over.<control>.<kept>``):
     ``diff``, ``difflow``, ``diffhigh``, and in words whether it is decided."""
     found = Numbers()
-    controls = [label for label in seeds.scores_per_label(runs) if label.startswith("dense")]
+    controls = [label for label in sorted(set(runs["label"])) if label.startswith("dense")]
     for row in comparisons.against(runs, controls).to_dict("records"):
         key = f"{name}.over.{row['against']}.{_kept(row['target'])}"
         side = "above" if row["difference"] > 0 else "below"
@@ -136,9 +133,8 @@ def of_evidence(results: Results) -> Numbers:
         "evidence.tried": str(len(results.runs(evidence.TUNING).query("method != 'dense'"))),
         "evidence.primary": str(len(evidence.PRIMARY)),
     }
-    tmacs = {}
     for row in evidence.accuracies(runs).to_dict("records"):
-        key, tmacs[row["label"]] = f"evidence.{row['label']}", row["train_macs"]
+        key = f"evidence.{row['label']}"
         found |= _short(row, key, {"top1": "top1", "low": "low", "high": "high"})
         found |= {f"{key}.macs": fixed(100 * row["macs_share"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
     for row in evidence.against(runs).to_dict("records"):
@@ -149,14 +145,13 @@ def of_evidence(results: Results) -> Numbers:
             found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
     for row in evidence.finetuning(runs).to_dict("records"):
         found |= _short(row, f"evidence.tuned.{row['label']}", interval)
-    pairs = {_kept(1 - cut / 100): (f"hiap-settled-{cut}", f"hiap-{cut}") for cut in evidence.CUTS}
-    for name, (label, other) in {**pairs, "slim": ("hiap-settled-65", "vit_slim-65")}.items():
-        if pair := evidence.pair(runs, label, other):
-            found |= _short(evidence.flat(pair), f"evidence.settled.{name}", interval)
-            found[f"evidence.settled.{name}.bill"] = fixed(tmacs[label] / tmacs[other])
-    for method in ("vit_slim", "taylor"):
-        if pair := evidence.pair(runs, "hiap-long-65", f"{method}-long-65"):
-            found |= _short(evidence.flat(pair), f"evidence.long.{method}", interval)
+    for row in evidence.settled(runs).to_dict("records"):
+        key = f"evidence.settled.{_kept(row['target'])}"
+        found |= {**_short(row, key, interval), f"{key}.bill": fixed(row["bill"])}
+    if pair := paired.pair(runs, "hiap-settled-65", "vit_slim-65"):
+        found |= _short(paired.flat(pair), "evidence.settled.slim", interval)
+    for row in evidence.longer(runs).to_dict("records"):
+        found |= _short(row, f"evidence.long.{row['method']}", interval)
     return found | _left_at_papers_shape(results)
 
 

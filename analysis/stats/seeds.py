@@ -1,4 +1,4 @@
-"""Statistics over seeds: means with intervals, paired differences, probability of improvement.
+"""Statistics over seeds: means with intervals, paired differences.
 
 The only randomness is the bootstrap's, from ``SEED``. A percentile bootstrap of few seeds is too narrow (at n = 5 it
 covers some 84 % of normal means instead of 95 %; a test measures it), so nothing is called better or worse unless
@@ -34,12 +34,10 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """``difference``: method minus reference, paired by seed. ``improvement``: probability that a seed of the method
-    beats a seed of the reference, over all pairs, ties counting one half. ``decided``: both intervals exclude zero.
-    ``p``: of Student's test, two-sided."""
+    """``difference``: method minus reference, paired by seed. ``decided``: both intervals exclude zero. ``p``: of
+    Student's test, two-sided."""
 
     difference: Interval
-    improvement: float
     decided: bool
     p: float
 
@@ -61,13 +59,11 @@ def compare(method: pd.Series, reference: pd.Series) -> Comparison:
     both = pd.concat([method, reference], axis=1, join="inner").to_numpy(dtype=float)
     if not len(both):
         nan = float("nan")
-        return Comparison(Interval(nan, nan, nan, 0), nan, False, nan)
+        return Comparison(Interval(nan, nan, nan, 0), False, nan)
     gain = both[:, 0] - both[:, 1]
     difference = mean(gain)
-    above = both[:, 0][:, None] - both[:, 1][None, :]
-    improvement = float((above > 0).mean() + 0.5 * (above == 0).mean())
     excluded = abs(difference.mean) > half_width(gain) and (difference.low > 0 or difference.high < 0)
-    return Comparison(difference, improvement, bool(len(gain) > 1 and excluded), student_p(gain))
+    return Comparison(difference, bool(len(gain) > 1 and excluded), student_p(gain))
 
 
 def mean_per_label(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -1,17 +1,21 @@
-"""Methods against each other at equal MACs: means over seeds, and differences from HiAP, paired by seed."""
+"""Methods against each other at equal MACs: means over seeds, and differences from HiAP on equal seeds and images."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from analysis.records import names, published
-from analysis.stats import seeds
 from analysis.stats.seeds import LEVEL, half_width, holm
+from analysis.studies import paired
 from hiap.train.config import ConfigError
 from hiap.train.record import Record
 
 REFERENCE = "hiap"  # the variant that all others are compared with
 MEANS = ("macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds")
+COMPARED = (
+    "difference", "difference_low", "difference_high", "improvement", "improvement_low", "improvement_high",
+    "equivalent", "p", "p_holm", "decided",
+)  # fmt: skip
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -38,42 +42,58 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def study(runs: pd.DataFrame) -> pd.DataFrame:
-    """``summary`` with one row per target and variant, and against the reference at the same target: columns ``low``,
-    ``high``, ``difference``, ``difference_low``, ``difference_high``, ``improvement``, ``decided``; ``p`` and
-    ``p_holm``, of Student's test before and after correction for all these comparisons; ``holm``: whether it is decided
-    after it."""
-    scores = seeds.scores_per_label(runs.drop_duplicates("run_id"))
-    rows = names.with_variants(summary(runs))
+    """``summary`` of ``paired.load`` with one row per target and variant, and each minus the reference at the same
+    target: ``COMPARED``. All rows that are compared are one family for Holm's correction, and only after it is one
+    ``decided``."""
+    rows, of = names.with_variants(summary(runs)), dict(list(runs.groupby("label")))
     reference = rows[rows["variant"] == REFERENCE].set_index("target")["label"]
     found = []
     for row in rows.to_dict("records"):
-        own = seeds.mean(scores[row["label"]])
-        new = {"low": own.low, "high": own.high}
+        own = paired.accuracy(of[row["label"]])
+        new: dict[str, object] = {"low": own.low, "high": own.high}
         if row["target"] in reference.index and row["variant"] != REFERENCE:
-            against = seeds.compare(scores[row["label"]], scores[reference[row["target"]]])
-            new |= against.difference.columns("difference")
-            new |= {"improvement": against.improvement, "decided": against.decided, "p": against.p}
+            new |= _compared(of[row["label"]], of[reference[row["target"]]])
         found.append(new)
-    wanted = ["low", "high", "difference", "difference_low", "difference_high", "improvement", "decided", "p"]
-    rows = rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=wanted))
-    p = holm(rows["p"])  # all rows that have one are one family
-    stands = (rows["decided"] == True) & (p < 1 - LEVEL)  # noqa: E712  (a column of objects)
-    return rows.assign(p_holm=p, holm=stands.astype(object).where(rows["decided"].notna()))
+    return judged(rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=["low", "high", *COMPARED[:-2]])))
+
+
+def _compared(method: pd.DataFrame, reference: pd.DataFrame) -> dict[str, object]:
+    found = paired.compare(method, reference)
+    if found is None:
+        return dict(paired.bare(method, reference).columns("difference"))
+    ends = {**found.difference.columns("difference"), **found.improvement.columns("improvement")}
+    return {**ends, "equivalent": found.equivalent, "p": found.p}
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """With ``p_holm`` and ``decided``, of all rows that have a ``p``."""
+    p = pd.Series(holm(rows["p"]), rows.index)
+    return rows.assign(p_holm=p, decided=(p < 1 - LEVEL).astype(object).where(p.notna(), None))
+
+
+def standing(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per target of ``study``, the highest first: how many ``methods`` are compared with the reference, and how many of
+    them are decided to be ``better`` or ``worse``. Another setting of HiAP is none of them."""
+    counts, others = [], rows[rows["method"] != REFERENCE].dropna(subset=["target", "difference"])
+    for target, group in others.groupby("target", sort=True):
+        decided = group[group["decided"].eq(True)]
+        better = int((decided["difference"] > 0).sum())
+        counts.append({"target": target, "methods": len(group), "better": better, "worse": len(decided) - better})
+    return pd.DataFrame(counts[::-1], columns=["target", "methods", "better", "worse"])
 
 
 def against(runs: pd.DataFrame, controls: list[str]) -> pd.DataFrame:
-    """The reference at each target minus each control, paired by seed: columns ``target``, ``against``, ``n``,
-    ``difference``, ``low``, ``high``, ``decided``."""
-    scores = seeds.scores_per_label(runs)
+    """The reference at each target minus each control: columns ``target``, ``against``, ``n``, ``difference``, ``low``,
+    ``high``, ``p``, ``p_holm``, ``decided``."""
+    rows, of = [], dict(list(runs.groupby("label")))
     reference = _references(runs).drop_duplicates("label").sort_values("target", ascending=False)
-    rows = []
     for label, target in zip(reference["label"], reference["target"], strict=True):
-        for control in (name for name in controls if name in scores):
-            found = seeds.compare(scores[label], scores[control])
-            ends = found.difference
+        for control in (name for name in controls if name in of):
+            found = paired.compare(of[label], of[control])
+            ends = found.difference if found else paired.bare(of[label], of[control])
             row = {"target": target, "against": control, "n": ends.n, "difference": ends.mean}
-            rows.append({**row, "low": ends.low, "high": ends.high, "decided": found.decided})
-    return pd.DataFrame(rows)
+            rows.append({**row, "low": ends.low, "high": ends.high, "p": found.p if found else float("nan")})
+    return judged(pd.DataFrame(rows, columns=["target", "against", "n", "difference", "low", "high", "p"]))
 
 
 def against_single_phase(longer: pd.DataFrame, short: pd.DataFrame) -> pd.DataFrame:

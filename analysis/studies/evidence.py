@@ -12,8 +12,8 @@ import pandas as pd
 
 from analysis.records import names, published
 from analysis.records.results import Results, topology
-from analysis.stats import images
 from analysis.stats.seeds import LEVEL, holm
+from analysis.studies import paired
 from analysis.studies.comparisons import REFERENCE
 
 GRID, TUNING = "evidence", "tune"
@@ -21,7 +21,7 @@ GRID, TUNING = "evidence", "tune"
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
 CUTS = (33, 50, 65)  # per cent of the MACs: the protocol's budgets
 AIMED = tuple(f"{REFERENCE}-{cut}" for cut in CUTS)  # HiAP's labels at these
-FINETUNED = "-finetuned"
+FINETUNED, LONGER = "-finetuned", "-long-65"
 ASIDE = (FINETUNED, "-long", "-other", "-lower-rate")  # tables have them, the figure of all methods does not
 
 AGAINST_COLUMNS = (
@@ -31,26 +31,13 @@ AGAINST_COLUMNS = (
 
 
 def load(results: Results, grid: str = GRID) -> pd.DataFrame:
-    """``Results.runs`` with ``variant``, ``title``, ``loss`` and ``hits``: which test images the extracted network got
-    right, None where a record does not say."""
-    runs = results.runs(grid)
-    scores = {record.run_id: record.metrics.extracted for record in results.finished(grid)}
-    found = [scores[run_id] for run_id in runs["run_id"]]
+    """``paired.load`` with ``variant`` and ``title``."""
+    runs = paired.load(results, grid)
     # A network that is fine-tuned starts from a pruned one; its share is still of the dense network's MACs.
     dense = runs["start"].map(runs.set_index("run_id")["macs_dense"]).fillna(runs["macs_dense"])
-    runs = runs.assign(
-        macs_dense=dense,
-        macs_share=runs["macs"] / dense,
-        loss=[score.loss if score else np.nan for score in found],
-        hits=pd.Series([score.hits() if score else None for score in found], index=runs.index, dtype=object),
-    )
-    rows = names.with_variants(runs)
+    rows = names.with_variants(runs.assign(macs_dense=dense, macs_share=runs["macs"] / dense))
     tuned = rows["variant"].astype(str).str.contains(FINETUNED)  # by method dense
     return rows.assign(title=rows["title"].where(~tuned, [names.title(name, "hiap") for name in rows["variant"]]))
-
-
-def _hits(runs: pd.DataFrame) -> dict[int, Any]:
-    return dict(zip(runs["seed"], runs["hits"], strict=True))
 
 
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
@@ -61,8 +48,8 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"label": label, "variant": variant, "title": title, "method": method}
         row |= {"target": group["target"].iloc[0], "n": len(group)}
         row |= {key: group[key].mean() for key in ("macs_share", "params", "epochs", "train_macs", "top1")}
-        found = images.accuracy(_hits(group))
-        rows.append({**row, "low": found.low if found else np.nan, "high": found.high if found else np.nan})
+        found = paired.accuracy(group)
+        rows.append({**row, "low": found.low, "high": found.high})
     columns = ["label", "variant", "title", "method", "target", "n", "macs_share", "params", "epochs", "train_macs"]
     return pd.DataFrame(rows, columns=[*columns, "top1", "low", "high"])
 
@@ -77,12 +64,12 @@ def against(runs: pd.DataFrame) -> pd.DataFrame:
     by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone."""
     rows = []
     for target, group in runs.dropna(subset="target").groupby("target", sort=True):
-        reference = _hits(group[group["variant"] == REFERENCE])
+        reference = group[group["variant"] == REFERENCE]
         for (variant, title, method), own in group.groupby(["variant", "title", "method"], sort=False):
-            found = images.compare(reference, _hits(own)) if variant != REFERENCE else None
+            found = paired.compare(reference, own) if variant != REFERENCE else None
             if found is not None:
                 row = {"target": target, "variant": variant, "title": title, "method": method}
-                rows.append({**row, "primary": (target, variant) in PRIMARY, **flat(found)})
+                rows.append({**row, "primary": (target, variant) in PRIMARY, **paired.flat(found)})
     return _judged(pd.DataFrame(rows, columns=list(AGAINST_COLUMNS)))
 
 
@@ -96,31 +83,40 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(decided=decided.where(primary, None))
 
 
-def flat(found: images.Comparison) -> dict[str, Any]:
-    """A comparison as columns."""
-    ends = found.difference
-    row = {"n": ends.n, "difference": ends.mean, "low": ends.low, "high": ends.high, "p": found.p}
-    return {**row, **found.improvement.columns("improvement"), "equivalent": found.equivalent}
-
-
-def pair(runs: pd.DataFrame, method: str, reference: str) -> images.Comparison | None:
-    """One label minus another, say 'hiap-settled-65' and 'vit_slim-65'."""
-    own, other = (_hits(runs[runs["label"] == label]) for label in (method, reference))
-    return images.compare(own, other)
-
-
 def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
     """What three more epochs add to every network that HiAP left: ``label`` of the network, ``title``, ``n``,
     ``difference``, ``low``, ``high``."""
     rows = []
     for label in (name for name in dict.fromkeys(runs["label"]) if FINETUNED in name):
         start = label.replace(FINETUNED, "")
-        found = pair(runs, label, start)
+        found = paired.pair(runs, label, start)
         if found is not None:
             row = runs[runs["label"] == start].iloc[0]
-            rows.append({"label": start, "title": row["title"], "target": row["target"], **flat(found)})
+            rows.append({"label": start, "title": row["title"], "target": row["target"], **paired.flat(found)})
     columns = ["label", "title", "target", "n", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def settled(runs: pd.DataFrame) -> pd.DataFrame:
+    """HiAP settled minus HiAP at each budget: ``target``, ``n``, ``difference``, ``low``, ``high``, and ``bill``: its
+    training MACs over HiAP's."""
+    rows, bills = [], runs.groupby("label")["train_macs"].mean()
+    for cut in CUTS:
+        label, other = f"{REFERENCE}-settled-{cut}", f"{REFERENCE}-{cut}"
+        if found := paired.pair(runs, label, other):
+            rows.append({"target": 1 - cut / 100, "bill": bills[label] / bills[other], **paired.flat(found)})
+    return pd.DataFrame(rows, columns=["target", "n", "difference", "low", "high", "bill"])
+
+
+def longer(runs: pd.DataFrame) -> pd.DataFrame:
+    """HiAP minus every ``method`` that has twice the epochs too: ``n``, ``difference``, ``low``, ``high``."""
+    label = f"{REFERENCE}{LONGER}"
+    rows = [
+        {"method": other.removesuffix(LONGER), **paired.flat(found)}
+        for other in dict.fromkeys(runs["label"])
+        if other.endswith(LONGER) and other != label and (found := paired.pair(runs, label, other))
+    ]
+    return pd.DataFrame(rows, columns=["method", "n", "difference", "low", "high"])
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
@@ -137,9 +133,8 @@ def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
         top1, without = both[label].mean(), both[start].mean()
         row = {"label": label, "n": len(both), "top1": top1, "without": without}
         row |= {"bill": ratios.mean(), "bill_low": ratios.min(), "bill_high": ratios.max()}
-        found = pair(runs, label, start)
-        ends = found.difference[:3] if found else (top1 - without, np.nan, np.nan)
-        rows.append({**row, **dict(zip(("difference", "low", "high"), ends, strict=True))})
+        ends = paired.difference(*(runs[runs["label"] == name] for name in (label, start)))
+        rows.append({**row, "difference": ends.mean, "low": ends.low, "high": ends.high})
     columns = ["label", "n", "top1", "without", "bill", "bill_low", "bill_high", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -151,7 +146,7 @@ def priced(runs: pd.DataFrame) -> pd.DataFrame:
     rows, means = [], runs.groupby("label")[["top1", "macs_share"]].mean()
     for label in means.index:
         ledger, _, cut = label.partition("-")
-        found = pair(runs, label, f"macs-{cut}") if ledger in ("time", "physical") else None
+        found = paired.pair(runs, label, f"macs-{cut}") if ledger in ("time", "physical") else None
         ends = (found.difference.n, *found.difference[:3]) if found else (0, np.nan, np.nan, np.nan)
         own = {"label": label, "n": int((runs["label"] == label).sum()), **dict(means.loc[label])}
         rows.append({**own, **dict(zip(("paired", "difference", "low", "high"), ends, strict=True))})

@@ -62,10 +62,10 @@ def _compared(share: int, against: str, *last: Column) -> tuple[Column, ...]:
 
 
 STUDY_NOTES = (
-    "Top-1: extracted model, mean over n seeds; low, high: its bootstrap 95 % interval.",
-    "- HiAP: difference to HiAP with the same target, paired by seed; P: probability that a seed beats a seed of HiAP.",
-    "better, worse: than HiAP, where the bootstrap's and Student's 95 % interval of the difference exclude zero; in "
-    "brackets: not after Holm's correction for all comparisons of this table.",
+    "low, high: 95 %, by a bootstrap over seeds and test images, those of one original drawn together. - HiAP: minus "
+    "HiAP with the same target, on the same seeds and images; P: probability that the method wins on a seed.",
+    "better, worse: than HiAP, decided after Holm's correction for all comparisons of this table. =: equivalent within "
+    "0.3 points.",
     "TMACs: multiply-adds of training after the dense model.",
 )
 
@@ -73,7 +73,7 @@ STUDY_NOTES = (
 def study(rows: pd.DataFrame) -> Table:
     """The rows of ``comparisons.study``: one panel per target, and one for what has none."""
     data, images = rows["data"].iloc[0], int(rows["test_images"].iloc[0])
-    rows = rows.assign(share=100 - rows["reduction"], verdict=[_corrected(row) for _, row in rows.iterrows()])
+    rows = rows.assign(share=100 - rows["reduction"], verdict=[_with_equivalence(row) for _, row in rows.iterrows()])
     columns = _compared(2, "- HiAP", Column("train_macs", "TMACs", number(2, 1e12)))
     title = f"Single-phase and multi-stage pruning on {data} ({images:,} test images)"
     return Table(title, columns, per_target(rows, "top1"), STUDY_NOTES)
@@ -99,10 +99,8 @@ def _verdict(row: pd.Series) -> str:
     return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
 
 
-def _corrected(row: pd.Series) -> str:
-    """The verdict, in brackets where it does not stand among all comparisons of its study."""
-    verdict = _verdict(row)
-    return verdict if row["holm"] is True or not verdict else f"({verdict})"
+def _with_equivalence(row: pd.Series) -> str:
+    return " ".join(filter(None, (_verdict(row), "=" if row["equivalent"] is True else "")))
 
 
 EVIDENCE_NOTES = (

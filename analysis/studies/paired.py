@@ -1,0 +1,91 @@
+"""Finished runs of a grid with which test images each network got right, and labels against each other, image by image.
+
+The digits' test images are made from 445 originals: those of one original count as one draw (``originals``).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.records.results import Results
+from analysis.stats import images
+from analysis.stats.seeds import Interval
+from hiap.train.record import Record
+
+
+def load(results: Results, grid: str) -> pd.DataFrame:
+    """``Results.runs`` with the ``loss`` of the extracted network, ``hits``: which test images it got right, None where
+    a record does not say, and ``originals``: which original each shows, None where each is its own."""
+    runs = results.runs(grid)
+    records = {record.run_id: record for record in results.finished(grid)}
+    scores = [records[run_id].metrics.extracted for run_id in runs["run_id"]]
+    return runs.assign(
+        loss=[score.loss if score else np.nan for score in scores],
+        hits=_objects([score.hits() if score else None for score in scores], runs),
+        originals=_objects([_originals(records[run_id]) for run_id in runs["run_id"]], runs),
+    )
+
+
+def _objects(values: list[Any], runs: pd.DataFrame) -> pd.Series:
+    return pd.Series(values, index=runs.index, dtype=object)
+
+
+def _originals(record: Record) -> np.ndarray | None:
+    data, score = record.config.data, record.metrics.extracted
+    return _shown(score.n, data.seed) if score and score.correct and data.name == "affine-digits" else None
+
+
+@cache
+def _shown(count: int, seed: int) -> np.ndarray:
+    from hiap.data.affine_digits import shown  # here: it draws with torch, which nothing else in these rooms waits for
+
+    return shown("test", count, seed)
+
+
+def compare(method: pd.DataFrame, reference: pd.DataFrame) -> images.Comparison | None:
+    """Runs of one label minus runs of another, on the seeds that both have. None for fewer than two such seeds, or
+    where a record does not say which images were right."""
+    return images.compare(_hits(method), _hits(reference), _clusters(method))
+
+
+def pair(runs: pd.DataFrame, method: str, reference: str) -> images.Comparison | None:
+    """``compare`` of two labels, say 'hiap-settled-65' and 'vit_slim-65'."""
+    return compare(*(runs[runs["label"] == label] for label in (method, reference)))
+
+
+def difference(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
+    """That of ``compare``, or ``bare`` without it."""
+    found = compare(method, reference)
+    return found.difference if found else bare(method, reference)
+
+
+def bare(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
+    """The mean difference over the seeds that both have, its ends missing."""
+    gain = (method.set_index("seed")["top1"] - reference.set_index("seed")["top1"]).dropna()
+    return Interval(float(gain.mean()), np.nan, np.nan, len(gain))
+
+
+def accuracy(runs: pd.DataFrame) -> Interval:
+    """Mean top-1 of one label's runs; ends missing for one seed, or without knowing which images were right."""
+    bare = Interval(float(runs["top1"].mean()), np.nan, np.nan, len(runs))
+    return images.accuracy(_hits(runs), _clusters(runs)) or bare
+
+
+def flat(found: images.Comparison) -> dict[str, Any]:
+    """A comparison as columns."""
+    ends = found.difference
+    row = {"n": ends.n, "difference": ends.mean, "low": ends.low, "high": ends.high, "p": found.p}
+    return {**row, **found.improvement.columns("improvement"), "equivalent": found.equivalent}
+
+
+def _hits(runs: pd.DataFrame) -> images.Hits:
+    return dict(zip(runs["seed"], runs["hits"], strict=True))
+
+
+def _clusters(runs: pd.DataFrame) -> np.ndarray | None:
+    """The same for all runs: a grid has one test set."""
+    return None if runs.empty else runs["originals"].iloc[0]

@@ -22,6 +22,7 @@ from analysis.records.results import REPOSITORY, Results
 from hiap.bench import clock, deploy, gpu, run, runtimes
 from hiap.bench.report import Deployed, DeployReport, DeploySettings
 from hiap.bench.runtimes import Network, missing
+from hiap.beyond import token_merging
 
 CPU = torch.device("cpu")
 
@@ -215,9 +216,29 @@ def test_deploy_from_networks_to_report(folders, tmp_path, monkeypatch, capsys):
     assert "left out: openvino: " in capsys.readouterr().out
 
 
+def test_tokens_are_merged_in_every_network_beside_it(folders, tmp_path):
+    (tmp_path / "bench").mkdir()
+    dense, cut = folders
+    quick = ["batches=[4]", "rounds=3", "warmup=1", "runtimes=[eager]", "precisions=[fp32]", "merge=[0.5,1]"]
+    data = ["data=digits", "test_size=32", "calibration=16", f"out={tmp_path / 'bench'}", "name=both"]
+    assert run.main(["deploy", f"model={dense}", f"networks.cut={cut}", *quick, *data]) == 0
+    rows = bench.deploy(Results(tmp_path)).set_index(["network", "merged"])
+    assert set(rows.index) == {(name, pairs) for name in ("dense", "cut") for pairs in (0, 0.5, 1)}
+    small = hiap.load(cut)
+    assert rows.loc[("cut", 0.0), "macs"] == hiap.macs(small, (1, 16, 16))
+    assert rows.loc[("cut", 0.5), "macs"] == token_merging.macs(small, [0, 1, 0, 1][: len(small.blocks)])
+    assert rows.loc[("cut", 1.0), "macs"] == token_merging.macs(small, 1)
+    assert rows["top1"].notna().all()
+    figure = costs.merging(rows.reset_index())
+    assert {text.get_text() for text in figure.axes[0].texts} == {"0", "0.5", "1"}
+    style.save(figure, "deploy_merging", rows.reset_index(), tmp_path)
+    assert list(dictionary.problems(tmp_path)) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["merge=[0]"], "merge"),
         (["precisions=[int8]"], "expected fp32 among them"),
         (["networks={dense: x}"], "networks 'dense': that is the name of another"),
         (["networks={a: nowhere}"], "nowhere: expected"),

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, entry, look, narrow, wide
+from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.table2 import CUTS, Described, width
 from analysis.records.names import count
@@ -188,7 +188,7 @@ def deploy(rows: pd.DataFrame) -> Figure:
     shape = {"nrows": len(reports), "ncols": len(batches), "sharey": True, "squeeze": False}
     fig, axes = wide(0.5 + (0.4 + 0.16 * len(lines)) * len(reports), **shape)
     for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
-        ax, style = axes[reports.index(report), batches.index(batch)], list(LOOKS.values())[networks.index(network)]
+        ax, style = axes[reports.index(report), batches.index(batch)], _look_of(str(network), networks)
         places = [lines.index(line) for line in group["runtime"] + " " + group["precision"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
@@ -200,5 +200,32 @@ def deploy(rows: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].invert_yaxis()
     fig.supxlabel("times the dense network in fp32, in its fastest runtime", fontsize="medium")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
+    return fig
+
+
+def _look_of(network: str, networks: list[str]) -> Look:
+    """That of the method it is named after, else one that no method has here."""
+    free = [style for name, style in LOOKS.items() if name not in networks]
+    return LOOKS.get(network) or free[networks.index(network)]
+
+
+def merging(rows: pd.DataFrame) -> Figure:
+    """Top-1 against speed over the dense network, a line per network of ``bench.deploy``'s reports that merge tokens
+    and a panel per report; the numbers at the marks: pairs of tokens merged in a block. Bars are the quartiles."""
+    reports, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "network"))
+    fig, axes = wide(2.2, 1, len(reports), squeeze=False)
+    for (report, network), group in rows.sort_values("merged").groupby(["report", "network"], sort=False):
+        ax, style = axes[0, reports.index(report)], _look_of(str(network), networks)
+        errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
+        marks = {"marker": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5}
+        ax.errorbar(group["best"], group["top1"], xerr=errors, label=network, linewidth=0.8, **marks)
+        for row in group.to_dict("records"):
+            ax.annotate(
+                f"{row['merged']:g}", (row["best"], row["top1"]), (3, 3), textcoords="offset points", fontsize=6
+            )
+        where = f"{row['runtime']}, {row['precision']}, batch {row['batch']}"
+        ax.set(title=f"{report}: {where}", xlabel="times the dense network", ylabel="top-1 (%)")
+        ax.grid(True)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
     return fig

@@ -14,8 +14,8 @@ COLUMNS = (
     "params", "ms", "ratio", "ratio_low", "ratio_high", "cut", "share", "memory_mib",
 )  # fmt: skip
 DEPLOYED = (
-    "report", "setting", "batch", "network", "runtime", "precision", "macs", "cut", "ms", "own", "best", "best_low",
-    "best_high", "share", "top1", "fastest",
+    "report", "setting", "batch", "network", "merged", "runtime", "precision", "macs", "cut", "ms", "own", "best",
+    "best_low", "best_high", "share", "top1", "fastest",
 )  # fmt: skip
 
 
@@ -31,10 +31,11 @@ def load(results: Results) -> pd.DataFrame:
 def deploy(results: Results) -> pd.DataFrame:
     """One row per network, runtime, precision and batch size of the reports of mode deploy, which ``load`` leaves out.
     ``own``, ``best``: speed over the dense network's in fp32, in this runtime and in the one that is fastest then;
-    ``fastest``: no other runtime has this network and precision faster."""
+    ``merged``: pairs of tokens merged in a block, on average; ``fastest``: no other runtime has this network and
+    precision faster."""
     found = [row for name, one in _reports(results) if one["mode"] == "deploy" for row in _deployed(name, one)]
     rows = pd.DataFrame(found, columns=list(DEPLOYED))
-    least = rows.groupby(["report", "batch", "network", "precision"])["ms"].transform("min")
+    least = rows.groupby(["report", "batch", "network", "merged", "precision"])["ms"].transform("min")
     return rows.assign(fastest=rows["ms"] == least)
 
 
@@ -51,12 +52,19 @@ def _deployed(name: str, report: dict) -> list[dict]:
         {
             **row,
             **{"report": name, "setting": setting, "cut": 1 - row["macs"] / dense, "ms": 1e3 * row["seconds"][1]},
+            **dict(zip(("network", "merged"), _merged(row["network"]), strict=True)),
             "own": 1 / row["ratio"][1],
             **{key: 1 / x for key, x in zip(("best_high", "best", "best_low"), row["against_best"], strict=True)},
             "top1": row["score"] and row["score"]["top1"],
         }
         for row in report["rows"]
     ]
+
+
+def _merged(network: str) -> tuple[str, float]:
+    """'hiap+0.5' is network 'hiap' with half a pair of tokens merged in a block."""
+    base, _, pairs = network.partition("+")
+    return base, float(pairs or 0)
 
 
 def _rows(name: str, report: dict) -> list[dict]:

@@ -27,6 +27,7 @@ from hiap.bench import topologies
 from hiap.bench.clock import alternate, quartiles, share
 from hiap.bench.report import Deployed, DeployReport, DeploySettings, framed
 from hiap.bench.runtimes import NEEDS, RUNTIMES, Call, Network, missing
+from hiap.beyond import token_merging
 from hiap.data import loader
 from hiap.formats import store
 from hiap.options import one_line
@@ -88,7 +89,24 @@ def _models(settings: DeploySettings) -> dict[str, Any]:
     for name, model in models.items():
         if _form(model) != asked:
             raise ConfigError(f"{name}: images and classes {_form(model)}; expected the dense network's {asked}")
-    return models
+    return models | {
+        f"{name}+{pairs:g}": token_merging.merge_tokens(model, _spread(pairs, len(model.blocks)))
+        for name, model in models.items()
+        for pairs in settings.merge
+    }
+
+
+def _spread(pairs: float, depth: int) -> list[int]:
+    """``pairs`` a block on average, as whole numbers: 0.5 is 0, 1, 0, 1, ..."""
+    ends = [int(pairs * (i + 1) + 1e-9) for i in range(depth)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _macs(model: Any) -> int:
+    blocks = model.blocks
+    if isinstance(blocks, token_merging.MergingBlocks):
+        return token_merging.macs(blocks.unmerged(model), blocks.schedule)
+    return cost.macs(model, cost.image_of(model))
 
 
 def _form(model: Any) -> tuple[int, ...]:
@@ -177,7 +195,7 @@ def _timed(calls: dict[Cell, Call], models: dict[str, Any], batch: int, settings
                 {
                     **{"name": "/".join(cell), "network": network, "runtime": runtime, "precision": precision},
                     "batch": batch,
-                    "macs": cost.macs(models[network], cost.image_of(models[network])),
+                    "macs": _macs(models[network]),
                     "params": cost.params(models[network]),
                     "seconds": quartiles(seconds[cell]),
                     "throughput": round(batch / float(np.median(seconds[cell])), 3),

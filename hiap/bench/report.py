@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hiap.bench import latency as timed
 from hiap.train.config import MOST
@@ -68,8 +68,10 @@ class LatencySettings(Settings):
 class DeploySettings(Timing):
     """``networks``: folders of ``hiap.save`` by the names that rows give them; ``topologies`` come beside them, or,
     where neither is given, Fig. 5. ``data``: accuracy on ``test_size`` images (Fashion-MNIST: of the validation split;
-    0: none is measured), and int8 is calibrated on ``calibration`` training images instead of noise. ``files``: where
-    exported and quantised networks are kept; by default they are not."""
+    0: none is measured), and int8 is calibrated on ``calibration`` training images instead of noise. ``merge``:
+    every network once more for each of these numbers of pairs of tokens that are merged in a block, 0.5 being one in
+    every second block; such a row's network is 'hiap+0.5'. ``files``: where exported and quantised networks are kept;
+    by default they are not."""
 
     networks: dict[str, str] = {}
     topologies: list[str] = []
@@ -79,6 +81,7 @@ class DeploySettings(Timing):
     batches: list[PositiveInt] = Field([1, 16], min_length=1)
     runtimes: list[Runtime] = Field(["eager", "compile", "onnxruntime", "openvino"], min_length=1)
     precisions: list[Precision] = Field(["fp32", "bf16", "int8"], min_length=1)
+    merge: list[PositiveFloat] = []
     data: Literal["", "digits", "fashion-mnist"] = ""
     root: str = ""
     test_size: int = Field(2000, ge=0)

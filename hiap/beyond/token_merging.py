@@ -35,11 +35,12 @@ def merge_tokens(model: Any, r: int | Sequence[int]) -> Any:
     for an ``r`` that is none.
     """
     _check(model)
+    return _with_blocks(model, MergingBlocks(model.blocks, _schedule(model, r), model.num_prefix_tokens))
+
+
+def _with_blocks(model: Any, blocks: nn.Module) -> Any:
     view = copy.copy(model)
-    view._modules = {
-        **model._modules,
-        "blocks": MergingBlocks(model.blocks, _schedule(model, r), model.num_prefix_tokens),
-    }
+    view._modules = {**model._modules, "blocks": blocks}
     return view
 
 
@@ -76,6 +77,10 @@ class MergingBlocks(nn.Module):
                 x, size = merge(x, compared, size, count, self.prefix)
             x = _branch(block, "mlp", block.norm2, block.ls2, block.drop_path2, x)
         return x
+
+    def unmerged(self, view: Any) -> Any:
+        """The network that ``view`` is one of."""
+        return _with_blocks(view, self.blocks)
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule}"

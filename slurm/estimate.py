@@ -112,7 +112,8 @@ def bench_hint(config: Config) -> str:
     return f"To measure:\n  python -m hiap.bench steps {wanted} name=steps_{name}_cuda_{config.optim.precision}"
 
 
-def disk_bytes(config: Config) -> int | None:
-    """Two checkpoints of weights and both AdamW moments, and the final network, all fp32; None if unknown."""
+def disk_bytes(config: Config) -> tuple[int, int] | None:
+    """Of the final network, at most, and of what a run keeps until it has finished: two checkpoints of weights and both
+    AdamW moments. All fp32; None if unknown."""
     size = dims(config)
-    return None if size is None else (2 * 3 + 1) * 4 * dense_params(size)
+    return None if size is None else (4 * dense_params(size), 2 * 3 * 4 * dense_params(size))

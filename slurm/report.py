@@ -156,13 +156,14 @@ def _gpu_bill(todo: list[Run], bench: Path) -> str:
 
 def _bill(todo: list[Run]) -> str:
     macs = [estimate.train_macs(run.config) for run in todo]
-    sizes = [estimate.disk_bytes(run.config) for run in todo]
+    sizes = [size for run in todo if (size := estimate.disk_bytes(run.config))]
     total = sum(m for m in macs if m is not None)
-    disk = sum(s for s in sizes if s is not None)
+    kept, most = sum(size for size, _ in sizes), max((size for _, size in sizes), default=0)
     cost = f"{total / 1e15:,.2f} PMACs" if total >= 1e15 else f"{total / 1e12:,.1f} TMACs"
     unknown = f", {macs.count(None)} of unknown cost" if None in macs else ""
     return (
-        f"{len(todo)} of them to do{unknown}: about {cost} of training, {disk / 1e6:,.0f} MB on disk.\n"
+        f"{len(todo)} of them to do{unknown}: about {cost} of training, {kept / 1e6:,.0f} MB on disk, and\n"
+        f"{most / 1e6:,.0f} MB for each of those that train at once.\n"
         "Counted: forward, backward (twice the forward) and the teacher's forward; a network that is to be pruned to\n"
         "what another run leaves counts as dense until that run is finished."
     )

@@ -230,8 +230,10 @@ def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
     with pytest.raises(train.Interrupted, match=r"run again to resume"):
         train.run(config)
     monkeypatch.undo()
-    assert checkpoint.load(Folders.of(config).work / "checkpoints")["step"] == 5
+    folders = Folders.of(config)
+    assert checkpoint.load(folders.checkpoints)["step"] == 5
     assert train.run(config).resumed == 1
+    assert not folders.checkpoints.exists(), "nothing to resume any more"
 
 
 def test_checkpoints_keep_two_and_never_unpickle_code(tmp_path):
@@ -539,6 +541,7 @@ def test_status_tells_the_end_of_all_stages_and_what_is_left(dense, monkeypatch)
     changes = {"model": {"weights": f"run:{dense.run_id}"}, "budget": {"target_macs": 0.7}, "distill": {"alpha": 0.7}}
     config = tiny(dense.run.results, method="vit_slim", optim={"epochs": 4}, search={"epochs": 2}, **changes)
     train.run(config)
+    assert not list(Folders.of(config).work.glob("stage-*")), "what the second stage began with has served"
     running = [fields for fields in told if fields["state"] == "running"]
     first_stage = [fields for fields in running if fields["stage"] == running[0]["stage"]]
     assert first_stage[-1]["eta_s"] > 0, "the other stage is to come"

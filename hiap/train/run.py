@@ -6,6 +6,7 @@ the result on the extracted network and writes one record (``journal``). Stages 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,14 @@ def run(config: Config) -> Record:
         if world.first:
             write(record, folders)
             write_status(folders, state="finished")
+            _forget_the_way(folders)
     return record
+
+
+def _forget_the_way(folders: Folders) -> None:
+    """What a finished run would have resumed from: several times its network's size, and there may be hundreds."""
+    for folder in (folders.checkpoints, *folders.work.glob("stage-*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def record_lost(config: Config, error: str) -> Path:

@@ -118,6 +118,7 @@ def test_without_images_a_difference_is_shown_and_nothing_is_decided(runs):
     alone = comparisons.study(runs[runs["seed"] == 0]).set_index("label")
     assert alone.loc["l1-20", "difference"] == pytest.approx(1.0)
     assert np.isnan(alone.loc["l1-20", "difference_low"])
+    intervals.forest(alone.reset_index()).draw_without_rendering()
 
 
 def test_images_of_one_original_decide_less(runs):
@@ -175,6 +176,20 @@ def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
     (text,) = (text for text in fig.axes[0].texts if "←" in text.get_text())
     fig.draw_without_rendering()
     assert text.get_window_extent().x1 < fig.axes[0].transData.transform((0, 0))[0]
+
+
+def test_an_axis_holds_the_intervals_of_all_that_is_drawn_on_it(runs):
+    """A method beyond what the axis was made for, but within the interval of one that it was made for."""
+    shifts = {"taylor": np.array([2.0, 3.5, 5.5]), "cofi": np.array([3.0, 4.1, 5.4])}
+    l1 = runs[runs["label"] == "l1-20"]
+    others = [
+        l1.assign(label=f"{method}-20", method=method, run_id=[method + i for i in "abc"], top1=l1["top1"] - 1 + shift)
+        for method, shift in shifts.items()
+    ]
+    rows = comparisons.study(answered(pd.concat([runs, *others], ignore_index=True)))
+    ends = rows.set_index("label").loc[["taylor-20", "cofi-20"], ["difference", "difference_high"]]
+    assert ends.loc["taylor-20", "difference"] < intervals.FAR < ends.loc["cofi-20", "difference"]
+    assert intervals.forest(rows).axes[0].get_xlim()[1] >= ends["difference_high"].max()
 
 
 def test_landings_keep_the_worst_seed(runs):

@@ -80,10 +80,10 @@ def forest(rows: pd.DataFrame) -> Figure:
     decided after Holm's correction for all that is shown."""
     compared = rows.dropna(subset="difference").drop(columns=["low", "high"])
     compared = compared.rename(columns={"difference_low": "low", "difference_high": "high"})
+    compared = compared.fillna(dict.fromkeys(("low", "high"), compared["difference"]))  # one seed has no interval
     order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
-    shown = near(compared)
-    low, high = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
-    if len(shown) < len(compared):  # their numbers stand left of the line
+    low, high = _reach(compared)
+    if (compared["difference"] < low).any():  # their numbers stand left of the line
         low = min(low, -0.5 * high)
     words = f"n = {count(compared['n'])} seeds; filled: decided after Holm's correction; hollow: not decided"
     return _forest(compared, list(order.index), "points against HiAP", words, (low, high))
@@ -95,11 +95,21 @@ def at_papers_shape(compared: pd.DataFrame) -> Figure:
     primary = compared["primary"].astype(bool)
     rows = compared.assign(decided=[bool(d) or not p for d, p in zip(compared["decided"], primary, strict=True)])
     order = compared.groupby("title")["difference"].mean().sort_values()
-    shown = near(compared)
     seeds = f"Points of top-1, n = {count(compared['n'])} seeds"
     words = f"{seeds}; filled: decided by a primary test; hollow: not decided; pale: exploratory"
-    limits = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
-    return _forest(rows.assign(pale=~primary), list(order.index), "HiAP minus method", words, limits)
+    return _forest(rows.assign(pale=~primary), list(order.index), "HiAP minus method", words, _reach(compared))
+
+
+def _reach(compared: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis of differences: all ``near`` rows with their intervals, and those of whatever comes to lie within
+    that."""
+    shown = near(compared)
+    while True:
+        low, high = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
+        inside = compared[compared["difference"].between(low, high)]
+        if len(inside) <= len(shown):
+            return float(low), float(high)
+        shown = inside
 
 
 def _forest(rows: pd.DataFrame, order: list[str], unit: str, words: str, limits: tuple[float, float]) -> Figure:

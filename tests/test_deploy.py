@@ -146,6 +146,23 @@ def test_of_several_processes_the_fastest_runtime_is_one(folders):
 
 
 @pytest.mark.usefixtures("played")
+def test_the_worst_process_is_told(folders):
+    one = deploy.deploy(settings_of(*folders))
+    worse = one.model_copy(deep=True)
+    for row in worse.rows:
+        row.share = None if row.share is None else row.share - 0.25
+    found = deploy.merged([one, worse, one])
+    rows = {row.name: row for row in found.rows}
+    for before in one.rows:
+        row = rows[before.name]
+        assert row.share == before.share, "the processes' median"
+        assert row.worst == (None if before.share is None else before.share - 0.25)
+    assert one.rows[0].worst is None
+    assert any(f"{row.share:.3f} ({row.worst:.3f})" in line for line in deploy.told(found) for row in rows.values()
+               if row.share is not None)  # fmt: skip
+
+
+@pytest.mark.usefixtures("played")
 def test_accuracy_is_measured_by_the_first_process_alone(folders, tmp_path, monkeypatch):
     children = []
 

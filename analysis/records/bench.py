@@ -15,7 +15,7 @@ COLUMNS = (
 )  # fmt: skip
 DEPLOYED = (
     "report", "setting", "batch", "network", "merged", "runtime", "precision", "macs", "cut", "ms", "own", "best",
-    "best_low", "best_high", "share", "top1", "fastest",
+    "best_low", "best_high", "share", "worst", "top1", "fastest",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def _deployed(name: str, report: dict) -> list[dict]:
             **dict(zip(("network", "merged"), _merged(row["network"]), strict=True)),
             "own": 1 / row["ratio"][1],
             **{key: 1 / x for key, x in zip(("best_high", "best", "best_low"), row["against_best"], strict=True)},
+            "worst": row.get("worst"),
             "top1": row["score"] and row["score"]["top1"],
         }
         for row in report["rows"]

@@ -270,6 +270,7 @@ def merged(reports: list[DeployReport]) -> DeployReport:
         row.ratio = quartiles([r.ratio[1] for r in same])
         known = [r.against_same[1] for r in same if r.against_same]
         row.against_same = quartiles(known) if known else None
+        row.worst = min((r.share for r in same if r.share is not None), default=None)
         best = _fastest(tables, common, row.batch)
         pairs = zip(same, tables, strict=True)
         row.against_best = quartiles([r.against_best[1] / table[best].against_best[1] for r, table in pairs])
@@ -292,6 +293,7 @@ def told(report: DeployReport) -> list[str]:
     for row in sorted(report.rows, key=lambda row: (row.batch, row.against_best[1])):
         ups = [f"{1 / ratio[1]:.2f}" for ratio in (row.ratio, row.against_best)]
         cut = "" if row.share is None else f"{row.share:.3f}"
+        cut += "" if row.worst is None else f" ({row.worst:.3f})"
         top1 = "" if row.score is None else f"{row.score.top1:.2f}"
         lines.append(
             f"{row.batch:5}  {row.network:{wide}}  {row.runtime:11}  {row.precision:4}  {row.seconds[1] * 1e3:9.2f}  "

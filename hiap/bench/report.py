@@ -119,13 +119,14 @@ class Deployed(Times):
     """One network in one runtime. ``ratio`` is over the dense network's time in fp32 and the same runtime,
     ``against_best`` over the same in the runtime that is fastest then, ``against_same`` over the dense network's in the
     same runtime and precision, to which ``share`` refers (None: it does not run there): what pruning saves where
-    precision has saved before."""
+    precision has saved before. ``worst``: the least share of several processes."""
 
     network: str
     runtime: Runtime
     precision: Precision
     against_best: Quartiles
     against_same: Quartiles | None
+    worst: float | None = None
     score: Score | None = None
 
 

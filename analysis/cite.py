@@ -16,6 +16,7 @@ from analysis.claims import ledger
 from analysis.records import names
 from analysis.records.results import REPOSITORY, Results
 from analysis.stats import seeds
+from analysis.studies import paired
 from hiap.train.arguments import Parser, results_root, told
 from hiap.train.config import ConfigError, unknown_key
 from hiap.train.record import git_state
@@ -27,15 +28,18 @@ ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in fr
 def row(results: Results, name: str) -> str:
     """The text for ``<grid>/<label>``. Raises ``ConfigError`` naming the nearest id if there is none."""
     grid, _, label = name.partition("/")
-    runs = results.runs(grid)
+    runs = paired.load(results, grid)
     found = runs[runs["label"] == label]
     if found.empty:
         raise ConfigError(unknown_key(name, ids(results)).replace("unknown key", "no finished run"))
-    top1, macs = seeds.mean(found["top1"]), seeds.mean(100 * found["macs_share"])
+    top1, macs = paired.accuracy(found), seeds.mean(100 * found["macs_share"])
+    over = "seeds and test images"
+    if pd.isna(top1.low):  # of one seed, or the records do not say which images were right
+        top1, over = seeds.mean(found["top1"]), "seeds"
     lines = {
         "result": f"{names.title(label, found['method'].iloc[0])} on {found['data'].iloc[0]}",
-        "top-1": _interval(top1, "%"),
-        "MACs": _interval(macs, "% of dense"),
+        "top-1": _interval(top1, "%", over),
+        "MACs": _interval(macs, "% of dense", "seeds"),
         "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
         "runs": ", ".join(found.sort_values("seed")["run_id"]),
         "commits": ", ".join(sorted({commit[:10] for commit in found["commit"]})),
@@ -93,8 +97,8 @@ def _text(name: str, lines: dict[str, str], note: str) -> str:
     return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", bibtex(name, link, note)])
 
 
-def _interval(found: seeds.Interval, unit: str) -> str:
-    ends = f" [{found.low:.2f}, {found.high:.2f}] (bootstrap 95 %)" if found.n > 1 else ""
+def _interval(found: seeds.Interval, unit: str, over: str) -> str:
+    ends = f" [{found.low:.2f}, {found.high:.2f}] (95 %, bootstrap over {over})" if found.n > 1 else ""
     return f"{found.mean:.2f} {unit}{ends}"
 
 

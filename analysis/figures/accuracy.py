@@ -47,7 +47,7 @@ def pareto(rows: pd.DataFrame) -> Figure:
 
 def study_pareto(rows: pd.DataFrame) -> Figure:
     """Top-1 against MACs of the rows of ``comparisons.study``, a line per variant; hollow: pruned in rounds. Broken
-    lines: networks from which nothing was removed. What lies below ``span`` is written at the edge."""
+    lines: controls, with no price on any unit. What lies below ``span`` is written at the edge."""
     fig, ax = wide(2.9)
     aimed, handles = rows.dropna(subset="target"), []
     for title, group in aimed.groupby("title", sort=False):
@@ -108,7 +108,7 @@ def top1_and_training(studies: dict[str, pd.DataFrame]) -> Figure:
 def at_papers_shape(rows: pd.DataFrame) -> Figure:
     """Top-1 against the target (``evidence.accuracies``) with two-way intervals, methods side by side, and where there
     is no target against MACs. A line per variant, hollow where it is not the plain method; broken lines for networks
-    from which nothing was removed."""
+    with no price on any unit."""
     variants = list(dict.fromkeys(rows["variant"]))
     fig, ax = wide(max(2.9, 0.3 + 0.165 * len(variants)))
     handles: list[Any] = []

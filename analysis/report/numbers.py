@@ -106,11 +106,10 @@ def _standing(rows: pd.DataFrame, name: str) -> Numbers:
 
 
 def _controls(runs: pd.DataFrame, name: str) -> Numbers:
-    """HiAP with a target minus each network from which nothing was removed (``<name>.over.<control>.<kept>``):
+    """HiAP with a target minus each control, which puts no price on any unit (``<name>.over.<control>.<kept>``):
     ``diff``, ``difflow``, ``diffhigh``, and in words whether it is decided."""
     found = Numbers()
-    controls = [label for label in sorted(set(runs["label"])) if label.startswith("dense")]
-    for row in comparisons.against(runs, controls).to_dict("records"):
+    for row in comparisons.against(runs, comparisons.CONTROLS).to_dict("records"):
         key = f"{name}.over.{row['against']}.{_kept(row['target'])}"
         side = "above" if row["difference"] > 0 else "below"
         found |= _short(row, key, {"difference": "diff", "low": "difflow", "high": "diffhigh"})

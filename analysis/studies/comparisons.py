@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from analysis.records import names, published
@@ -10,6 +12,7 @@ from analysis.studies import paired
 from hiap.train.config import ConfigError
 from hiap.train.record import Record
 
+CONTROLS = ("dense-continued", "dense-distilled", "dense-noise")  # trained on, with no price on any unit
 REFERENCE = "hiap"  # the variant that all others are compared with
 MEANS = ("macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds")
 COMPARED = (
@@ -82,7 +85,7 @@ def standing(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(counts[::-1], columns=["target", "methods", "better", "worse"])
 
 
-def against(runs: pd.DataFrame, controls: list[str]) -> pd.DataFrame:
+def against(runs: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
     """The reference at each target minus each control: columns ``target``, ``against``, ``n``, ``difference``, ``low``,
     ``high``, ``p``, ``p_holm``, ``decided``."""
     rows, of = [], dict(list(runs.groupby("label")))

@@ -19,6 +19,7 @@ from analysis import dictionary
 from analysis.figures import costs, style
 from analysis.records import bench
 from analysis.records.results import REPOSITORY, Results
+from analysis.studies import words
 from hiap.bench import clock, deploy, gpu, run, runtimes
 from hiap.bench.report import Deployed, DeployReport, DeploySettings
 from hiap.bench.runtimes import Network, missing
@@ -201,6 +202,12 @@ def test_the_notebook_shows_the_runtime_to_take(folders, tmp_path):
     assert (rows["best_low"] <= rows["best"]).all()
     figure = costs.deploy(rows)
     assert len(figure.axes) == 4
+    (tmp_path / "bench" / f"{words.DEPLOYED}.json").write_text(report.model_dump_json())
+    said = words.deployed(Results(tmp_path))
+    best = {n: 5 / SECONDS["onnxruntime", "int8"][n == "cut"] for n in ("dense", "cut")}
+    for line in (f"| Dense | 100 % | int8 | {best['dense']:.2f} (ONNX Runtime)", f"| int8 | {best['cut']:.2f} (ONNX"):
+        assert line in said
+    assert said.count("\n| ") == 5
     figure.draw_without_rendering()
     assert figure.get_tightbbox().x1 <= figure.get_figwidth() + 0.02
     style.save(figure, "deploy", rows, tmp_path)

@@ -19,7 +19,12 @@ README = REPOSITORY / "README.md"
 def readme(text: str, found: pd.DataFrame, results: Results) -> str:
     """README.md with what is computed between its marks: the ledger's summary, and sentences on both studies."""
     shown = render.markdown(ledger.table(found)).split("\n\n", 2)[2]  # without title and panel heading
-    parts = {"claims": shown, "evidence": words.at_papers_shape(results), "digits": words.on_digits(results)}
+    parts = {
+        "claims": shown,
+        "evidence": words.at_papers_shape(results),
+        "digits": words.on_digits(results),
+        "deploy": words.deployed(results),
+    }
     for name, part in parts.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(start)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records import published
+from analysis.records import bench, published
 from analysis.records.names import METHODS, machines
 from analysis.records.results import Results
 from analysis.studies import comparisons, evidence, paired
@@ -104,6 +104,33 @@ def _explored(runs: pd.DataFrame) -> list[str]:
 def _name(target: float) -> str:
     """'at 50 %', or what has no target."""
     return "the paper's rule" if pd.isna(target) else f"at {100 * target:.0f} %"
+
+
+DEPLOYED = "deploy_vit_small_cpu"  # the report of pretrained networks, with their accuracy
+RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def deployed(results: Results) -> str:
+    """A table of the fastest runtime for each network and precision, and top-1 there."""
+    rows = bench.deploy(results)
+    rows = rows[(rows["report"] == DEPLOYED) & rows["fastest"]]
+    if rows.empty:
+        return "Not measured yet: `python -m hiap.bench deploy`."
+    batches, shown = sorted(rows["batch"].unique()), list[list[str]]()
+    for (network, precision), group in rows.groupby(["network", "precision"], sort=False):
+        one = group.set_index("batch")
+        fast = [f"{one['best'][b]:.2f} ({RUNTIMES[one['runtime'][b]]})" if b in one.index else "-" for b in batches]
+        right, left = one["top1"].dropna(), 100 * (1 - one["cut"].iloc[0])
+        name = METHODS.get(str(network), str(network))
+        shown.append([name, f"{left:.0f} %", precision, *fast, f"{right.iloc[0]:.2f} %" if len(right) else "-"])
+    head = ["Network", "MACs", "Precision", *(f"Batch {batch}" for batch in batches), "Top-1"]
+    lines: list[list[str]] = [head, [":---", "---:", ":---", *["---:"] * (len(batches) + 1)], *shown]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    caption = (
+        f"*Times the dense network in fp32 in its fastest runtime, in the runtime that is fastest for the row; "
+        f"{rows['setting'].iloc[0]}; top-1 on validation images.*"
+    )
+    return f"{table}\n\n{textwrap.fill(caption, WIDTH)}"
 
 
 def on_digits(results: Results) -> str:

@@ -122,7 +122,7 @@ def deployed(results: Results) -> str:
         fast = [f"{one['best'][b]:.2f} ({RUNTIMES[one['runtime'][b]]})" if b in one.index else "-" for b in batches]
         right, left = one["top1"].dropna(), 100 * (1 - one["cut"].iloc[0])
         name = METHODS.get(str(network), str(network))
-        shown.append([name, f"{left:.0f} %", precision, *fast, f"{right.iloc[0]:.2f} %" if len(right) else "-"])
+        shown.append([name, f"{left:.0f} %", str(precision), *fast, f"{right.iloc[0]:.2f} %" if len(right) else "-"])
     head = ["Network", "MACs", "Precision", *(f"Batch {batch}" for batch in batches), "Top-1"]
     lines: list[list[str]] = [head, [":---", "---:", ":---", *["---:"] * (len(batches) + 1)], *shown]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -288,6 +288,16 @@ def test_deploy_refuses_in_one_line(arguments, line, folders, capsys):
     assert line in error
 
 
+def test_what_a_process_refuses_is_one_line(folders, tmp_path, capfd):
+    """Only the processes read the networks."""
+    asked = ["deploy", f"model={folders[0]}", f"networks.a={tmp_path / 'nowhere'}", "processes=2", f"out={tmp_path}"]
+    assert run.main(asked) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_gpu_goes_on_past_what_fails_and_keeps_what_is_there(folders, tmp_path, monkeypatch, capfd):
     reports = {
         "bad": "speed topologies=[fig4]",

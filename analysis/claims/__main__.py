@@ -23,6 +23,7 @@ def readme(text: str, found: pd.DataFrame, results: Results) -> str:
         "claims": shown,
         "evidence": words.at_papers_shape(results),
         "digits": words.on_digits(results),
+        "realised": words.realised(results),
         "deploy": words.deployed(results),
     }
     for name, part in parts.items():

@@ -133,6 +133,27 @@ def deployed(results: Results) -> str:
     return f"{table}\n\n{textwrap.fill(caption, WIDTH)}"
 
 
+REALISED = "deploy_deit_small_cpu"  # the report of Fig. 5's heads in a DeiT-Small
+
+
+def realised(results: Results) -> str:
+    """Which share of the multiply-adds removed is time saved, in each runtime."""
+    rows = bench.deploy(results)
+    rows = rows[(rows["report"] == REALISED) & rows["share"].notna()]
+    if rows.empty:
+        return "Not measured yet: `python -m hiap.bench deploy topologies=[fig5@3.1] multiple=16`."
+    parts = []
+    for (runtime, precision), group in rows.groupby(["runtime", "precision"], sort=False):
+        cells = [f"{row['share']:.2f} ({row['worst']:.2f})" for row in group.sort_values("batch").to_dict("records")]
+        parts.append(f"{RUNTIMES[str(runtime)]} {precision} {' and '.join(cells)}")
+    batches, cut = " and ".join(map(str, sorted(rows["batch"].unique()))), 100 * rows["cut"].iloc[0]
+    said = (
+        f"Of the multiply-adds that Fig. 5's heads remove from a DeiT-Small ({cut:.0f} %, widths in multiples of 16), "
+        f"the share that is time saved, at batch {batches}, median and in brackets the worst of several processes: "
+    )
+    return textwrap.fill(f"{said}{'; '.join(parts)} ({rows['setting'].iloc[0]}).", WIDTH)
+
+
 def on_digits(results: Results) -> str:
     """Grids ``study`` and ``study_long``: of how many variants HiAP is ahead and behind at each budget, and what its
     gates' rate has to do with it."""

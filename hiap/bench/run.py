@@ -386,6 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, gated_vit.UnsupportedModelError, store.StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except subprocess.CalledProcessError as error:  # one of several processes, which has said why
+        return error.returncode
     path = Path(settings.out) / f"{settings.name or name}.json"
     write_json(path, found.model_dump(mode="json"))
     print("\n".join([*mode.tell(found), str(path)]))

@@ -90,13 +90,11 @@ def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
     macs = train_macs(config)
     for path in sorted(bench.glob("*.json")):
         report = json.loads(path.read_text())
-        settings = report["settings"]
-        same = (settings["device"], settings["model"], settings["precision"]) == (
-            "cuda",
-            config.model.name,
-            config.optim.precision,
-        )
-        rows = [row for row in report["rows"] if row["name"] == "dense"] if report["mode"] == "steps" and same else []
+        if report["mode"] != "steps":  # other modes have other settings
+            continue
+        found = tuple(report["settings"][key] for key in ("device", "model", "precision"))
+        same = found == ("cuda", config.model.name, config.optim.precision)
+        rows = [row for row in report["rows"] if row["name"] == "dense"] if same else []
         if rows and macs is not None:
             best = max(3 * row["macs"] * row["throughput"] for row in rows)  # forward once, backward twice
             return macs / best / 3600, report["environment"]["device_name"]

@@ -746,6 +746,7 @@ def test_gpu_hours_come_from_measured_steps_of_the_same_network(tmp_path: Path) 
         "c": {"model": "deit_base_patch16_224"},
     }.items():
         write_json(tmp_path / f"{name}.json", {**timed, "settings": {**settings, **change}})
+    write_json(tmp_path / "deploy.json", {**timed, "mode": "deploy", "settings": {"device": "cuda"}})  # no precision
     assert estimate.gpu_hours(config, tmp_path) is None
     write_json(tmp_path / "d.json", timed)
     hours, device = estimate.gpu_hours(config, tmp_path) or (0.0, "")

@@ -103,7 +103,8 @@ def against_single_phase(longer: pd.DataFrame, short: pd.DataFrame) -> pd.DataFr
     """Rows of ``study`` for methods that train ``longer``, compared with the reference of the ``short`` study."""
     runs = pd.concat([_references(short), longer[longer["method"] != REFERENCE]])
     rows = study(runs).dropna(subset="difference")
-    columns = ["title", "target", "n", "epochs", "top1", "difference", "difference_low", "difference_high", "decided"]
+    ends = ["difference", "difference_low", "difference_high"]
+    columns = ["title", "method", "target", "n", "epochs", "top1", *ends, "decided"]
     return rows[columns].sort_values(["target", "difference"], ascending=False, ignore_index=True)
 
 

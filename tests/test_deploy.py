@@ -209,6 +209,8 @@ def test_the_notebook_shows_the_runtime_to_take(folders, tmp_path):
         assert line in said
     assert said.count("\n| ") == 5
     figure.draw_without_rendering()
+    ends = rows.groupby(["report", "batch"])["best_high"].max()
+    assert all(ax.get_xlim()[1] > end for ax, end in zip(figure.axes, ends, strict=True)), "nothing lies outside"
     assert figure.get_tightbbox().x1 <= figure.get_figwidth() + 0.02
     style.save(figure, "deploy", rows, tmp_path)
     assert list(dictionary.problems(tmp_path)) == []

@@ -46,13 +46,13 @@ def pareto(rows: pd.DataFrame) -> Figure:
 
 
 def study_pareto(rows: pd.DataFrame) -> Figure:
-    """Top-1 against MACs of the rows of ``comparisons.study``, a line per variant; hollow: pruned in rounds. Broken
+    """Top-1 against MACs of the rows of ``comparisons.study``, a line per variant; hollow: another form of it. Broken
     lines: controls, with no price on any unit. What lies below ``span`` is written at the edge."""
     fig, ax = wide(2.9)
     aimed, handles = rows.dropna(subset="target"), []
     for title, group in aimed.groupby("title", sort=False):
         group, style = group.sort_values("macs"), look(group["method"].iloc[0])
-        face = "white" if "round" in group["variant"].iloc[0] else style.colour
+        face = style.colour if group["variant"].iloc[0] == group["method"].iloc[0] else "white"
         x, thick = 100 - group["reduction"], 1.6 if group["variant"].iloc[0] == "hiap" else 0.6
         bars = [group["top1"] - group["low"], group["high"] - group["top1"]]
         ax.errorbar(x, group["top1"], yerr=bars, color=style.colour, linewidth=thick, elinewidth=0.5, zorder=2)

@@ -184,23 +184,30 @@ def deploy(rows: pd.DataFrame) -> Figure:
     """Speed over the dense network's in fp32 in its fastest runtime: a line per runtime and precision, a mark per
     network of ``bench.deploy``, a row of panels per report and one panel per batch size. Bars are the quartiles."""
     reports, batches, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "batch", "network"))
-    lines = list(dict.fromkeys(rows["runtime"] + " " + rows["precision"]))
-    shape = {"nrows": len(reports), "ncols": len(batches), "sharey": True, "squeeze": False}
-    fig, axes = wide(0.5 + (0.4 + 0.16 * len(lines)) * len(reports), **shape)
+    rows = rows.assign(line=rows["runtime"] + " " + rows["precision"])
+    lines = {report: list(dict.fromkeys(rows.loc[rows["report"] == report, "line"])) for report in reports}
+    heights = [0.4 + 0.16 * len(lines[report]) for report in reports]
+    shape = {"nrows": len(reports), "ncols": len(batches), "sharey": "row", "squeeze": False, "height_ratios": heights}
+    fig, axes = wide(0.5 + sum(heights), **shape)
     for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
         ax, style = axes[reports.index(report), batches.index(batch)], _look_of(str(network), networks)
-        places = [lines.index(line) for line in group["runtime"] + " " + group["precision"]]
+        places = [lines[str(report)].index(line) for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
         ax.errorbar(group["best"], places, xerr=errors, label=network, **marks)
-        ax.set(title=f"{report}, batch {batch}", xlim=(0, None))
+        ax.set_title(f"{report}, batch {batch}")
     for ax in axes.flat:
         ax.axvline(1, **DASHED)
         ax.grid(True)
-    axes[0, 0].set_yticks(range(len(lines)), lines)
-    axes[0, 0].invert_yaxis()
+        ax.set_xlim(left=0)  # last: it ends autoscaling
+    for report, row in zip(reports, axes, strict=True):
+        row[0].set_yticks(range(len(lines[report])), lines[report])
+        row[0].invert_yaxis()
     fig.supxlabel("times the dense network in fp32, in its fastest runtime", fontsize="medium")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
+    known: dict[Any, Any] = {}
+    for ax in axes.flat:
+        known |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=len(networks))
     return fig
 
 

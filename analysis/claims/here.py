@@ -35,8 +35,8 @@ class Answer(NamedTuple):
 
 def ahead_here(results: Results, argument: str) -> Answer | None:
     """'a b': top-1 of label a minus label b's, on the same seeds and images; agrees if the interval, before any
-    correction, lies above zero. Grid evidence
-    answers where it has both, a pretrained network of the paper's shape, else grid study, a small one."""
+    correction, lies above zero. Grid evidence answers where it has both, a pretrained network of the paper's shape,
+    else grid study, a small one."""
     first, second = argument.split()
     small, large = (_ahead(results, grid, first, second) for grid in ("study", evidence.GRID))
     if large and small:

@@ -34,12 +34,10 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """``difference``: method minus reference, paired by seed. ``decided``: both intervals exclude zero. ``p``: of
-    Student's test, two-sided."""
+    """``difference``: method minus reference, paired by seed. ``decided``: both intervals exclude zero."""
 
     difference: Interval
     decided: bool
-    p: float
 
 
 def mean(values: pd.Series | np.ndarray) -> Interval:
@@ -59,11 +57,11 @@ def compare(method: pd.Series, reference: pd.Series) -> Comparison:
     both = pd.concat([method, reference], axis=1, join="inner").to_numpy(dtype=float)
     if not len(both):
         nan = float("nan")
-        return Comparison(Interval(nan, nan, nan, 0), False, nan)
+        return Comparison(Interval(nan, nan, nan, 0), False)
     gain = both[:, 0] - both[:, 1]
     difference = mean(gain)
     excluded = abs(difference.mean) > half_width(gain) and (difference.low > 0 or difference.high < 0)
-    return Comparison(difference, bool(len(gain) > 1 and excluded), student_p(gain))
+    return Comparison(difference, bool(len(gain) > 1 and excluded))
 
 
 def mean_per_label(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

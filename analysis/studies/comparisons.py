@@ -57,15 +57,15 @@ def study(runs: pd.DataFrame) -> pd.DataFrame:
         if row["target"] in reference.index and row["variant"] != REFERENCE:
             new |= _compared(of[row["label"]], of[reference[row["target"]]])
         found.append(new)
-    return judged(rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=["low", "high", *COMPARED[:-2]])))
+    return judged(rows.join(pd.DataFrame(found, index=rows.index).reindex(columns=["low", "high", *COMPARED])))
 
 
 def _compared(method: pd.DataFrame, reference: pd.DataFrame) -> dict[str, object]:
     found = paired.compare(method, reference)
-    if found is None:
-        return dict(paired.bare(method, reference).columns("difference"))
-    ends = {**found.difference.columns("difference"), **found.improvement.columns("improvement")}
-    return {**ends, "equivalent": found.equivalent, "p": found.p}
+    row: dict[str, object] = dict(paired.difference(found, method, reference).columns("difference"))
+    if found:
+        row |= {"equivalent": found.equivalent, "p": found.p, **found.improvement.columns("improvement")}
+    return row
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def against(runs: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
     for label, target in zip(reference["label"], reference["target"], strict=True):
         for control in (name for name in controls if name in of):
             found = paired.compare(of[label], of[control])
-            ends = found.difference if found else paired.bare(of[label], of[control])
+            ends = paired.difference(found, of[label], of[control])
             row = {"target": target, "against": control, "n": ends.n, "difference": ends.mean}
             rows.append({**row, "low": ends.low, "high": ends.high, "p": found.p if found else float("nan")})
     return judged(pd.DataFrame(rows, columns=["target", "against", "n", "difference", "low", "high", "p"]))

@@ -133,7 +133,8 @@ def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
         top1, without = both[label].mean(), both[start].mean()
         row = {"label": label, "n": len(both), "top1": top1, "without": without}
         row |= {"bill": ratios.mean(), "bill_low": ratios.min(), "bill_high": ratios.max()}
-        ends = paired.difference(*(runs[runs["label"] == name] for name in (label, start)))
+        pair = [runs[runs["label"] == name] for name in (label, start)]
+        ends = paired.difference(paired.compare(*pair), *pair)
         rows.append({**row, "difference": ends.mean, "low": ends.low, "high": ends.high})
     columns = ["label", "n", "top1", "without", "bill", "bill_low", "bill_high", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

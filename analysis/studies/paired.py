@@ -57,14 +57,10 @@ def pair(runs: pd.DataFrame, method: str, reference: str) -> images.Comparison |
     return compare(*(runs[runs["label"] == label] for label in (method, reference)))
 
 
-def difference(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
-    """That of ``compare``, or ``bare`` without it."""
-    found = compare(method, reference)
-    return found.difference if found else bare(method, reference)
-
-
-def bare(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
-    """The mean difference over the seeds that both have, its ends missing."""
+def difference(found: images.Comparison | None, method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
+    """That of ``found``, their comparison; without one the mean over the seeds that both have, its ends missing."""
+    if found:
+        return found.difference
     gain = (method.set_index("seed")["top1"] - reference.set_index("seed")["top1"]).dropna()
     return Interval(float(gain.mean()), np.nan, np.nan, len(gain))
 

@@ -158,20 +158,22 @@ def on_digits(results: Results) -> str:
     """Grids ``study`` and ``study_long``: of how many variants HiAP is ahead and behind at each budget, and what its
     gates' rate has to do with it."""
     sentences = []
-    for grid, said in (("study", "with equal epochs"), ("study_long", "with the longer recipes")):
-        rows = comparisons.standing(comparisons.study(paired.load(results, grid)))
+    short, longer = (paired.load(results, grid) for grid in ("study", "study_long"))
+    for runs, said in ((short, "with equal epochs"), (longer, "with the longer recipes")):
+        rows = comparisons.standing(comparisons.study(runs))
         parts = [
             f"{_name(row['target'])} ahead of {row['worse']} and behind {row['better']} of {row['methods']}"
             for row in rows.to_dict("records")
         ]
         if parts:
             sentences.append(f"After Holm's correction HiAP is, {said}, {'; '.join(parts)} pruned variants.")
-    return textwrap.fill(" ".join([*sentences, *_faster_gates(results)]), WIDTH)
+    return textwrap.fill(" ".join([*sentences, *_faster_gates(short)]), WIDTH)
 
 
-def _faster_gates(results: Results) -> list[str]:
-    """HiAP with four times the gates' rate at the deepest cut, found on these test images and so exploratory."""
-    runs, label = paired.load(results, "study"), "hiap-rate-0.2-65"
+def _faster_gates(runs: pd.DataFrame) -> list[str]:
+    """Of grid ``study``: HiAP with four times the gates' rate at the deepest cut; found on these test images, so
+    exploratory."""
+    label = "hiap-rate-0.2-65"
     others = {"hiap-65": "HiAP at 0.05", "random-65": "random", "vit_slim-65": METHODS["vit_slim"]}
     found = {title: pair for other, title in others.items() if (pair := paired.pair(runs, label, other))}
     shown = ", ".join(f"{_ends(paired.flat(pair))} ({title})" for title, pair in found.items())

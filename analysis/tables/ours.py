@@ -73,7 +73,9 @@ STUDY_NOTES = (
 def study(rows: pd.DataFrame) -> Table:
     """The rows of ``comparisons.study``: one panel per target, and one for what has none."""
     data, images = rows["data"].iloc[0], int(rows["test_images"].iloc[0])
-    rows = rows.assign(share=100 - rows["reduction"], verdict=[_with_equivalence(row) for _, row in rows.iterrows()])
+    rows = rows.assign(
+        share=100 - rows["reduction"], verdict=[_marked(_verdict(row), row["equivalent"]) for _, row in rows.iterrows()]
+    )
     columns = _compared(2, "- HiAP", Column("train_macs", "TMACs", number(2, 1e12)))
     title = f"Single-phase and multi-stage pruning on {data} ({images:,} test images)"
     return Table(title, columns, per_target(rows, "top1"), STUDY_NOTES)
@@ -99,8 +101,9 @@ def _verdict(row: pd.Series) -> str:
     return "" if row["decided"] is not True else "better" if row["difference"] > 0 else "worse"
 
 
-def _with_equivalence(row: pd.Series) -> str:
-    return " ".join(filter(None, (_verdict(row), "=" if row["equivalent"] is True else "")))
+def _marked(verdict: str, equivalent: object) -> str:
+    """A verdict, and behind it whether the two are equivalent, which is missing where nothing could be compared."""
+    return " ".join(filter(None, (verdict, "=" if equivalent is True else "")))
 
 
 EVIDENCE_NOTES = (
@@ -131,7 +134,7 @@ def at_papers_shape(runs: pd.DataFrame) -> Table:
 def _primary(row: dict[Any, Any]) -> str:
     side = "above" if row["difference"] > 0 else "below"
     verdict = (side if row["decided"] else "undecided") if row["primary"] else ""
-    return " ".join(filter(None, (verdict, "=" if row["equivalent"] else "")))
+    return _marked(verdict, row["equivalent"])
 
 
 TRAINING_COLUMNS = (

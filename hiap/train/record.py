@@ -237,6 +237,14 @@ class Folders:
         paths = sorted((self.root / "runs").glob(f"*/{self.run_id}.json"))
         return [Folders(self.root, path.parent.name, self.run_id) for path in paths if path.parent.name != self.grid]
 
+    def stage(self, index: int) -> Path:
+        """The network that a stage hands to the next."""
+        return self.work / f"stage-{index}"
+
+    def on_the_way(self) -> list[Path]:
+        """Folders that only a run that goes on needs."""
+        return [self.checkpoints, *self.work.glob("stage-*")]
+
     def failed_records(self) -> list[Path]:
         return sorted(self.runs.glob(f"{self.run_id}.failed-*.json"))
 

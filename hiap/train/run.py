@@ -84,7 +84,7 @@ def run(config: Config) -> Record:
 
 def _forget_the_way(folders: Folders) -> None:
     """What a finished run would have resumed from: several times its network's size, and there may be hundreds."""
-    for folder in (folders.checkpoints, *folders.work.glob("stage-*")):
+    for folder in folders.on_the_way():
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -185,7 +185,7 @@ class Run:
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)
         self.loop.lessons.precompute()
-        model = self.start if first == 0 else store.load(self._stage_folder(first - 1))
+        model = self.start if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
             model = stage.prepare(model, self.context).to(self.device)
@@ -199,7 +199,7 @@ class Run:
             model = stage.finish(model)
             self.journal.bill_scored(self.context)
             if index + 1 < len(self.stages) and self.world.first:
-                store.save(model, self._stage_folder(index))
+                store.save(model, self.folders.stage(index))
         metrics.extracted = self.measure.score(model)
         record = self._finished(started, metrics, model)
         if self.world.first:
@@ -245,9 +245,6 @@ class Run:
 
     def _steps_per_epoch(self) -> int:
         return data.steps_per_epoch(self.data, self.config.model.img_size, self.config.optim.batch_size)
-
-    def _stage_folder(self, index: int) -> Path:
-        return self.folders.work / f"stage-{index}"
 
 
 def _target(config: Config, folders: Folders, start: Any, latency: LatencyTable | None) -> Target | None:

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.table2 import CUTS, Described, width
-from analysis.records.names import count
+from analysis.records.names import METHODS, RUNTIMES, count
 from analysis.studies.training import per_stage
 
 UNITS = {"head": "head", "value_dim": "value dimension", "neuron": "FFN neuron"}
@@ -181,20 +181,23 @@ def speed(rows: pd.DataFrame) -> Figure:
 
 
 def deploy(rows: pd.DataFrame) -> Figure:
-    """Speed over the dense network's in fp32 in its fastest runtime: a line per runtime and precision, a mark per
-    network of ``bench.deploy``, a row of panels per report and one panel per batch size. Bars are the quartiles."""
+    """Speed over the dense network's in fp32 in its fastest runtime: a line per runtime and precision, on it a mark per
+    network of ``bench.deploy``, one below the other, a row of panels per report and one panel per batch size. Bars are
+    the quartiles."""
     reports, batches, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "batch", "network"))
-    rows = rows.assign(line=rows["runtime"] + " " + rows["precision"])
+    rows = rows.assign(line=rows["runtime"].replace(RUNTIMES) + " " + rows["precision"])
     lines = {report: list(dict.fromkeys(rows.loc[rows["report"] == report, "line"])) for report in reports}
-    heights = [0.4 + 0.16 * len(lines[report]) for report in reports]
+    beside = {name: list(dict.fromkeys(group["network"])) for name, group in rows.groupby("report", sort=False)}
+    heights = [0.4 + (0.1 + 0.04 * len(beside[report])) * len(lines[report]) for report in reports]
     shape = {"nrows": len(reports), "ncols": len(batches), "sharey": "row", "squeeze": False, "height_ratios": heights}
     fig, axes = wide(0.5 + sum(heights), **shape)
     for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
         ax, style = axes[reports.index(report), batches.index(batch)], _look_of(str(network), networks)
-        places = [lines[str(report)].index(line) for line in group["line"]]
+        lower = 0.8 * ((beside[report].index(network) + 0.5) / len(beside[report]) - 0.5)
+        places = [lines[str(report)].index(line) + lower for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
-        marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
-        ax.errorbar(group["best"], places, xerr=errors, label=network, **marks)
+        marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.5, **EDGED}
+        ax.errorbar(group["best"], places, xerr=errors, label=METHODS.get(str(network), network), **marks)
         ax.set_title(f"{report}, batch {batch}")
     for ax in axes.flat:
         ax.axvline(1, **DASHED)
@@ -226,7 +229,9 @@ def merging(rows: pd.DataFrame) -> Figure:
         ax, style = axes[0, reports.index(report)], _look_of(str(network), networks)
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"marker": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5}
-        ax.errorbar(group["best"], group["top1"], xerr=errors, label=network, linewidth=0.8, **marks)
+        ax.errorbar(
+            group["best"], group["top1"], xerr=errors, label=METHODS.get(str(network), network), linewidth=0.8, **marks
+        )
         for row in group.to_dict("records"):
             ax.annotate(
                 f"{row['merged']:g}", (row["best"], row["top1"]), (3, 3), textcoords="offset points", fontsize=6

@@ -20,6 +20,7 @@ METHODS = {
     "random": "Random",
     "peer": "Torch-Pruning",
 }
+RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def title(label: str, method: str) -> str:

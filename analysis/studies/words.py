@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records import bench, published
-from analysis.records.names import METHODS, machines
+from analysis.records.names import METHODS, RUNTIMES, machines
 from analysis.records.results import Results
 from analysis.studies import comparisons, evidence, paired
 
@@ -107,7 +107,6 @@ def _name(target: float) -> str:
 
 
 DEPLOYED = "deploy_vit_small_cpu"  # the report of pretrained networks, with their accuracy
-RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def deployed(results: Results) -> str:

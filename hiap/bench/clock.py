@@ -34,7 +34,7 @@ def alternate(
 
     def timed(name: str) -> float:
         first = seconds_of(runs[name], 1)
-        return first if first > SHORT else seconds_of(runs[name], 1 + int(SHORT / 4 / max(first, 1e-6)))
+        return first if first > SHORT else seconds_of(runs[name], 1 + int(SHORT / 10 / max(first, 1e-6)))
 
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     ratios: dict[str, list[float]] = {name: [] for name in runs}

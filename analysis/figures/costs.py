@@ -187,13 +187,14 @@ def deploy(rows: pd.DataFrame) -> Figure:
     reports, batches, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "batch", "network"))
     rows = rows.assign(line=rows["runtime"].replace(RUNTIMES) + " " + rows["precision"])
     lines = {report: list(dict.fromkeys(rows.loc[rows["report"] == report, "line"])) for report in reports}
-    beside = {name: list(dict.fromkeys(group["network"])) for name, group in rows.groupby("report", sort=False)}
+    beside = {str(name): list(dict.fromkeys(group["network"])) for name, group in rows.groupby("report", sort=False)}
     heights = [0.4 + (0.1 + 0.04 * len(beside[report])) * len(lines[report]) for report in reports]
     shape = {"nrows": len(reports), "ncols": len(batches), "sharey": "row", "squeeze": False, "height_ratios": heights}
     fig, axes = wide(0.5 + sum(heights), **shape)
     for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
         ax, style = axes[reports.index(report), batches.index(batch)], _look_of(str(network), networks)
-        lower = 0.8 * ((beside[report].index(network) + 0.5) / len(beside[report]) - 0.5)
+        all_here = beside[str(report)]
+        lower = 0.8 * ((all_here.index(network) + 0.5) / len(all_here) - 0.5)
         places = [lines[str(report)].index(line) + lower for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.5, **EDGED}

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.table2 import CUTS, Described, width
-from analysis.records.names import METHODS, RUNTIMES, count
+from analysis.records.names import RUNTIMES, count, title
 from analysis.studies.training import per_stage
 
 UNITS = {"head": "head", "value_dim": "value dimension", "neuron": "FFN neuron"}
@@ -186,19 +186,19 @@ def deploy(rows: pd.DataFrame) -> Figure:
     the quartiles."""
     reports, batches, networks = (list(dict.fromkeys(rows[key])) for key in ("report", "batch", "network"))
     rows = rows.assign(line=rows["runtime"].replace(RUNTIMES) + " " + rows["precision"])
-    lines = {report: list(dict.fromkeys(rows.loc[rows["report"] == report, "line"])) for report in reports}
-    beside = {str(name): list(dict.fromkeys(group["network"])) for name, group in rows.groupby("report", sort=False)}
+    of = {report: rows[rows["report"] == report] for report in reports}
+    lines, beside = ({r: list(dict.fromkeys(of[r][key])) for r in reports} for key in ("line", "network"))
     heights = [0.4 + (0.1 + 0.04 * len(beside[report])) * len(lines[report]) for report in reports]
     shape = {"nrows": len(reports), "ncols": len(batches), "sharey": "row", "squeeze": False, "height_ratios": heights}
     fig, axes = wide(0.5 + sum(heights), **shape)
     for (report, batch, network), group in rows.groupby(["report", "batch", "network"], sort=False):
         ax, style = axes[reports.index(report), batches.index(batch)], _look_of(str(network), networks)
-        all_here = beside[str(report)]
-        lower = 0.8 * ((all_here.index(network) + 0.5) / len(all_here) - 0.5)
+        here = beside[str(report)]
+        lower = 0.8 * ((here.index(network) + 0.5) / len(here) - 0.5)
         places = [lines[str(report)].index(line) + lower for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.5, **EDGED}
-        ax.errorbar(group["best"], places, xerr=errors, label=METHODS.get(str(network), network), **marks)
+        ax.errorbar(group["best"], places, xerr=errors, label=title(str(network), str(network)), **marks)
         ax.set_title(f"{report}, batch {batch}")
     for ax in axes.flat:
         ax.axvline(1, **DASHED)
@@ -230,9 +230,8 @@ def merging(rows: pd.DataFrame) -> Figure:
         ax, style = axes[0, reports.index(report)], _look_of(str(network), networks)
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"marker": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5}
-        ax.errorbar(
-            group["best"], group["top1"], xerr=errors, label=METHODS.get(str(network), network), linewidth=0.8, **marks
-        )
+        marks |= {"label": title(str(network), str(network)), "linewidth": 0.8}
+        ax.errorbar(group["best"], group["top1"], xerr=errors, **marks)
         for row in group.to_dict("records"):
             ax.annotate(
                 f"{row['merged']:g}", (row["best"], row["top1"]), (3, 3), textcoords="offset points", fontsize=6

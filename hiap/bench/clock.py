@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from hiap.bench.report import Quartiles, Timing
 
 SHORT = 0.2  # seconds: to fill the caches anew is no part of a longer call that one could measure
+BLOCK = SHORT / 10  # seconds of short calls that are timed as one, so that the clock's steps do not count
 
 
 def alternate(
@@ -34,7 +35,7 @@ def alternate(
 
     def timed(name: str) -> float:
         first = seconds_of(runs[name], 1)
-        return first if first > SHORT else seconds_of(runs[name], 1 + int(SHORT / 10 / max(first, 1e-6)))
+        return first if first > SHORT else seconds_of(runs[name], 1 + int(BLOCK / max(first, 1e-6)))
 
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     ratios: dict[str, list[float]] = {name: [] for name in runs}

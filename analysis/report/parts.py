@@ -60,6 +60,7 @@ SHOWS = {
     "ratios": "Fig. 4's shape",
     "sensitivity": "open points A1 to A7, A12",
     "calibrate": "readings of A3, A6, A12 against Figs. 5-9",
+    "calibrate_end": "the same, by the end of the training alone",
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
     "after_cut": "right after a cut, corrected or not",

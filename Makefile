@@ -54,7 +54,7 @@ slurm-test: $(STAMP)
 	$(BIN)/python -m pytest -m "slurm and not slow"
 
 # Figures are left out: their bytes depend on the machine's fonts.
-WRITTEN := 'results/*.csv' 'results/*.tex' 'paper/*.tex' README.md
+WRITTEN := 'results/*.csv' 'results/*.tex' 'paper/*.tex' README.md 'docs/*.md'
 verify: $(STAMP)
 	$(BIN)/python -m analysis.execute --results results --out "$$(mktemp -d)"
 	$(BIN)/python -m analysis.claims --results results

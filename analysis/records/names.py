@@ -20,6 +20,9 @@ METHODS = {
     "random": "Random",
     "peer": "Torch-Pruning",
 }
+TARGETED = (
+    "HiAP + target (ours)"  # what HiAP is called where it was told a budget, which the paper's rule takes none of
+)
 RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -59,6 +62,11 @@ def machines(names: pd.Series) -> str:
 def nothing(grid: str) -> str:
     """What to say in place of a picture."""
     return f"No finished run of grid '{grid}' yet; `python slurm/launch_grid.py --grid {grid}` makes them."
+
+
+def listed(words: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'; 'none' of nothing."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "none"
 
 
 def count(n: pd.Series) -> str:

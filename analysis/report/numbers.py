@@ -157,7 +157,7 @@ def of_evidence(results: Results) -> Numbers:
 def _left_at_papers_shape(results: Results) -> Numbers:
     """``evidence.ffn.gone`` of ``evidence.ffn.all`` networks of HiAP with a target lack the last FFN;
     ``evidence.<label>.heads``, ``.neurons``: means per block."""
-    left = evidence.blocks(results, [*evidence.AIMED, "hiap-faithful"])
+    left = evidence.blocks(results, [*evidence.aimed_labels(results.runs(evidence.GRID)), "hiap-faithful"])
     found = Numbers()
     for label, group in left.groupby("network"):
         if str(label).startswith("hiap"):

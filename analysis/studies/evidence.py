@@ -5,7 +5,7 @@ Six differences are primary and share one Holm correction; every other one has a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,28 @@ from analysis.studies import paired
 from analysis.studies.comparisons import REFERENCE
 
 GRID, TUNING = "evidence", "tune"
+
+
+class Pair(NamedTuple):
+    """One pair of data and network: its ``grid``, the grids of its ``tuning`` and of its ``untrained`` cuts, ``data``
+    and ``network`` as a reader knows them, the ``primary`` tests of its protocol (target, variant), and what has to be
+    said wherever its numbers stand (``note``)."""
+
+    grid: str
+    data: str
+    network: str
+    tuning: str = ""
+    untrained: str = ""
+    primary: tuple[tuple[float, str], ...] = ()
+    note: str = ""
+
+
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
-CUTS = (33, 50, 65)  # per cent of the MACs: the protocol's budgets
-AIMED = tuple(f"{REFERENCE}-{cut}" for cut in CUTS)  # HiAP's labels at these
-FINETUNED, LONGER = "-finetuned", "-long-65"
+FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
+PAIRS = (FIRST,)  # another study is one more line here
+CONTROLS = ("uniform-noise",)  # no method that anybody would choose: what gate noise alone does
+FINETUNED, LONGER = "-finetuned", "-long-"
 ASIDE = (FINETUNED, "-long", "-other", "-lower-rate")  # tables have them, the figure of all methods does not
 
 AGAINST_COLUMNS = (
@@ -56,12 +73,22 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
 def plotted(runs: pd.DataFrame) -> pd.DataFrame:
     """``accuracies`` of the runs that are not ``ASIDE``."""
-    return accuracies(runs[~runs["label"].str.contains("|".join(ASIDE))])
+    return accuracies(runs[~aside(runs["label"])])
 
 
-def against(runs: pd.DataFrame) -> pd.DataFrame:
+def aside(labels: pd.Series) -> pd.Series:
+    """Which labels or variants are ``ASIDE``."""
+    return labels.astype(str).str.contains("|".join(ASIDE))
+
+
+def against(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     """HiAP minus every other variant at the same target; columns ``AGAINST_COLUMNS``. Only what can be compared image
-    by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone."""
+    by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone, over those of this pair."""
+    return judged(differences(runs, pair), len(pair.primary))
+
+
+def differences(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
+    """``against`` before anything is judged."""
     rows = []
     for target, group in runs.dropna(subset="target").groupby("target", sort=True):
         reference = group[group["variant"] == REFERENCE]
@@ -69,15 +96,16 @@ def against(runs: pd.DataFrame) -> pd.DataFrame:
             found = paired.compare(reference, own) if variant != REFERENCE else None
             if found is not None:
                 row = {"target": target, "variant": variant, "title": title, "method": method}
-                rows.append({**row, "primary": (target, variant) in PRIMARY, **paired.flat(found)})
-    return _judged(pd.DataFrame(rows, columns=list(AGAINST_COLUMNS)))
+                rows.append({**row, "primary": (target, variant) in pair.primary, **paired.flat(found)})
+    return pd.DataFrame(rows, columns=list(AGAINST_COLUMNS))
 
 
-def _judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Holm over the six primary tests. One that cannot be made yet still counts, as one that shows nothing."""
+def judged(rows: pd.DataFrame, family: int) -> pd.DataFrame:
+    """Holm over the primary tests among ``rows``, which may be several pairs' ``differences``. One of the ``family``
+    that cannot be made yet still counts, as one that shows nothing."""
     primary = rows["primary"].astype(bool)
     p = rows.loc[primary, "p"].to_numpy(dtype=float)
-    missing = np.ones(max(0, len(PRIMARY) - len(p)))
+    missing = np.ones(max(0, family - len(p)))
     rows.loc[primary, "p_holm"] = holm(np.concatenate([p, missing]))[: len(p)]
     decided = (rows["p_holm"].astype(float) < 1 - LEVEL).astype(object)
     return rows.assign(decided=decided.where(primary, None))
@@ -97,26 +125,31 @@ def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def targets(runs: pd.DataFrame) -> list[float]:
+    """The budgets of the reference, the highest first."""
+    return sorted(map(float, runs.loc[runs["variant"] == REFERENCE, "target"].dropna().unique()), reverse=True)
+
+
 def settled(runs: pd.DataFrame) -> pd.DataFrame:
     """HiAP settled minus HiAP at each budget: ``target``, ``n``, ``difference``, ``low``, ``high``, and ``bill``: its
     training MACs over HiAP's."""
     rows, bills = [], runs.groupby("label")["train_macs"].mean()
-    for cut in CUTS:
-        label, other = f"{REFERENCE}-settled-{cut}", f"{REFERENCE}-{cut}"
+    for target in targets(runs):
+        other, label = (f"{name}-{100 * (1 - target):.0f}" for name in (REFERENCE, f"{REFERENCE}-settled"))
         if found := paired.pair(runs, label, other):
-            rows.append({"target": 1 - cut / 100, "bill": bills[label] / bills[other], **paired.flat(found)})
+            rows.append({"target": target, "bill": bills[label] / bills[other], **paired.flat(found)})
     return pd.DataFrame(rows, columns=["target", "n", "difference", "low", "high", "bill"])
 
 
 def longer(runs: pd.DataFrame) -> pd.DataFrame:
-    """HiAP minus every ``method`` that has twice the epochs too: ``n``, ``difference``, ``low``, ``high``."""
-    label = f"{REFERENCE}{LONGER}"
-    rows = [
-        {"method": other.removesuffix(LONGER), **paired.flat(found)}
-        for other in dict.fromkeys(runs["label"])
-        if other.endswith(LONGER) and other != label and (found := paired.pair(runs, label, other))
-    ]
-    return pd.DataFrame(rows, columns=["method", "n", "difference", "low", "high"])
+    """HiAP minus every ``method`` that has twice the epochs too, at the same ``target``: ``n``, ``difference``,
+    ``low``, ``high``."""
+    rows = []
+    for other in (name for name in dict.fromkeys(runs["label"]) if LONGER in name):
+        method, _, cut = other.partition(LONGER)
+        if method != REFERENCE and (found := paired.pair(runs, f"{REFERENCE}{LONGER}{cut}", other)):
+            rows.append({"method": method, "target": 1 - int(cut) / 100, **paired.flat(found)})
+    return pd.DataFrame(rows, columns=["method", "target", "n", "difference", "low", "high"])
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
@@ -179,9 +212,20 @@ def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFram
 
 
 def last_ffns(results: Results, grid: str = GRID) -> tuple[int, int]:
-    """Of how many networks of HiAP with a target the last block's FFN is gone, and how many there are."""
-    shapes = [record.shape for record in results.finished(grid) if record.label in AIMED and record.shape]
+    """Of how many networks of HiAP with a target the last block's FFN is gone, and how many there are; no heads' own
+    budget is among them, where nothing else was cut."""
+    runs = results.runs(grid)
+    aimed = set(runs.loc[[label in aimed_labels(runs) for label in runs["label"]], "run_id"])
+    shapes = [record.shape for record in results.finished(grid) if record.run_id in aimed and record.shape]
     return sum(shape[-1].neurons == 0 for shape in shapes), len(shapes)
+
+
+def aimed_labels(runs: pd.DataFrame) -> list[str]:
+    """HiAP's labels with a target that all methods share: those that the deepest-cutting baseline has too."""
+    shared = set(runs.loc[runs["method"] == "vit_slim", "target"].dropna())
+    rows = runs[runs["target"].isin(shared) & (runs["method"] == REFERENCE)].sort_values("target", ascending=False)
+    plain = [names.variant(*row) == REFERENCE for row in zip(rows["label"], rows["target"], strict=True)]
+    return list(dict.fromkeys(rows.loc[plain, "label"]))
 
 
 def machines(runs: pd.DataFrame) -> pd.DataFrame:

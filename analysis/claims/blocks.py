@@ -1,0 +1,60 @@
+"""What is computed inside README.md and the pages below docs/: the text between ``<!-- name -->`` and
+``<!-- /name -->``, wherever a page has these marks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.claims import ledger
+from analysis.records.results import REPOSITORY, Results
+from analysis.studies import overview, words
+from analysis.tables import render
+from hiap.files import atomic_write
+from hiap.train.config import ConfigError
+
+Parts = Mapping[str, Callable[[], str]]
+
+
+def parts(found: pd.DataFrame, results: Results) -> Parts:
+    """Every block by name; computed when a page asks for it. ``found``: the ledger's verdicts."""
+    return {
+        "results": lambda: overview.table(results),
+        "verdict": lambda: overview.verdict(results),
+        "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading
+        "evidence": lambda: words.at_papers_shape(results),
+        "digits": lambda: words.on_digits(results),
+        "realised": lambda: words.realised(results),
+        "deploy": lambda: words.deployed(results),
+    }
+
+
+def fill(text: str, computed: Parts) -> str:
+    """``text`` with what is computed between its marks. Raises ``ConfigError`` where a mark has no end."""
+    for name, part in computed.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if start in text:
+            if text.count(start) != 1 or text.count(end) != 1:
+                raise ConfigError(f"'{start}' needs one '{end}' behind it")
+            before, _, rest = text.partition(start)
+            text = f"{before}{start}\n{part().strip()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def pages() -> Iterator[Path]:
+    """What may hold marks: README.md and all of docs/."""
+    yield REPOSITORY / "README.md"
+    yield from sorted((REPOSITORY / "docs").rglob("*.md"))
+
+
+def write(found: pd.DataFrame, results: Results) -> list[Path]:
+    """Fill every page that has marks; returns those that changed."""
+    computed, changed = parts(found, results), []
+    for page in pages():
+        text = page.read_text()
+        if (filled := fill(text, computed)) != text:
+            atomic_write(page, filled.encode())
+            changed.append(page)
+    return changed

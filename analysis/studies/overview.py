@@ -1,0 +1,203 @@
+"""What README.md and the documentation say of all results at once: a table of what the paper prints beside what was
+measured here, and one sentence on who is ahead of whom. Every number and every side is computed."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.findings import costs
+from analysis.records import bench, names, published
+from analysis.records.results import Results
+from analysis.stats.seeds import Interval
+from analysis.studies import budget, evidence, paired
+
+WIDTH = 125
+OURS = names.TARGETED
+REALISED = "deploy_deit_small_cpu"  # the report of Fig. 5's heads in a DeiT-Small
+HEAD = ("", "In the paper", "Measured here", "On what")
+
+
+class Line(NamedTuple):
+    """One quantity: as the paper prints it, as ``measured`` here, and ``on`` what."""
+
+    what: str
+    printed: str
+    measured: str
+    on: str
+
+
+def table(results: Results) -> str:
+    """The lines as Markdown; what no record answers is left out."""
+    lines = [HEAD, (":---",) * len(HEAD), *_lines(results)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _lines(results: Results) -> Iterator[Line]:
+    yield from _counted()
+    for pair in evidence.PAIRS:
+        runs = evidence.load(results, pair.grid)
+        if len(runs):
+            yield from _trained(results, runs, pair)
+    yield from _budgets(results)
+    yield from _timed(results)
+
+
+def _counted() -> Iterator[Line]:
+    units, parts = costs.units(), costs.cost_parts()
+    dense = published.table(published.TABLE2).iloc[0]
+    counted = f"{units.total_macs / 1e9:.3f} GMACs, {units.params / 1e6:.2f} M"
+    yield Line("Dense DeiT-Small", f"{dense['gmacs']} GMACs, {dense['params_m']} M", counted, "counted")
+    printed = published.table(published.TABLE3)["mmacs"].max()
+    whole, bare = sum(parts.values()) / 1e6, (sum(parts.values()) - parts["attention"]) / 1e6
+    found = f"{whole:.1f}; {bare:.1f} without attention's products"
+    yield Line("Dense CIFAR-10 network, MMACs", f"{printed:.1f}", found, "counted; the convention is not stated")
+
+
+def _trained(results: Results, runs: pd.DataFrame, pair: evidence.Pair) -> Iterator[Line]:
+    """Differences in points of top-1 that the paper prints, each on this pair."""
+    table2, table3 = (published.table(name) for name in (published.TABLE2, published.TABLE3))
+    third = table3.set_index("method")["final_acc"].groupby(level=0).max()
+    slim = table2.set_index(["method", "gmacs"])["top1"]
+    wanted = (
+        ("Cut by a third, minus dense", third["HiAP (Moderate)"] - third["Dense Baseline"], "CIFAR-10", "dense", 33),
+        ("Cut by half, minus dense", third["HiAP (Aggressive)"] - third["Dense Baseline"], "CIFAR-10", "dense", 50),
+        ("Cut by a third, minus uniform", third["HiAP (Moderate)"] - third["Uniform-Ratio"], "CIFAR-10", "uniform", 33),
+        ("Cut by a third, minus ViT-Slim", slim["HiAP", 3.1] - slim["ViT-Slim", 3.1], "ImageNet", "vit_slim", 33),
+    )
+    for what, printed, data, other, cut in wanted:
+        label = other if other == "dense" else f"{other}-{cut}"
+        if found := paired.pair(runs, f"hiap-{cut}", label):
+            yield Line(
+                what, f"{printed:+.2f} points ({data})", _points(found.difference), _on(pair, found.difference.n)
+            )
+    for row in evidence.finetuning(runs).to_dict("records"):
+        if row["label"] == "hiap-50":
+            gained = _points(Interval(row["difference"], row["low"], row["high"], row["n"]))
+            yield Line("Gain of fine-tuning at half of the MACs", "not needed", gained, _on(pair, row["n"]))
+    gone, networks = evidence.last_ffns(results, pair.grid)
+    if networks:
+        ends = [published.last_state(figure)["neurons"].iloc[-1] == 0 for figure in published.HEAT_MAPS]
+        printed = f"always (text); {sum(ends)} of {len(ends)} figures"
+        yield Line("The last FFN is removed", printed, f"{gone} of {networks} networks", _on(pair, None))
+
+
+def _points(ends: Interval) -> str:
+    return f"{ends.mean:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}]"
+
+
+def _on(pair: evidence.Pair, n: int | None) -> str:
+    seeds = "" if n is None else f", {n} seeds"
+    return f"{OURS}, {pair.data}{seeds}"
+
+
+def _budgets(results: Results) -> Iterator[Line]:
+    runs, misses = results.runs("budget"), budget.rule_misses(results, "budget")
+    if runs.empty:
+        return
+    data, aimed = runs["data"].iloc[0], runs.dropna(subset="target")
+    ends = f"off by {misses.min():+.1f} to {misses.max():+.1f} % of dense"
+    yield Line(
+        "Hardened minus expected MACs", "0 (Proposition 2)", ends, f"the paper's rule, {data}, {len(misses)} runs"
+    )
+    short, above = budget.landings(aimed)["shortfall"].max(), int((aimed["macs_share"] > aimed["target"]).sum())
+    found = f"at most {short:.2f} % of dense below, {above} above"
+    yield Line("Ends at a target", "steered there (version 3)", found, f"our budget rule, {data}, {len(aimed)} runs")
+
+
+def _timed(results: Results) -> Iterator[Line]:
+    """Speed of the networks that keep Fig. 5's heads."""
+    rows = bench.deploy(results)
+    rows = rows[(rows["report"] == REALISED) & rows["share"].notna()]
+    if rows.empty:
+        return
+    where = f"{rows['setting'].iloc[0].split(',')[0]}, CPU; DeiT-Small with Fig. 5's heads"
+    fp32 = rows[(rows["batch"] == 1) & (rows["precision"] == "fp32")]
+    speed = f"{fp32['own'].min():.2f} to {fp32['own'].max():.2f} times at {100 * fp32['cut'].iloc[0]:.0f} % fewer"
+    yield Line(
+        "Speed at 33.1 % fewer MACs, batch 1",
+        "1.44 times (a GPU)",
+        speed,
+        f"{where}, fp32, {fp32['runtime'].nunique()} runtimes",
+    )
+    shares = f"{100 * rows['share'].min():.0f} to {100 * rows['share'].max():.0f} %"
+    yield Line("MACs saved that show as speed", "over 90 % (A100, version 3)", shares, where)
+
+
+# The sentence
+
+
+def verdict(results: Results) -> str:
+    """One sentence per pair: what HiAP + target (ours) is ahead of, and what it is not ahead of, with its training
+    bill beside the others'."""
+    said = [_sided(evidence.load(results, pair.grid), pair) for pair in evidence.PAIRS]
+    return textwrap.fill(" ".join(filter(None, said)) or "No comparison has been run yet.", WIDTH)
+
+
+def _sided(runs: pd.DataFrame, pair: evidence.Pair) -> str:
+    rows = evidence.against(runs, pair)
+    rows = rows[~rows["variant"].isin(evidence.CONTROLS) & (rows["method"] != evidence.REFERENCE)]
+    rows = rows[rows["target"].isin({target for target, _ in pair.primary}) & ~evidence.aside(rows["variant"])]
+    if rows.empty:
+        return ""
+    over = {str(title): _sides(group) for title, group in rows.groupby("title", sort=False)}
+    ahead = [title for title, sides in over.items() if set(sides.values()) == {"ahead"}]
+    others = {title: sides for title, sides in over.items() if title not in ahead}
+    targets = names.listed([f"{100 * target:.0f}" for target in sorted(rows["target"].unique(), reverse=True)])
+    where = f"On {pair.data}, at {targets} % of the MACs and {_epochs(runs)} epochs"
+    said = [
+        f"{where}, {OURS} is ahead of {names.listed(ahead)}",
+        f", not ahead of {names.listed([f'{title} ({_listed(sides)})' for title, sides in others.items()])}",
+        _bill(runs, list(others)),
+        _longer(runs),
+        _primary(rows),
+    ]
+    return "".join([*said, f" {pair.note}" if pair.note else ""])
+
+
+def _sides(group: pd.DataFrame) -> dict[float, str]:
+    """By target: ahead, behind, or undecided, where the interval (of primary tests Holm's p) says so."""
+    found = {}
+    for row in group.sort_values("target", ascending=False).to_dict("records"):
+        decided = row["decided"] if row["primary"] else row["low"] > 0 or row["high"] < 0
+        found[row["target"]] = ("ahead" if row["difference"] > 0 else "behind") if decided else "undecided"
+    return found
+
+
+def _listed(sides: dict[float, str]) -> str:
+    if len(set(sides.values())) == 1:
+        return next(iter(sides.values()))
+    return ", ".join(f"{side} at {100 * target:.0f} %" for target, side in sides.items())
+
+
+def _epochs(runs: pd.DataFrame) -> str:
+    return f"{runs.loc[runs['variant'] == evidence.REFERENCE, 'epochs'].mode().iloc[0]:g}"
+
+
+def _bill(runs: pd.DataFrame, titles: list[str]) -> str:
+    """The training MACs at the deepest cut, of HiAP with a target and of these."""
+    rows = evidence.accuracies(runs).dropna(subset="target")
+    deepest = rows[(rows["target"] == rows["target"].min()) & ~evidence.aside(rows["variant"])]
+    paid = deepest.set_index("title")["train_macs"] / 1e12
+    own = paid[deepest.loc[deepest["variant"] == evidence.REFERENCE, "title"].item()]
+    theirs = names.listed([f"{title}'s {paid[title]:.1f}" for title in titles if title in paid])
+    return f"; its training takes {own:.1f} TMACs at {100 * deepest['target'].iloc[0]:.0f} %, {theirs}"
+
+
+def _longer(runs: pd.DataFrame) -> str:
+    rows = evidence.longer(runs).to_dict("records")
+    shown = [f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] from {_method(row)}" for row in rows]
+    cut = f"{100 * rows[0]['target']:.0f}" if rows else ""
+    return f"; with twice the epochs for both it differs at {cut} % by {names.listed(shown)}" if rows else ""
+
+
+def _method(row: dict[Any, Any]) -> str:
+    return names.METHODS[row["method"]]
+
+
+def _primary(rows: pd.DataFrame) -> str:
+    tested = names.listed(list(dict.fromkeys(rows.loc[rows["primary"].astype(bool), "title"])))
+    return f". The tests against {tested} were fixed beforehand and are corrected for their number, others exploratory."

@@ -1,0 +1,58 @@
+"""The computed blocks of README.md and docs/: marks are filled wherever they stand, and nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_evidence import few, root  # noqa: F401  (fixtures: made-up records of grid evidence)
+
+from analysis.claims import blocks, ledger
+from analysis.records import names
+from analysis.records.results import Results
+from analysis.studies import overview
+from hiap.train.config import ConfigError
+
+
+def test_marks_are_filled_and_the_rest_stays() -> None:
+    asked = []
+    computed = {"a": lambda: "new", "b": lambda: asked.append("b") or "never"}
+    text = "before\n<!-- a -->\nold\n<!-- /a -->\nafter <!-- c -->"
+    assert blocks.fill(text, computed) == text.replace("old", "new")
+    assert asked == [], "what no page asks for is not computed"
+    with pytest.raises(ConfigError, match="needs one '<!-- /a -->'"):
+        blocks.fill("<!-- a -->\nold", computed)
+
+
+def test_every_mark_of_a_page_is_a_block() -> None:
+    known = blocks.parts(ledger.load(), Results(Path("/nowhere")))
+    for page in blocks.pages():
+        for line in page.read_text().splitlines():
+            if line.startswith("<!-- ") and not line.startswith("<!-- /"):
+                assert line[5:-4] in known, (page, line)
+
+
+def test_the_sentence_takes_its_sides_from_the_records(root: Path) -> None:  # noqa: F811
+    said = " ".join(overview.verdict(Results(root)).split())
+    assert f"{names.TARGETED} is ahead of Uniform, not ahead of" in said
+    assert "Taylor (behind)" in said
+    assert "TMACs at 35 %" in said
+    assert "gate noise" not in said, "a control is no method"
+
+
+def test_the_table_has_the_papers_number_beside_ours_and_on_what(root: Path) -> None:  # noqa: F811
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in overview.table(Results(root)).splitlines()
+    ]
+    assert rows[0] == list(overview.HEAD)
+    assert all(len(row) == 4 for row in rows)
+    half = next(row for row in rows if row[0] == "Cut by half, minus dense")
+    assert half[1] == "-3.25 points (CIFAR-10)"
+    assert names.TARGETED in half[3]
+    assert "Fashion-MNIST" in half[3]
+    assert "3 seeds" in half[3]
+
+
+def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
+    assert overview.verdict(Results(tmp_path)) == "No comparison has been run yet."
+    assert "points" not in overview.table(Results(tmp_path))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hiap.data import affine_digits, fashion_mnist, layouts
+from hiap.data import affine_digits, cifar10, fashion_mnist, layouts
 from hiap.data import loader as data
 from hiap.train.config import ConfigError, DataConfig
 
@@ -199,11 +199,11 @@ class Python2Pickler(pickle._Pickler):
 
 def write_cifar(root: Path, layout: str, per_file: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """A tiny CIFAR-10 in one of the published layouts; returns training planes (n, 3, 32, 32) and labels."""
-    folder = root / {"python": data.CIFAR_PICKLES, "binary": data.CIFAR_BINARIES}[layout]
+    folder = root / {"python": cifar10.PICKLES, "binary": cifar10.BINARIES}[layout]
     folder.mkdir(parents=True)
     planes = RNG.integers(0, 256, (6 * per_file, 3072), dtype=np.uint8)
     labels = RNG.integers(0, 10, 6 * per_file)
-    for i, name in enumerate([*data.CIFAR_FILES["train"], *data.CIFAR_FILES["test"]]):
+    for i, name in enumerate([*cifar10.FILES["train"], *cifar10.FILES["test"]]):
         part = slice(i * per_file, (i + 1) * per_file)
         if layout == "binary":
             np.hstack([labels[part, None].astype(np.uint8), planes[part]]).tofile(folder / f"{name}.bin")
@@ -236,12 +236,12 @@ def test_torchvision_reads_the_same_python_files(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10, cifar
 
     write_cifar(tmp_path, "python")
-    with (tmp_path / data.CIFAR_PICKLES / "batches.meta").open("wb") as stream:
+    with (tmp_path / cifar10.PICKLES / "batches.meta").open("wb") as stream:
         Python2Pickler(stream, protocol=2).dump({"label_names": list("abcdefghij")})
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     theirs = CIFAR10(str(tmp_path), train=True)
-    ours = data._cifar(str(tmp_path), "train")
+    ours = cifar10.published(str(tmp_path), "train")
     assert np.array_equal(theirs.data, ours.pixels)
     assert theirs.targets == ours.labels.tolist()
 
@@ -261,7 +261,7 @@ def test_the_unpickler_calls_nothing_but_numpy(tmp_path, wrap):
     write_cifar(tmp_path, "python")
     harm = tmp_path / "harm"
     content = pickle.dumps(wrap(Evil(harm)), protocol=2)
-    (tmp_path / data.CIFAR_PICKLES / "data_batch_3").write_bytes(content)
+    (tmp_path / cifar10.PICKLES / "data_batch_3").write_bytes(content)
     with pytest.raises(ConfigError, match=r"data_batch_3: not a CIFAR-10 batch .*refused to load") as caught:
         data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
     assert "\n" not in str(caught.value)
@@ -276,7 +276,7 @@ def test_the_unpickler_calls_nothing_but_numpy(tmp_path, wrap):
 )
 def test_a_damaged_cifar_pickle_is_one_clear_line(tmp_path, entry):
     write_cifar(tmp_path, "python")
-    (tmp_path / data.CIFAR_PICKLES / "test_batch").write_bytes(entry)
+    (tmp_path / cifar10.PICKLES / "test_batch").write_bytes(entry)
     with pytest.raises(ConfigError, match="test_batch: not a CIFAR-10 batch") as caught:
         data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
     assert "\n" not in str(caught.value)
@@ -285,7 +285,7 @@ def test_a_damaged_cifar_pickle_is_one_clear_line(tmp_path, entry):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 3072, b"\x0a" + b"\x00" * 3072])
 def test_a_damaged_cifar_binary_is_one_clear_line(tmp_path, content):
     write_cifar(tmp_path, "binary")
-    (tmp_path / data.CIFAR_BINARIES / "test_batch.bin").write_bytes(content)
+    (tmp_path / cifar10.BINARIES / "test_batch.bin").write_bytes(content)
     with pytest.raises(ConfigError, match=r"test_batch\.bin: not a CIFAR-10 batch"):
         data.info(DataConfig(name="cifar10", root=str(tmp_path)), 32)
 
@@ -503,7 +503,7 @@ def prepare(root: Path, problem: str) -> Path:
         (root / "train").mkdir()
     if problem == "cifar file":
         write_cifar(root, "python")
-        (root / data.CIFAR_PICKLES / "data_batch_4").unlink()
+        (root / cifar10.PICKLES / "data_batch_4").unlink()
     return root
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "fit", "validation"]
 
 # Canvases are drawn so many at once (they fit a cache), each chunk from its own generator, so that a small set is the
 # start of a larger one.
@@ -35,15 +35,26 @@ CONTRAST = (0.4, 0.7)
 NOISE = (0.02, 0.10)
 
 
+def part_of(split: Literal["train", "test"], validates: bool) -> Split:
+    """What stands for a split where validation images are measured: canvases of other originals."""
+    if not validates:
+        return split
+    return "fit" if split == "train" else "validation"
+
+
 def original_indices(split: Split) -> np.ndarray:
     """Which of the 1,797 originals belong to ``split``: of each class, in scikit-learn's order, every fourth image is a
-    test image (1,352 train, 445 test). Stratified, fixed, and without a random number."""
+    test image (1,352 train, 445 test). Of the training images of each class every fifth is for 'validation', the others
+    are to 'fit'. Stratified, fixed, and without a random number."""
     labels = _load_digits()[1]
     rank = np.zeros(len(labels), dtype=np.int64)
     for digit in range(10):
         members = labels == digit
         rank[members] = np.arange(members.sum())
-    return np.flatnonzero((rank % 4 == 3) == (split == "test"))
+    tested = rank % 4 == 3
+    apart = (rank - rank // 4) % 5 == 4  # by the rank among training images
+    of_split = {"test": tested, "train": ~tested, "fit": ~tested & ~apart, "validation": ~tested & apart}
+    return np.flatnonzero(of_split[split])
 
 
 def originals(split: Split) -> tuple[Tensor, Tensor]:
@@ -84,7 +95,8 @@ def shown(split: Split, count: int, seed: int) -> np.ndarray:
 def _generators(split: Split, count: int, seed: int) -> Iterator[torch.Generator]:
     """One per chunk. The first thing that is drawn from it are the originals."""
     for chunk in range(math.ceil(count / CHUNK)):
-        entropy = np.random.SeedSequence([seed, split == "test", chunk]).generate_state(1, np.uint64)
+        number = ("train", "test", "fit", "validation").index(split)
+        entropy = np.random.SeedSequence([seed, number, chunk]).generate_state(1, np.uint64)
         yield torch.Generator().manual_seed(int(entropy[0]))
 
 

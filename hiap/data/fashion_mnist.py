@@ -48,6 +48,12 @@ def find(root: str = "") -> Path:
     raise ConfigError(f"fashion-mnist is not here: run `make fashion`, or set data.root to {EXPECTED}")
 
 
+def files(root: str = "") -> list[Path]:
+    """The four files."""
+    folder = find(root)
+    return [path for name in _names() if (path := _file(folder, name)) is not None]
+
+
 def images(root: str, part: Part, size: int, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """``count`` images uint8 (count, 1, size, size), resized bilinearly, and labels int64 (count,). ``seed`` chooses
     among the training images; of the others the first are taken. Raises ``ConfigError``."""

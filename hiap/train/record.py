@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hiap.files import write_json
-from hiap.train.config import Config, ConfigError
+from hiap.train.config import SIZES, Config, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +157,17 @@ class Environment(_Part):
     command: str
 
 
+class Images(_Part):
+    """Which images a run saw, as SHA-256 (64 hex digits): ``files`` that the data set is read from, its ``classes`` in
+    the order of their numbers, and the pixels and labels that were ``trained`` on and ``measured``, as the cache holds
+    them, before normalisation. '' for files where there are none, for pixels where each image is decoded anew."""
+
+    files: str
+    classes: str
+    trained: str
+    measured: str
+
+
 class Record(_Part):
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str
@@ -176,11 +187,22 @@ class Record(_Part):
     gates: list[GateLog] = Field(default_factory=list)  # every run.gate_log steps, if that is set
     weights_sha256: str = ""  # of the file that the weights began with, through the runs before this one
     adapted: list[str] = Field(default_factory=list)  # what was done to fit those weights to the images and classes
+    images: Images | None = None  # None in old records and in those of failed runs
     corrupt_images: int = 0  # training images that could not be read and were replaced
     environment: Environment
     started: str
     finished: str
     resumed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_that_meant_nothing(cls, values: Any) -> Any:
+        """Records of before name sizes also of data sets that were used whole."""
+        if isinstance(values, dict) and "schema_version" in values and "images" not in values:
+            data = values.get("config", {}).get("data", {})
+            if isinstance(data, dict) and data.get("name", "affine-digits") not in SIZES:
+                values["config"]["data"] = {k: v for k, v in data.items() if k not in ("train_size", "test_size")}
+        return values
 
 
 class Summary(BaseModel):

@@ -32,6 +32,7 @@ from hiap.train.reach import check_reach
 from hiap.train.record import (
     BlockShape,
     Folders,
+    Images,
     Latency,
     Metrics,
     Record,
@@ -228,6 +229,7 @@ class Run:
             gates=self.journal.gates,
             weights_sha256=weights_sha256(self.config.model, self.folders),
             adapted=self.adapted,
+            images=Images(**data.identity(self.data, self.config.model.img_size, self.config.run.workers)),
             corrupt_images=len(self.loop.corrupt()),
             resumed=self.journal.resumed,
         )

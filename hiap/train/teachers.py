@@ -74,7 +74,8 @@ class Lessons:
         if self.network is None or not self.config.distill.precompute:
             return
         found = []
-        for images, _ in data.in_order(self.config.data, self.config.model.img_size, at_once(self.config)):
+        size, workers = self.config.model.img_size, self.config.run.workers
+        for images, _ in data.in_order(self.config.data, size, at_once(self.config), workers):
             with autocast(self.device, self.config.optim.precision):
                 found.append(self.network(images.to(self.device)).float())
         self.logits = torch.cat(found)

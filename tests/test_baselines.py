@@ -236,6 +236,7 @@ METHODS = [
     ("hiap", {}),
     ("random", {}),
     ("taylor", {"budget": {"rounds": 3}}),
+    ("obs", {"budget": {"correct": 128}}),
     ("magnitude", {"budget": {"rounds": 2}}),
     ("vit_slim", {"search": {"epochs": 1}}),
     ("cofi", {"search": {"epochs": 2}, "gates": {"lr": 0.5}}),
@@ -370,7 +371,7 @@ def test_a_ranking_of_nothing_else_keeps_the_other_kind_whole():
     assert all(m.dims.all() for m in kept)
 
 
-@pytest.mark.parametrize("method", ["taylor", "peer"])
+@pytest.mark.parametrize("method", ["taylor", "obs", "peer"])
 def test_networks_whose_weights_cannot_be_ranked_are_one_line(method: str) -> None:
     model = small_vit(mlp_layer=SwiGLU)
     context = Context(from_dict({"method": method, "data": {"name": "digits"}}), target_of(model, 0.5, None))

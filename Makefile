@@ -41,11 +41,24 @@ reproduce: $(STAMP)
 	$(BIN)/python slurm/launch_grid.py --results $(RESULTS)
 	$(BIN)/python -m analysis.execute --results $(RESULTS)
 
+# Tests run side by side, a file at a time and one thread each: TEST_WORKERS=0 is one after the other, for a debugger.
+TEST_WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
+
+# Tests on SLURM mostly wait: where both are asked for, slow tests run beside them. Others wait for their turn, since a
+# test may look at what another target writes.
+ifneq ($(and $(filter test-slow,$(MAKECMDGOALS)),$(filter slurm-test,$(MAKECMDGOALS))),)
+MAKEFLAGS += -j2 --output-sync=target
+SLOW_WORKERS := 0
+test-slow slurm-test: | $(filter test,$(MAKECMDGOALS))
+verify: | $(filter test test-slow slurm-test,$(MAKECMDGOALS))
+endif
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(PYTEST) -n $(TEST_WORKERS) -m "not slow and not slurm"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not slurm"
+	$(PYTEST) -n $(or $(SLOW_WORKERS),$(TEST_WORKERS)) -m "slow and not slurm"
 
 slurm-test: $(STAMP)
 	which slurmctld munged slurmdbd mariadbd >/dev/null || (apt-get update -qq && \

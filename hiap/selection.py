@@ -158,9 +158,10 @@ def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices:
     least = cost.kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
     if least > target:
         most = prices.constant + ledger.dense_cost(dims, prices)
+        meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
         raise ConfigError(
             f"a target of {target / 1e6:.2f} {prices.million} cannot be reached by removing these units; "
-            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {prices.million.split()[0]}"
+            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {prices.million.split()[0]}{meant}"
         )
 
 

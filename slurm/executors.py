@@ -38,7 +38,10 @@ from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
 # What sbatch says where an association, a quality of service or the controller takes no more jobs of this user.
-FULL = r"Submit\w*Limit|job submit limit|MaxJobCount|temporarily unable to accept job"
+FULL = r"Submit\w*Limit|MaxJobCount|temporarily unable to accept job"
+# A limit on what one job asks for, which does not pass as others end, and what names no limit but the kinds.
+TOO_LARGE = r"(Assoc|QOS)(?!\w*Submit)\w+"
+EITHER = r"job submit limit, user's\s+size and/or time limits"
 MOST_REQUEUES = 1000  # by time-outs, a run of hours in slices of minutes has many
 DEFAULTS = Site()
 
@@ -316,7 +319,7 @@ class Slurm:
             jobs = self._executor(array, at_once, name).submit_array([self._job(run) for run in array])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             refusal = f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error, None)}"
-            if re.search(FULL, str(error)):
+            if self._full(str(error), array):
                 self.jobs.note(name, [])
                 for run in array:
                     write_status(run.folders, **{**read_status(run.folders), "state": "waiting"})
@@ -325,6 +328,15 @@ class Slurm:
             raise ConfigError(refusal) from None
         self.jobs.note(name, [job.job_id for job in jobs])
         self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
+
+    def _full(self, refusal: str, array: list[Run]) -> bool:
+        """Whether a submission was refused for the number of jobs, not for what one job asks for. Where the words leave
+        that open, it is the number if jobs like these were taken before; else smaller arrays are tried."""
+        if re.search(FULL, refusal):
+            return True
+        if re.search(TOO_LARGE, refusal) or not re.search(EITHER, refusal):
+            return False
+        return len(array) > 1 or self.accepted or bool(self.jobs.ids)
 
     def _executor(self, array: list[Run], at_once: int, name: str) -> submitit.SlurmExecutor:
         unfinished = {need for run in array for need in run.needs if not need.finished}

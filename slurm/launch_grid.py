@@ -253,12 +253,18 @@ def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, 
             print(f"{source}: run '{run.label}': {warning}", file=sys.stderr)
         if run.finished:
             report.finished_summary(run.folders.record)
-    folder = next(p for p in [results.absolute(), *results.absolute().parents] if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(ROOM))  # an empty file fits on a full disk
-    except OSError as error:
-        raise ConfigError(f"--results {results}: cannot write in {folder} ({error.strerror})") from None
+    todo = [run.folders.work for run in runs if not run.finished]
+    for folder in dict.fromkeys(map(_there, (results, runs[0].folders.runs, _logs(runs), *todo))):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(ROOM))  # an empty file fits on a full disk
+        except OSError as error:  # one of them may be another user's
+            raise ConfigError(f"--results {results}: cannot write in {folder} ({error.strerror})") from None
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or where it is not there yet, that in which it would be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -3,7 +3,6 @@ mounted with ``noflock``."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hiap.files import NO_LOCKS
+from hiap.files import locks, open_lock
 from hiap.train.config import ConfigError
 
 
@@ -20,21 +19,18 @@ from hiap.train.config import ConfigError
 def locked(path: Path, wait: bool) -> Iterator[None]:
     """Within, no other process has this lock. The kernel gives it back, however the process ends. Without ``wait``,
     raises ``ConfigError`` if another has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with open_lock(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = locks(file, wait)
         except BlockingIOError:
             file.seek(0)
             raise _taken(file.read()) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+        if held:
+            _sign(file)
+            yield
+        else:
             with _made(path.with_suffix(".held"), wait):
                 yield
-            return
-        _sign(file)
-        yield
 
 
 @contextmanager
@@ -43,7 +39,7 @@ def _made(path: Path, wait: bool) -> Iterator[None]:
     that made it, and elsewhere a person must remove it."""
     while True:
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 _sign(file)
             break
         except FileExistsError:
@@ -61,6 +57,8 @@ def _made(path: Path, wait: bool) -> Iterator[None]:
 
 
 def _sign(file: IO[str]) -> None:
+    if not file.writable():  # another user's
+        return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
@@ -68,7 +66,7 @@ def _sign(file: IO[str]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""
 

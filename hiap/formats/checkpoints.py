@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import collections
 import inspect
+import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv, clean_state_dict
+from timm.models import adapt_input_conv
 from torch import Tensor
 
 from hiap.options import one_line
@@ -36,7 +38,11 @@ ALLOWED: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # numpy 2 moved it: both names
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
 ]
-AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+# Words in the path to weights that are the running average of others: DINO's teacher, MoCo's key encoder.
+AVERAGED = re.compile(r"(^|[._])(ema|teacher|averaged?|shadow|momentum|encoder_k)([._]|$)")
+# Parts of a training checkpoint that may hold tensors under the names of weights and are none.
+NO_WEIGHTS = re.compile(r"(^|[._])(optim\w*|lr_schedulers?|schedulers?|scaler|loops|callbacks|loss|criterion)([._]|$)")
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 FIRST_CONV = "patch_embed.proj.weight"
 
 
@@ -44,25 +50,64 @@ class CheckpointError(ValueError):
     """A file that holds no weights for this network; one line."""
 
 
-def read(path: Path, averaged: bool | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a ``.safetensors`` or torch file, and what was done to get it. ``averaged`` chooses where a
-    file holds both weights as trained and their running average. Raises ``CheckpointError``."""
+def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a ``.safetensors`` or torch file, however deep it lies and whatever stands before its names,
+    and what was done to get it. ``names``: those of the network that it is for. ``averaged`` chooses where a file holds
+    both weights as trained and their running average. Raises ``CheckpointError``."""
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except SafetensorError as error:
         raise CheckpointError(f"not a whole .safetensors file ({one_line(error)})") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"holds a {type(content).__name__}; expected a state dict, name to tensor")
-    state, done = _chosen(content, averaged)
-    cleaned = dict(state)
-    while list(shorter := clean_state_dict(cleaned)) != list(cleaned):  # older timm takes off one name at a time
-        cleaned = shorter
-    if list(cleaned) != list(state):
-        done.append("names without the 'module.' or '_orig_mod.' that training put before them")
-    tensors = {name: value for name, value in cleaned.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"holds no tensors but {', '.join(map(repr, list(cleaned)[:3])) or 'nothing'}")
-    return tensors, done
+    whole = _tensors(content)
+    if not whole:
+        raise CheckpointError(f"holds no tensors but {', '.join(map(repr, list(content)[:3])) or 'nothing'}")
+    found = {WRAPPERS.sub("", name): held for name, held in whole.items()}
+    prefixes = _prefixes(found, frozenset(names))
+    prefix = _chosen(prefixes, averaged)
+    state = {name[len(prefix) :]: value for name, (_, value) in found.items() if name.startswith(prefix)}
+    return state, _told(prefix, prefixes, whole, found)
+
+
+def _told(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
+    """What was done to get the weights behind ``prefix``."""
+    place = os.path.commonprefix([place for name, (place, _) in found.items() if name.startswith(prefix)])
+    place = place[: place.rfind(".") + 1]
+    done = [f"the weights under '{place[:-1]}'"] if place else []
+    before = [prefix.removeprefix(place)] if prefix.startswith(place) else []
+    wrappers = sorted({match[0] for match in map(WRAPPERS.search, whole) if match})
+    if taken := ", ".join(f"'{words}'" for words in before + wrappers if words):
+        done.append(f"names without the {taken} that training put there")
+    others = tuple(filter(None, {prefix, *prefixes}))
+    left = [name for name in found if prefix and not name.startswith(others) and not NO_WEIGHTS.search(name)]
+    return done + ([f"not taken: {_few(left)}"] if left else [])
+
+
+def _tensors(content: Mapping[Any, Any], place: str = "") -> dict[str, tuple[str, Tensor]]:
+    """All tensors of nested mappings by their dotted paths, each with the part of the path that is of mappings."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            found[f"{place}{key}"] = (place, value)
+        elif isinstance(value, Mapping):
+            found |= _tensors(value, f"{place}{key}.")
+    return found
+
+
+def _prefixes(found: Mapping[str, tuple[str, Tensor]], names: frozenset[str]) -> list[str]:
+    """What stands before the names of a network's weights, once for each network that the file holds. Where the
+    network's own ``names`` are not among them, a published file's, the mappings that hold the tensors."""
+    count: collections.Counter[str] = collections.Counter()
+    for name, (place, _) in found.items():
+        if NO_WEIGHTS.search(place):
+            continue
+        cuts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+        count.update(name[:cut] for cut in cuts if name[cut:] in names)
+    if not count or max(count.values()) < len(names) / 4:
+        count = collections.Counter(place for place, _ in found.values() if not NO_WEIGHTS.search(place))
+    most = max(count.values(), default=0)
+    return [prefix for prefix, number in count.items() if 2 * number > most] or [""]
 
 
 def _unpickled(path: Path) -> Any:
@@ -82,19 +127,26 @@ def _unpickled(path: Path) -> Any:
         raise CheckpointError(f"not a state dict of tensors ({type(error).__name__})") from None
 
 
-def _chosen(content: Mapping[str, Any], averaged: bool | None) -> tuple[Mapping[str, Any], list[str]]:
-    """The state dict within a checkpoint; the checkpoint itself if it is one."""
-    ema, raw = (next((key for key in keys if isinstance(content.get(key), Mapping)), None) for keys in (AVERAGED, RAW))
-    if ema and raw and averaged is None:
+def _chosen(prefixes: list[str], averaged: bool | None) -> str:
+    """The one that is meant."""
+    ema = [prefix for prefix in prefixes if AVERAGED.search(prefix)]
+    raw = [prefix for prefix in prefixes if prefix not in ema]
+    if len(ema) == len(raw) == 1 and averaged is None:
         raise CheckpointError(
-            f"holds weights as trained ('{raw}') and averaged ones ('{ema}'); choose by model.averaged=true or =false"
+            f"holds weights as trained ('{raw[0][:-1]}') and averaged ones ('{ema[0][:-1]}'); choose by "
+            "model.averaged=true or =false"
         )
     if averaged and not ema:
-        raise CheckpointError(f"holds no averaged weights ({' or '.join(AVERAGED)}), which model.averaged asks for")
-    if averaged is False and ema and not raw:
-        raise CheckpointError(f"holds averaged weights alone ('{ema}'); expected model.averaged to be true or unset")
-    key = ema if averaged or not raw else raw
-    return (content[key], [f"the weights under '{key}'"]) if key else (content, [])
+        raise CheckpointError("holds no averaged weights ('ema', 'teacher' ...), which model.averaged asks for")
+    if averaged is False and not raw:
+        raise CheckpointError(
+            f"holds averaged weights alone ('{ema[0][:-1]}'); expected model.averaged to be true or unset"
+        )
+    chosen = prefixes if averaged is None else ema if averaged else raw
+    if len(chosen) > 1:
+        listed = ", ".join(f"'{prefix[:-1]}'" for prefix in chosen[:4])
+        raise CheckpointError(f"holds {len(chosen)} networks ({listed}); save the state dict of the one that is meant")
+    return chosen[0]
 
 
 def fill(model: Any, state: dict[str, Tensor], done: list[str]) -> bool:

@@ -7,9 +7,6 @@ name are listed here. Dense and extracted models are stored alike, block by bloc
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,7 +37,7 @@ from torch import nn
 
 from hiap.backbones.families import channels, copied, standard
 from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
-from hiap.files import atomic_write
+from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.options import one_line
@@ -185,8 +182,8 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     card with it. ``card``: write one of whatever is known (``hiap.formats.card.Card`` or a mapping of its fields).
 
     Before anything is written, raises ``UnsupportedModelError`` if the network cannot be described by this format (a
-    gated one, for example: extract it first), ``StoreError`` if ``folder`` holds anything but a network, and
-    ``ConfigError`` for a card of wrong fields.
+    gated one, for example: extract it first), ``StoreError`` if ``folder`` holds anything but a network or may not be
+    written by this user, and ``ConfigError`` for a card of wrong fields.
     """
     folder = Path(folder)
     if folder.exists() and (others := _others(folder)):
@@ -195,24 +192,14 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _check_same(build(spec, meta=True), model, state)
     described = None if card is None else cards.text(cards.checked(card), model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        save_file(state, temporary / WEIGHTS)
-        atomic_write(temporary / ARCHITECTURE, (spec.model_dump_json(indent=1, exclude_defaults=False) + "\n").encode())
-        if described is not None:
-            atomic_write(temporary / cards.NAME, described.encode())
-        os.chmod(temporary, 0o755)
-        if folder.exists():  # a folder cannot be replaced in one step: set the old one aside first
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with atomic_folder(folder) as temporary:
+            save_file(state, temporary / WEIGHTS)
+            atomic_write(temporary / ARCHITECTURE, (spec.model_dump_json(indent=1) + "\n").encode())
+            if described is not None:
+                atomic_write(temporary / cards.NAME, described.encode())
+    except PermissionError as error:
+        raise StoreError(f"{folder}: {error.strerror}; nothing was written") from None
 
 
 def _others(folder: Path) -> list[str]:
@@ -238,7 +225,7 @@ def load(folder: str | Path) -> Any:
     ``StoreError`` (one line) for anything else."""
     folder = folder_of(folder)
     try:
-        spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text())
+        spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise StoreError(

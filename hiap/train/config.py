@@ -462,9 +462,17 @@ def explain(error: ValidationError, valid: list[str]) -> str:
 
 
 def unknown_key(key: str, valid: list[str]) -> str:
-    """'unknown key x (did you mean y?)', for every place that reads keys from a person."""
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+    """'unknown key x (did you mean y?)', for every place that reads keys from a person. The last word counts most: it is
+    sections that are mixed up."""
+
+    def alike(other: str) -> tuple[float, float]:
+        words = [name.rpartition(".")[2] for name in (key, other)]
+        return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in (words, (key, other)))  # type: ignore
+
+    best = sorted(valid, key=alike, reverse=True)[:1]
+    word = key.rpartition(".")[2]
+    near = [other for other in valid if other.rpartition(".")[2] == word] or best
+    return f"unknown key '{key}'" + (f" (did you mean {' or '.join(map(repr, near[:3]))}?)" if near else "")
 
 
 def valid_keys() -> list[str]:

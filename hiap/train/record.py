@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from datetime import datetime, timezone
 from functools import cache
@@ -25,6 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hiap.files import write_json
+from hiap.options import one_line
 from hiap.train.config import SIZES, Config, ConfigError
 
 if TYPE_CHECKING:
@@ -337,7 +339,7 @@ def write_status(folders: Folders, **fields: Any) -> None:
 def read_status(folders: Folders) -> dict[str, Any]:
     """{} where there is none."""
     try:
-        return json.loads(folders.status.read_text())
+        return json.loads(folders.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -367,28 +369,35 @@ def environment(device: torch.device, command: str, processes: int = 1) -> Envir
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """Commit of the checkout that holds this file and whether tracked code differs from it; ('', False) without git.
-    A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
+    """Commit of the checkout that holds this file and whether tracked code differs from it; ('', False) where that is
+    unknown, with a line on standard error that says why if there is a repository. One that only lies around an
+    installed copy is another project's. A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
     if (note := PACKAGE / SNAPSHOT).exists():
-        made = json.loads(note.read_text())
+        made = json.loads(note.read_text(encoding="utf-8"))
         return made["commit"], made["dirty"]
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=PACKAGE.parent, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
-
     try:
+        if not os.path.samefile(_git("rev-parse", "--show-toplevel"), PACKAGE.parent):
+            return "", False
         code = ("hiap", "baselines", "slurm")  # records that come and go do not matter
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-        return git("rev-parse", "HEAD"), bool(changed)
-    except (OSError, subprocess.SubprocessError):
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return _git("rev-parse", "HEAD"), bool(changed)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = one_line(getattr(error, "stderr", "") or error)
+        if (PACKAGE.parent / ".git").exists():
+            print(f"commit unknown: git does not tell that of {PACKAGE.parent} ({said})", file=sys.stderr)
         return "", False
+
+
+def _git(*args: str) -> str:
+    """What git says in the folder of the code."""
+    return subprocess.run(
+        ["git", *args], cwd=PACKAGE.parent, capture_output=True, encoding="utf-8", check=True, timeout=30
+    ).stdout.strip()
 
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

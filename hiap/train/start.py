@@ -167,7 +167,7 @@ def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[lis
     """Load a file into ``model``: what was adapted, and whether the classifier stays as it was drawn. Raises
     ``ConfigError`` naming ``key``."""
     try:
-        state, adapted = checkpoints.read(path, averaged)
+        state, adapted = checkpoints.read(path, model.state_dict(), averaged)
         return adapted, checkpoints.fill(model, state, adapted)
     except (checkpoints.CheckpointError, OSError) as error:
         raise ConfigError(f"{key} '{path}': {error}") from None

@@ -1,4 +1,5 @@
-"""The same network pruned to half by Lightning and by transformers, saved and resumed by their own means."""
+"""The same network pruned to half by Lightning, by transformers and with accelerate, saved and resumed by their own
+means; and what these trainers do that a pruner could be hurt by."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Images(Dataset):
         return {"images": self.images[index], "labels": self.labels[index]}
 
 
-def new_pruner() -> hiap.Pruner:
-    return hiap.Pruner(small_vit().train(), steps=EPOCHS * PER_EPOCH, target_macs=0.5)
+def new_pruner(steps: int = EPOCHS * PER_EPOCH) -> hiap.Pruner:
+    return hiap.Pruner(small_vit().train(), steps=steps, target_macs=0.5)
 
 
 def groups(pruner: hiap.Pruner) -> list[dict[str, Any]]:
@@ -140,3 +141,252 @@ def test_a_pruner_that_cuts_its_network_is_refused(trainer: str) -> None:
     callback = import_module(f"hiap.integrations.{trainer}").PrunerCallback
     with pytest.raises(hiap.PrunerError, match="cannot follow a pruner with shrink"):
         callback(hiap.Pruner(small_vit(), steps=3, shrink=hiap.Shrink()))
+
+
+# Lightning
+
+
+@pytest.fixture
+def lightning() -> Any:
+    return pytest.importorskip("lightning.pytorch")
+
+
+def fitted(
+    lightning: Any, callback: Any, epochs: int = 1, optimizers: Any = None, accumulate: int = 0, **arguments: Any
+) -> Any:
+    """A trainer after ``fit``. ``optimizers`` makes them from the pruner's groups; ``accumulate``: by hand, so many
+    batches."""
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = callback.pruner.model
+            self.automatic_optimization = not accumulate
+
+        def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+            loss = hiap.distillation_loss(self.model(batch["images"]), batch["labels"]) + callback.pruner.penalty()
+            if accumulate:
+                self.manual_backward(loss / accumulate)
+                if (index + 1) % accumulate == 0:
+                    for optimizer in self.optimizers():
+                        optimizer.step()
+                        optimizer.zero_grad()
+            return loss
+
+        def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+            self.log("val_loss", torch.tensor(1.0))
+
+        def configure_optimizers(self) -> Any:
+            return (optimizers or torch.optim.AdamW)(groups(callback.pruner))
+
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options: dict[str, Any] = {"accelerator": "cpu", **dict.fromkeys(quiet, False), **arguments}
+    options["callbacks"] = [*options.get("callbacks", []), callback]
+    trainer = lightning.Trainer(max_epochs=epochs, **options)
+    loaders = [DataLoader(Images(), batch_size=4) for _ in range(2)]
+    trainer.fit(Module(), *loaders[: 2 if "callbacks" in arguments else 1])
+    return trainer
+
+
+def two(groups: list[dict[str, Any]]) -> list[Any]:
+    return [torch.optim.AdamW(groups[:2]), torch.optim.Adam(groups[2:])]
+
+
+def halved(small: Any) -> bool:
+    return 0.45 < hiap.macs(small, IMAGE) / hiap.macs(small_vit(), IMAGE) <= 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_a_second_fit_goes_on_and_a_third_is_refused(lightning: Any) -> None:
+    from hiap.integrations.lightning import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(2 * PER_EPOCH))
+    with pytest.warns(UserWarning, match="ended after 8 of the pruner's 16 steps, so there is no smaller network"):
+        fitted(lightning, callback)
+    assert (callback.pruner.done, callback.small) == (PER_EPOCH, None)
+    fitted(lightning, callback)  # a new trainer, whose steps begin at 0
+    assert callback.pruner.done == 2 * PER_EPOCH
+    assert halved(callback.small)
+    with pytest.raises(hiap.PrunerError, match="all 16 steps are done; train callback.small on") as error:
+        fitted(lightning, callback)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [
+        (PER_EPOCH // 2, {"accumulate_grad_batches": 2}),
+        (PER_EPOCH // 4, {"optimizers": two, "accumulate": 4}),
+        (PER_EPOCH // 4 - 1, {"optimizers": two, "accumulate": 4}),  # a loop whose end nobody knows is ended
+        (PER_EPOCH, {"precision": "bf16-mixed"}),
+    ],
+    ids=["accumulated", "two optimisers", "too long by hand", "bf16-mixed"],
+)
+def test_lightning_counts_steps_of_the_optimiser_that_has_the_gates(
+    lightning: Any, steps: int, arguments: dict[str, Any]
+) -> None:
+    from hiap.integrations.lightning import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(steps))
+    fitted(lightning, callback, **arguments)
+    assert callback.pruner.done == steps
+    assert halved(callback.small)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_stopped_early_says_how_to_go_on(lightning: Any) -> None:
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    from hiap.integrations.lightning import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(10 * PER_EPOCH))
+    with pytest.warns(UserWarning, match=r"ended after 16 of the pruner's 80 steps.*callback.pruner.finish\(\)"):
+        fitted(lightning, callback, epochs=10, callbacks=[EarlyStopping("val_loss", patience=1)])
+    assert callback.small is None
+    assert halved(callback.pruner.finish())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_averages_weights_before_the_network_is_made(lightning: Any) -> None:
+    averaging = pytest.importorskip("lightning.pytorch.callbacks").WeightAveraging
+    from hiap.integrations.lightning import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(PER_EPOCH))
+    fitted(lightning, callback, callbacks=[averaging()])
+    assert halved(callback.small)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("steps", "arguments", "message"),
+    [
+        (5, {}, "the loop has 8 optimiser steps, the pruner 5 left of 5; make it with steps=8"),
+        (8, {"precision": "16-true"}, "fp16 weights.*use '16-mixed'"),
+        (8, {"optimizers": lambda groups: torch.optim.AdamW(groups[:2])}, "no optimiser has the gates"),
+    ],
+)
+def test_lightning_refuses_before_the_first_step(
+    lightning: Any, steps: int, arguments: dict[str, Any], message: str
+) -> None:
+    from hiap.integrations.lightning import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(steps))
+    with pytest.raises(hiap.PrunerError, match=message) as error:
+        fitted(lightning, callback, **arguments)
+    assert "\n" not in str(error.value)
+    assert callback.pruner.done == 0
+
+
+# transformers
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Any:
+    """Makes a trainer of transformers."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Model(torch.nn.Module):
+        def __init__(self, pruner: hiap.Pruner):
+            super().__init__()
+            self.pruner, self.vit = pruner, pruner.model
+
+        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.vit(images)
+            return {"loss": hiap.distillation_loss(logits, labels) + self.pruner.penalty(), "logits": logits}
+
+    def make(callback: Any, callbacks: tuple[Any, ...] = (), **arguments: Any) -> Any:
+        settings: dict[str, Any] = {"num_train_epochs": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+        settings |= {"use_cpu": True, "lr_scheduler_type": "constant", "per_device_train_batch_size": 4, **arguments}
+        return transformers.Trainer(
+            Model(callback.pruner),
+            transformers.TrainingArguments(output_dir=str(tmp_path / "runs"), **settings),
+            train_dataset=Images(),
+            eval_dataset=Images(),
+            callbacks=[callback, *callbacks],
+            optimizers=(torch.optim.AdamW(groups(callback.pruner)), None),
+        )
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_may_not_put_back_an_earlier_network(trained: Any) -> None:
+    from hiap.integrations.transformers import PrunerCallback
+
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    with pytest.raises(hiap.PrunerError, match="load_best_model_at_end would put back.*set it to False") as error:
+        trained(PrunerCallback(new_pruner()), **best)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_stopped_early_says_how_to_go_on_and_goes_on(trained: Any) -> None:
+    from transformers import EarlyStoppingCallback
+
+    from hiap.integrations.transformers import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(4 * PER_EPOCH))
+    patience = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)
+    watched = {"eval_strategy": "epoch", "metric_for_best_model": "loss", "greater_is_better": False}
+    with pytest.warns(UserWarning, match="ended after 16 of the pruner's 32 steps"):
+        trained(callback, (patience,), num_train_epochs=4, **watched).train()
+    assert callback.small is None
+    trained(callback, num_train_epochs=2).train()
+    assert halved(callback.small)
+    with pytest.raises(hiap.PrunerError, match="all 32 steps are done"):
+        trained(callback).train()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_resumes_from_wherever_the_checkpoint_lies(trained: Any, tmp_path: Path) -> None:
+    from hiap.integrations.transformers import PrunerCallback
+
+    trained(PrunerCallback(new_pruner(2 * PER_EPOCH)), save_strategy="epoch", gradient_accumulation_steps=1).train()
+    elsewhere = (tmp_path / "runs" / f"checkpoint-{PER_EPOCH}").rename(tmp_path / "moved")
+    callback = PrunerCallback(new_pruner(2 * PER_EPOCH))
+    trained(callback, num_train_epochs=2).train(resume_from_checkpoint=str(elsewhere))
+    assert halved(callback.small)
+    state = elsewhere / "trainer_state.json"
+    state.write_text(state.read_text(encoding="utf-8").replace("PrunerCallback", "Other"), encoding="utf-8")
+    with pytest.raises(hiap.PrunerError, match="holds no state of a pruner"):
+        trained(PrunerCallback(new_pruner(16)), num_train_epochs=2).train(resume_from_checkpoint=str(elsewhere))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_counts_accumulated_steps_and_refuses_a_longer_loop(trained: Any) -> None:
+    from hiap.integrations.transformers import PrunerCallback
+
+    callback = PrunerCallback(new_pruner(PER_EPOCH // 2))
+    with pytest.raises(hiap.PrunerError, match="the loop has 8 optimiser steps, the pruner 4 left of 4"):
+        trained(callback).train()
+    assert callback.pruner.done == 0
+    trained(callback, gradient_accumulation_steps=2).train()
+    assert halved(callback.small)
+
+
+# accelerate
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_prunes_and_leaves_a_network_of_its_own(precision: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    pruner = new_pruner(PER_EPOCH // 2)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision=precision)
+    optimizer = torch.optim.AdamW(groups(pruner))
+    model, optimizer, loader = accelerator.prepare(pruner.model, optimizer, DataLoader(Images(), batch_size=4))
+    for batch in loader:
+        with accelerator.accumulate(model):
+            loss = hiap.distillation_loss(model(batch["images"]), batch["labels"]) + pruner.penalty()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            pruner.step()
+    small = pruner.finish().eval()
+    assert halved(small)
+    assert not {"forward", "_original_forward"} & set(vars(small)), "accelerate's own stays with the gated network"
+    assert small(torch.randn(2, *IMAGE)).dtype == torch.float32

@@ -1,61 +1,70 @@
 """transformers: ``Trainer(callbacks=[PrunerCallback(pruner)], optimizers=(optimizer, None), ...)``.
 
 The trainer's model calls ``pruner.model`` and adds ``pruner.penalty()`` to the loss that it returns; the optimiser is
-made from ``pruner.param_groups(...)``. The callback steps the pruner with the optimiser, writes its state beside the
-trainer's checkpoints, reads it when the trainer resumes, and leaves the smaller network in ``small``.
+made from ``pruner.param_groups(...)``. The callback steps the pruner with the optimiser, keeps its state in the
+trainer's checkpoints, takes it from there when the trainer resumes, and leaves the smaller network in ``small``.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from hiap.files import write_json
-from hiap.pruner import Pruner, PrunerError
-
-STATE = "hiap_pruner.json"
+from hiap.integrations.follower import Follower
+from hiap.pruner import PrunerError
 
 
-class PrunerCallback(TrainerCallback):
-    def __init__(self, pruner: Pruner):
-        if pruner.shrink:
-            raise PrunerError("PrunerCallback: the trainer's optimiser cannot follow a pruner with shrink")
-        self.pruner = pruner
-        self.small: Any = None
+class PrunerCallback(Follower, TrainerCallback, ExportableState):
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        _check(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == self.pruner.done:
-            return
-        path = _path(args, state)
-        if not path.is_file():
-            raise PrunerError(f"{path}: expected the pruner's state, which this callback saves with each checkpoint")
-        found = json.loads(path.read_text())
-        if "budget" in found:
-            found["budget"] = {name: torch.tensor(value) for name, value in found["budget"].items()}
-        self.pruner.load_state_dict(found)
+        _check(args)
+        if state.global_step:
+            self._resume(state)
+        optimizer = kwargs.get("optimizer")
+        self.begin([] if optimizer is None else [optimizer], state.max_steps - state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.pruner.step()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            found = self.pruner.state_dict(model=False)
-            if "budget" in found:
-                found["budget"] = {name: value.tolist() for name, value in found["budget"].items()}
-            write_json(_path(args, state), found)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.pruner.done == self.pruner.steps:
-            self.small = self.pruner.finish()
+        self.end()
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer writes into ``trainer_state.json`` of each checkpoint."""
+        found = self.pruner.state_dict(model=False)
+        if "budget" in found:
+            found["budget"] = {name: value.tolist() for name, value in found["budget"].items()}
+        return {"args": {}, "attributes": found}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Any:
+        raise PrunerError(
+            "PrunerCallback: a pruner cannot be made from a checkpoint; leave restore_callback_states_from_checkpoint "
+            "unset and give the trainer the callback, which takes its state from there by itself"
+        )
+
+    def _resume(self, state: TrainerState) -> None:
+        found = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if not isinstance(found, dict) or "steps" not in found.get("attributes", {}):
+            raise PrunerError("PrunerCallback: the checkpoint holds no state of a pruner; it was trained without")
+        pruner = dict(found["attributes"])
+        if "budget" in pruner:
+            pruner["budget"] = {name: torch.tensor(value) for name, value in pruner["budget"].items()}
+        self.pruner.load_state_dict(pruner)
 
 
-def _path(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE
+def _check(args: TrainingArguments) -> None:
+    if args.load_best_model_at_end:
+        raise PrunerError(
+            "PrunerCallback: load_best_model_at_end would put back weights and gates from the midst of the annealing; "
+            "set it to False, and measure callback.small after training"
+        )

@@ -58,6 +58,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.iterdir():
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for its user alone, whatever the umask
             _take_mode(path, folder / path.name)
         _take_mode(temporary, folder)
         if folder.exists():  # a folder cannot be replaced in one step: set the old one aside first

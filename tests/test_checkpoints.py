@@ -6,6 +6,7 @@ import argparse
 import csv
 import logging
 import pathlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,73 @@ def test_what_wrappers_put_before_the_names_is_taken_off(prefix: str, tmp_path: 
     start = started(tmp_path / "a.pth")
     assert same(start.model, state)
     assert "names without" in start.adapted[-1]
+
+
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + k: v for k, v in state.items()}
+
+
+NESTED: dict[str, tuple[Any, str]] = {
+    "Lightning": (
+        lambda w: {"state_dict": prefixed("model.", w), "epoch": 3, "optimizer_states": [{"state": {0: w}}]},
+        "the weights under 'state_dict'; names without the 'model.'",
+    ),
+    "Lightning, compiled": (
+        lambda w: {"state_dict": prefixed("net._orig_mod.", w), "callbacks": {"x": {"best": torch.zeros(())}}},
+        "names without the 'net.', '_orig_mod.'",
+    ),
+    "DINO's teacher": (
+        lambda w: {"teacher": prefixed("backbone.", w) | {"head.mlp.0.weight": torch.zeros(2)}, "epoch": 3},
+        "the weights under 'teacher'; names without the 'backbone.'.*not taken: teacher.head.mlp.0.weight",
+    ),
+    "layers compiled and wrapped one by one": (
+        lambda w: {k.replace(".attn.", "._checkpoint_wrapped_module.attn."): v for k, v in w.items()},
+        "names without the '_checkpoint_wrapped_module.'",
+    ),
+    "deep": (
+        lambda w: {"a": {"b": {"c": prefixed("encoder.vit.", w)}}},
+        "under 'a.b.c'; names without the 'encoder.vit.'",
+    ),
+    "the optimiser's copies": (
+        lambda w: {"net": w, "optimizer": {"state": {"exp_avg": w, "exp_avg_sq": w}}},
+        "the weights under 'net'",
+    ),
+    "nested by module": (
+        lambda w: {"backbone": {"blocks": {k[7:]: v for k, v in w.items() if k.startswith("blocks.")},
+                   **{k: v for k, v in w.items() if not k.startswith("blocks.")}}},
+        "the weights under 'backbone'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "told"), NESTED.values(), ids=NESTED.keys())
+def test_weights_are_found_at_any_depth_and_behind_any_prefix(made: Any, told: str, tmp_path: Path) -> None:
+    state = weights()
+    torch.save(made(state), tmp_path / "a.pth")
+    start = started(tmp_path / "a.pth")
+    assert same(start.model, state)
+    assert not start.new_head
+    assert re.search(told, "; ".join(start.adapted)), start.adapted
+
+
+def test_of_student_and_teacher_one_must_be_chosen(tmp_path: Path) -> None:
+    student, teacher, path = weights(scale=2), weights(scale=3), tmp_path / "dino.pth"
+    together = prefixed("module.backbone.", student), prefixed("backbone.", teacher)
+    torch.save({"student": together[0], "teacher": together[1], "dino_loss": {"center": torch.zeros(3)}}, path)
+    with pytest.raises(ConfigError, match=r"\('student.module.backbone'\) and averaged ones \('teacher.backbone'\)"):
+        started(path)
+    assert same(started(path, averaged=True).model, teacher)
+    assert same(started(path, averaged=False).model, student)
+    torch.save({"model": prefixed("student.", student) | prefixed("teacher.", teacher)}, path)
+    assert same(started(path, averaged=True).model, teacher)
+
+
+def test_of_two_networks_that_are_no_average_none_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "two.pth"
+    torch.save(prefixed("image.", weights(scale=2)) | prefixed("depth.", weights(scale=3)), path)
+    with pytest.raises(ConfigError, match=r"holds 2 networks \('image', 'depth'\); save the state dict") as error:
+        started(path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keys", [("model", "model_ema"), ("state_dict", "state_dict_ema")])

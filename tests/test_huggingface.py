@@ -1,4 +1,5 @@
-"""Classifiers of transformers, randomly initialised: as timm's with equal outputs, pruned, and back."""
+"""Classifiers, feature extractors and backbones of transformers, randomly initialised: as timm's with equal outputs,
+pruned, and back."""
 
 from __future__ import annotations
 
@@ -80,6 +81,62 @@ def test_a_pruned_one_is_saved_and_goes_back_with_fewer_neurons(kind, pictures, 
         assert relative(back(pictures).logits, gated(pictures)) < 1e-5
     narrower = back.state_dict() if "DINOv2" not in kind else {}  # its configuration knows multiples of 32 here
     assert all(v.shape[0] == 24 for k, v in narrower.items() if ".layers." in k and k.endswith("fc1.weight"))
+
+
+EXTRACTORS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ViT": ("ViTConfig", "ViTModel", FFN),
+    "DeiT": ("DeiTConfig", "DeiTModel", FFN),
+    "DINOv2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2, "layerscale_value": 0.3}),
+    "DINOv2's backbone": ("Dinov2Config", "Dinov2Backbone", {"use_swiglu_ffn": True, "out_features": ["stage2"]}),
+    "DINOv2 with registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {}),
+    "CLIP": ("CLIPVisionConfig", "CLIPVisionModel", FFN),
+    "CLIP with projection": ("CLIPVisionConfig", "CLIPVisionModelWithProjection", FFN | {"projection_dim": 8}),
+    "SigLIP": ("SiglipVisionConfig", "SiglipVisionModel", FFN),
+}
+
+
+def outputs(model: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Tokens first where the network gives them."""
+    given = model(pictures)
+    named = ("last_hidden_state", "pooler_output", "image_embeds", "feature_maps")
+    found = [given[name] for name in named if getattr(given, name, None) is not None]
+    return [tensor for value in found for tensor in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+@pytest.mark.parametrize("kind", EXTRACTORS)
+def test_features_are_equal_there_and_back_and_when_pruned(kind, pictures, tmp_path):
+    config, cls, own = EXTRACTORS[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, cls)(getattr(transformers, config)(**SIZES, **own)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = hiap.from_transformers(model)
+    with torch.no_grad():
+        theirs, tokens = outputs(model, pictures), ours(pictures)
+        if "Backbone" not in cls:
+            assert relative(tokens, theirs[0]) < 1e-5
+        else:
+            assert relative(tokens[:, 1:].mT.unflatten(-1, (4, 4)), theirs[0]) < 1e-5
+        for again, before in zip(outputs(hiap.to_transformers(ours, model), pictures), theirs, strict=True):
+            assert relative(again, before) < 1e-5
+    pruner = hiap.Pruner(ours, steps=2, target_macs=0.7)
+    for block in pruner.model.blocks:
+        block.mlp.neuron_gate.logit.data[-8:] = -1
+    small = hiap.extract(pruner.model.eval())
+    hiap.save(small, tmp_path / "net")
+    small = hiap.load(tmp_path / "net")
+    back = hiap.to_transformers(small, model)
+    with torch.no_grad():
+        if "Backbone" not in cls:
+            assert relative(outputs(back, pictures)[0], pruner.model(pictures)) < 1e-5
+        assert not torch.allclose(outputs(back, pictures)[0], theirs[0])
+
+
+def test_a_network_of_transformers_is_told_the_way():
+    with pytest.raises(hiap.UnsupportedModelError, match=r"ViTModel: .*hiap\.from_transformers") as error:
+        hiap.Pruner(transformers.ViTModel(transformers.ViTConfig(**SIZES, **FFN)), steps=3)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_ragged_or_foreign_does_not_go_and_is_one_line():

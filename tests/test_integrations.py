@@ -207,7 +207,7 @@ def test_lightning_a_second_fit_goes_on_and_a_third_is_refused(lightning: Any) -
     fitted(lightning, callback)  # a new trainer, whose steps begin at 0
     assert callback.pruner.done == 2 * PER_EPOCH
     assert halved(callback.small)
-    with pytest.raises(hiap.PrunerError, match="all 16 steps are done; train callback.small on") as error:
+    with pytest.raises(hiap.PrunerError, match=r"all 16 steps are done; train callback\.small on") as error:
         fitted(lightning, callback)
     assert "\n" not in str(error.value)
 
@@ -316,7 +316,7 @@ def test_transformers_may_not_put_back_an_earlier_network(trained: Any) -> None:
     from hiap.integrations.transformers import PrunerCallback
 
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
-    with pytest.raises(hiap.PrunerError, match="load_best_model_at_end would put back.*set it to False") as error:
+    with pytest.raises(hiap.PrunerError, match=r"load_best_model_at_end would put back.*set it to False") as error:
         trained(PrunerCallback(new_pruner()), **best)
     assert "\n" not in str(error.value)
 

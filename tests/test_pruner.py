@@ -344,6 +344,7 @@ def test_an_optimiser_without_the_logits_is_noticed() -> None:
         ({"steps": 0}, "steps 0: expected the number of optimiser steps"),
         ({"ramp": 0.0}, "ramp 0.0: expected a share"),
         ({"lambda_macro": -1.0}, "lambda_macro: Input should be greater than or equal to 0, not -1.0"),
+        ({"target_macs": 50}, "did you mean 0.5, a share?"),
         ({"target_macs": 0.001}, "M MACs cannot be reached by removing these units; reachable: "),
         ({"target_params": 0.001}, "M parameters cannot be reached by removing these units; reachable: "),
         ({"target_macs": "half"}, "target_macs 'half': expected a share"),

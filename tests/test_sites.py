@@ -268,6 +268,44 @@ def test_a_job_that_no_limit_lets_in_is_an_error(limited: Path, tmp_path: Path) 
         Slurm(logs(tmp_path), None).submit(runs)
 
 
+GENERIC = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+def refusing(folder: Path, *words: str) -> None:
+    text = "\n".join(f'echo "sbatch: error: {line}" >&2' for line in words)
+    sbatch = folder / "bin" / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\n{text}\nexit 1\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("limit", ["QOSMaxWallDurationPerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinGRES"])
+def test_a_job_that_asks_for_too_much_is_not_waited_with(queue: Path, tmp_path: Path, limit: str) -> None:
+    """Though jobs of this grid wait, which end one day."""
+    runs = runs_of(write_grid(tmp_path), tmp_path / "out")
+    executor = Slurm(logs(tmp_path), None)
+    assert executor.submit(runs[:1]) == []
+    refusing(tmp_path, limit, f"Batch job submission failed: {GENERIC}")
+    executor = Slurm(logs(tmp_path), None)
+    with pytest.raises(ConfigError, match=limit):
+        executor.submit(runs[1:2])
+
+
+def test_where_the_words_leave_it_open_jobs_taken_before_tell(
+    queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = runs_of(write_grid(tmp_path), tmp_path / "out")
+    sbatch = (tmp_path / "bin" / "sbatch").read_text(encoding="utf-8")
+    refusing(tmp_path, f"Batch job submission failed: {GENERIC}")
+    (queue / "queue").write_text("99|PENDING|another-grid\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="job submit limit"):
+        Slurm(logs(tmp_path), None).submit(runs[:1])
+    (tmp_path / "bin" / "sbatch").write_text(sbatch, encoding="utf-8")
+    executor = Slurm(logs(tmp_path), None)
+    assert executor.submit(runs[:1]) == []
+    refusing(tmp_path, f"Batch job submission failed: {GENERIC}")
+    assert executor.submit(runs[1:2]) == runs[1:2]
+    assert "going on as jobs end" in capsys.readouterr().err
+
+
 def test_a_submission_from_within_a_job_passes_none_of_it_on(
     queue: Path,
     tmp_path: Path,

@@ -332,6 +332,12 @@ def test_gate_logits_have_their_own_rate_and_no_decay(dense):
 BAD = {
     "unknown section": (["modle.depth=3"], "unknown key 'modle' (did you mean 'model'?)"),
     "unknown key": (["optim.epoch=3"], "did you mean 'optim.epochs'?"),
+    "unknown key, of another section": (
+        ["data.image_size=32"],
+        "unknown key 'data.image_size' (did you mean 'model.img_size'?)",
+    ),
+    "unknown key, known in two sections": (["lr=3"], "unknown key 'lr' (did you mean 'optim.lr' or 'gates.lr' or "),
+    "unknown key, without its section": (["batch_size=3"], "(did you mean 'optim.batch_size'?)"),
     "wrong type": (["optim.lr=fast"], "optim.lr: Input should be a valid number"),
     "no value": (["optim.lr"], "expected key=value"),
     "negative strength": (

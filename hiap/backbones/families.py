@@ -51,6 +51,8 @@ def is_vit(model: Any) -> bool:
 def standard(model: Any) -> Any:
     """``model`` with every block in the method's form: itself where they are, else a view of it on the same parameters,
     to be read. Raises ``UnsupportedModelError`` naming the first module without a form."""
+    if type(model).__module__.startswith("transformers."):
+        raise UnsupportedModelError(f"{type(model).__name__}: make it timm's first: hiap.from_transformers(model)")
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
     pool = getattr(model, "attn_pool", None)

@@ -5,8 +5,10 @@
     again = hiap.to_transformers(small, like)       # ``like``: the network it came from
 
 Classifiers of ViT, DeiT (with one head or two), DINOv2 (with registers or without, with gated FFNs or plain ones) and
-SigLIP. Outputs are equal; dropout and stochastic depth of the training before are not taken along. ``transformers``
-itself is not imported here: layers are known by the names of their weights, in its version 4 and in 5.
+SigLIP; feature extractors and backbones of these and CLIP's, whose timm network gives ``last_hidden_state`` (B, N, D):
+what comes after (a pooler, a projection) is no part of it and stays with ``like``. Outputs are equal; dropout and
+stochastic depth of the training before are not taken along. ``transformers`` itself is not imported here: layers are
+known by the names of their weights, in its version 4 and in 5.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from hiap.backbones.parts import TokenAndMean
 from hiap.formats.export import ExportError, to_timm
 from hiap.options import one_line
 
-_CLASSES = (
+_CLASSIFIERS = (
     "ViTForImageClassification",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
@@ -37,6 +39,20 @@ _CLASSES = (
     "Dinov2WithRegistersForImageClassification",
     "SiglipForImageClassification",
 )
+_EXTRACTORS = (
+    "ViTModel",
+    "DeiTModel",
+    "Dinov2Model",
+    "Dinov2Backbone",
+    "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersBackbone",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPVisionTransformer",
+    "SiglipVisionModel",
+    "SiglipVisionTransformer",
+)
+_CLASSES = (*_CLASSIFIERS, *_EXTRACTORS)
 _ACTIVATIONS: dict[str, Any] = {
     "gelu": nn.GELU,
     "gelu_new": partial(nn.GELU, approximate="tanh"),
@@ -48,10 +64,11 @@ _ACTIVATIONS: dict[str, Any] = {
 # What a weight is called in transformers, what in timm, and which part it is of how many in timm's.
 _PLACES = [
     (r"embeddings\.patch_embeddings?(\.projection)?", "patch_embed.proj", 0, 1),
-    (r"embeddings\.cls_token", "cls_token", 0, 1),
+    (r"embeddings\.(cls_token|class_embedding)", "cls_token", 0, 1),
     (r"embeddings\.distillation_token", "dist_token", 0, 1),
     (r"embeddings\.register_tokens", "reg_token", 0, 1),
     (r"embeddings\.position_embeddings?(\.weight)?", "pos_embed", 0, 1),
+    (r"pre_layrnorm", "norm_pre", 0, 1),  # CLIP's spelling
     (r"layernorm|post_layernorm", "norm", 0, 1),
     (r"classifier|cls_classifier", "head", 0, 1),
     (r"distillation_classifier", "head_dist", 0, 1),
@@ -68,19 +85,21 @@ _PLACES = [
     (r"layer_scale1\.lambda1", "ls1.gamma", 0, 1),
     (r"layer_scale2\.lambda1", "ls2.gamma", 0, 1),
 ]
-# Parts that a classifier does not look at.
-_UNUSED = r"embeddings\.mask_token|embeddings\.position_ids|(pooler|head)\..*"
+# Parts that a classifier does not look at, and that stand behind the tokens of a feature extractor.
+_UNUSED = r"embeddings\.mask_token|embeddings\.position_ids|(pooler|head|visual_projection)\..*"
 
 
 def from_transformers(model: Any) -> Any:
-    """The timm ``VisionTransformer`` that computes the logits of ``model``, a classifier of transformers; images of the
-    size of its configuration. Raises ``UnsupportedModelError`` (one line) for any other."""
+    """The timm ``VisionTransformer`` that computes the logits of ``model``, a classifier of transformers, or the
+    ``last_hidden_state`` (B, N, D) of a feature extractor or backbone; images of the size of its configuration. Raises
+    ``UnsupportedModelError`` (one line) for any other."""
     if type(model).__name__ not in _CLASSES:
         raise UnsupportedModelError(f"{type(model).__name__}: expected one of {', '.join(_CLASSES)}")
-    state = _joined(model.state_dict())
+    state = _joined(model)
     vit = _frame(model, state)
-    if "Siglip" in type(model).__name__:
-        state["pos_embed"] = state["pos_embed"][None]
+    for name in ("pos_embed", "cls_token"):
+        if name in state:
+            state[name] = state[name].reshape(1, -1, state[name].shape[-1])
     if "dist_token" in state and not isinstance(vit, VisionTransformerDistilled):  # a token that no head looks at
         state["reg_token"] = state.pop("dist_token")
     elif "reg_token" in state:  # timm's registers have no position: the class token's goes to the token
@@ -96,10 +115,10 @@ def from_transformers(model: Any) -> Any:
 
 def to_transformers(model: Any, like: Any) -> Any:
     """A network of the class and configuration of ``like`` (what ``from_transformers`` was given, or one of its kind)
-    that computes the logits of ``model``, a dense or extracted timm ViT. transformers builds all blocks alike: heads
-    and value dimensions that are gone become zeros, and every FFN must keep as many neurons as the others (zeros fill
-    DINOv2's, whose configuration knows whole multiples of the embedding only). Raises ``ExportError`` (one line) where
-    that is not so."""
+    that computes the logits, or tokens, of ``model``, a dense or extracted timm ViT. transformers builds all blocks
+    alike: heads and value dimensions that are gone become zeros, and every FFN must keep as many neurons as the others
+    (zeros fill DINOv2's, whose configuration knows whole multiples of the embedding only). Raises ``ExportError`` (one
+    line) where that is not so."""
     if type(like).__name__ not in _CLASSES:
         raise ExportError(f"{type(like).__name__}: expected one of {', '.join(_CLASSES)}")
     _, state = to_timm(model)
@@ -112,8 +131,8 @@ def to_transformers(model: Any, like: Any) -> Any:
     again = type(like)(config)
     own, before = {**again.state_dict()}, like.state_dict()
     for name, value in own.items():
-        place = _place(name)
-        if place is None:  # no weight of the classifier: as it was
+        place = _place_in(like, name)
+        if place is None:  # no weight of timm's network: as it was
             own[name] = before[name] if before[name].shape == value.shape else value
             continue
         key, part, parts = place
@@ -123,6 +142,12 @@ def to_transformers(model: Any, like: Any) -> Any:
         own[name] = state[key].chunk(parts)[part].reshape(value.shape)
     again.load_state_dict(own)
     return again.to(state["patch_embed.proj.weight"]).train(model.training)
+
+
+def _place_in(model: Any, name: str) -> tuple[str, int, int] | None:
+    """``_place`` in this network: CLIP has its norm behind the tokens."""
+    behind = type(model).__name__.startswith("CLIP") and "post_layernorm" in name
+    return None if behind else _place(name)
 
 
 def _place(name: str) -> tuple[str, int, int] | None:
@@ -139,11 +164,11 @@ def _place(name: str) -> tuple[str, int, int] | None:
     raise UnsupportedModelError(f"{name}: a weight that is not known")
 
 
-def _joined(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _joined(model: Any) -> dict[str, Tensor]:
     """Weights by timm's names, Q, K and V and the halves of a gated FFN in one."""
     pieces: dict[str, dict[int, Tensor]] = {}
-    for name, value in theirs.items():
-        if place := _place(name):
+    for name, value in model.state_dict().items():
+        if place := _place_in(model, name):
             pieces.setdefault(place[0], {})[place[1]] = value.detach()
     return {name: torch.cat([by[i] for i in sorted(by)]).clone() for name, by in pieces.items()}
 
@@ -176,11 +201,14 @@ def _frame(model: Any, state: Mapping[str, Tensor]) -> Any:
     }
     if distilled:
         return VisionTransformerDistilled(**arguments)
+    tokens = name in _EXTRACTORS
+    if tokens:
+        arguments |= {"global_pool": "", "pre_norm": "norm_pre.weight" in state, "final_norm": "norm.weight" in state}
     if "cls_token" not in state:
-        return VisionTransformer(**arguments, class_token=False, global_pool="avg", fc_norm=False)
+        return VisionTransformer(**{"global_pool": "avg", **arguments}, class_token=False, fc_norm=False)
     arguments["reg_tokens"] = registers or int("dist_token" in state)
     vit: Any = VisionTransformer(**arguments, no_embed_class=registers > 0)
-    if dino:
+    if dino and not tokens:
         vit.attn_pool, vit.pool_include_prefix = TokenAndMean(1 + registers), True
         if "head.weight" in state:
             vit.head = nn.Linear(2 * config.hidden_size, arguments["num_classes"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import collections
 import inspect
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -72,8 +71,9 @@ def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) ->
 
 def _told(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
     """What was done to get the weights behind ``prefix``."""
-    place = os.path.commonprefix([place for name, (place, _) in found.items() if name.startswith(prefix)])
-    place = place[: place.rfind(".") + 1]
+    places = {place for name, (place, _) in found.items() if name.startswith(prefix)}
+    place = min(places, key=len)
+    place = place if all(other.startswith(place) for other in places) else prefix
     done = [f"the weights under '{place[:-1]}'"] if place else []
     before = [prefix.removeprefix(place)] if prefix.startswith(place) else []
     wrappers = sorted({match[0] for match in map(WRAPPERS.search, whole) if match})

@@ -53,7 +53,8 @@ class PrunerCallback(Follower, TrainerCallback, ExportableState):
         )
 
     def _resume(self, state: TrainerState) -> None:
-        found = (state.stateful_callbacks or {}).get(type(self).__name__)
+        kept: Any = state.stateful_callbacks or {}
+        found = kept.get(type(self).__name__)
         if not isinstance(found, dict) or "steps" not in found.get("attributes", {}):
             raise PrunerError("PrunerCallback: the checkpoint holds no state of a pruner; it was trained without")
         pruner = dict(found["attributes"])

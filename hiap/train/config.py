@@ -462,12 +462,13 @@ def explain(error: ValidationError, valid: list[str]) -> str:
 
 
 def unknown_key(key: str, valid: list[str]) -> str:
-    """'unknown key x (did you mean y?)', for every place that reads keys from a person. The last word counts most: it is
-    sections that are mixed up."""
+    """'unknown key x (did you mean y?)', for every place that reads keys from a person. The last word counts most:
+    it is sections that are mixed up."""
 
     def alike(other: str) -> tuple[float, float]:
         words = [name.rpartition(".")[2] for name in (key, other)]
-        return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in (words, (key, other)))  # type: ignore
+        last, whole = (difflib.SequenceMatcher(None, *pair).ratio() for pair in (words, (key, other)))
+        return last, whole
 
     best = sorted(valid, key=alike, reverse=True)[:1]
     word = key.rpartition(".")[2]

@@ -11,6 +11,9 @@
 # make oldest      the oldest versions that pyproject.toml allows, in an environment of their own, and the quick tests;
 #                  make newest  the newest ones, whatever the locks say
 # make setup CUDA=12   PyTorch for older drivers and GPUs, from requirements-cuda12.lock; all targets take it
+# make wheel       wheel and sdist in dist/, the wheel tried in an empty environment without the study
+# make docs        the documentation as a site: docs/_build/html/index.html
+# make release-archive   what a release is made of, in dist/: the repository's tree, wheel, sdist, metadata for a DOI
 # make lock        resolve both locks anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +24,7 @@ STAMP := $(VENV)/.installed$(if $(filter 12,$(CUDA)),-cuda12)
 RESULTS ?= results/local
 
 .PHONY: openvino oldest newest integrations fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
-  lock clean
+  wheel docs release-archive lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -89,9 +92,32 @@ oldest newest:
 	$(PYTHON) -m venv $(VENV)-$@
 	$(VENV)-$@/bin/pip install --quiet --disable-pip-version-check uv
 	$(VENV)-$@/bin/uv pip install --quiet --python $(VENV)-$@/bin/python --upgrade \
-	  --resolution $(if $(filter oldest,$@),lowest-direct,highest) -e '.[dev,integrations,runtimes]'
+	  --resolution $(if $(filter oldest,$@),lowest-direct,highest) -e '.[study,dev,integrations,runtimes]'
 	$(VENV)-$@/bin/python -m pytest -m "not slow and not slurm" \
 	  --deselect tests/test_ground.py::test_what_is_installed_is_what_the_lock_says
+
+# The library alone, as a user installs it: in an environment of its own, away from this folder. TORCH: where pip finds
+# torch, for machines without a GPU https://download.pytorch.org/whl/cpu.
+wheel:
+	rm -rf dist build $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install --quiet --disable-pip-version-check build
+	$(VENV)-wheel/bin/python -m build --outdir dist . >/dev/null
+	rm -rf build *.egg-info
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH),--extra-index-url $(TORCH)) dist/*.whl
+	cd $$(mktemp -d) && $(abspath $(VENV))-wheel/bin/python -I $(CURDIR)/tests/try_wheel.py
+
+docs: $(STAMP)
+	$(BIN)/python -c "import sphinx, furo, myst_nb, sphinx_copybutton" 2>/dev/null || \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+release-archive: wheel
+	git archive --format=tar.gz --prefix=hiap-$(VERSION)/ -o dist/hiap-$(VERSION).tar.gz HEAD
+	cp CITATION.cff CHANGELOG.md .zenodo.json dist/
+	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -125,11 +151,11 @@ evidence: fashion weights
 	$(BIN)/python -m analysis.execute --results $(RESULTS) --only 17_evidence
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \
-  --extra dev pyproject.toml
+  --extra study --extra dev pyproject.toml
 lock:
 	$(COMPILE) -o requirements.lock
 	cp requirements.lock requirements-cuda12.lock  # so that all else keeps its version
 	$(COMPILE) --constraint requirements-cuda12.in -o requirements-cuda12.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest results/local
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-wheel dist docs/_build results/local

@@ -14,10 +14,11 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records import names
-from analysis.records.results import REPOSITORY, Results
+from analysis.records.results import Results
 from analysis.stats import seeds
 from analysis.studies import paired
-from hiap.train.arguments import Parser, results_root, told
+from hiap.cli import parsers
+from hiap.train.arguments import told
 from hiap.train.config import ConfigError, unknown_key
 from hiap.train.record import git_state
 
@@ -108,10 +109,7 @@ def _number(value: object) -> bool:
 
 @told
 def main(arguments: list[str] | None = None) -> int | None:
-    parser = Parser(prog="python -m analysis.cite", description="What stands behind a result.")
-    parser.add_argument("id", help="<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind")
-    parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
-    options = parser.parse_args(arguments)
+    options = parsers.cite().parse_args(arguments)
     name, _, commit = options.id.partition("@")
     check(commit)
     print((row if "/" in name else claim)(Results(options.results), name))

@@ -26,6 +26,8 @@ from hiap.train.config import Config
 from hiap.train.reach import HARD_CONCRETE
 from hiap.train.stages import Context, Stage, TargetedStage
 
+KIND = "searching"
+
 LOW, HIGH, TEMPERATURE = HARD_CONCRETE
 
 

@@ -20,6 +20,8 @@ from hiap.selection import Ranking
 from hiap.train.config import Config
 from hiap.train.stages import Context, Stage
 
+KIND = "ranking"
+
 
 def stages(config: Config) -> list[Stage]:
     return prune_then_tune(config, rank)

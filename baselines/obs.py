@@ -23,6 +23,8 @@ from hiap.train.config import Config
 from hiap.train.device import pick_device
 from hiap.train.stages import Context, Stage, looked_at
 
+KIND = "ranking"
+
 
 def stages(config: Config) -> list[Stage]:
     return prune_then_tune(config, rank)

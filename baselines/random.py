@@ -18,6 +18,8 @@ from hiap.train.config import Config
 from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 
+KIND = "ranking"
+
 
 def stages(config: Config) -> list[Stage]:
     return prune_then_tune(config, rank)

@@ -25,6 +25,8 @@ from hiap.train.device import pick_device
 from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 
+KIND = "ranking"
+
 BATCHES = 10
 
 

@@ -22,6 +22,9 @@ from hiap.selection import Target
 from hiap.train.config import Config, ConfigError
 from hiap.train.stages import Context, Stage, corrected
 
+NAME = "peer"  # as in the ids of old runs
+KIND = "cutting"
+
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
 

@@ -23,6 +23,8 @@ from hiap.selection import Ranking
 from hiap.train.config import Config, GateConfig
 from hiap.train.stages import Context, Stage, TargetedStage
 
+KIND = "searching"
+
 
 class SoftMask(Gate):
     """zeta itself while it is learned; 0 or 1 once hardened. There is no macro mask."""

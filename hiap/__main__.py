@@ -1,5 +1,5 @@
 import sys
 
-from hiap.formats.cli import main
+from hiap.cli import main
 
 sys.exit(main())

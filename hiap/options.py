@@ -75,8 +75,8 @@ class GateConfig(Section):
 class PenaltyConfig(Section):
     """Eq. 7. ``lambda_macro`` prices the C1 part of Eq. 5, ``lambda_micro`` the C2 and C3 parts."""
 
-    lambda_macro: float = Field(0.9, ge=0)
-    lambda_micro: float = Field(0.45, ge=0)
+    lambda_macro: float = Field(0.9, ge=0)  # price of heads and FFN blocks; with a target, only the ratio counts
+    lambda_micro: float = Field(0.45, ge=0)  # price of value dimensions and neurons
     # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
     # 'own' divides each by its own dense value.
     scale: Literal["total", "own", "raw"] = "total"
@@ -93,12 +93,12 @@ class FeasibilityConfig(Section):
     """Eq. 8. A7: every number is unstated. Layers reach zero heads in Figs. 5-8, so the floor is soft: the weights are
     of the order of one head's price in Eq. 7, which discourages an empty layer and cannot forbid it."""
 
-    k_min: float = Field(1.0, ge=0)
-    gamma_attn: float = Field(0.1, ge=0, le=1)
-    gamma_ffn: float = Field(0.1, ge=0, le=1)
-    beta_head: float = Field(1e-3, ge=0)
-    beta_dim: float = Field(1e-3, ge=0)
-    beta_ffn: float = Field(1e-3, ge=0)
+    k_min: float = Field(1.0, ge=0)  # heads of a layer below which it is penalised
+    gamma_attn: float = Field(0.1, ge=0, le=1)  # share of a layer's value dimensions below which it is
+    gamma_ffn: float = Field(0.1, ge=0, le=1)  # share of a layer's neurons below which it is
+    beta_head: float = Field(1e-3, ge=0)  # strength of the floor of heads; 0: off
+    beta_dim: float = Field(1e-3, ge=0)  # strength of the floor of value dimensions; 0: off
+    beta_ffn: float = Field(1e-3, ge=0)  # strength of the floor of neurons; 0: off
 
 
 Some = TypeVar("Some", bound=BaseModel)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hiap.data.loader import published_size
 from hiap.ledger import Dims, amount, dense_macs, dense_params, known_dims
-from hiap.train import record
-from hiap.train.config import SEARCHING, Config, ConfigError
+from hiap.train import methods, record
+from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders
 
 
@@ -72,7 +72,8 @@ def _trained_macs(config: Config, dense: int) -> float:
     if config.method in ("dense", "hiap") or target is None:
         return dense
     rounds = config.budget.rounds
-    masked = config.search.epochs / config.optim.epochs if config.method in SEARCHING else (rounds - 1) / rounds
+    searching = methods.kind(config.method) == "searching"
+    masked = config.search.epochs / config.optim.epochs if searching else (rounds - 1) / rounds
     return masked * dense + (1 - masked) * target
 
 
@@ -107,7 +108,8 @@ def bench_hint(config: Config) -> str:
     if name == "vit":
         return "The benchmark knows timm's networks only, and this one is made of numbers."
     wanted = f"model={name} device=cuda precision={config.optim.precision} batches=[256]"
-    return f"To measure:\n  python -m hiap.bench steps {wanted} name=steps_{name}_cuda_{config.optim.precision}"
+    report = f"name=steps_{name}_cuda_{config.optim.precision} out=results/bench"
+    return f"To measure:\n  python -m hiap.bench steps {wanted} {report}"
 
 
 def disk_bytes(config: Config) -> tuple[int, int] | None:

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiap.cli import parsers
 from hiap.data import loader as data
-from hiap.train.arguments import Parser
 from hiap.train.config import ON_DISK, ConfigError, check_needs, check_table
 from hiap.train.reach import check_reach
 from hiap.train.record import read, write
@@ -268,30 +268,7 @@ def _there(folder: Path) -> Path:
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Run a grid of experiments; finished runs are skipped, interrupted ones resumed.")
-    parser.add_argument("--grid", default="laptop", help="a name in slurm/grids, or a .yaml file (default: laptop)")
-    parser.add_argument(
-        "--cluster",
-        default="auto",
-        choices=("auto", "slurm", "local", "debug"),
-        help="auto: SLURM if a controller answers, else processes of this machine; debug: in this process",
-    )
-    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only runs of these seeds")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
-    parser.add_argument("--results", metavar="DIR", help="default: the site's, else results/local")
-    parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")
-    does = parser.add_mutually_exclusive_group()
-    does.add_argument("--status", action="store_true", help="where every run stands, and nothing else")
-    does.add_argument("--collect", action="store_true", help="the table of what is finished, and nothing else")
-    does.add_argument("--cancel", action="store_true", help="take the grid's jobs out of SLURM's queue")
-    does.add_argument("--resubmit", choices=("failed",), help="only runs that failed, and what they need")
-    does.add_argument(
-        "--doctor", action="store_true", help="try this cluster by one short job; tell what site.yaml needs"
-    )
-    does.add_argument("--prefetch", action="store_true", help="fetch the weights and data that runs download")
-    does.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
-    args = parser.parse_args(arguments)
+    args = parsers.launch().parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, not {args.jobs}")
     return args

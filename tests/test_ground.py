@@ -32,7 +32,8 @@ def pins(lock: str = LOCKS[0]) -> list[Requirement]:
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_requirement_is_pinned_to_a_version_that_it_allows(lock):
     meta = project()
-    wanted = [Requirement(r) for r in meta["dependencies"] + meta["optional-dependencies"]["dev"]]
+    wanted = [Requirement(r) for r in meta["dependencies"] + meta["optional-dependencies"]["study"]]
+    wanted += [Requirement(r) for r in meta["optional-dependencies"]["dev"]]
     for requirement in wanted:
         found = [p for p in pins(lock) if canonicalize_name(p.name) == canonicalize_name(requirement.name)]
         assert found, f"{requirement.name} is not in the lock"
@@ -51,7 +52,7 @@ def test_every_requirement_has_an_oldest_version_for_make_oldest_to_try():
 def test_oldest_and_newest_are_resolved_from_the_bounds_into_an_environment_of_their_own(target, resolution, tmp_path):
     command = ["make", "-n", target, f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"--resolution {resolution} -e '.[dev,integrations,runtimes]'" in done.stdout
+    assert f"--resolution {resolution} -e '.[study,dev,integrations,runtimes]'" in done.stdout
     assert f"{tmp_path / 'venv'}-{target}/bin/python -m pytest" in done.stdout
     assert f"{tmp_path / 'venv'}/bin" not in done.stdout
     assert "==" not in done.stdout
@@ -94,6 +95,30 @@ def test_what_is_installed_is_what_the_lock_says():
             except PackageNotFoundError:
                 here[pin.name] = False
     assert [name for name, same in here.items() if not same] == []
+
+
+LIBRARY = {"torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "huggingface-hub", "pyyaml", "tqdm"}
+
+
+def test_the_library_needs_little_and_the_study_is_an_extra():
+    meta = project()
+    assert {canonicalize_name(Requirement(r).name) for r in meta["dependencies"]} == {*LIBRARY, "pydantic"}
+    study = {canonicalize_name(Requirement(r).name) for r in meta["optional-dependencies"]["study"]}
+    assert {"pandas", "matplotlib", "seaborn", "jupyter", "submitit", "scikit-learn"} <= study
+
+
+def test_the_package_alone_imports_without_the_study():
+    """Every module of hiap but those for other frameworks, with the study's packages hidden."""
+    hidden = ("pandas", "matplotlib", "seaborn", "sklearn", "scipy", "submitit", "tensorboard", "IPython", "nbclient")
+    code = (
+        "import sys, pkgutil, importlib, hiap\n"
+        f"sys.modules.update(dict.fromkeys({hidden!r}))\n"
+        "for found in pkgutil.walk_packages(hiap.__path__, 'hiap.'):\n"
+        "    if not found.name.startswith('hiap.integrations.') and not found.name.endswith('__main__'):\n"
+        "        importlib.import_module(found.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_the_conda_environment_installs_the_lock():

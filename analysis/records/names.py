@@ -51,7 +51,7 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
 
 def run_title(record: Record) -> str:
     """What one run's figure is headed with: name, seed and data."""
-    return f"{title(record.label, record.config.method)}, seed {record.seed}, {record.config.data.name}"
+    return f"{title(record.label, record.config.name)}, seed {record.seed}, {record.config.data.name}"
 
 
 def machines(names: pd.Series) -> str:

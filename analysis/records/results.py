@@ -116,7 +116,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _name(record: Record) -> dict[str, Any]:
-    label, method = record.label or record.config.method, record.config.method
+    label, method = record.label or record.config.name, record.config.name
     return {"grid": record.grid, "run_id": record.run_id, "label": label, "method": method, "seed": record.seed}
 
 

@@ -1,5 +1,5 @@
 import sys
 
-from hiap.bench.run import main
+from hiap.cli import main
 
-sys.exit(main())
+sys.exit(main(["bench", *sys.argv[1:]]))

@@ -1,7 +1,7 @@
 """All that notebooks show of a GPU, in one go: ``python -m hiap.bench gpu [folder] [minutes=10]``.
 
-Each report is a call of its own in a process of its own, and a file of the folder (``results/bench``); one that is
-there is left as it is, so the same command goes on where the last one stopped. What fails is named at the end (exit
+Each report is a call of its own in a process of its own, and a file of the folder (``results/local/bench``); one that
+is there is left as it is, so the same command goes on where the last one stopped. What fails is named at the end (exit
 status 1).
 """
 
@@ -95,4 +95,4 @@ def _parsed(arguments: list[str]) -> tuple[Path, float]:
     minutes = values.get("minutes", 10)
     if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < float("inf"):
         raise ConfigError(f"minutes: expected a number above 0, not {minutes!r}")
-    return Path(folders[0] if folders else "results/bench"), float(minutes)
+    return Path(folders[0] if folders else "results/local/bench"), float(minutes)

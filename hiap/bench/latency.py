@@ -20,13 +20,11 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.optimize import nnls
 
 from hiap import cost
 from hiap.ledger import PRICED, Dims
 
 HELD_OUT = 20  # networks that are measured and not fitted
-LEAST = 12  # to be fitted, for six prices
 
 
 class Network(BaseModel):
@@ -110,6 +108,8 @@ def network(name: str, model: Any) -> Network:
 def fit(units: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Prices (6,), none below 0, that come nearest to ``times`` (n,) of networks with these ``units`` (n, 6), by the
     sum of squared relative errors."""
+    from scipy.optimize import nnls  # here: the extra study, which nothing else of the package waits for
+
     relative = units / times[:, None]
     largest = np.maximum(relative.max(0), np.finfo(float).tiny)
     prices, _ = nnls(relative / largest, np.ones(len(times)))

@@ -10,7 +10,7 @@
 - ``gpu``: all that notebooks show of a GPU, one report after another (``hiap.bench.gpu``).
 
 A ratio is the median of quotients of neighbouring runs, so that a slow moment hits both sides. Weights are
-random: time does not depend on them. One JSON per call goes to ``results/bench/``. On a GPU, say::
+random: time does not depend on them. One JSON per call goes to ``results/local/bench/``. On a GPU, say::
 
     python -m hiap.bench speed device=cuda precision=bf16 batches=[1,256] topologies=[fig5] multiple=8 name=fig5_cuda
     python -m hiap.bench latency device=cuda precision=bf16 batches=[64] name=latency_deit_small_cuda

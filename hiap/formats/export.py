@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from hiap.cost import image_of
 from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
+
+
+SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 class ExportError(ValueError):
@@ -54,6 +58,29 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
         optimize=True,  # the default of newer torch; without it OpenVINO meets functions that it does not know
         verbose=False,
     )
+
+
+def to_file(model: Any, path: str | Path, opset: int = OPSET) -> str:
+    """Write the form that the file's ending names (``SUFFIXES``); returns a line on it. Raises ``ExportError``."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise ExportError(f"{path}: no such folder: '{path.parent}'")
+    if path.suffix == ".onnx":
+        to_onnx(model, path, opset)
+        return f"{path}: ONNX, opset {opset}; input 'images' (batch, {_sizes(model)}), output 'logits'"
+    if path.suffix == ".pt2":
+        torch.export.save(to_program(model), path)
+        return f"{path}: torch.export.load gives it back; images (batch, {_sizes(model)})"
+    arguments, state = to_timm(model)
+    save_file(state, path)
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"{path}: a state dict for timm.create_model(<what it was pruned from>, {given})"
+
+
+def _sizes(model: Any) -> str:
+    return ", ".join(map(str, image_of(model)))
 
 
 def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,5 +1,5 @@
 import sys
 
-from hiap.train.run import main
+from hiap.cli import main
 
-sys.exit(main())
+sys.exit(main(["train", *sys.argv[1:]]))

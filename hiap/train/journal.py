@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class Journal:
         )
 
     def _tensorboard(self, log: EpochLog) -> None:
-        if not (self.config.run.tensorboard and self.world.first):
+        if not (self.config.run.tensorboard and self.world.first and find_spec("tensorboard")):
             return
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -153,7 +154,7 @@ def record_of(config: Config, started: str, processes: int = 1, **fields: Any) -
     return Record(
         run_id=config.run_id,
         grid=config.run.grid,
-        label=config.run.label or config.method,
+        label=config.run.label or config.name,
         # Where the files lie says nothing about the result and does not travel.
         config=config.model_copy(update={"run": config.run.model_copy(update={"results": ""})}),
         seed=config.seed,

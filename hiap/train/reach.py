@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hiap.train.config import SEARCHING, Config, ConfigError, OptimConfig
+from hiap.train import methods
+from hiap.train.config import Config, ConfigError, OptimConfig
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
 GROWN = 1e3  # how much a gradient may grow where "at most" is said
@@ -88,7 +89,7 @@ def bound(rates: Sequence[float] | np.ndarray, growth: float = 1.0, betas: tuple
 def gate_phase(config: Config) -> Config:
     """The configuration that the gates train with: of a search, its own epochs and recipe."""
     optim: dict[str, Any] = {}
-    if config.method in SEARCHING:
+    if methods.kind(config.method) == "searching":
         optim = {"epochs": config.search.epochs}
     if config.method == "vit_slim":
         search = {"lr": config.search.lr, "weight_decay": config.search.weight_decay}

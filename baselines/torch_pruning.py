@@ -1,7 +1,8 @@
 """Torch-Pruning (https://github.com/VainF/Torch-Pruning), a library that nobody here wrote: the development extra.
 
 Used for speed side by side at equal MACs, on random weights, because time does not depend on them, and as a baseline:
-pruned, then fine-tuned as the others are. Settings: L2-norm importance, global and isomorphic ranking, the embedding
+pruned, then fine-tuned as the others are. Settings: L2-norm importance or, with ``options.importance=taylor``, its
+GroupTaylorImportance on the gradients that method taylor has; global and isomorphic ranking, the embedding
 width kept (classifier and fc2 are never asked to lose outputs), head dimensions pruned alike in all heads of a layer,
 as its grouping of q, k and v demands. For speed, widths are rounded to 8. Q and K lose dimensions too, and timm scales
 by the width that is left, so the softmax temperature changes, as for every user of it.
@@ -16,14 +17,16 @@ import torch
 from torch import nn
 
 from baselines.ranking import require_plain
+from baselines.taylor import with_gradients
 from hiap import cost
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 from hiap.selection import Target
 from hiap.train.config import Config, ConfigError
-from hiap.train.stages import Context, Stage, corrected
+from hiap.train.stages import Context, Stage, corrected, options
 
 NAME = "peer"  # as in the ids of old runs
 KIND = "cutting"
+OPTIONS = {"importance": "magnitude"}  # or "taylor"
 
 # Torch-Pruning approaches its ratio in this many steps, so that one of its groups is a dimension or a few neurons.
 STEPS = 300
@@ -35,13 +38,17 @@ class TorchPruning(Stage):
     def prepare(self, model: Any, context: Context) -> Any:
         assert context.target is not None
         require_plain(model)
-        multiple = context.target.multiple
-        pruned = prune_to(copy.deepcopy(model), context.target, round_to=multiple if multiple > 1 else None)
+        multiple, importance = context.target.multiple, options(context.config)["importance"]
+        scored = with_gradients(model, context) if importance == "taylor" else copy.deepcopy(model)
+        pruned = prune_to(scored, context.target, multiple if multiple > 1 else None, importance)
+        pruned.zero_grad()
         small = as_extracted(pruned)
         return corrected(small, model, context)
 
 
 def stages(config: Config) -> list[Stage]:
+    if (given := options(config)["importance"]) not in ("magnitude", "taylor"):
+        raise ConfigError(f"options.importance {given!r}: expected magnitude or taylor")
     return [TorchPruning("fine-tune", config.optim.epochs)]
 
 
@@ -68,8 +75,8 @@ def as_extracted(model: Any) -> Any:
     return model
 
 
-def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
-    """``model`` pruned in place until it meets the target."""
+def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: str = "magnitude") -> Any:
+    """``model`` pruned in place until it meets the target; for importance 'taylor' its weights have gradients."""
     try:
         import torch_pruning as tp
     except ImportError:
@@ -84,12 +91,15 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8) -> Any:
         return cost.macs(model, image) if prices.unit == "MACs" else cost.params(model)
 
     ignored: list[nn.Module] = [model.head, *(block.mlp.fc2 for block in model.blocks)]
+    by = (
+        tp.importance.GroupTaylorImportance() if importance == "taylor" else tp.importance.GroupMagnitudeImportance(p=2)
+    )
     for block in model.blocks:
         block.attn.fused_attn = False  # its tracer follows plain matrix products
     pruner = tp.pruner.BasePruner(
         model,
         torch.zeros(1, *image, device=model.head.weight.device),
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=by,
         global_pruning=True,
         isomorphic=True,
         pruning_ratio=0.9,

@@ -74,3 +74,21 @@ def test_scratch_takes_the_shape_and_none_of_the_weights(dense: Config, pruned: 
     assert record.metrics.extracted.top1 < 30
     with pytest.raises(ConfigError, match=r"model\.scratch is for method 'dense'"):
         train.run(after(pruned, method="hiap", model={"weights": f"run:{pruned.run_id}", "scratch": True}))
+
+
+def test_torch_pruning_by_taylor_cuts_otherwise_than_by_norms(dense: Config) -> None:
+    found = {
+        importance: shape(
+            after(
+                dense,
+                method="peer",
+                budget={"target_macs": 0.5},
+                optim={"lr": 1e-3, "epochs": 0},
+                options={"importance": importance},
+            )
+        )
+        for importance in ("magnitude", "taylor")
+    }
+    assert found["magnitude"] != found["taylor"]
+    with pytest.raises(ConfigError, match="expected magnitude or taylor"):
+        stages(after(dense, method="peer", budget={"target_macs": 0.5}, options={"importance": "tailor"}))

@@ -27,7 +27,7 @@ class Meaning(NamedTuple):
 
 
 def load() -> dict[str, Any]:
-    return dict(yaml.safe_load(FILE.read_text()))
+    return dict(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
 
 def meaning(dictionary: dict[str, Any], file: str, column: str) -> Meaning | None:

@@ -86,13 +86,15 @@ class Done:
 
     def __init__(self, out: Path, results: Path):
         self.path, self.out, self.results = out.with_suffix(".json"), out, results
-        known = json.loads(self.path.read_text()) if self.path.exists() else {"digests": {}, "files": []}
+        known = (
+            json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"digests": {}, "files": []}
+        )
         whole = all((results / name).exists() for name in known["files"])
         self.digests: dict[str, str] = known["digests"] if whole else {}
         self.inputs = _inputs(results)
 
     def digest(self, path: Path) -> str:
-        cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+        cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
         return hashlib.sha256(json.dumps(cells).encode() + self.inputs).hexdigest()
 
     def has(self, path: Path) -> bool:
@@ -166,7 +168,7 @@ def _tell(results: Path, kept: list[Path]) -> None:
     if kept:
         print(f"{len(kept)} notebooks are as they were: neither their code nor the records have changed")
     if (table := results / "tables" / "table3.txt").exists():
-        print(table.read_text())
+        print(table.read_text(encoding="utf-8"))
     print(*sorted((results / "figures").glob("*.pdf")), sep="\n")
 
 

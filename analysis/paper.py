@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int | None:
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")
     parser.add_argument("--out", type=Path, default=PAPER, help="where to (default: paper/)")
     options = parser.parse_args(arguments)
-    tex = (PAPER / "paper.tex").read_text()
+    tex = (PAPER / "paper.tex").read_text(encoding="utf-8")
     if typed := list(prose.problems(tex)):
         raise ConfigError("paper.tex: " + "; ".join(typed))
     results = Results(options.results)

@@ -131,7 +131,7 @@ def load(results: Results) -> pd.DataFrame:
     for name, network in NETWORKS.items():
         path = results.root / "pull" / f"{name}.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             rows += [{"network": network.title, **row, "batches": found["batches"]} for row in found["rows"]]
     return pd.DataFrame(rows)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
+from hiap.backbones.sharded import gathered
 from hiap.gated_vit import BlockMask, is_gated, still_there
 from hiap.ledger import LatencyTable
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
@@ -62,6 +63,7 @@ def extract(
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
+    gated = gathered(gated)
     target = target_of(gated, target_macs, target_params, target_latency, latency, multiple)
     kept = kept_units(gated, target, keep, multiple or 1)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):

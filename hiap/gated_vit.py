@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import UnsupportedModelError, copied, standard
 from hiap.backbones.parts import open_norm
+from hiap.backbones.sharded import write
 from hiap.gates import CERTAIN, Gate, temperature
 from hiap.options import GateConfig, checked
 
@@ -297,11 +298,11 @@ def keep_one_head(gated: Any) -> None:
     kept = masks(gated)
     if any(bool((m.heads & m.dims.any(-1)).any()) for m in kept):
         return
-    logits = stack_gates(gated, lambda gate: gate.logit.detach())[0]
+    logits = stack_gates(gated, lambda gate: gate.alpha.detach())[0]
     block, head = divmod(int(logits.argmax()), logits.shape[1])
     kept[block].heads[head] = True
     if not kept[block].dims[head].any():
-        kept[block].dims[head, gated.blocks[block].attn.value_gate.logit[head].argmax()] = True
+        kept[block].dims[head, gated.blocks[block].attn.value_gate.alpha[head].argmax()] = True
     harden_to(gated, kept)
 
 
@@ -309,7 +310,7 @@ def keep_one_head(gated: Any) -> None:
 def open_for_good(gated: Any, stay: list[BlockMask]) -> None:
     """Open the gates of these units in every sample; the others are left as they are."""
     for g, mask in gates_with_masks(gated, stay):
-        g.logit.masked_fill_(mask.to(g.logit.device), CERTAIN)
+        write(g.logit, g.alpha.masked_fill(mask.to(g.logit.device), CERTAIN))
 
 
 def still_there(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:

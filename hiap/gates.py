@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.sharded import whole, write
 from hiap.options import GateConfig
 
 CLIP = 1e-6  # noise comes from uniform numbers in [CLIP, 1 - CLIP], so it stays within +-13.8
@@ -34,6 +35,11 @@ class Gate(nn.Module):
         self.register_buffer("offset", noise if config.harden == "sample" else torch.zeros(shape))
         self.sample: Tensor | None = None
 
+    @property
+    def alpha(self) -> Tensor:
+        """The logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
+        return whole(self.logit)
+
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)
@@ -49,23 +55,24 @@ class Gate(nn.Module):
     @torch.no_grad()
     def harden_to(self, keep: Tensor) -> None:
         """Decide by hand what ``hardened`` and eval mode give; the logit, so sampling and expectation, stays."""
-        self.offset.copy_(torch.where(keep.to(self.offset.device), CERTAIN, -CERTAIN) - self.logit)
+        self.offset.copy_(torch.where(keep.to(self.offset.device), CERTAIN, -CERTAIN) - self.alpha)
 
     @torch.no_grad()
     def fix(self, keep: Tensor) -> None:
         """Close and open by hand for good: logits become +-``CERTAIN``."""
-        self.logit.copy_(torch.where(keep.to(self.logit.device), CERTAIN, -CERTAIN))
+        value = torch.where(keep.to(self.logit.device), CERTAIN, -CERTAIN)
+        write(self.logit, value.expand_as(self.alpha))
 
     def hardened(self) -> Tensor:
         """Boolean gates: sigma(alpha) > 1/2 (or the one stored sample > 1/2, A5)."""
-        return self.logit.detach() + self.offset > 0
+        return self.alpha.detach() + self.offset > 0
 
     def expected(self) -> Tensor:
         """E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, so the mean of thresholded samples (of
         soft ones it is not), or the last sample itself (A2)."""
         if self.sampled_expectation and self.training and self.sample is not None:
             return self.sample
-        return torch.sigmoid(self.logit)
+        return torch.sigmoid(self.alpha)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.logit.shape)}, {self.level}, {'soft' if self.soft else 'straight-through'}"

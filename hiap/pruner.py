@@ -224,7 +224,7 @@ class Pruner:
         """How far the logit that has gone farthest is from where it started; those that are held do not count."""
         held = open_also(self._stay, self.shrink.gone()) if self.shrink else self._stay
         ways = (
-            (gate.logit - self.gates.start(gate.level)).abs().masked_fill(stay.to(gate.logit.device), 0.0).max()
+            (gate.alpha - self.gates.start(gate.level)).abs().masked_fill(stay.to(gate.logit.device), 0.0).max()
             for gate, stay in gates_with_masks(self.model, held)
         )
         return max(map(float, ways))

@@ -200,7 +200,7 @@ def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str,
 def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
     """A unit's key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold common
     to all gates keeps. Units that a macro gate ties are ordered by their own logit. ``keep``: see ``protected``."""
-    g, d, b, c = stack_gates(gated, lambda gate: gate.logit.detach().cpu())
+    g, d, b, c = stack_gates(gated, lambda gate: gate.alpha.detach().cpu())
     g, b = g[..., None], b[:, None]
     own = torch.cat([d.flatten(), c.flatten()])
     joint = torch.cat([torch.minimum(g, d).flatten(), torch.minimum(b, c).flatten()])

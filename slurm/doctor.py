@@ -131,7 +131,7 @@ def _disk(results: Path) -> dict[str, Any]:
         for i in range(FILES):
             write_json(Path(folder) / f"{i}.json", {"i": i})
         seconds = time.perf_counter() - begin
-        with (Path(folder) / "lock").open("w") as file:
+        with (Path(folder) / "lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 locks = True
@@ -176,9 +176,9 @@ def _submit(
         name = uuid.uuid4().hex[:8]
         write_json(logs / f"doctor-{name}.json", task)
         path = logs / f"doctor-{name}.sh"
-        path.write_text(_script(runs, site, processes, logs, logs / f"doctor-{name}"))
+        path.write_text(_script(runs, site, processes, logs, logs / f"doctor-{name}"), encoding="utf-8")
         with submission.as_from_a_shell():
-            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+            done = subprocess.run(["sbatch", str(path)], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode == 0 and (job := re.search(r"job (\d+)", done.stdout)):
             print(f"job {job.group(1)} looks at a compute node ...", file=sys.stderr, flush=True)
             return f"{job.group(1)}:{name}", site
@@ -233,7 +233,7 @@ def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, 
     try:
         while time.monotonic() < end and gone < 5:
             if file.exists():
-                return {**json.loads(file.read_text()), "read": time.time()}
+                return {**json.loads(file.read_text(encoding="utf-8")), "read": time.time()}
             listed = queue()
             gone = gone + 1 if listed is not None and number not in listed else 0  # a file may come a little later
             time.sleep(1)
@@ -242,7 +242,9 @@ def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, 
         raise
     if gone:
         log = next(iter(sorted(logs.glob(f"{number}_*log.err"))), None)
-        last = ([line for line in log.read_text().splitlines() if line.strip()] if log else [])[-1:] or ["no log"]
+        last = ([line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()] if log else [])[
+            -1:
+        ] or ["no log"]
         found.blame(f"job {number} ended without an answer ({last[0]}); look at setup and python in site.yaml")
     else:
         subprocess.run(["scancel", number])
@@ -277,7 +279,7 @@ def _cluster(found: Diagnosis, runs: list[Run], site: Site) -> None:
 
 def _lines(*command: str) -> list[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.splitlines() if done.returncode == 0 else []
@@ -358,7 +360,7 @@ def _inputs(found: Diagnosis, here: dict[str, Any], there: dict[str, Any], site:
 def main() -> None:
     """On the compute node; the first process of several answers."""
     stem = Path(sys.argv[1])
-    task = json.loads(stem.with_suffix(".json").read_text())
+    task = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     if os.environ.get("SLURM_PROCID", "0") == "0":
         write_json(stem.with_suffix(".answer.json"), look(Path(task["results"]), task["data_root"], task["hub"]))
 

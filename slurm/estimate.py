@@ -90,7 +90,7 @@ def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
     report of ``python -m hiap.bench steps`` in the folder ``bench``; None where there is none."""
     macs = train_macs(config)
     for path in sorted(bench.glob("*.json")):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         if report["mode"] != "steps":  # other modes have other settings
             continue
         found = tuple(report["settings"][key] for key in ("device", "model", "precision"))

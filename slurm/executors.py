@@ -397,7 +397,7 @@ def slurm_answers() -> bool:
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
         return queue() is not None
     try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except subprocess.TimeoutExpired:
         return False
     return ping.returncode == 0 and "UP" in ping.stdout
@@ -408,7 +408,7 @@ def last_line(log: Path) -> str:
     try:
         lines = [
             line
-            for line in log.read_text(errors="replace").splitlines()
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
             if line.strip() and not line.startswith(("srun: ", "slurmstepd: "))
         ]
     except OSError:

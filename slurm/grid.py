@@ -225,7 +225,7 @@ class Reading(BaseModel):
 def _reading(name: str, source: str | Path) -> Reading:
     if not name:
         return Reading(why="")
-    known = yaml.load(READINGS.read_text(), settings_file.StrictLoader)
+    known = yaml.load(READINGS.read_text(encoding="utf-8"), settings_file.StrictLoader)
     if name not in known:
         raise ConfigError(f"{source}: reading: {unknown_key(name, list(known)).replace('key', 'reading', 1)}")
     return Reading.model_validate(known[name])

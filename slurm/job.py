@@ -127,7 +127,7 @@ def _attempts(folders: Folders) -> tuple[str, int]:
     """The checkpoint that this attempt begins with, and how many attempts in a row, this one included, began so."""
     file, start = folders.work / "attempts.json", checkpoint_of(folders)
     try:
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     count = before["count"] + 1 if before.get("start") == start else 1

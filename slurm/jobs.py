@@ -35,7 +35,7 @@ class Jobs:
 
     def reload(self) -> None:
         empty: dict[str, Any] = {"jobs": {}, "tries": {}, "reached": {}, "intents": []}
-        found = {**empty, **(json.loads(self.file.read_text()) if self.file.exists() else {})}
+        found = {**empty, **(json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {})}
         self.ids: dict[str, list[str]] = found["jobs"]
         self.tries: dict[str, int] = found["tries"]
         self.reached: dict[str, str] = found["reached"]
@@ -97,7 +97,7 @@ class Jobs:
     def cancelled(self) -> set[str]:
         """Ids of runs that ``--cancel`` has taken away from whichever launcher follows them."""
         file = self.logs / "cancelled.json"
-        return set(json.loads(file.read_text())) if file.exists() else set()
+        return set(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else set()
 
     def cancel(self, runs: list[Run]) -> None:
         write_json(self.logs / "cancelled.json", sorted(self.cancelled() | {run.run_id for run in runs}))
@@ -120,7 +120,7 @@ def queue() -> dict[str, Queued] | None:
     """This user's jobs; None if no controller answers."""
     try:
         command = ["squeue", "--me", "-r", "-h", "-o", "%i|%T|%j"]
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        listing = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if listing.returncode:

@@ -58,7 +58,9 @@ def hub(name: str) -> Path:
     if found := in_cache(name):
         return found
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    done = subprocess.run([sys.executable, "-c", HUB, name], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, name], env=environment, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(

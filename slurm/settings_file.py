@@ -27,7 +27,7 @@ class StrictLoader(yaml.SafeLoader):
 def load(path: Path, model: type[Model]) -> Model:
     """An empty file is one without keys, where none is required. Raises ``ConfigError`` naming file and key."""
     try:
-        values = yaml.load(path.read_text(), StrictLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except NOT_YAML as error:

@@ -117,7 +117,9 @@ def check_resources(array: list[Run], site: Site, processes: int) -> None:
     """Raise ``ConfigError`` if no partition of the cluster could ever start such a job; silent where sinfo is."""
     if shutil.which("sinfo") is None:
         return
-    listing = subprocess.run(["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"], capture_output=True, text=True)
+    listing = subprocess.run(
+        ["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"], capture_output=True, encoding="utf-8", errors="replace"
+    )
     rows = [line.split("|") for line in listing.stdout.splitlines() if line.count("|") == 5]
     if listing.returncode or not rows:
         return
@@ -202,6 +204,6 @@ def largest_array() -> int:
     """MaxArraySize of the controller; 1000, a little below SLURM's default, where it does not say."""
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
         return 1000
-    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, encoding="utf-8", errors="replace")
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
     return int(found.group(1)) if found else 1000

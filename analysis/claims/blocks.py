@@ -53,7 +53,7 @@ def write(found: pd.DataFrame, results: Results) -> list[Path]:
     """Fill every page that has marks; returns those that changed."""
     computed, changed = parts(found, results), []
     for page in pages():
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         if (filled := fill(text, computed)) != text:
             atomic_write(page, filled.encode())
             changed.append(page)

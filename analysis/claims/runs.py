@@ -182,7 +182,7 @@ def timing(claim: Mapping[Any, Any], results: Results) -> Timing | None:
     wanted = parse_overrides(command(claim["answer"]).removeprefix(BENCH).split())
     found = []
     for path in sorted((results.root / "bench").glob("*.json")):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         if report["mode"] == "speed" and _as_wanted(report["settings"], wanted):
             found.append(_timing(claim, path, report, bench.load(results), wanted))
     return min(found, key=lambda one: claim["dataset"] not in one.device, default=None)

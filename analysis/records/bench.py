@@ -41,7 +41,7 @@ def deploy(results: Results) -> pd.DataFrame:
 
 def _reports(results: Results) -> Iterator[tuple[str, dict]]:
     paths = sorted((results.root / "bench").glob("*.json")) or sorted((REPOSITORY / "results/bench").glob("*.json"))
-    return ((path.stem, json.loads(path.read_text())) for path in paths)
+    return ((path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths)
 
 
 def _deployed(name: str, report: dict) -> list[dict]:

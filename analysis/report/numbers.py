@@ -331,4 +331,6 @@ def of_project(results: Results) -> Numbers:
 
 def _lines(folder: str) -> int:
     """Lines of code, comments and docstrings included, to the next hundred: not every edit is one of the report."""
-    return round(sum(len(path.read_text().splitlines()) for path in (REPOSITORY / folder).rglob("*.py")), -2)
+    return round(
+        sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (REPOSITORY / folder).rglob("*.py")), -2
+    )

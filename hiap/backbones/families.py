@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
+from hiap.backbones.sharded import own_type
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 
@@ -137,12 +138,12 @@ def _block(name: str, block: Any, model: Any) -> Any:
     if isinstance(block, PrunedBlock) and not (block.attn and block.mlp):
         raise UnsupportedModelError(f"{name}: a branch is gone; expected a network with all of its heads and neurons")
     post = _kind(block) in _POST_NORM_BLOCKS
-    if not (post or type(block) in (Block, PrunedBlock) or _kind(block) in _BLOCKS):
+    if not (post or own_type(block) in (Block, PrunedBlock) or _kind(block) in _BLOCKS):
         raise UnsupportedModelError(
             f"{name} ({type(block).__name__}): expected timm's Block, ResPostBlock, EvaBlock or Beit's"
         )
     attn, mlp = _attention(f"{name}.attn", block.attn, model), _ffn(f"{name}.mlp", block.mlp)
-    if attn is block.attn and mlp is block.mlp and type(block) in (Block, PrunedBlock):
+    if attn is block.attn and mlp is block.mlp and own_type(block) in (Block, PrunedBlock):
         return block
     # What stands before an FFN of ViTamin's: the block's norm and one of the FFN's own.
     norm2 = nn.Sequential(block.norm2, block.mlp.norm) if _kind(block.mlp) == _GEGLU else block.norm2
@@ -267,4 +268,4 @@ def _is_patches(embed: Any) -> bool:
 
 
 def _kind(module: Any) -> str:
-    return f"{type(module).__module__}.{type(module).__name__}"
+    return f"{own_type(module).__module__}.{own_type(module).__name__}"

@@ -70,7 +70,7 @@ def _run(name: str, call: str, folder: Path, seconds: float) -> str:
     print(f"{name}: python -m hiap.bench {call} device={DEVICE}", flush=True)
     try:
         command = [sys.executable, "-m", "hiap.bench", *call.split(), *own]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=seconds)
+        done = subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", timeout=seconds)
     except subprocess.TimeoutExpired:
         return OVER
     if done.returncode == 0:

@@ -102,6 +102,6 @@ def _command() -> str:
 
 def read(path: Path) -> Report | DeployReport:
     """Any report. Raises pydantic's ``ValidationError``."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     kinds: dict[str, type[Report] | type[DeployReport]] = {"deploy": DeployReport, "latency": LatencyReport}
     return kinds.get(Frame.model_validate_json(text).mode, Report).model_validate_json(text)

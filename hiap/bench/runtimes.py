@@ -103,7 +103,7 @@ def missing(runtime: Runtime, precision: Precision, device: str) -> str:
 def cpu_flags() -> frozenset[str]:
     """What the processor says that it can, on Linux; elsewhere nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
     return frozenset(w for line in lines if line.lower().startswith(("flags", "features")) for w in line.split())

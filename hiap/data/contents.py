@@ -100,7 +100,7 @@ def _kept(where: str, read: Callable[[], str]) -> str:
     """What ``read`` gives, once per state of the files."""
     file = downloads.folder() / "contents" / f"{_digest([str(VERSION), where])[:20]}.txt"
     try:
-        if len(found := file.read_text()) == 64:
+        if len(found := file.read_text(encoding="utf-8")) == 64:
             return found
     except (OSError, ValueError):
         pass

@@ -72,7 +72,7 @@ def file_of(path: Path) -> Path:
 def load(place: Place) -> Indexed | None:
     """The index that is kept of these files; None if there is none, or it is out of date."""
     try:
-        found = json.loads(file_of(place.path).read_text())
+        found = json.loads(file_of(place.path).read_text(encoding="utf-8"))
         if (found["version"], found["stamp"]) != (VERSION, _stamp(place)):
             return None
         spots = None if found["spots"] is None else np.array(found["spots"], dtype=np.int64).reshape(-1, 3)

@@ -87,7 +87,7 @@ def opened(
 def _load(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
     """None if there is nothing whole."""
     try:
-        about = json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         # Copy on write: torch takes no array that cannot be written. Nobody writes.
         images = np.load(folder / "images.npy", mmap_mode="c")
         labels = np.array(about["labels"], dtype=np.int64)

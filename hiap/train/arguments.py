@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,9 @@ def told(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # of whatever locale: λ and µ are no reason to fail
+                stream.reconfigure(errors="replace")
         try:
             status = main(arguments) or 0
             sys.stdout.flush()

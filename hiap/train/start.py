@@ -73,7 +73,7 @@ def published_top1(config: ModelConfig) -> float | None:
 @cache
 def _published() -> dict[tuple[str, int], float]:
     """From timm's results-imagenet.csv, measured by timm with each network's own size and crop."""
-    with PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
         return {(row["model"], int(row["img_size"])): float(row["top1"]) for row in csv.DictReader(file)}
 
 

@@ -6,9 +6,9 @@ Algorithm: on ``obs.images`` training images, second moments of what goes into e
 greedy removal per layer with exact updates; the errors, per MAC saved, are the keys by which units of all layers
 compete; remove the lowest until the MACs meet the target, at once or in ``budget.rounds`` steps with training between;
 fine-tune. With ``budget.correct`` the others do make up for what is gone, by least squares.
-Deviations: whole layers are not timed and no combination of them is searched, prices are MACs. Squared errors are
-weighted per token and output channel by the Fisher information of the network's own answers, so that no label is
-needed. A head is not a unit, it goes with its last dimension. The images looked at are billed.
+Deviations: whole layers are not timed and no combination of them is searched, prices are those of the target. Squared
+errors are weighted per token and output channel by the Fisher information of the network's own answers, so that no
+label is needed. A head is not a unit, it goes with its last dimension. The images looked at are billed.
 """
 
 from __future__ import annotations
@@ -33,4 +33,5 @@ def stages(config: Config) -> list[Stage]:
 def rank(model: Any, context: Context) -> Ranking:
     chosen, device = context.config.obs, pick_device(context.config.run.device)
     images = looked_at(context, chosen.images, device)
-    return obs.rank(copy.deepcopy(model).to(device), images, chosen.fisher)
+    prices = context.target.prices if context.target else None
+    return obs.rank(copy.deepcopy(model).to(device), images, chosen.fisher, prices=prices)

@@ -24,6 +24,7 @@ on first use so that tools which only read records start without torch:
     pruner = hiap.Pruner(model, steps=1000, target_macs=0.5)  # for any training loop
     loss = hiap.distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
     small = pruner.finish()                                   # a smaller plain module
+    small = hiap.prune(model, images, target_macs=0.5)        # in a minute, without training (ours)
     hiap.extract(pruner.model, target_macs=0.4)               # the same logits at another target
     hiap.save(small, "folder"); hiap.load("folder")           # safetensors and JSON; card={...}: a model card with it
     hiap.push("folder", "owner/name"); hiap.load("owner/name")
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hiap.backbones.huggingface import from_transformers, to_transformers
     from hiap.beyond.correction import correct
+    from hiap.beyond.pruning import prune
     from hiap.beyond.shrinking import Shrink
     from hiap.cost import ExpectedCost, expected_cost, macs, params
     from hiap.extraction import extract
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Shrink": "beyond.shrinking",
     "correct": "beyond.correction",
+    "prune": "beyond.pruning",
     "Pruner": "pruner",
     "PrunerError": "pruner",
     "ConfigError": "options",
@@ -98,6 +101,7 @@ __all__ = [
     "macs",
     "named_gates",
     "params",
+    "prune",
     "push",
     "save",
     "set_layout",

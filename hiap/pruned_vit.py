@@ -117,8 +117,8 @@ class PrunedAttention(nn.Module):
         return _narrow(x, self.value_dims, v_width)
 
     def _padded_widths(self) -> tuple[int, int]:
-        qk_width = max(self.qk_dims)
-        return qk_width, max(qk_width, *self.value_dims)  # fused kernels want v as wide as q and k
+        width = max(*self.qk_dims, *self.value_dims)  # fused kernels want v as wide as q and k
+        return width, width
 
     def padding(self) -> int:
         """Columns of zeros that the attention products run over in the present layout, in q, k (counted once) and v."""

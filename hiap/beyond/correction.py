@@ -10,16 +10,23 @@ errors do not add up.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.families import UnsupportedModelError, standard
 from hiap.backbones.parts import is_norm
 from hiap.gated_vit import is_gated, sampling
+from hiap.pruned_vit import PrunedBlock
 
 RIDGE = 0.01  # of the mean square of the inputs
+
+
+Streams = list[Tensor]  # (B, N, D) of each batch
+Given = list[dict[str, Any]]  # what each block is given beside the stream, rotary angles for example
 
 
 @torch.no_grad()
@@ -29,42 +36,116 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RI
     ``images``: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
     ``before`` may carry gates, which then sample as in training. ``ridge`` > 0 holds a correction small where the
     images say little. Only output maps, their biases and the constants of removed branches change, so that sizes, MACs
-    and parameters stay. Raises ``ValueError`` without images, for networks of different depth, and for blocks that put
-    a norm behind a branch, where a change of the output map is not a change of the stream.
+    and parameters stay. Memory: four times the tokens of all images, (images, N, D); with gates, and for a network that
+    is not in the method's form, twice that per block. Raises ``ValueError`` without images, for networks of different
+    depth, and for blocks that put a norm behind a branch, where a change of the output map is not a change of the
+    stream.
     """
     if len(small.blocks) != len(before.blocks):
         raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")
-    if any(is_norm(scale) for block in small.blocks for scale in (block.ls1, block.ls2)):
-        raise ValueError("correct: blocks with a norm behind a branch; expected at most a LayerScale there")
+    require_correctable(small)
     modes = small.training, before.training
     small.eval(), before.eval()
-    streams, wanted = _recorded(before, images)
+    sampled = is_gated(before) or any(not hasattr(block, "ls1") for block in before.blocks)
+    streams, given, recorded = _recorded(before, images) if sampled else _first(before, images)
     if not streams:
         raise ValueError("correct: no images; expected at least one batch")
-    for block, (after_attn, after_mlp) in zip(small.blocks, wanted, strict=True):
-        streams = _corrected(block, "attn", streams, after_attn, ridge)
-        streams = _corrected(block, "mlp", streams, after_mlp, ridge)
+    dense = streams
+    for i, block in enumerate(small.blocks):
+        after_attn, after_mlp = recorded[i] if recorded else _after(before.blocks[i], dense, given[i])
+        streams = _corrected(block, "attn", streams, after_attn, ridge, given[i])
+        streams = _corrected(block, "mlp", streams, after_mlp, ridge, {})
+        dense = after_mlp
     small.train(modes[0]), before.train(modes[1])
     return small
 
 
-def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[list[Tensor], list[tuple[list[Tensor], list[Tensor]]]]:
-    """The residual stream (B, N, D) of each batch before the first block, and of each block after either branch."""
-    first: list[Tensor] = []
-    after: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in model.blocks]
+def require_correctable(model: Any) -> None:
+    """Raise ``ValueError`` for blocks with a norm behind a branch."""
+    for block in standard(model).blocks if _is_dense(model) else model.blocks:
+        if is_norm(block.ls1) or is_norm(block.ls2):
+            raise UnsupportedModelError("correct: blocks with a norm behind a branch; expected at most a LayerScale")
+
+
+def _is_dense(model: Any) -> bool:
+    return not any(isinstance(block, PrunedBlock) for block in model.blocks)
+
+
+class _EnoughError(Exception):
+    """Raised within a network to leave it: what was wanted of it is known."""
+
+
+def _first(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, None]:
+    """The stream before the first block, and what each block is given beside it; a first batch goes all the way."""
+    streams: Streams = []
+    given: Given = []
+
+    def enter(_: Any, args: tuple[Tensor], others: dict[str, Any]) -> None:
+        streams.append(args[0])
+        if given:
+            raise _EnoughError
+
+    with ExitStack() as stack:
+        entry = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
+        stack.callback(entry.remove)
+        for batch in images:
+            with suppress(_EnoughError):
+                if given:
+                    model(batch)
+                else:
+                    given.extend(_given(model, batch))
+    return streams, given, None
+
+
+def _given(model: Any, batch: Tensor) -> Given:
+    """What each block is given beside the stream."""
+    found: Given = []
+    with ExitStack() as stack:
+        for block in model.blocks:
+            found.append({})
+            hook = block.register_forward_pre_hook(partial(_keep_given, found[-1]), with_kwargs=True)
+            stack.callback(hook.remove)
+        model(batch)
+    return found
+
+
+def _keep_given(to: dict[str, Any], _: Any, args: tuple[Tensor], others: dict[str, Any]) -> None:
+    to.update({name: value for name, value in others.items() if value is not None})
+
+
+def _after(block: Any, streams: Streams, given: dict[str, Any]) -> tuple[Streams, Streams]:
+    """The stream after either branch of a block that nothing is cut from."""
+    after: tuple[Streams, Streams] = ([], [])
+    with ExitStack() as stack:
+        stack.callback(block.norm2.register_forward_pre_hook(lambda _, args: after[0].append(args[0])).remove)
+        for x in streams:
+            after[1].append(block(x, **given))
+    return after
+
+
+def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, list[tuple[Streams, Streams]]]:
+    """The residual stream of each batch before the first block, and of each block after either branch, all in one pass:
+    gates are sampled once."""
+    first: Streams = []
+    given: Given = [{} for _ in model.blocks]
+    after: list[tuple[Streams, Streams]] = [([], []) for _ in model.blocks]
     with ExitStack() as stack:
         stack.callback(model.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0])).remove)
-        for block, (attn, mlp) in zip(model.blocks, after, strict=True):
+        for block, (attn, mlp), own in zip(model.blocks, after, given, strict=True):
+            keep = partial(_keep_given, own)
+            stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
             stack.callback(block.norm2.register_forward_pre_hook(lambda _, args, to=attn: to.append(args[0])).remove)
             stack.callback(block.register_forward_hook(lambda _, args, out, to=mlp: to.append(out)).remove)
         if is_gated(model):
             stack.enter_context(sampling(model))
         for batch in images:
             model(batch)
-    return first, after
+    return first, given, after
 
 
-def _corrected(block: Any, branch: str, streams: list[Tensor], wanted: list[Tensor], ridge: float) -> list[Tensor]:
+def _corrected(
+    block: Any, branch: str, streams: Streams, wanted: Streams, ridge: float, given: dict[str, Any]
+) -> Streams:
     """Correct one branch; the stream after it."""
     part, constant = getattr(block, branch), getattr(block, f"{branch}_constant", None)
     if part is None:
@@ -78,9 +159,9 @@ def _corrected(block: Any, branch: str, streams: list[Tensor], wanted: list[Tens
     with ExitStack() as stack:
         stack.callback(output.register_forward_pre_hook(lambda _, args: solve.take(args[0])).remove)
         for x, w in zip(streams, wanted, strict=True):
-            solve.add(w - x - scale(part(norm(x))), gamma)
+            solve.add(w - x - scale(part(norm(x), **given)), gamma)
     solve.apply(ridge)
-    return [x + scale(part(norm(x))) for x in streams]
+    return [x + scale(part(norm(x), **given)) for x in streams]
 
 
 class _LeastSquares:

@@ -41,15 +41,22 @@ class Moments:
     channels: Tensor
 
 
-def rank(model: Any, images: Iterable[Any], fisher: str = "own", ridge: float = RIDGE) -> Ranking:
-    """Keys of all value dimensions and neurons of a plain ViT: loss, in nats of an image, per MAC saved.
+def rank(
+    model: Any,
+    images: Iterable[Any],
+    fisher: str = "own",
+    ridge: float = RIDGE,
+    prices: ledger.Prices | None = None,
+) -> Ranking:
+    """Keys of all value dimensions and neurons of a ViT in the method's form: loss, in nats of an image, per MAC saved,
+    or per unit of other ``prices``.
 
     ``images``: batches as for ``hiap.correct``, or pairs of images and labels. ``fisher``: weights of squared errors,
     'own' from the network's own predictions, 'labels' from the images' labels, 'none' equal ones (no backward pass).
     Raises ``ValueError`` without images, and without labels where they are asked for.
     """
     dims = cost.dims_of(model)
-    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
+    prices = prices or ledger.true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
     seen = moments(model, images, fisher)
     keys = [
         removal_errors(found, output_map(block, branch).weight, ridge)
@@ -58,8 +65,8 @@ def rank(model: Any, images: Iterable[Any], fisher: str = "own", ridge: float = 
     ]
     return Ranking(
         dims=torch.stack(keys[::2]).unflatten(1, (dims.heads, dims.head_dim))
-        / (prices.value_dim + prices.head / dims.head_dim),
-        neurons=torch.stack(keys[1::2]) / prices.neuron,
+        / max(prices.value_dim + prices.head / dims.head_dim, TINY),
+        neurons=torch.stack(keys[1::2]) / max(prices.neuron, TINY),
     )
 
 

@@ -1,0 +1,178 @@
+"""A network that was pruned before as one whose blocks are alike, which can be gated: zeros stand where units are gone.
+
+The function stays what it is. Units of zeros cost nothing to remove, so they go first.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from hiap.backbones.families import UnsupportedModelError, fc1_rows
+from hiap.cost import qk_dims, value_dims
+from hiap.pruned_vit import PrunedAttention, PrunedBlock, set_layout
+
+PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
+
+
+@torch.no_grad()
+def even(model: Any) -> Any:
+    """``model`` itself if its blocks are alike, else a copy with zeros. Raises ``UnsupportedModelError`` for a pruned
+    network with norms over its units or positions of its heads, and for one that has no FFN or no attention at all."""
+    if not any(isinstance(block, PrunedBlock) for block in model.blocks) or _alike(model.blocks):
+        return model
+    for i, block in enumerate(model.blocks):
+        attn, mlp = block.attn, block.mlp
+        odd = getattr(attn, "position", None) or getattr(attn, "norm", None)
+        if odd is not None and not isinstance(odd, nn.Identity):
+            raise UnsupportedModelError(
+                f"blocks.{i}.attn: pruned, with {type(odd).__name__}; expected neither positions nor norms of its heads"
+            )
+        if mlp is not None and not isinstance(mlp.norm, nn.Identity):
+            raise UnsupportedModelError(f"blocks.{i}.mlp: pruned, with a norm over its neurons; expected none")
+    donors = {branch: next((b for b in model.blocks if getattr(b, branch) is not None), None) for branch in PARTS}
+    for branch, donor in donors.items():
+        if donor is None:
+            raise UnsupportedModelError(f"blocks.*.{branch} are all gone: expected one that is left")
+    heads = max(len(value_dims(block)) for block in model.blocks)
+    width = max(max(qk_dims(block) + value_dims(block), default=0) for block in model.blocks)
+    neurons = max(block.mlp.fc2.in_features for block in model.blocks if block.mlp is not None)
+    whole = copy.deepcopy(model, {id(model.blocks): model.blocks})
+    whole.blocks = nn.Sequential(*(_block(block, donors, heads, width, neurons) for block in model.blocks))
+    set_layout(whole, "padded")
+    return whole.train(model.training)
+
+
+def _alike(blocks: Any) -> bool:
+    if any(block.attn is None or block.mlp is None for block in blocks):
+        return False
+    sizes = {(tuple(qk_dims(b)), tuple(value_dims(b)), b.mlp.fc2.in_features) for b in blocks}
+    (qk, values, _), *others = sizes
+    return not others and len({*qk, *values}) == 1
+
+
+def _block(block: Any, donors: dict[str, Any], heads: int, width: int, neurons: int) -> PrunedBlock:
+    parts: dict[str, nn.Module | None] = {}
+    for branch, names in PARTS.items():
+        gone = getattr(block, branch) is None
+        source = donors[branch] if gone else block
+        parts |= {name: copy.deepcopy(getattr(source, name)) for name in names if name != branch}
+        whole = _attention(source.attn, heads, width) if branch == "attn" else _ffn(source.mlp, neurons)
+        if gone:
+            _silence(whole, parts[names[2]], getattr(block, f"{branch}_constant", None))
+        parts[branch] = whole
+    return PrunedBlock(parts, {"attn_constant": None, "mlp_constant": None})
+
+
+def _silence(part: Any, scale: Any, constant: Tensor | None) -> None:
+    """A branch that gives ``constant`` alone."""
+    output = part.proj if isinstance(part, PrunedAttention) else part.fc2
+    for layer in (part.qkv, output) if isinstance(part, PrunedAttention) else (part.fc1, output):
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+    if hasattr(scale, "gamma"):
+        scale.gamma.fill_(1.0)
+    if constant is not None:
+        output.bias.copy_(constant)
+
+
+def _attention(attn: Any, heads: int, width: int) -> PrunedAttention:
+    qk, values = list(getattr(attn, "qk_dims", [])), list(getattr(attn, "value_dims", []))
+    if not values:  # timm's own
+        qk = values = [attn.head_dim] * attn.num_heads
+    whole = PrunedAttention(
+        attn.qkv.in_features,
+        [width] * heads,
+        [width] * heads,
+        attn.scale,
+        qkv_bias=attn.qkv.bias is not None,
+        q_norm=copy.deepcopy(attn.q_norm),
+        k_norm=copy.deepcopy(attn.k_norm),
+        attn_drop=attn.attn_drop.p,
+        proj_drop=attn.proj_drop.p,
+    ).to(attn.proj.weight)
+    rows = [torch.cat([h * width + torch.arange(w) for h, w in enumerate(widths)]) for widths in (qk, qk, values)]
+    places = torch.cat([i * heads * width + place for i, place in enumerate(rows)]).to(attn.proj.weight.device)
+    _placed(whole.qkv, attn.qkv, rows=places)
+    _placed(whole.proj, attn.proj, columns=rows[2].to(places))
+    return whole
+
+
+def _ffn(mlp: Any, neurons: int) -> Any:
+    own, rows = mlp.fc2.in_features, fc1_rows(mlp)
+    # An output bias in any case: what is gone may have left a constant.
+    whole: Any = Mlp(mlp.fc1.in_features, neurons, mlp.fc2.out_features, bias=(mlp.fc1.bias is not None, True))
+    if rows > 1:
+        whole.fc1 = nn.Linear(mlp.fc1.in_features, rows * neurons, bias=mlp.fc1.bias is not None)
+    whole = whole.to(mlp.fc2.weight)
+    whole.act, whole.drop1, whole.drop2 = (copy.deepcopy(part) for part in (mlp.act, mlp.drop1, mlp.drop2))
+    places = torch.cat([i * neurons + torch.arange(own) for i in range(rows)]).to(mlp.fc2.weight.device)
+    _placed(whole.fc1, mlp.fc1, rows=places)
+    _placed(whole.fc2, mlp.fc2, columns=places[:own])
+    return whole
+
+
+def _placed(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """``source``'s rows or columns at these places of ``to``, zeros everywhere else."""
+    to.weight.zero_()
+    if to.bias is not None:
+        to.bias.zero_()
+    if rows is not None:
+        to.weight[rows] = source.weight
+        if source.bias is not None:
+            to.bias[rows] = source.bias
+    else:
+        to.weight[:, columns] = source.weight
+        if source.bias is not None:
+            to.bias.copy_(source.bias)
+
+
+@torch.no_grad()
+def trimmed(model: Any) -> Any:
+    """``model``, extracted, without dimensions of Q and K that are zero in both, one of each head at the least."""
+    for block in model.blocks:
+        attn = block.attn
+        plain = isinstance(attn, PrunedAttention) and isinstance(attn.qkv, nn.Linear) and attn.position is None
+        if plain and isinstance(attn.q_norm, nn.Identity):
+            block.attn = _trimmed(attn)
+    return model
+
+
+def _trimmed(attn: PrunedAttention) -> PrunedAttention:
+    inner = sum(attn.qk_dims)
+    full = attn.qkv.weight if attn.qkv.bias is None else torch.cat([attn.qkv.weight, attn.qkv.bias[:, None]], 1)
+    live = (full[:inner] != 0).any(1) & (full[inner : 2 * inner] != 0).any(1)
+    widths, kept, start = [], [], 0
+    for width in attn.qk_dims:
+        units = live[start : start + width].nonzero().flatten()
+        units = units if len(units) else torch.zeros(1, dtype=torch.long, device=units.device)
+        widths.append(len(units))
+        kept.append(start + units)
+        start += width
+    if widths == attn.qk_dims:
+        return attn
+    qk = torch.cat(kept)
+    rows = torch.cat([qk, inner + qk, torch.arange(2 * inner, len(full), device=qk.device)])
+    narrow = PrunedAttention(
+        attn.qkv.in_features,
+        widths,
+        attn.value_dims,
+        attn.scale,
+        attn.qkv.bias is not None,
+        attn.proj.bias is not None,
+        attn_drop=attn.attn_drop.p,
+        proj_drop=attn.proj_drop.p,
+        norm=attn.norm,
+    )
+    narrow = narrow.to(attn.proj.weight)
+    narrow.layout = attn.layout
+    narrow.qkv.weight.copy_(attn.qkv.weight[rows])
+    if attn.qkv.bias is not None:
+        narrow.qkv.bias.copy_(attn.qkv.bias[rows])
+    narrow.proj.load_state_dict(attn.proj.state_dict())
+    return narrow

@@ -1,0 +1,119 @@
+"""Ours, not the paper's: a smaller network in about a minute, from some hundred images and without training.
+
+::
+
+    small = hiap.prune(model, images, target_macs=0.5)
+
+Units are ranked by optimal brain surgeon (``hiap.beyond.obs``), the best that fit the target stay, and least squares on
+the same images corrects the maps behind what has gone (``hiap.beyond.correction``). No label is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap import cost, gated_vit, ledger
+from hiap.backbones.families import UnsupportedModelError, copied, is_vit
+from hiap.beyond import obs
+from hiap.beyond.correction import RIDGE, correct, require_correctable
+from hiap.beyond.evening import even, trimmed
+from hiap.extraction import extract
+from hiap.ledger import LatencyTable
+from hiap.options import ConfigError
+from hiap.selection import Target, target_of
+
+AT_ONCE = 64  # images of one tensor that go through the network together
+
+
+def prune(
+    model: Any,
+    images: Any,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_latency: float | None = None,
+    latency: LatencyTable | str | os.PathLike[str] | None = None,
+    multiple: int | None = None,
+    fisher: str = "own",
+    ridge: float = RIDGE,
+) -> Any:
+    """A smaller copy of ``model``, a ViT as ``hiap.gate`` takes it or one that was pruned before, at the target.
+
+    ``images``: some hundred, as the network takes them and without augmentation, as one tensor (B, C, height, width) or
+    as batches, which may be pairs of images and labels. The target is one of ``target_macs``, ``target_params`` and
+    ``target_latency``, a number or a share of ``model``'s below 1; ``latency`` and ``multiple`` as in ``hiap.extract``.
+    ``fisher`` and ``ridge`` as in ``hiap.beyond.obs.rank``. The result is in eval mode, on the model's device and in
+    its precision. Raises, before the first image is looked at, ``UnsupportedModelError`` for a network and
+    ``ConfigError`` for images or a target that this is not for.
+    """
+    if not is_vit(model):
+        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
+    whole = even(model)
+    require_correctable(whole)
+    gated = gated_vit.gate(whole, attn_bias="kept")  # what a branch gave on the mean stays as a constant
+    wanted = _absolute(model, whole, target_macs, target_params)
+    target = target_of(gated, *wanted, target_latency, latency, multiple)
+    if target is None:
+        raise ConfigError("set target_macs, target_params or target_latency, e.g. target_macs=0.5")
+    target = _constants_stay(target, whole)
+    target.require_reachable(_blank(target))
+    batches = _checked(images, whole)
+    form = copied(whole).eval()
+    kept = target.keep_best(obs.rank(form, batches, fisher, ridge, target.prices))
+    for mask in kept:
+        mask.ffn.fill_(True)
+    gated_vit.set_masks(gated, kept)
+    small = extract(gated.eval())
+    correct(small, form, (x for x, _ in batches), ridge)
+    return trimmed(small)
+
+
+def _absolute(model: Any, whole: Any, macs: float | None, params: float | None) -> tuple[float | None, float | None]:
+    """Shares of a network that was pruned before as numbers: they are not of the whole that it is evened to."""
+    if whole is model:
+        return macs, params
+    if macs is not None and 0 < macs < 1:
+        macs = round(macs * cost.macs(model, cost.image_of(model)))
+    if params is not None and 0 < params < 1:
+        params = round(params * cost.params(model))
+    return macs, params
+
+
+def _constants_stay(target: Target, model: Any) -> Target:
+    """An FFN that goes leaves the bias of its output."""
+    if target.prices.unit != "parameters" or model.blocks[0].mlp is None:
+        return target
+    kept = target.dims.dim
+    ffn, constant = target.prices.ffn - kept, target.prices.constant + target.dims.depth * kept
+    return replace(target, prices=replace(target.prices, ffn=ffn, constant=constant))
+
+
+def _blank(target: Target) -> obs.Ranking:
+    """A ranking of all units, to ask what can be reached."""
+    d: ledger.Dims = target.dims
+    return obs.Ranking(dims=torch.zeros(d.depth, d.heads, d.head_dim), neurons=torch.zeros(d.depth, d.hidden))
+
+
+def _checked(images: Any, model: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Batches of images, in the network's precision and on its device, with labels where they come with some."""
+    if isinstance(images, Tensor):
+        images = images.split(AT_ONCE) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise ConfigError(f"images: expected a tensor (B, C, height, width) or batches, not {type(images).__name__}")
+    like, expected = next(model.parameters()), cost.image_of(model)
+    batches = []
+    for batch in images:
+        x, labels = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or tuple(x.shape[1:]) != expected:
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ConfigError(f"images: expected numbers (B, {', '.join(map(str, expected))}), not {found}")
+        batches.append((x.to(like), None if labels is None else labels.to(like.device)))
+    if not sum(len(x) for x, _ in batches):
+        raise ConfigError("images: none; expected some hundred")
+    return batches

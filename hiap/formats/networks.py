@@ -1,0 +1,94 @@
+"""A network from whatever a person names: timm's name with weights, a checkpoint, a folder of ``hiap.save`` or of
+transformers, the hub's ``owner/name``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hiap.backbones.families import standard
+from hiap.formats import checkpoints, store
+from hiap.gated_vit import UnsupportedModelError
+from hiap.options import ConfigError, one_line
+
+CONFIG = "config.json"  # of a folder of transformers
+SAYS = "expected timm's name, a checkpoint with --arch, or a folder of hiap.save or transformers"
+
+
+def load(model: str, weights: str = "", arch: str = "", img_size: int | None = None) -> Any:
+    """The network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file as
+    ``model`` needs its ``arch``. ``img_size`` None: as it was made. Raises ``ConfigError``, ``StoreError`` or
+    ``UnsupportedModelError`` (one line)."""
+    import timm
+
+    path = Path(model)
+    if path.is_dir() and (path / CONFIG).is_file() and not (path / store.ARCHITECTURE).is_file():
+        _refuse_unless(not (weights or arch), f"{model}: a folder of transformers has its own weights and architecture")
+        return _of_transformers(path).eval()
+    if path.is_file():
+        _refuse_unless(bool(arch), f"{model}: a file of weights; say which network they are of, --arch NAME of timm's")
+        _refuse_unless(not weights, f"--weights {weights}: {model} is a file of weights itself")
+        return _of_timm(arch, model, img_size).eval()
+    _refuse_unless(not arch, f"--arch {arch}: is for a file of weights, and {model} is none")
+    if timm.is_model(model):
+        return _of_timm(model, weights, img_size).eval()
+    if path.is_dir() or "/" in model:
+        _refuse_unless(not weights, f"--weights {weights}: {model} has its own")
+        return store.load(model)
+    raise ConfigError(f"{model}: no such network; {SAYS}")
+
+
+def _refuse_unless(fine: bool, line: str) -> None:
+    if not fine:
+        raise ConfigError(line)
+
+
+def _of_timm(name: str, weights: str, img_size: int | None) -> Any:
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"{name}: not a model of timm's")
+    sizes: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    if not weights:
+        try:
+            return _supported(timm.create_model(name, pretrained=True, **sizes))
+        except (UnsupportedModelError, TypeError) as error:
+            raise UnsupportedModelError(f"{name}: {one_line(error)}") from None
+        except Exception as error:  # huggingface_hub's dozen kinds
+            raise ConfigError(
+                f"{name}: its weights cannot be fetched ({type(error).__name__}); offline, --weights FILE"
+            ) from None
+    file = Path(weights)
+    _refuse_unless(file.is_file(), f"--weights {weights}: no such file")
+    try:
+        state, adapted = checkpoints.read(file)
+        frame = timm.create_model(name)
+        head = next((state[f"{n}.weight"] for n in checkpoints.classifiers(frame) if f"{n}.weight" in state), None)
+        _refuse_unless(head is not None, f"{weights}: holds no classifier, so there is no answer to keep")
+        model = _supported(timm.create_model(name, num_classes=len(head), **sizes))  # type: ignore[arg-type]
+        checkpoints.fill(model, state, adapted)
+    except (checkpoints.CheckpointError, OSError) as error:
+        raise ConfigError(f"{weights}: {one_line(error)}") from None
+    except TypeError as error:
+        raise UnsupportedModelError(f"{name}: {one_line(error)}") from None
+    return model
+
+
+def _supported(model: Any) -> Any:
+    standard(model)
+    return model
+
+
+def _of_transformers(folder: Path) -> Any:
+    """Code that the folder may hold is not run."""
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError:
+        raise ConfigError(f"{folder}: needs the package transformers") from None
+    from hiap.backbones.huggingface import from_transformers
+
+    try:
+        theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged folder makes it raise
+        raise ConfigError(f"{folder}: not a classifier of transformers ({one_line(error)})") from None
+    return from_transformers(theirs)

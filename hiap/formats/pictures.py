@@ -1,0 +1,103 @@
+"""Some hundred images of a folder, with labels or without, as a network takes them.
+
+The folder holds images, in any folders below it; if each lies in one of several folders, these are its classes, sorted
+by name as bytes. Or it holds ``train`` and ``val``, in any layout of ``data.name=folder``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap.cost import image_of
+from hiap.data import layouts, loader
+from hiap.data.decode import photograph
+from hiap.options import ConfigError
+from hiap.train.config import DataConfig
+
+BATCH = 64
+Batch = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``calibration``: batches to prune by; ``held_out``: others, with labels, to measure on, () where there are none;
+    ``why``: why not, in words."""
+
+    calibration: Sequence[Batch]
+    held_out: Sequence[Batch] = ()
+    why: str = ""
+
+
+def read(folder: str, model: Any, count: int, measured: int, seed: int = 0) -> Pictures:
+    """``count`` images of ``folder`` and up to ``measured`` others. Raises ``ConfigError`` (one line)."""
+    channels, height, width = image_of(model)
+    if channels != 3 or height != width:
+        raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"--data {folder}: no such folder")
+    split = any((root / name).exists() for name in ("train", "train.tar")) or any(root.glob("*.parquet"))
+    return (_of_splits if split else _of_files)(root, model, count, measured, seed)
+
+
+def _of_splits(root: Path, model: Any, count: int, measured: int, seed: int) -> Pictures:
+    side = image_of(model)[1]
+    data = DataConfig(name="folder", root=str(root))
+    data = data.model_copy(update=loader.pixels(data, getattr(model, "pretrained_cfg", None)))
+    loader.check(data, side)
+    found = loader.info(data, side)
+    most = min(count, found.train)
+    known = data.model_copy(update={"train_size": most, "test_size": min(measured, found.test)})
+    size = min(BATCH, most)
+    batches = list(loader.train_batches(known, side, batch_size=size, seed=seed, epoch=0))
+    if found.classes != model.num_classes:
+        return Pictures(batches, why=_mismatch(found.classes, model))
+    return Pictures(batches, list(loader.test_batches(known, side, batch_size=BATCH)))
+
+
+def _mismatch(classes: int, model: Any) -> str:
+    return f"the folder has {classes} classes and the network answers with {model.num_classes}"
+
+
+def _of_files(root: Path, model: Any, count: int, measured: int, seed: int) -> Pictures:
+    files = sorted(
+        (path for path in root.rglob("*") if path.suffix.lower() in layouts.ENDINGS and path.is_file()),
+        key=lambda path: path.relative_to(root).as_posix().encode(),
+    )
+    if not files:
+        raise ConfigError(f"--data {root}: holds no images ({', '.join(layouts.ENDINGS)})")
+    parts = [path.relative_to(root).parts for path in files]
+    names = sorted({p[0] for p in parts}, key=str.encode) if all(len(p) > 1 for p in parts) else []
+    labels = [names.index(p[0]) for p in parts] if len(names) > 1 else None
+    order = list(range(len(files)))
+    random.Random(seed).shuffle(order)
+    labelled = labels is not None and len(names) == model.num_classes
+    # Where there are few, half of them are kept to measure on.
+    count = min(count, len(files) if not labelled else max(1, len(files) // 2))
+    chosen, others = order[:count], order[count : count + measured]
+    calibration = _batches(files, labels, chosen, model)
+    if not labelled:
+        why = "the images come without classes" if labels is None else _mismatch(len(names), model)
+        return Pictures(calibration, why=why)
+    return Pictures(calibration, _batches(files, labels, others, model))
+
+
+def _batches(files: list[Path], labels: list[int] | None, chosen: list[int], model: Any) -> list[Batch]:
+    from timm.data import create_transform
+
+    side = image_of(model)[1]
+    how = loader.pixels(DataConfig(name="folder"), getattr(model, "pretrained_cfg", None))
+    transform: Any = create_transform(input_size=(3, side, side), **how)
+    batches: list[Batch] = []
+    for first in range(0, len(chosen), BATCH):
+        some = chosen[first : first + BATCH]
+        images = torch.stack([transform(photograph(files[i].read_bytes, str(files[i]))) for i in some])
+        batches.append((images, None if labels is None else torch.tensor([labels[i] for i in some])))
+    return batches

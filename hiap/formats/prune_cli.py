@@ -1,0 +1,260 @@
+"""``hiap prune MODEL --data FOLDER``: a smaller network, saved, exported and measured, in about a minute."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hiap.options import ConfigError
+
+if TYPE_CHECKING:
+    from hiap.formats.pictures import Batch
+
+FORMS = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
+TIMED = 16  # images of a call that is timed
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "prune",
+        help="a smaller network from some hundred images, saved, exported and measured",
+        description="Prune a Vision Transformer to a target without training, then save, export and measure it.",
+    )
+    parser.add_argument("model", help="timm's name, a checkpoint, a folder of hiap.save or transformers, owner/name")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="images, in class folders or not")
+    parser.add_argument(
+        "--target", type=float, metavar="X", help="share of the MACs below 1, or a number (default: 0.5)"
+    )
+    parser.add_argument("--target-params", type=float, metavar="X", help="the same of parameters, instead")
+    parser.add_argument("--target-latency", type=float, metavar="X", help="a share or microseconds, by --latency")
+    parser.add_argument("--latency", metavar="FILE", help="a report of python -m hiap.bench latency of this network")
+    parser.add_argument("--multiple", type=int, metavar="N", help="units that go together (default: 16 or what fits)")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="to prune by (default: 512)")
+    parser.add_argument("--measure", type=int, default=2000, metavar="N", help="to measure on, at most (default: 2000)")
+    parser.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="then train on: needs FOLDER/train, FOLDER/val"
+    )
+    parser.add_argument("--weights", default="", metavar="FILE", help="for timm's name (default: timm's hub)")
+    parser.add_argument("--arch", default="", metavar="NAME", help="timm's name for a checkpoint")
+    parser.add_argument("--img-size", type=int, metavar="N", help="of timm's network (default: its own)")
+    parser.add_argument("--out", default="pruned", metavar="FOLDER", help="where to save (default: pruned)")
+    parser.add_argument("--export", default="", metavar="FORMS", help=f"of {','.join(FORMS)}, beside the folder")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
+
+
+class Accuracy(NamedTuple):
+    """Per image whether the dense and the pruned network are right."""
+
+    dense: Any
+    pruned: Any
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one line), before anything is looked at
+    where it can be known."""
+    forms = _checked(options)
+    import hiap  # here: --help need not wait for torch
+    from hiap.formats import networks, pictures, show, store
+
+    started = time.perf_counter()
+    model = networks.load(options.model, options.weights, options.arch, options.img_size)
+    if (others := store._others(Path(options.out))) if Path(options.out).exists() else []:
+        raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
+    found = pictures.read(options.data, model, options.images, options.measure, options.seed)
+    small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))
+    if options.epochs:
+        small = _trained(model, options)
+    pruned = time.perf_counter() - started
+    accuracy = _measured(model, small, found.held_out) if found.held_out else None
+    shown = show.Shown(small, dense := _dense(model))
+    store.save(small, options.out, card=_card(dense, options, accuracy))
+    written = [str(options.out), *_exported(small, options.out, forms), str(shown.save(f"{options.out}.png"))]
+    print(shown)
+    print(_sizes(model, small))
+    print("\n".join(_told(model, small, accuracy, found.why)))
+    print(f"{pruned:.0f} s to prune, {time.perf_counter() - started:.0f} s in all; written: {', '.join(written)}")
+
+
+def _checked(options: argparse.Namespace) -> list[str]:
+    """Forms to export. Everything that can be refused without torch."""
+    forms = [form for form in options.export.split(",") if form]
+    for form in forms:
+        if form not in FORMS:
+            raise ConfigError(f"--export {form}: expected some of {','.join(FORMS)}")
+        from importlib.util import find_spec
+
+        if missing := [package for package in FORMS[form] if find_spec(package) is None]:
+            raise ConfigError(f"--export {form}: needs the package {missing[0]}")
+    for name, least in (("images", 1), ("measure", 1), ("epochs", 0), ("multiple", 1), ("img_size", 1), ("seed", 0)):
+        given = getattr(options, name)
+        if given is not None and given < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {given}: expected {least} or more")
+    if not Path(options.data).is_dir():
+        raise ConfigError(f"--data {options.data}: no such folder")
+    parent = Path(options.out).resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or Path(options.out).is_file():
+        raise ConfigError(f"--out {options.out}: cannot be written")
+    if options.epochs and not any((Path(options.data) / name).exists() for name in ("train", "train.tar")):
+        raise ConfigError(f"--epochs {options.epochs}: needs labels, {options.data}/train and {options.data}/val")
+    return forms
+
+
+def _target(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"target_macs": options.target, "target_params": options.target_params}
+    given |= {"target_latency": options.target_latency}
+    if all(wanted is None for wanted in given.values()):
+        given["target_macs"] = 0.5
+    return {**given, "latency": options.latency}
+
+
+def _trained(model: Any, options: argparse.Namespace) -> Any:
+    """Cut, correct and train on from the start, as a run of this project, whose record lies beside the folder."""
+    import hiap
+    from hiap.beyond.evening import even
+    from hiap.cost import image_of
+    from hiap.train import run
+    from hiap.train.config import from_dict
+    from hiap.train.record import Folders
+
+    root = Path(f"{options.out}-run")
+    if even(model) is not model:
+        raise ConfigError(f"--epochs {options.epochs}: is for a network that was not pruned before")
+    hiap.save(model, root / "dense")
+    budget = {k: v for k, v in _target(options).items() if v is not None and k != "latency"}
+    values = {
+        "method": "obs",
+        "seed": options.seed,
+        "model": {"name": "vit", "img_size": image_of(model)[1], "weights": str(root / "dense")},
+        "data": {"name": "folder", "root": options.data},
+        "optim": {"epochs": options.epochs, "batch_size": 64, "lr": 5e-5, "warmup_epochs": 0.1 * options.epochs},
+        "budget": {**budget, "correct": options.images, "multiple": options.multiple or 16},
+        "obs": {"images": options.images},
+        "penalty": {"latency_table": options.latency or ""},
+        "run": {"results": str(root), "tensorboard": False},
+    }
+    config = from_dict(values, "hiap prune --epochs")
+    run.run(config)
+    return hiap.load(Folders.of(config).model)
+
+
+def _measured(model: Any, small: Any, batches: Sequence[Batch]) -> Accuracy:
+    import torch
+
+    like = next(model.parameters())
+    with torch.inference_mode():
+        right = [[net(x.to(like)).argmax(1).cpu() == labels for x, labels in batches] for net in (model, small)]
+    return Accuracy(*(torch.cat(each) for each in right))
+
+
+def _told(model: Any, small: Any, accuracy: Accuracy | None, why: str) -> list[str]:
+    """Accuracy and time, before and after."""
+    from hiap.formats import card
+
+    lines = []
+    if accuracy is None:
+        lines.append(f"accuracy not measured: {why}")
+    else:
+        n = len(accuracy.dense)
+        for name, right in (("before", accuracy.dense), ("after", accuracy.pruned)):
+            top1 = 100 * right.float().mean().item()
+            low, high = card.interval(top1, n)
+            lines.append(f"top-1 {name} {top1:.2f} % [{low:.2f}, {high:.2f}] on {n} images that nothing was fitted to")
+        difference, half = paired(accuracy)
+        lines.append(
+            f"difference {difference:+.2f} points [{difference - half:+.2f}, {difference + half:+.2f}], paired, 95 %"
+        )
+    dense, now = _seconds(model, small)
+    return [
+        *lines,
+        f"{1e3 * dense:.1f} -> {1e3 * now:.1f} ms for {TIMED} images on this CPU ({dense / now:.2f} times as fast)",
+    ]
+
+
+def _sizes(model: Any, small: Any) -> str:
+    from hiap.cost import params
+    from hiap.formats.shape import quantity, total_macs
+
+    macs, many = [(count(model), count(small)) for count in (total_macs, params)]
+    return (
+        f"{quantity(macs[0])} -> {quantity(macs[1])} MACs ({macs[1] / macs[0]:.1%}), "
+        f"{quantity(many[0])} -> {quantity(many[1])} parameters ({many[1] / many[0]:.1%})"
+    )
+
+
+def paired(accuracy: Accuracy) -> tuple[float, float]:
+    """Pruned minus dense in points, and half of the 95 % interval from the images on which they differ."""
+    from hiap.formats.card import Z
+
+    change = accuracy.pruned.double() - accuracy.dense.double()
+    n = len(change)
+    return 100 * change.mean().item(), 100 * Z * (change.var(correction=0).item() / n) ** 0.5
+
+
+def _seconds(model: Any, small: Any) -> tuple[float, float]:
+    """Medians of alternating calls."""
+    import numpy as np
+    import torch
+
+    from hiap.bench.clock import alternate
+    from hiap.bench.report import Timing
+    from hiap.cost import image_of
+
+    images = torch.zeros(TIMED, *image_of(model))
+    like = next(model.parameters())
+    images = images.to(like)
+    with torch.inference_mode():
+        calls = {"dense": lambda: model(images), "small": lambda: small(images)}
+        seconds, _ = alternate(calls, "dense", Timing(rounds=5, warmup=1), like.device)
+    return float(np.median(seconds["dense"])), float(np.median(seconds["small"]))
+
+
+def _card(dense: Any, options: argparse.Namespace, accuracy: Accuracy | None) -> dict[str, Any]:
+    known: dict[str, Any] = {"method": "hiap.prune", "start": options.model, "data": Path(options.data).resolve().name}
+    if dense is not None:
+        known["dense"] = dense
+    if accuracy is not None:
+        before, after = (100 * right.float().mean().item() for right in accuracy)
+        known |= {"top1": after, "images": len(accuracy.pruned), "dense_top1": before}
+    return known
+
+
+def _dense(model: Any) -> Any:
+    """Sizes of the network before, None if that was pruned itself."""
+    from hiap.formats.shape import Dense
+
+    try:
+        return Dense.of(model)
+    except ConfigError:
+        return None
+
+
+def _exported(small: Any, out: str, forms: Sequence[str]) -> list[str]:
+    """Files beside the folder, each whole or not at all."""
+    import torch
+
+    from hiap.formats import export
+
+    paths = {"onnx": f"{out}.onnx", "openvino": f"{out}.xml", "torch": f"{out}.pt2"}
+    for form in forms:
+        path = Path(paths[form])
+        part = path.with_name(f"part-{path.name}")
+        if form == "torch":
+            torch.export.save(export.to_program(small), part)
+        elif form == "onnx":
+            export.to_onnx(small, part)
+        else:
+            import openvino as ov
+
+            whole = path.with_name(f"part-{path.stem}.onnx")
+            export.to_onnx(small, whole)
+            ov.save_model(ov.Core().read_model(whole), part, compress_to_fp16=False)
+            whole.unlink()
+            part.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        part.replace(path)
+    return [paths[form] for form in forms]

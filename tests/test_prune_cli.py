@@ -1,0 +1,167 @@
+"""``hiap prune``: from what a person has to a network that is saved, exported and measured; else one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import small_vit
+from PIL import Image
+from test_prune import uneven
+from torch import nn
+
+import hiap
+from hiap.formats import card, cli, networks, prune_cli
+
+TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
+
+
+def answering() -> Any:
+    model = small_vit(**TINY)
+    nn.init.normal_(model.head.weight)
+    return model
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 16 images."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name in "abc":
+        (root / name).mkdir()
+        for i in range(16):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    hiap.save(answering(), tmp_path / "net")
+    return tmp_path / "net"
+
+
+def prune(*arguments: object) -> int:
+    return cli.main(["prune", *map(str, arguments)])
+
+
+def test_a_folder_of_ours_with_labels(
+    saved: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small"
+    assert prune(saved, "--data", photographs, "--out", out, "--export", "torch") == 0
+    told = capsys.readouterr().out
+    small, before = hiap.load(out), hiap.load(saved)
+    assert hiap.macs(small, (3, 16, 16)) <= 0.5 * hiap.macs(before, (3, 16, 16))
+    for word in (
+        "top-1 before",
+        "top-1 after",
+        "difference",
+        "parameters",
+        "ms for 16 images",
+        "24 images that nothing",
+    ):
+        assert word in told
+    front = card.front_matter(out)
+    assert front["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    assert (tmp_path / "small.png").stat().st_size
+    x = torch.randn(5, 3, 16, 16)
+    program: Any = torch.export.load(tmp_path / "small.pt2").module()
+    assert torch.allclose(program(x), small(x), atol=1e-5)
+
+
+def test_images_without_classes(saved: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    assert prune(saved, "--data", photographs / "a", "--out", tmp_path / "small", "--target-params", 0.7) == 0
+    assert "accuracy not measured: the images come without classes" in capsys.readouterr().out
+    assert hiap.params(hiap.load(tmp_path / "small")) <= 0.7 * hiap.params(hiap.load(saved))
+
+
+def test_a_network_with_uneven_heads(photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    model = uneven(answering())
+    hiap.save(model, tmp_path / "net")
+    assert prune(tmp_path / "net", "--data", photographs, "--out", tmp_path / "small", "--target", 0.7) == 0
+    share = hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) / hiap.macs(model, (3, 16, 16))
+    assert share <= 0.7
+    assert "top-1 after" in capsys.readouterr().out
+
+
+def test_a_name_of_timms_with_local_weights_and_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    model: Any = timm.create_model(name, num_classes=3, img_size=32)
+    nn.init.normal_(model.head.weight)
+    file = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict()}, file)
+    common = ("--data", photographs, "--img-size", 32, "--images", 8, "--measure", 4)
+    assert prune(name, "--weights", file, "--out", tmp_path / "one", *common) == 0
+    assert prune(file, "--arch", name, "--out", tmp_path / "two", *common) == 0
+    one, two = hiap.load(tmp_path / "one"), hiap.load(tmp_path / "two")
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert (card.dense_of(tmp_path / "one") or pytest.fail("no sizes")).neurons == 768
+
+
+def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=4,
+        num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "theirs")
+    assert prune(tmp_path / "theirs", "--data", photographs, "--out", tmp_path / "small") == 0
+    whole = networks.load(str(tmp_path / "theirs"))
+    assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(whole, (3, 16, 16))
+
+
+def test_trained_on_where_there_are_splits(saved: Path, photographs: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / split).symlink_to(photographs)
+    assert prune(saved, "--data", tmp_path / "data", "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 0
+    assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(hiap.load(saved), (3, 16, 16))
+    assert len(list((tmp_path / "small-run" / "runs").rglob("*.json"))) == 1
+
+
+def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
+    dense, pruned = torch.tensor([1, 1, 0, 0] * 25).bool(), torch.tensor([1, 0, 0, 0] * 25).bool()
+    difference, half = prune_cli.paired(prune_cli.Accuracy(dense, pruned))
+    assert difference == pytest.approx(-25)
+    assert half == pytest.approx(196 * (0.25 * 0.75 / 100) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere", "--data", "{data}"], "no such network; expected timm's name"),
+        (["{net}", "--data", "nowhere"], "--data nowhere: no such folder"),
+        (["{net}", "--data", "{empty}"], "holds no images"),
+        (["{net}", "--data", "{data}", "--export", "tflite"], "--export tflite: expected some of onnx,openvino,torch"),
+        (["{net}", "--data", "{data}", "--target", "0.001"], "reachable"),
+        (["{net}", "--data", "{data}", "--target", "-1"], "expected a share"),
+        (["{net}", "--data", "{data}", "--target", "0.5", "--target-params", "0.5"], "set one of them"),
+        (["{net}", "--data", "{data}", "--target-latency", "0.5"], "latency: expected a table"),
+        (["{net}", "--data", "{data}", "--images", "0"], "--images 0: expected 1 or more"),
+        (["{net}", "--data", "{data}", "--epochs", "1"], "needs labels"),
+        (["{net}", "--data", "{data}", "--arch", "vit_tiny_patch16_224"], "is for a file of weights"),
+        (["{net}", "--data", "{data}", "--out", "{data}"], "expected a new folder"),
+        (["{file}", "--data", "{data}"], "say which network"),
+        (["vit_tiny_patch16_224", "--data", "{data}", "--weights", "nowhere.pth"], "no such file"),
+        (["resnet18", "--data", "{data}", "--weights", "{file}"], "expected a timm VisionTransformer"),
+        (["{net}"], "--data"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], line: str, saved: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(3, 4), "head.weight": torch.zeros(3, 4)}, file)
+    places = {"net": saved, "data": photographs, "empty": tmp_path / "empty", "file": file}
+    given = [argument.format(**places) for argument in arguments]
+    out = [] if "--out" in given else ["--out", str(tmp_path / "small")]
+    assert prune(*given, *out) == 2
+    told = capsys.readouterr().err.strip()
+    assert line in told
+    assert "\n" not in told
+    assert not (tmp_path / "small").exists()

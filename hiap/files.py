@@ -93,6 +93,8 @@ def open_lock(path: Path) -> IO[str]:
     try:
         return path.open("a+", encoding="utf-8")
     except PermissionError:
+        if not path.exists():
+            raise
         return path.open(encoding="utf-8")
 
 

@@ -220,8 +220,9 @@ def test_lightning_a_second_fit_goes_on_and_a_third_is_refused(lightning: Any) -
         (PER_EPOCH // 4, {"optimizers": two, "accumulate": 4}),
         (PER_EPOCH // 4 - 1, {"optimizers": two, "accumulate": 4}),  # a loop whose end nobody knows is ended
         (PER_EPOCH, {"precision": "bf16-mixed"}),
+        (PER_EPOCH, {"precision": "bf16-true"}),
     ],
-    ids=["accumulated", "two optimisers", "too long by hand", "bf16-mixed"],
+    ids=["accumulated", "two optimisers", "too long by hand", "bf16-mixed", "bf16-true"],
 )
 def test_lightning_counts_steps_of_the_optimiser_that_has_the_gates(
     lightning: Any, steps: int, arguments: dict[str, Any]
@@ -390,3 +391,25 @@ def test_accelerate_prunes_and_leaves_a_network_of_its_own(precision: str) -> No
     assert halved(small)
     assert not {"forward", "_original_forward"} & set(vars(small)), "accelerate's own stays with the gated network"
     assert small(torch.randn(2, *IMAGE)).dtype == torch.float32
+
+
+# torch's own, in a loop of one's own
+
+
+def test_a_gradscaler_that_skips_steps_does_not_disturb_the_count() -> None:
+    pruner = new_pruner(12)
+    optimizer = torch.optim.AdamW(groups(pruner))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-16)
+    batch, skipped = next(iter(DataLoader(Images(), batch_size=32))), 0
+    for _ in range(12):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = hiap.distillation_loss(pruner.model(batch["images"]), batch["labels"])
+        scaler.scale(loss + pruner.penalty()).backward()
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        skipped += scaler.get_scale() < before
+        optimizer.zero_grad()
+        pruner.step()
+    assert skipped
+    assert halved(pruner.finish())

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from hiap.data import downloads
-from hiap.files import alone, write_json
+from hiap.files import alone, atomic_folder, write_json
 
 VERSION = 1  # of what is written
 MOST = 16 * 2**30  # bytes of one folder: larger sets are decoded image by image, every time
@@ -100,9 +99,7 @@ def _load(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
 def _write(folder: Path, shape: tuple[int, ...], make: Callable[[], Made], corrupt: Callable[[], list[int]]) -> None:
     for dead in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed: the lock is ours
         shutil.rmtree(dead, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)  # damaged
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder) as temporary:
         whole, labels = hashlib.sha256(), list[np.ndarray]()
         with (temporary / "images.npy").open("wb") as file:  # not through a map: a full disk would kill the process
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -117,10 +114,6 @@ def _write(folder: Path, shape: tuple[int, ...], make: Callable[[], Made], corru
         whole.update(targets.astype("<i8").tobytes())
         about = {"labels": targets.tolist(), "corrupt": corrupt(), "digest": whole.hexdigest()}
         write_json(temporary / "about.json", about)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _no_room(shape: tuple[int, ...], folder: Path) -> str:

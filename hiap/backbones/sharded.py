@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PER_INSTANCE = ("_parameters", "_buffers", "_modules")
+PER_INSTANCE = ("_parameters", "_buffers", "_modules", "forward", "_original_forward")
 
 
 def own_type(module: Any) -> type:
@@ -35,10 +35,16 @@ def write(tensor: Any, value: Tensor) -> None:
 
 @torch.no_grad()
 def gathered(module: Any) -> Any:
-    """The module itself, or a plain copy with all weights where this process holds parts of them."""
-    if not any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+    """The module itself; a plain copy with all weights where this process holds parts of them, and a view of it as it
+    was before accelerate put mixed precision around its forward."""
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        return _plain(module)
+    if "_original_forward" not in vars(module):
         return module
-    return _plain(module)
+    view = copy.copy(module)
+    vars(view).pop("forward", None)
+    vars(view).pop("_original_forward")
+    return view
 
 
 def _plain(module: Any) -> Any:

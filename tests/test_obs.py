@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import hiap
 from baselines import random, taylor
 from baselines.ranking import FixedGate
-from hiap import gated_vit
+from hiap import gated_vit, ledger
 from hiap.beyond import obs
 from hiap.beyond.obs import Moments
 from hiap.data import loader as data
@@ -107,6 +108,21 @@ def test_the_own_fisher_information_is_that_of_drawn_labels() -> None:
     drawn = obs._directions(logits, None, torch.Generator().manual_seed(0))
     p = logits[0].softmax(0)
     assert torch.allclose(drawn.T @ drawn / len(drawn), p.diag() - torch.outer(p, p), atol=5e-3)
+
+
+def test_keys_choose_what_a_price_per_head_and_per_dimension_makes_best() -> None:
+    """At any price of a unit of cost, dimensions with higher keys are those that win the most, less what they cost."""
+    prices = ledger.Prices(head=40, value_dim=3, neuron=1)
+    errors = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(0)) ** 3
+    keys = obs.per_price(errors, prices)
+    for price in torch.linspace(0.001, 0.2, 40).tolist():
+        kept = keys > price
+        for layer, head in itertools.product(range(2), range(3)):
+            best = errors[layer, head].sort(descending=True).values
+            gains = [0.0, *(float(best[:n].sum()) - price * (40 + 3 * n) for n in range(1, 9))]
+            chosen = kept[layer, head]
+            got = float(errors[layer, head][chosen].sum()) - price * (40 + 3 * int(chosen.sum())) * bool(chosen.any())
+            assert got == pytest.approx(max(gains), abs=1e-5)
 
 
 def test_labels_are_looked_at_only_where_asked() -> None:

@@ -15,7 +15,8 @@ from test_prune import uneven
 from torch import nn
 
 import hiap
-from hiap.formats import card, cli, networks, prune_cli
+from hiap.cli import main
+from hiap.formats import card, networks, prune_cli
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
 
@@ -44,7 +45,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def prune(*arguments: object) -> int:
-    return cli.main(["prune", *map(str, arguments)])
+    return main(["prune", *map(str, arguments)])
 
 
 def test_a_folder_of_ours_with_labels(

@@ -63,11 +63,20 @@ def rank(
         for block, pair in zip(model.blocks, seen, strict=True)
         for branch, found in zip(("attn", "mlp"), pair, strict=True)
     ]
-    return Ranking(
-        dims=torch.stack(keys[::2]).unflatten(1, (dims.heads, dims.head_dim))
-        / max(prices.value_dim + prices.head / dims.head_dim, TINY),
-        neurons=torch.stack(keys[1::2]) / max(prices.neuron, TINY),
-    )
+    errors = torch.stack(keys[::2]).unflatten(1, (dims.heads, dims.head_dim))
+    return Ranking(dims=per_price(errors, prices), neurons=torch.stack(keys[1::2]) / max(prices.neuron, TINY))
+
+
+def per_price(errors: Tensor, prices: ledger.Prices) -> Tensor:
+    """Keys (L, H, Dh) of value dimensions from their errors: per unit of cost, where a head's own price is paid by as
+    many of its best dimensions as make the most of it. Those come and go together, any more pay for themselves alone.
+    """
+    best, order = errors.sort(-1, descending=True)
+    count = torch.arange(1, errors.shape[-1] + 1)
+    together, last = (best.cumsum(-1) / (prices.head + count * prices.value_dim).clamp(min=TINY)).max(-1, keepdim=True)
+    alone = torch.minimum(best / max(prices.value_dim, TINY), together)
+    keys = torch.where(count - 1 <= last, together, alone)
+    return torch.empty_like(keys).scatter(-1, order, keys)
 
 
 def output_map(block: Any, branch: str) -> nn.Linear:

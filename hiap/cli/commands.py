@@ -45,7 +45,7 @@ def _bench_help(arguments: list[str]) -> str:
 
 
 COMMANDS = {
-    "prune": Command("prune a network of your own on a folder of images", "hiap.prune.cli"),
+    "prune": Command("prune a network of your own on a folder of images", "hiap.formats.prune_cli"),
     "train": Command("one run: train, prune, measure, leave a record", "hiap.train.run", _train_help),
     "bench": Command("time networks; measure a table of times for a device", "hiap.bench.run", _bench_help),
     "show": Command("what is left of a saved network, per block", "hiap.formats.cli", named=True),

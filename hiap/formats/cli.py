@@ -1,4 +1,4 @@
-"""``hiap prune``, and ``show``, ``export`` and ``push``: what is done with saved networks.
+"""``hiap show``, ``hiap export`` and ``hiap push``: what is done with saved networks.
 
 Exit status: 0 done, 2 with one line on what was expected.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 
-from hiap.formats import prune_cli
 from hiap.train.arguments import Parser, told
 
 
@@ -17,9 +16,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="hiap", description="Prune networks, look at saved ones, export and share them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="prune | show | export | push")
-    prune_cli.add_parser(commands)
+    parser = Parser(prog="hiap", description="Look at saved networks, export and share them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="show | export | push")
     show = commands.add_parser("show", help="what is left per block, beside the dense network")
     show.add_argument("folder", help="a folder of hiap.save, or the hub's owner/name")
     show.add_argument("--dense", metavar="NETWORK", help="what it was pruned from: timm's name, a folder, owner/name")
@@ -36,9 +34,6 @@ def _parser() -> Parser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.command == "prune":
-        prune_cli.run(options)
-        return
     import hiap  # here: --help need not wait for torch
 
     if options.command == "push":

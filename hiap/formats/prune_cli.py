@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiap.options import ConfigError
+from hiap.train.arguments import Parser, told
 
 if TYPE_CHECKING:
     from hiap.formats.pictures import Batch
@@ -18,12 +19,14 @@ FORMS = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxs
 TIMED = 16  # images of a call that is timed
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "prune",
-        help="a smaller network from some hundred images, saved, exported and measured",
-        description="Prune a Vision Transformer to a target without training, then save, export and measure it.",
-    )
+@told
+def main(arguments: list[str] | None = None) -> None:
+    run(_parser().parse_args(arguments))
+
+
+def _parser() -> Parser:
+    about = "Prune a Vision Transformer to a target without training, then save, export and measure it."
+    parser = Parser(prog="hiap prune", description=about)
     parser.add_argument("model", help="timm's name, a checkpoint, a folder of hiap.save or transformers, owner/name")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="images, in class folders or not")
     parser.add_argument(
@@ -44,6 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", default="pruned", metavar="FOLDER", help="where to save (default: pruned)")
     parser.add_argument("--export", default="", metavar="FORMS", help=f"of {','.join(FORMS)}, beside the folder")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
+    return parser
 
 
 class Accuracy(NamedTuple):

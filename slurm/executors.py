@@ -3,7 +3,7 @@
 ``followed(runs)`` keeps other launchers away, ``submit(runs)`` starts or queues them and returns those that it could
 not for now, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it is not (the end of its
 log), ``again(run)`` whether a job that died without a record is worth another, ``cancelled(run)`` whether nobody wants
-it any more, ``stop()`` ends what must not outlive the launcher and says what becomes of the rest.
+it any more, ``stop(seconds)`` ends, in so many, what must not outlive the launcher and says what becomes of the rest.
 Whether a run succeeded is never asked here: its record says so.
 """
 
@@ -15,12 +15,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,10 +32,11 @@ from hiap.options import one_line
 from hiap.train.config import ConfigError
 from hiap.train.device import visible_gpus
 from hiap.train.record import read_status, write_status
+from hiap.warm import Warm
 from slurm import submission
 from slurm.grid import Run
-from slurm.job import Job
-from slurm.jobs import Jobs, Queued, queue
+from slurm.job import IMPORTED, Job, Pack, apart
+from slurm.jobs import Jobs, Queued, packs_of, queue
 from slurm.site import Site
 
 MONTH_MIN = 30 * 24 * 60
@@ -44,6 +47,7 @@ TOO_LARGE = r"(Assoc|QOS)(?!\w*Submit)\w+"
 EITHER = r"job submit limit, user's\s+size and/or time limits"
 MOST_REQUEUES = 1000  # by time-outs, a run of hours in slices of minutes has many
 DEFAULTS = Site()
+MPS = "nvidia-cuda-mps-control"
 
 
 class NoRoom(ConfigError):  # noqa: N818
@@ -62,7 +66,7 @@ class Executor(Protocol):
     def reason(self, run: Run) -> str: ...
     def again(self, run: Run) -> bool: ...
     def cancelled(self, run: Run) -> bool: ...
-    def stop(self) -> str: ...
+    def stop(self, seconds: float = ...) -> str: ...
 
 
 class _Here:
@@ -106,51 +110,66 @@ class Debug(_Here):
     def reason(self, run: Run) -> str:
         return self.errors.get(run, "")
 
-    def stop(self) -> str:
+    def stop(self, seconds: float = 0.0) -> str:
         return "finished runs are kept, the others resume when launched again"
 
 
 class Local(_Here):
-    """Processes of this machine through submitit, ``slots`` at once, each with one of the GPUs if there are any."""
+    """Processes of this machine, ``slots`` at once, forked from one that has imported what a run needs (``hiap.warm``).
+    Where there are GPUs, each gets the one that fewest runs are on."""
 
-    poll_s = 0.3
+    poll_s = 0.05
 
     def __init__(self, logs: Path, slots: int):
         self.slots: int | None = slots
-        self.executor = submitit.LocalExecutor(logs)
-        self.executor.update_parameters(timeout_min=MONTH_MIN)
-        self.jobs: dict[Run, submitit.Job[None]] = {}
+        self.logs = logs.absolute()
         self.gpus = visible_gpus()
+        self.warm = Warm(*IMPORTED)
+        self.tasks: dict[Run, int] = {}
+        self.on: dict[Run, str] = {}
+
+    @contextmanager
+    def followed(self, runs: list[Run]) -> Iterator[None]:
+        with mps() if 0 < len(self.gpus) < (self.slots or 1) else nullcontext():
+            yield
 
     def submit(self, runs: list[Run]) -> list[Run]:
         for run in runs:
-            gpu = self.gpus[len(self.jobs) % len(self.gpus)] if self.gpus else ""
-            with _signals_held({signal.SIGINT}):
-                self.jobs[run] = self.executor.submit(Job(run.config, gpu))
+            busy = Counter(self.on[other] for other in self.tasks if self.alive(other))
+            self.on[run] = min(self.gpus, key=busy.__getitem__, default="")
+            job = partial(apart, Job(run.config, self.on[run]))
+            self.tasks[run] = self.warm.start(job, self._log(run))
         return []
 
     def alive(self, run: Run) -> bool:
-        return run in self.jobs and not self.jobs[run].done()
+        return run in self.tasks and self.warm.code(self.tasks[run]) is None
 
     def reason(self, run: Run) -> str:
-        return last_line(self.jobs[run].paths.stderr)
+        code = self.warm.code(self.tasks[run]) or 0
+        if code < 0:  # of which the log cannot tell
+            return f"its process was ended by {signal.Signals(-code).name}"
+        return last_line(self._log(run).with_suffix(".err"))
 
-    def stop(self) -> str:
-        """SIGTERM, which a run answers with a checkpoint at its next step; a second one, after a while or when the user
-        asks again, ends it at once."""
-        for patience_s in (30, 5):
+    def stop(self, seconds: float = 40.0) -> str:
+        """SIGTERM, which a run answers with a checkpoint at its next step; then, or when the user asks again, a second
+        one, which ends it at its last checkpoint, and SIGKILL. All within so many seconds."""
+        for number, share in ((signal.SIGTERM, 0.75), (signal.SIGTERM, 0.15), (signal.SIGKILL, 0.1)):
             with suppress(KeyboardInterrupt):
-                running = [job for run, job in self.jobs.items() if self.alive(run)]
-                for job in running:
-                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
-                end = time.monotonic() + patience_s
-                while time.monotonic() < end and not all(job.done() for job in running):
-                    time.sleep(0.1)
+                running = [task for run, task in self.tasks.items() if self.alive(run)]
+                for task in running:
+                    self.warm.signal(task, number)
+                end = time.monotonic() + share * seconds
+                for task in running:
+                    self.warm.join(task, end - time.monotonic())
         return "finished runs are kept, the others resume when launched again"
+
+    def _log(self, run: Run) -> Path:
+        return self.logs / run.run_id
 
 
 class Slurm:
     """One job array per stage, or several where the site caps their size, started after the arrays that its runs need.
+    An element of it is a run, or ``pack`` runs after one another.
     Which jobs a run had is kept in a file (``slurm.jobs``), so that a launcher started again follows the jobs of the
     one before and submits nothing twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is
     edited while they queue does not reach them."""
@@ -162,8 +181,11 @@ class Slurm:
     patience_s = 900.0  # with a controller that has taken jobs before and refuses them now
     ask_again_s = 60.0  # whether a limit that the controller has named still stands
 
-    def __init__(self, logs: Path, at_once: int | None, site: Site = DEFAULTS, processes: int = 1):
+    def __init__(
+        self, logs: Path, at_once: int | None, site: Site = DEFAULTS, processes: int = 1, pack: int = 1
+    ) -> None:
         self.logs, self.at_once, self.site, self.processes = logs.absolute(), at_once, site, processes
+        self.pack = pack  # runs in a job
         self.jobs = Jobs(self.logs)
         self.listed: dict[str, Queued] | None = None
         self.unwanted: set[str] = set()
@@ -246,7 +268,7 @@ class Slurm:
         self._queue()
         return run.run_id in self.unwanted
 
-    def stop(self) -> str:
+    def stop(self, seconds: float = 0.0) -> str:
         return "jobs stay in the queue; launch again to follow them, or cancel them with --cancel"
 
     def cancel(self, runs: list[Run]) -> int:
@@ -257,7 +279,7 @@ class Slurm:
             if (listed := queue()) is None:
                 raise ConfigError("--cancel: squeue does not answer; expected a SLURM controller")
             self.jobs.cancel(runs)
-            ours = sorted(set(listed) & {self.jobs.newest(run) for run in runs})
+            ours = sorted(set(listed) & self.jobs.alone(runs))
             if ours:
                 subprocess.run(["scancel", *ours], check=True)
         return len(ours)
@@ -268,8 +290,9 @@ class Slurm:
         stage = [run for run in runs if run.stage == first]
         sizes = [self.site.max_array or self.largest or submission.largest_array(), self.chunk, self._room()]
         self.largest = self.largest or sizes[0]
-        array = stage[: min(size for size in sizes if size is not None)]
-        return array, max(1, self.at_once * len(array) // self.stages[first] if self.at_once else len(array))
+        array = stage[: self.pack * min(size for size in sizes if size is not None)]
+        jobs = -(-len(array) // self.pack)
+        return array, max(1, self.at_once * len(array) // self.stages[first] if self.at_once else jobs)
 
     def _room(self) -> int | None:
         """For how many more jobs; None if nobody has set a limit."""
@@ -283,8 +306,8 @@ class Slurm:
 
     def _wait_for_room(self, array: list[Run], error: NoRoom) -> bool:
         """After a refusal: smaller arrays until one fits, or (True) nothing until a job has ended."""
-        if len(array) > 1:
-            self.chunk = len(array) // 2
+        if len(array) > self.pack:
+            self.chunk = max(1, len(array) // self.pack // 2)
             return False
         self.chunk, self.full_at, self.listed_at = None, time.monotonic(), float("-inf")
         before, self.limit = self.limit, len(self._queue() or ())
@@ -314,9 +337,10 @@ class Slurm:
         name = f"hiap-{array[0].config.run.grid}-{uuid.uuid4().hex[:8]}"
         for run in array:  # before a job can say more
             write_status(run.folders, **{**read_status(run.folders), "state": "queued", "node": "", "error": ""})
-        self.jobs.intend(name, array)
+        self.jobs.intend(name, array, self.pack)
+        packs = [array[i : i + self.pack] for i in range(0, len(array), self.pack)]
         try:
-            jobs = self._executor(array, at_once, name).submit_array([self._job(run) for run in array])
+            jobs = self._executor(array, at_once, name).submit_array([self._job(pack) for pack in packs])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             refusal = f"sbatch refused {array[0].label} and {len(array) - 1} more: {one_line(error, None)}"
             if self._full(str(error), array):
@@ -352,10 +376,11 @@ class Slurm:
         a job. If the queue has none of that name, sbatch took none, or they have ended and left status files."""
         known = {run.run_id: run for run in runs}
         for intent in list(self.jobs.intents):
-            ids = self._named(intent["name"], len(intent["runs"]), until=intent["time"] + self.settle_s)
-            for run_id, job in zip(intent["runs"], ids, strict=False):
-                if run_id in known:
-                    self._write_payload(job, known.pop(run_id))
+            packs = packs_of(intent)
+            ids = self._named(intent["name"], len(packs), until=intent["time"] + self.settle_s)
+            for pack, job in zip(packs, ids, strict=False):
+                if found := [known.pop(run_id) for run_id in pack if run_id in known]:
+                    self._write_payload(job, found)
             self.jobs.note(intent["name"], ids)
         return list(known.values())
 
@@ -371,16 +396,18 @@ class Slurm:
                 return []
             time.sleep(1)
 
-    def _write_payload(self, job: str, run: Run) -> None:
+    def _write_payload(self, job: str, runs: list[Run]) -> None:
         """The pickle that the job waits for and reads what to run from; an interrupted submission may lack it."""
         path = submitit.core.utils.JobPaths(self.logs, job_id=job).submitted_pickle
         if not path.exists():
-            submitted = submitit.core.utils.DelayedSubmission(self._job(run))
+            submitted = submitit.core.utils.DelayedSubmission(self._job(runs))
             submitted.set_timeout(self.site.time_min, MOST_REQUEUES)
             submitted.dump(path)
 
-    def _job(self, run: Run) -> Job:
-        return Job(run.config, folder=Path.cwd())
+    def _job(self, runs: list[Run]) -> Job | Pack:
+        if self.pack == 1:
+            return Job(runs[0].config, folder=Path.cwd())
+        return Pack([run.config for run in runs], Path.cwd())
 
     def _queue(self) -> dict[str, Queued] | None:
         """This user's jobs; None if the controller does not answer."""
@@ -425,3 +452,25 @@ def _signals_held(which: set[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def mps() -> Iterator[None]:
+    """Within, what several processes of this machine compute on one GPU runs side by side, by NVIDIA's MPS, where it is
+    installed; without it they take turns."""
+    if shutil.which(MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:  # a daemon of the user's own
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:  # a socket's path is short
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        with submitit.helpers.environment_variables(**variables):
+            started = subprocess.run([MPS, "-d"], capture_output=True, text=True)
+        if started.returncode:
+            print(f"{MPS}: {one_line(started.stderr or started.stdout, None)}; runs take turns", file=sys.stderr)
+            yield
+            return
+        with submitit.helpers.environment_variables(**variables):
+            try:
+                yield
+            finally:
+                subprocess.run([MPS], input="quit\n", capture_output=True, text=True)

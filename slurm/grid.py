@@ -10,6 +10,7 @@ A grid file is YAML::
     jobs: 2                      # runs at once on one machine, and CPU threads of each: hints,
     threads: 1                   # not part of what a run is
     processes: 1                 # that share one run on SLURM; a hint as well
+    pack: 1                      # short runs that share one job of SLURM, one after the other; a hint as well
     reading: calibrated          # of slurm/readings.yaml: Config keys over base
     closes_by: 1                 # what the grid is to show needs gates that can close within so many epochs
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
@@ -59,6 +60,7 @@ class Grid(BaseModel):
     jobs: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
+    pack: int = Field(1, ge=1)
     reading: str = ""
     closes_by: int | None = Field(None, ge=1)
     base: dict[str, Any] = {}
@@ -70,6 +72,12 @@ class Grid(BaseModel):
     def _extended(cls, values: dict[str, Any]) -> dict[str, Any]:
         parent = values.get("extends")
         return _over(load(find(str(parent))), values) if parent else values
+
+    @model_validator(mode="after")
+    def _packed_alone(self) -> Grid:
+        if self.pack > 1 and self.processes > 1:
+            raise ValueError(f"pack {self.pack}: for runs of one process each, not of {self.processes}")
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
-"""The unit that submitit runs: one training run, which may be stopped, requeued and started again at any time."""
+"""The unit that submitit runs: one training run, or several short ones after one another. It may be stopped, requeued
+and started again at any time."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,16 @@ from hiap.files import alone, write_json
 from hiap.train.config import Config
 from hiap.train.record import Folders, read_status, write_status
 from hiap.train.rendezvous import join_slurm
+from hiap.warm import Warm
 from slurm.jobs import checkpoint_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 FRUITLESS = 5  # attempts in a row that reached no checkpoint of their own, after which another would not either
+STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
+# What runs import, and what PyTorch and scikit-learn import when they are first asked to train.
+IMPORTED = ("hiap.train.run", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -58,6 +64,109 @@ class Job:
         return DelayedSubmission(self)
 
 
+class Pack:
+    """``Pack(configs)()`` trains one after the other, each in a process forked from one that has imported everything:
+    short runs cost a queue and the imports once. A run that fails does not keep the next from its turn; told to stop,
+    the pack is requeued as a run is, and goes on with what is not finished."""
+
+    def __init__(self, configs: list[Config], folder: Path):
+        self.configs, self.folder = configs, folder
+
+    def __call__(self) -> None:
+        warm, lost = Warm(*IMPORTED), []
+        with _Warned() as warned:
+            for config in self.configs:
+                if not warned.by and not (self.folder / Folders.of(config).record).exists():
+                    # Started before the folder is left in which the job's own copy of the code lies.
+                    task = warm.start(partial(apart, Job(config, folder=self.folder), packed=True))
+                    warned.tells(partial(warm.signal, task, _warning()))
+                    if (code := warm.join(task)) and code != STOPPED:
+                        lost.append(f"{config.run.label} ({code})")
+            if warned.by:
+                warned.requeue()
+                raise SystemExit(STOPPED)
+        if lost:
+            raise RuntimeError(f"{len(lost)} of {len(self.configs)} runs failed, with exit status: {', '.join(lost)}")
+
+    def checkpoint(self) -> DelayedSubmission:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class _Warned:
+    """Within, the queue's warning and SIGTERM are told, once, to the run that is training, as a warning; between two
+    runs they keep the next from starting."""
+
+    def __init__(self) -> None:
+        self.by: list[int] = []
+        self.tell: Callable[[], None] | None = None
+
+    def __enter__(self) -> _Warned:
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, _warning())}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def tells(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        if self.by:  # since the task was started
+            tell()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.by.append(number)
+        if len(self.by) == 1 and self.tell:
+            self.tell()
+
+    def requeue(self) -> None:
+        handler = self.before[_warning()]
+        if _warning() in self.by and callable(handler):
+            _requeue(handler)
+
+
+def apart(job: Job, packed: bool = False) -> None:
+    """Run the job in a process of its own (``hiap.warm``), whose exit status says whether it was told to stop.
+    ``packed``: it is one of several of a queue's job, and that job asks to be requeued."""
+    if packed:
+        signal.signal(_warning(), _left_to_the_pack)
+    try:
+        job()
+    except Exception as error:
+        from hiap.train.run import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+def _left_to_the_pack(number: int, frame: Any) -> None:
+    """What stands where submitit's handler would, which requeues: a warning that comes before the run listens ends it;
+    called by the run itself, there is nothing to do."""
+    if frame is not None:
+        sys.exit(STOPPED)
+
+
+def _warning() -> int:
+    """The signal by which submitit has the queue warn of the end."""
+    from submitit.core.job_environment import JobEnvironment
+
+    return int(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
+
+
+def _requeue(submitit_requeues: Callable[[int, Any], Any]) -> bool:
+    """Have submitit's handler of the warning requeue this job; False if that cannot be asked for from here."""
+    try:
+        submitit_requeues(_warning(), None)
+    except (OSError, subprocess.SubprocessError) as error:
+        leave_word(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SLURM_JOB_ID"])
+        print(f"cannot requeue from here ({error}); the batch script or the launcher will", file=sys.stderr)
+        return False
+    return True
+
+
 def _join() -> int:
     """This process's rank in its job; where there are several, sets what ``hiap.train.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
@@ -74,9 +183,7 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
     submitit itself would requeue from within the signal's handler, with what the last epoch left on disk. Before
     training starts, SIGTERM, which submitit ignores, ends the process. Where a warning and then a SIGTERM come, as some
     queues do it, they are one request."""
-    from submitit.core.job_environment import JobEnvironment
-
-    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+    number = _warning()
     submitit_requeues, before = signal.getsignal(number), signal.getsignal(signal.SIGTERM)
     warned: list[int] = []
     start, fruitless = _attempts(folders) if rank == 0 and callable(submitit_requeues) else ("", 0)
@@ -95,12 +202,8 @@ def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
             _tell(folders, rank, "failed", error)
             raise RuntimeError(error)
         _tell(folders, rank, "queued")
-        try:
-            submitit_requeues(number, None)
-        except (OSError, subprocess.SubprocessError) as error:
+        if not _requeue(submitit_requeues):
             _tell(folders, rank, "stopped")  # of which a launcher makes a new job, if the script cannot requeue either
-            leave_word(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SLURM_JOB_ID"])
-            print(f"cannot requeue from here ({error}); the batch script or the launcher will", file=sys.stderr)
 
     def stop(number: int, frame: Any) -> None:
         _tell(folders, rank, "stopped")

@@ -6,7 +6,7 @@ nothing twice, and the little that several commands on one grid must tell each o
     jobs      run id -> job ids, the newest last
     tries     run id -> jobs that died without a record and without having come any further
     reached   run id -> its newest checkpoint when its newest job was submitted
-    intents   submissions that were begun and not noted yet: job name, run ids, time
+    intents   submissions that were begun and not noted yet: job name, run ids, how many to a job, time
 """
 
 from __future__ import annotations
@@ -49,18 +49,20 @@ class Jobs:
         """'' if the run has had none."""
         return self.ids.get(run.run_id, [""])[-1]
 
-    def intend(self, name: str, runs: list[Run]) -> None:
+    def intend(self, name: str, runs: list[Run], pack: int = 1) -> None:
         """Before sbatch: should this process die with it, the jobs can be found by their name."""
-        self.intents.append({"name": name, "runs": [run.run_id for run in runs], "time": time.time()})
+        ids = [run.run_id for run in runs]
+        self.intents.append({"name": name, "runs": ids, "pack": pack, "time": time.time()})
         self.reached |= {run.run_id: checkpoint_of(run.folders) for run in runs}
         self.save()
 
     def note(self, name: str, ids: list[str]) -> None:
-        """After sbatch; ``ids`` in the order of the runs, none if there are no such jobs."""
+        """After sbatch; ``ids`` in the order of the packs, none if there are no such jobs."""
         (intent,) = [intent for intent in self.intents if intent["name"] == name]
         self.intents.remove(intent)
-        for run_id, job in zip(intent["runs"], ids, strict=False):
-            self.ids.setdefault(run_id, []).append(job)
+        for pack, job in zip(packs_of(intent), ids, strict=False):
+            for run_id in pack:
+                self.ids.setdefault(run_id, []).append(job)
         self.save()
 
     def recheck(self, name: str) -> None:
@@ -80,6 +82,12 @@ class Jobs:
     def forget_tries(self, run: Run) -> None:
         self.tries.pop(run.run_id, None)
         self.save()
+
+    def alone(self, runs: list[Run]) -> set[str]:
+        """Newest jobs of these runs that are no other run's newest job too."""
+        ids = {run.run_id for run in runs}
+        others = {jobs[-1] for run_id, jobs in self.ids.items() if jobs and run_id not in ids}
+        return {job for run in runs if (job := self.newest(run))} - others
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -127,6 +135,12 @@ def queue() -> dict[str, Queued] | None:
         return None
     lines = [[*line.split("|", 2), "", ""] for line in listing.stdout.split("\n") if line]
     return {line[0]: Queued(line[1], line[2]) for line in lines}
+
+
+def packs_of(intent: dict[str, Any]) -> list[list[str]]:
+    """Run ids by job."""
+    runs, pack = intent["runs"], intent.get("pack", 1)
+    return [runs[i : i + pack] for i in range(0, len(runs), pack)]
 
 
 def checkpoint_of(folders: Folders) -> str:

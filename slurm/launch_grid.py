@@ -3,7 +3,8 @@
 Everything is checked before anything starts. Finished runs are skipped and interrupted ones resumed, so the same
 command can be given again at any time. A run starts when the runs that it needs are finished; when one fails, those
 that need it are reported as not run and all others go on. What another grid of the same results has finished is copied,
-not run again. Exit status: 0 all finished, 1 some failed, 2 nothing could be started, 130 or 143 stopped.
+not run again. Exit status: 0 all finished, 1 some failed, 2 nothing could be started, 130 or 143 stopped, 124 stopped
+because the time of --budget was over.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     from slurm.executors import Executor
 
 ROOM = 2**20  # bytes that must be free
+OVER = 124  # as of timeout(1)
 LOST = "its record is here, its network is not: it is made again for runs that start from it"
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    begin = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_asked)
     try:
         args = _arguments(arguments)
@@ -56,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         looks = args.dry_run or args.status or args.collect or args.prefetch
         cluster = args.cluster if looks else _cluster("slurm" if args.cancel or args.doctor else args.cluster)
         threads = grid.threads or (1 if cluster == "slurm" or args.dry_run else max(1, _cores() // jobs))
+        if args.budget is not None and cluster == "slurm":
+            raise ConfigError("--budget: for runs of this machine; on SLURM, time_min of site.yaml limits a job")
         results = Path(args.results or site.results or "results/local")
         settings = {"results": str(results), "threads": threads, "progress": cluster == "debug"}
         runs = grids.expand(grid, path, settings, site.data_root, site.precision)
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(_status(runs) if args.status else _results(runs))
             return 0
         if args.cancel:
-            print(f"cancelled {_executor('slurm', runs, None, site).cancel(runs)} jobs")
+            print(f"cancelled {_executor('slurm', runs, None, site, grid).cancel(runs)} jobs")
             return 0
         if args.doctor:
             found = diagnose(runs, site, grid.processes, _logs(runs).absolute())
@@ -86,9 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
             _check(runs, results, path, grid.closes_by, on_nodes)
             return 0
-        executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid.processes)
-        with _threads(threads):
-            return _launch(runs, executor)
+        executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid)
+        with _threads(threads), Budget(args.budget, begin) as budget:
+            return _launch(runs, executor, budget)
     except (ConfigError, OSError) as error:
         return _refused(error)
 
@@ -106,17 +111,48 @@ def _refused(error: Exception) -> int:
     return 2
 
 
-def _launch(runs: list[Run], executor: Any) -> int:
+class Budget:
+    """Within, the launcher is told to stop in time to be gone ``seconds`` after ``begin`` (``time.monotonic``): by
+    SIGALRM, and then as by SIGTERM. A fifth of the time, and at most half a minute, is for the stopping."""
+
+    def __init__(self, seconds: float | None, begin: float):
+        self.seconds, self.over = seconds, False
+        self.end = begin + (seconds or 0)
+        self.reserve = min(30.0, (seconds or 0) / 5)
+
+    def __enter__(self) -> Budget:
+        if self.seconds is not None:
+            self.before = signal.signal(signal.SIGALRM, self._tell)
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.end - self.reserve - time.monotonic()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self.before)
+
+    def _tell(self, number: int, frame: Any) -> None:
+        self.over = True
+        signal.raise_signal(signal.SIGTERM)  # to whoever listens now: a run in this process, or the launcher
+
+    def left(self) -> float:
+        """Seconds for the stopping."""
+        return max(1.0, self.end - time.monotonic()) if self.over else 40.0
+
+
+def _launch(runs: list[Run], executor: Any, budget: Budget) -> int:
     try:
-        with executor.followed(runs):
+        with executor.followed(runs), _ended(executor, budget):
             _copy_twins(runs)
             _make_again(runs)
             page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
             print(f"status page: {page.file}\n")
             progress = execute(runs, executor, Screen(sys.stdout), page)
     except KeyboardInterrupt as stop:
-        print("stopping ...", flush=True)
-        print(executor.stop())
+        if budget.over:
+            done = sum(run.finished for run in runs)
+            print(f"--budget {budget.seconds:g}: {done} of {len(runs)} runs are finished; launch again to go on")
+            return OVER
         return stop.args[0] if stop.args else 130
     print(f"\n{_results(runs)}")
     _compare_again(runs)
@@ -125,6 +161,17 @@ def _launch(runs: list[Run], executor: Any) -> int:
             print(f"{report.name(p.run)}: {p.state} ({p.note})")
     print(f"\nrecords: {runs[0].folders.runs}")
     return 0 if all(p.state == "finished" for p in progress) else 1
+
+
+@contextmanager
+def _ended(executor: Any, budget: Budget) -> Iterator[None]:
+    """If the launcher is told to stop within, no run goes on that must not, and the user is told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopping ...", flush=True)
+        print(executor.stop(budget.left()))
+        raise
 
 
 def execute(runs: list[Run], executor: Executor, *screens: Screen | Page) -> list[Progress]:
@@ -271,6 +318,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parsers.launch().parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, not {args.jobs}")
+    if args.budget is not None and not 1 <= args.budget < float("inf"):
+        raise ConfigError(f"--budget: expected at least 1 second, not {args.budget:g}")
     return args
 
 
@@ -284,12 +333,12 @@ def _cluster(asked: str) -> str:
     return asked
 
 
-def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site, processes: int = 1) -> Any:
+def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site, grid: Grid) -> Any:
     from slurm.executors import Debug, Local, Slurm
 
     logs = _logs(runs)
     if cluster == "slurm":
-        return Slurm(logs, jobs, site, processes)
+        return Slurm(logs, jobs, site, grid.processes, grid.pack)
     return Local(logs, jobs or 1) if cluster == "local" else Debug()
 
 

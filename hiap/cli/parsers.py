@@ -22,6 +22,9 @@ def launch() -> Parser:
     parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these runs and what they need")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only runs of these seeds")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="stop by itself within this time; launch again to go on"
+    )
     parser.add_argument("--results", metavar="DIR", help="default: the site's, else results/local")
     parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")
     does = parser.add_mutually_exclusive_group()

@@ -40,7 +40,8 @@ class Warm:
 
     def start(self, call: Callable[[], object], log: Path | None = None) -> int:
         """Run ``call``, which must pickle, in a process of its own; returns the number of the task. Its output goes to
-        ``log`` with ``.out`` and ``.err`` at the end, or where this process's goes."""
+        ``log`` with ``.out`` and ``.err`` at the end, or where this process's goes. SIGUSR2, by which queues warn,
+        waits until the task unblocks it."""
         self._listen()
         if self.words is None:  # not yet, or no longer: it can be killed, as any process
             self.words = self._server()
@@ -89,9 +90,9 @@ class Warm:
 
 def serve(words: Connection, modules: list[str]) -> None:
     """Fork a process for every call that comes, until nobody is there to ask."""
-    # A queue signals all processes of a job; what is for the tasks must not end the server.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    # A queue signals all processes of a job; what is for the tasks must not end the server. Blocked, not ignored, so
+    # that a signal to a task that has just been forked waits until it listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
     for name in modules:
         importlib.import_module(name)
     running: dict[int, BaseProcess] = {}
@@ -127,7 +128,7 @@ def _fork(call: bytes, log: str) -> BaseProcess:
 
 
 def _work(call: bytes, log: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if log:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         for stream, end in ((1, "out"), (2, "err")):

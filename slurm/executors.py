@@ -95,6 +95,8 @@ class Debug(_Here):
         for run in runs:
             try:
                 Job(run.config)()
+            except SystemExit as stop:  # told to stop before it trained
+                raise KeyboardInterrupt(stop.code) from None
             except Exception as error:
                 from hiap.train.run import Interrupted  # with torch, which the other executors leave to their children
 
@@ -124,7 +126,7 @@ class Local(_Here):
         self.slots: int | None = slots
         self.logs = logs.absolute()
         self.gpus = visible_gpus()
-        self.warm = Warm(*IMPORTED)
+        self.warm = Warm(IMPORTED)
         self.tasks: dict[Run, int] = {}
         self.on: dict[Run, str] = {}
 

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 FRUITLESS = 5  # attempts in a row that reached no checkpoint of their own, after which another would not either
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
-# What runs import, and what PyTorch and scikit-learn import when they are first asked to train.
-IMPORTED = ("hiap.train.run", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard")
+IMPORTED = "hiap.train.everything"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -73,7 +72,7 @@ class Pack:
         self.configs, self.folder = configs, folder
 
     def __call__(self) -> None:
-        warm, lost = Warm(*IMPORTED), []
+        warm, lost = Warm(IMPORTED), []
         with _Warned() as warned:
             for config in self.configs:
                 if not warned.by and not (self.folder / Folders.of(config).record).exists():
@@ -131,6 +130,7 @@ def apart(job: Job, packed: bool = False) -> None:
     ``packed``: it is one of several of a queue's job, and that job asks to be requeued."""
     if packed:
         signal.signal(_warning(), _left_to_the_pack)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {_warning()})
     try:
         job()
     except Exception as error:

@@ -33,7 +33,10 @@ def run(config: Config) -> Record:
     leave(record)
     if record.status == "failed":
         raise RuntimeError("the loss is nan")
-    note(f"end {label} {os.environ['OMP_NUM_THREADS']}")
+    words = (
+        os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY")
+    )
+    note(f"end {label} {' '.join(words)}".rstrip())
     return record
 
 

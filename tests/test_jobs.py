@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from pathlib import Path
 import fake_train
 import pytest
 from fake_queue import lines, logs
-from test_launch_grid import REPOSITORY, RUNS, runs_of, write_grid
+from test_launch_grid import REPOSITORY, RUNS, events, fake, runs_of, wait_for, write_grid  # noqa: F401
 
 from hiap.files import write_json
 from hiap.train.config import ConfigError
@@ -23,7 +24,7 @@ from hiap.train.rendezvous import port
 from slurm import launch_grid, report
 from slurm.executors import Slurm
 from slurm.grid import Run
-from slurm.job import Job
+from slurm.job import STOPPED, Job, Pack
 from slurm.jobs import Jobs, Queued, checkpoint_of
 from slurm.site import Site
 
@@ -290,3 +291,88 @@ def test_a_warning_and_then_a_sigterm_still_end_in_a_checkpoint_and_a_requeue(
     assert state is not None
     assert state["step"] == 3
     assert '"queued"' in run.folders.status.read_text()
+
+
+# Packs
+
+
+def three(tmp_path: Path, *labels: str) -> list[Run]:
+    runs = {label: {"method": "dense", "optim.lr": i + 1} for i, label in enumerate(labels or ("a", "b", "c"))}
+    return runs_of(write_grid(tmp_path, runs=runs), tmp_path / "out")
+
+
+def test_packed_runs_share_jobs_and_are_followed_and_found_again_by_them(tmp_path: Path, queue: Path) -> None:
+    runs, executor = three(tmp_path), Slurm(logs(tmp_path), None, pack=2)
+    assert executor.submit(runs) == []
+    assert len(lines(queue)) == 2
+    assert [executor.jobs.newest(run) for run in runs] == ["1_0", "1_0", "1_1"]
+    assert "--array=0-1" in next(logs(tmp_path).glob("*_submission.sh")).read_text()
+    later = Slurm(logs(tmp_path), None, pack=3)
+    assert all(later.alive(run) for run in runs), "however many a later launcher would pack"
+    assert later.cancel(runs[1:]) == 1, "the job of a run that is still wanted goes on"
+    assert [line.split("|")[0] for line in lines(queue)] == ["1_0"]
+
+
+def test_a_submission_of_packs_that_its_launcher_did_not_survive_is_found_again(tmp_path: Path, queue: Path) -> None:
+    runs, executor = three(tmp_path), Slurm(logs(tmp_path), None, pack=2)
+    executor.accepted = True
+    (queue / "late").touch()
+    assert executor.submit(runs) == runs
+    (queue / "late").unlink()
+    later = Slurm(logs(tmp_path), None)
+    for element in (0, 1):
+        (logs(tmp_path) / f"1_{element}_submitted.pkl").unlink(missing_ok=True)
+    with later.followed(runs):
+        assert [later.jobs.newest(run) for run in runs] == ["1_0", "1_0", "1_1"]
+    assert all((logs(tmp_path) / f"1_{i}_submitted.pkl").exists() for i in (0, 1)), "with both runs of the first"
+
+
+def test_arrays_of_packs_keep_to_what_the_site_allows(tmp_path: Path, queue: Path) -> None:
+    runs = three(tmp_path, *"abcdefg")
+    executor = Slurm(logs(tmp_path), 2, Site(max_array=2), pack=2)
+    assert executor.submit(runs) == []
+    scripts = sorted(logs(tmp_path).glob("*_submission.sh"))
+    assert len(lines(queue)) == 4
+    assert sum("--array=0-1%" in script.read_text() for script in scripts) == 2
+    assert Counter(executor.jobs.newest(run) for run in runs) == {"1_0": 2, "1_1": 2, "2_0": 2, "2_1": 1}
+
+
+def test_a_run_that_fails_takes_no_other_of_its_pack_with_it(tmp_path: Path, fake: Path) -> None:  # noqa: F811
+    runs = three(tmp_path, "a", "bad", "dies", "b")
+    with pytest.raises(RuntimeError, match=r"2 of 4 runs failed, with exit status: bad \(1\), dies \(-9\)"):
+        Pack([run.config for run in runs], tmp_path)()
+    assert [run.finished for run in runs] == [True, False, False, True]
+
+
+def test_a_pack_that_is_warned_is_requeued_and_goes_on_with_what_is_not_finished(
+    tmp_path: Path,
+    fake: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = three(tmp_path)
+    fake_train.leave(fake_train.make_record(runs[0].config, "finished"))
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    requeued: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
+
+    def warn() -> None:
+        wait_for(lambda: events(fake) == ["start b"])
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGTERM)  # some queues send both
+
+    pack = Pack([run.config for run in runs], tmp_path)
+    thread = threading.Thread(target=warn)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            pack()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert stopped.value.code == STOPPED
+    assert requeued == [signal.SIGUSR2]
+    assert '"queued"' in runs[1].folders.status.read_text()
+    assert events(fake) == ["start b"], "nothing starts in a job that is to end"
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    pack()
+    assert all(run.finished for run in runs)

@@ -61,7 +61,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in for ``hiap.train.run``, here and in child processes; returns the log of starts and ends."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, fake_train\nsys.modules['hiap.train.run'] = fake_train\n"
+        "import sys, fake_train\nsys.modules['hiap.train.run'] = sys.modules['hiap.train.everything'] = fake_train\n"
     )
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
@@ -267,6 +267,8 @@ BAD = {
     "unwritable results": ({}, ["--results", "/proc/results"], ["--results /proc/results", "/proc"]),
     "results in a file": ({}, ["--results", __file__ + "/x"], ["--results", "Not a directory"]),
     "unknown --only": ({}, ["--only", "dens"], ["--only", "'dens'", "'dense'"]),
+    "a budget of nothing": ({}, ["--budget", "0"], ["--budget", "at least 1 second"]),
+    "packs of runs that several processes share": ({"pack": 2, "processes": 2}, [], ["tiny.yaml", "pack 2"]),
     "no jobs": ({}, ["--jobs", "0"], ["--jobs", "at least 1"]),
     "unknown option": ({}, ["--job-count", "3"], ["--job-count"]),
     "unknown grid": ({}, ["--grid", "labtop"], ["labtop", "laptop"]),
@@ -388,6 +390,57 @@ def test_jobs_run_side_by_side_and_never_more_than_asked(
     assert most == 2
     assert all(event.endswith(" 5") for event in events(fake) if event.startswith("end"))  # OMP_NUM_THREADS
     assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "5"
+
+
+def test_a_run_that_kills_its_process_takes_no_other_with_it(tmp_path: Path, fake: Path) -> None:
+    runs = {label: {"method": "dense", "optim.lr": i + 1} for i, label in enumerate(("dies", "a", "dies-too", "b"))}
+    assert launch(write_grid(tmp_path, runs=runs), "--jobs", "2", cluster="local") == 1
+    assert {e.split()[1] for e in events(fake) if e.startswith("end")} == {"a", "b"}
+
+
+def test_several_runs_on_a_gpu_share_it_by_mps_where_there_is_one(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    control = tmp_path / "bin" / "nvidia-cuda-mps-control"
+    control.write_text(f'#!/bin/sh\n[ "$1" = -d ] && read_=start || read read_\necho $read_ >> {fake}\n')
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    runs = {f"r{i}": {"method": "dense", "optim.lr": i + 1} for i in range(4)}
+    assert launch(write_grid(tmp_path, runs=runs), "--jobs", "4", cluster="local") == 0
+    assert (events(fake)[0], events(fake)[-1]) == ("start", "quit")
+    ends = [e.split()[3:] for e in events(fake) if e.startswith("end")]
+    assert sorted(gpu for gpu, _ in ends) == ["5", "5", "7", "7"]
+    assert all(Path(pipes).name.startswith("mps-") for _, pipes in ends)
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    fake.unlink()
+    assert (
+        launch(write_grid(tmp_path, runs={"s": {"method": "dense", "optim.lr": 9}}), "--jobs", "2", cluster="local")
+        == 0
+    )
+    assert (len(events(fake)), events(fake)[0]) == (2, "start s"), "one on each needs none"
+
+
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_a_launcher_with_a_budget_stops_in_time_and_goes_on_later(
+    cluster: str, tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {f"r{i}": {"method": "dense", "optim.lr": i + 1} for i in range(20)}
+    path = write_grid(tmp_path, runs=runs)
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    begin = time.monotonic()
+    assert launch(path, "--budget", "4", cluster=cluster) == 124
+    assert time.monotonic() - begin < 4.5
+    done = sum(run.finished for run in runs_of(path, tmp_path / "out"))
+    assert 0 < done < 20
+    assert f"--budget 4: {done} of 20 runs are finished; launch again to go on" in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    assert launch(path, "--budget", "100", cluster=cluster) == 0
+    assert all(run.finished for run in runs_of(path, tmp_path / "out"))
+    assert Counter(e.split()[1] for e in events(fake) if e.startswith("end")) == dict.fromkeys(runs, 1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_killed_launcher_started_again_runs_nothing_twice(tmp_path: Path, fake: Path) -> None:

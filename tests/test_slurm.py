@@ -155,6 +155,29 @@ def test_an_array_after_its_teacher_gives_every_result_once(
     assert len(list(runs[0].folders.runs.glob("*.json"))) == len(runs)
 
 
+def test_packs_give_the_same_though_one_is_requeued(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, tuple[str, str]]
+) -> None:
+    path = write_grid(tmp_path, pack=4)
+    out = start(cluster, path, tmp_path / "out")
+    students = {run.run_id for run in runs_of(path, tmp_path / "out")[1:]}
+
+    def training() -> set[str]:
+        """Jobs of packs in which a run has a checkpoint."""
+        packed = {ids[-1] for run, ids in jobs(tmp_path / "out").items() if run in students}
+        return packed & in_training(tmp_path / "out")
+
+    until(lambda: bool(training()), "a student that has a checkpoint", 300)
+    cluster.run("scancel", "--signal=USR2", training().pop())
+    text, _ = out.communicate(timeout=1800)
+    assert out.returncode == 0, text
+    runs = runs_of(path, tmp_path / "out")
+    assert {run.run_id: fingerprint(run) for run in runs} == undisturbed
+    assert len({ids[-1] for ids in jobs(tmp_path / "out").values()}) == 4, "the teacher, and 4 + 4 + 3 students"
+    assert all(len(ids) == 1 for ids in jobs(tmp_path / "out").values()), "requeued, not submitted again"
+    assert sum(json.loads(run.folders.record.read_text())["resumed"] for run in runs) > 0
+
+
 @dataclass
 class Fault:
     """One that fell on an attempt of a job: the one after so many requeues."""

@@ -34,10 +34,12 @@ on first use so that tools which only read records start without torch:
     hiap.to_transformers(hiap.from_transformers(m), like=m)   # a classifier of transformers as timm's, and back
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # typing's own takes as long to import as all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from hiap.backbones.huggingface import from_transformers, to_transformers
     from hiap.beyond.correction import correct
     from hiap.beyond.pruning import prune
@@ -113,4 +115,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hiap' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"hiap.{_HOME[name]}"), name)

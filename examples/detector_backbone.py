@@ -1,6 +1,6 @@
 """Prune a backbone without classifier, as a detector has one: any loss on its features will do.
 
-Here the pruned backbone learns to give the dense one's feature map; put your detector's loss in its place, or beside it.
+Here the pruned backbone learns to give the dense one's feature map; put your detector's loss in its place.
 """
 
 import timm

@@ -1,6 +1,6 @@
 """Prune a checkpoint of transformers to half of its multiply-adds.
 
-``folder`` may be any that save_pretrained wrote: python transformers_vit.py FOLDER. Without one, random weights are used.
+python transformers_vit.py FOLDER, which save_pretrained wrote; without one, random weights are used.
 """
 
 import sys

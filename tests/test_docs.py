@@ -53,7 +53,8 @@ def readers(tmp_path, monkeypatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     images = torch.randn(2, 3, 224, 224)
-    return {"loader": [(images[i : i + 1], torch.tensor([i])) for i in range(2)], "epochs": 1, "images": images}
+    loader = [(images[i : i + 1], torch.tensor([i])) for i in range(2)]
+    return {"loader": loader, "epochs": 1, "images": images, "model": create("deit_tiny_patch16_224", depth=2)}
 
 
 PYTHON = [page for page in with_code("python") if page.name not in ("baselines.md", "integrations.md")]

@@ -21,6 +21,7 @@ from hiap.cli import parsers
 from hiap.train.arguments import told
 from hiap.train.config import ConfigError, unknown_key
 from hiap.train.record import git_state
+from slurm import grid as grids
 
 REFERENCE = "arXiv:2603.12222"
 ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in front
@@ -43,8 +44,8 @@ def row(results: Results, name: str) -> str:
         "MACs": _interval(macs, "% of dense", "seeds"),
         "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
         "runs": ", ".join(found.sort_values("seed")["run_id"]),
-        "commits": ", ".join(sorted({commit[:10] for commit in found["commit"]})),
-        "rerun": f"python slurm/launch_grid.py --grid {grid} --only {label}",
+        "commits": ", ".join(_commits(found)),
+        "rerun": rerun(results, grid, label, found),
     }
     note = f"{lines['result']}: top-1 {lines['top-1']}, {lines['n']}"
     return _text(name, lines, note)
@@ -64,6 +65,23 @@ def claim(results: Results, name: str) -> str:
     lines |= {"verdict": str(entry["verdict"]), "evidence": str(entry["evidence"])}
     lines |= {key: ", ".join(entry[key].split()) for key in ("runs", "commits") if entry[key]}
     return _text(name, lines, f"{lines['claim']} Verdict: {lines['verdict']}")
+
+
+def _commits(runs: pd.DataFrame) -> list[str]:
+    """Each once; 'dirty' behind one whose tracked code had been changed."""
+    dirty = runs.groupby(runs["commit"].str[:10])["dirty"].any()
+    return [f"{commit}{' (dirty: the code differed from it)' if is_so else ''}" for commit, is_so in dirty.items()]
+
+
+def rerun(results: Results, grid: str, label: str, runs: pd.DataFrame) -> str:
+    """A command that makes the runs again: the grid's, or, of a grid that was given by a path, the first run's own."""
+    if (grids.GRIDS / f"{grid}.yaml").is_file():
+        return f"hiap launch --grid {grid} --only {label}"
+    from hiap.train.journal import command_of  # here: it waits for torch
+
+    first = runs.sort_values("seed")["run_id"].iloc[0]
+    config = next(record for record in results.finished(grid) if record.run_id == first).config
+    return command_of(config.model_copy(update={"run": config.run.model_copy(update={"grid": "manual"})}))
 
 
 def ids(results: Results) -> list[str]:
@@ -92,9 +110,9 @@ def bibtex(name: str, link: str, note: str) -> str:
 
 
 def _text(name: str, lines: dict[str, str], note: str) -> str:
-    commit = git_state()[0]  # '' without git
+    commit, dirty = git_state()  # '' without git
     link = f"{name}@{commit[:10]}" if commit else name
-    shown = {"id": link, **lines}
+    shown = {"id": link + (" (dirty: the code here differs from it)" if dirty else ""), **lines}
     return "\n".join([*(f"{title:<10}{value}" for title, value in shown.items()), "", bibtex(name, link, note)])
 
 

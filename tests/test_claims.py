@@ -341,6 +341,22 @@ def test_a_row_and_a_claim_can_be_cited(capsys: pytest.CaptureFixture[str]) -> N
     assert f"id        E-01@{head[:10]}" in shown
 
 
+def test_a_citation_says_which_commits_were_dirty_and_gives_a_command_that_works(tmp_path: Path) -> None:
+    runs = pd.DataFrame({"commit": ["a" * 40, "b" * 40, "b" * 40], "dirty": [False, False, True]})
+    assert cite._commits(runs) == ["a" * 10, "b" * 10 + " (dirty: the code differed from it)"]
+    folder = tmp_path / "runs" / "mine"  # a grid of one's own, given by its path
+    folder.mkdir(parents=True)
+    for path in (REPOSITORY / "results" / "runs" / "laptop").glob("hiap-*.json"):
+        (folder / path.name).write_text(path.read_text().replace('"laptop"', '"mine"'))
+    results = Results(tmp_path)
+    found = results.runs("mine")
+    command = cite.rerun(results, "mine", found["label"].iloc[0], found.iloc[:1])
+    assert command.startswith("python -m hiap.train method=hiap")
+    config = from_dict(parse_overrides(command.split()[3:]))
+    assert config.run_id == found["run_id"].iloc[0]
+    assert cite.rerun(results, "study", "hiap-20", found) == "hiap launch --grid study --only hiap-20"
+
+
 def test_another_commit_is_refused_with_the_command_that_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cite.main(["E-01@0123456789"]) == 2
     error = capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 
+import hiap
 from hiap.cli import commands, options, parsers
 from hiap.train.config import from_dict, parse_overrides, valid_keys
 
@@ -54,7 +55,13 @@ def readers(tmp_path, monkeypatch) -> dict[str, Any]:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 224, 224)
     loader = [(images[i : i + 1], torch.tensor([i])) for i in range(2)]
-    return {"loader": loader, "epochs": 1, "images": images, "model": create("deit_tiny_patch16_224", depth=2)}
+    return {
+        "hiap": hiap,
+        "loader": loader,
+        "epochs": 1,
+        "images": images,
+        "model": create("deit_tiny_patch16_224", depth=2),
+    }
 
 
 PYTHON = [page for page in with_code("python") if page.name not in ("baselines.md", "integrations.md")]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from analysis.figures.intervals import span, write_below
-from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, entry, look, narrow, wide
+from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, entry, look, narrow, styled, wide
 from analysis.records.names import METHODS, count
 
 
@@ -212,3 +212,6 @@ def spaced(values: np.ndarray, distance: float) -> np.ndarray:
     placed = np.empty(len(values))
     placed[order] = free + index
     return placed
+
+
+styled(globals())

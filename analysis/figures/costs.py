@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, wide
+from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, styled, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.table2 import CUTS, Described, width
 from analysis.records.names import RUNTIMES, count, title
@@ -241,3 +241,6 @@ def merging(rows: pd.DataFrame) -> Figure:
         ax.grid(True)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
     return fig
+
+
+styled(globals())

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.figures.style import DASHED, DASHES, RATIOS, SERIES, Ink, entry, narrow, wide
+from analysis.figures.style import DASHED, DASHES, RATIOS, SERIES, Ink, entry, narrow, styled, wide
 from analysis.findings.costs import WHOLE
 from analysis.findings.gates import ANNEALED
 from analysis.findings.heat_maps import FIGURE_RATIOS
@@ -208,3 +208,6 @@ def misses(aimed: pd.DataFrame, ruled: pd.DataFrame) -> Figure:
     ax.grid(True)
     fig.legend(loc="outside upper center")
     return fig
+
+
+styled(globals())

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN, STYLE, Ink, narrow, wide
+from analysis.figures.style import COLUMN, STYLE, Ink, narrow, styled, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.records import names, published
 from analysis.records.results import block_units, dense_units, topology
@@ -215,3 +215,6 @@ def _mean_dims(ax: Axes, shape: pd.DataFrame) -> list[float]:
         if kept:
             ax.vlines(block, min(kept), max(kept), color="black", linewidth=0.8, zorder=2)
     return [float(np.mean(kept)) if kept else 0.0 for kept in shape["head_dims"]]
+
+
+styled(globals())

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import DASHED, STYLE, Ink, look, narrow, wide
+from analysis.figures.style import DASHED, STYLE, Ink, look, narrow, styled, wide
 from analysis.records.names import count
 
 FAR = 4.0  # points of top-1: a method this far from HiAP at the same target would hide the others
@@ -163,3 +163,6 @@ def pulls(rows: pd.DataFrame) -> Figure:
     axes[-1, 0].set_xlabel("pull: mean over r.m.s. of the gradient\n(-1 opens, 1 closes, at the whole rate)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
+
+
+styled(globals())

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from analysis.figures.style import Ink, wide
+from analysis.figures.style import Ink, styled, wide
 
 HEADS, DIMS, NEURONS = 6, 8, 26
 OPEN, MACRO, CLOSED = Ink.BLUE, Ink.ORANGE, "#ffffff"
@@ -99,3 +99,6 @@ def _mix(colour: str, share: float) -> Iterable[float]:
     """From white at 0 to ``colour`` at 1."""
     strong, white = np.array(to_rgb(colour)), np.array(to_rgb(CLOSED))
     return tuple(white + share * (strong - white))
+
+
+styled(globals())

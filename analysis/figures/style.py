@@ -6,6 +6,7 @@ two that are too pale on white, or one too many); methods differ in their marker
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,18 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "pdf.fonttype": 42,
 }
-matplotlib.rcParams.update(STYLE)
+
+
+def styled(room: dict[str, Any]) -> None:
+    """Make every function of a module (its ``globals()``) that returns a figure draw it in ``STYLE``, and leave the
+    reader's own settings as they are."""
+    for name, draw in list(room.items()):
+        if (
+            inspect.isfunction(draw)
+            and draw.__module__ == room["__name__"]
+            and "Figure" in str(draw.__annotations__.get("return"))
+        ):
+            room[name] = matplotlib.rc_context(STYLE)(draw)
 
 
 class Ink:
@@ -99,6 +111,7 @@ def entry(colour: str, marker: str = "", **style: Any) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, **{"linestyle": "", **style})
 
 
+@matplotlib.rc_context(STYLE)
 def save(fig: Figure, name: str, data: pd.DataFrame, root: str | Path) -> Image:
     """Write ``<root>/figures/<name>.pdf``, ``.png`` and ``.csv`` (what was plotted); equal input gives equal bytes.
     Returns the PNG for a notebook to show."""

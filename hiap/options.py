@@ -1,4 +1,4 @@
-"""The options of the method, each with the gap in the paper that it fills (A1 ... A12, explained in docs/open_points.md)."""
+"""The options of the method, each with the gap in the paper that it fills (A1 ... A12: docs/open_points.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a run is: frozen, typed, validated, with a stable ``run_id``.
 
 Every result in this repository is determined by one ``Config`` (plus the code's commit). Fields that the paper leaves
-open carry the id of the gap (A1 ... A12, explained in docs/open_points.md) and the reason for our default. Unknown keys and
+open carry the id of the gap (A1 ... A12: docs/open_points.md) and the reason for our default. Unknown keys and
 ill-typed values are refused with the nearest valid key in the message.
 """
 

@@ -68,7 +68,7 @@ def pareto(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     figure, marks, rows = Figure(layout="constrained"), looks(runs), []
     ax = figure.subplots()
     for label, group in runs.groupby("label", sort=False):
-        row = {"label": label, "macs": group["macs"].mean(), **summary(group["top1"])}
+        row: dict[str, Any] = {"label": label, "macs": group["macs"].mean(), **summary(group["top1"])}
         rows.append(row)
         look, x = marks[str(label)], row["macs"] / 1e6
         title = names.title(str(label), str(group["method"].iloc[0]))

@@ -81,8 +81,8 @@ class Gate(nn.Module):
 def logistic_noise(uniform: Tensor) -> Tensor:
     """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1).
 
-    The clip keeps 0 finite. P(noise > -alpha) = sigma(alpha) stays exact while ``|alpha| < 13.8`` (A2); beyond it a gate
-    is open in every sample or in none, where sigma differs from 1 or 0 by less than 1e-6."""
+    The clip keeps 0 finite. P(noise > -alpha) = sigma(alpha) stays exact while ``|alpha| < 13.8`` (A2); beyond it a
+    gate is open in every sample or in none, where sigma differs from 1 or 0 by less than 1e-6."""
     return torch.logit(uniform, eps=CLIP)
 
 

@@ -65,7 +65,7 @@ class Warm:
         """Wait for the task's exit status; None if it is still running after ``seconds``."""
         end = time.monotonic() + seconds
         while self.code(task) is None and self.words is not None and (left := end - time.monotonic()) > 0:
-            wait([self.words], min(left, 60.0))
+            wait([self.words], min(left, 1.0))  # where a signal of ours wakes another thread, it is answered then
         return self.codes[task]
 
     def _server(self) -> Connection:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hiap.backbones.sharded import whole, write
-from hiap.options import GateConfig
+from hiap.options import ConfigError, GateConfig
 
 CLIP = 1e-6  # noise comes from uniform numbers in [CLIP, 1 - CLIP], so it stays within +-13.8
 CERTAIN = 20.0  # a logit beyond the noise: open in every sample
@@ -38,7 +38,13 @@ class Gate(nn.Module):
     @property
     def alpha(self) -> Tensor:
         """The logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
-        return whole(self.logit)
+        logit = whole(getattr(self, "logit", None))
+        if logit is None or logit.shape != self.offset.shape:
+            raise ConfigError(
+                "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2), or "
+                "wrap in DistributedDataParallel"
+            )
+        return logit
 
     def forward(self) -> Tensor:
         if not self.training:

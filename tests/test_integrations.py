@@ -279,6 +279,17 @@ def test_lightning_refuses_before_the_first_step(
     assert callback.pruner.done == 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_gates_that_are_trained_as_weights_are_told(lightning: Any) -> None:
+    from hiap.integrations.lightning import PrunerCallback
+
+    def together(groups: list[dict[str, Any]]) -> Any:
+        return torch.optim.AdamW([p for group in groups for p in group["params"]], lr=1e-4)
+
+    with pytest.warns(UserWarning, match=r"gates and weights in one group \(lr 0.0001, weight decay 0.01\)"):
+        fitted(lightning, PrunerCallback(new_pruner(PER_EPOCH)), optimizers=together)
+
+
 # transformers
 
 

@@ -56,16 +56,27 @@ class Follower:
             stacklevel=2,
         )
 
+    def _look_at(self, group: dict[str, Any], mixed: bool) -> None:
+        """Warn of gates that are trained as weights are."""
+        if mixed:
+            warnings.warn(
+                f"PrunerCallback: the optimiser has gates and weights in one group (lr {group['lr']:g}, weight decay "
+                f"{group.get('weight_decay', 0):g}); make it from pruner.param_groups(...), with a gate_lr",
+                stacklevel=4,
+            )
+
     def _gates_in(self, optimizers: list[Any]) -> Any:
         model = self.pruner.model
         logits = {id(gate.logit) for _, gate in named_gates(model)}
         weights = {id(parameter) for parameter in model.parameters()}
         known = False
         for optimizer in optimizers:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            if held & logits:
-                return optimizer
-            known = known or bool(held & weights)
+            for group in optimizer.param_groups:
+                held = {id(parameter) for parameter in group["params"]}
+                known = known or bool(held & weights)
+                if held & logits:
+                    self._look_at(group, bool(held - logits))
+                    return optimizer
         if known:
             raise PrunerError("PrunerCallback: no optimiser has the gates; make it from pruner.param_groups(...)")
         return None

@@ -38,7 +38,7 @@ class Gate(nn.Module):
     @property
     def alpha(self) -> Tensor:
         """The logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
-        logit = whole(getattr(self, "logit", None))
+        logit = whole(self._parameters.get("logit"))
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
                 "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2), or "

@@ -41,7 +41,7 @@ class Gate(nn.Module):
         logit = whole(self._parameters.get("logit"))
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
-                "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2), or "
+                "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2) or "
                 "wrap in DistributedDataParallel"
             )
         return logit

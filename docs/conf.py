@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -47,6 +48,11 @@ def write_generated(app: Any) -> None:
             shutil.copyfile(notebook, copy)
 
 
+def link_files(app: Any, name: str, source: list[str]) -> None:
+    """Markdown that lies outside this folder is no page of the site: a link to it leads to the file."""
+    source[0] = re.sub(r"\]\((\.\./[^)]+\.md)\)", r"](path:\1)", source[0])
+
+
 def _write(path: Path, text: str) -> None:
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -54,3 +60,4 @@ def _write(path: Path, text: str) -> None:
 
 def setup(app: Any) -> None:
     app.connect("builder-inited", write_generated)
+    app.connect("source-read", link_files)

@@ -155,6 +155,11 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_line_is_a_comment_of_myst(page):
+    assert [line for line in page.read_text().splitlines() if line.startswith("%")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_options_in_the_text_exist(page):
     sections = {key.split(".")[0] for key in valid_keys() if "." in key}
     told = re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)(?:=[^`]*)?`", page.read_text())

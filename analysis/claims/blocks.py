@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -39,8 +40,14 @@ def fill(text: str, computed: Parts) -> str:
             if text.count(start) != 1 or text.count(end) != 1:
                 raise ConfigError(f"'{start}' needs one '{end}' behind it")
             before, _, rest = text.partition(start)
-            text = f"{before}{start}\n{part().strip()}\n{end}{rest.partition(end)[2]}"
+            text = f"{before}{start}\n{_plain(part().strip())}\n{end}{rest.partition(end)[2]}"
     return text
+
+
+def _plain(text: str) -> str:
+    """``text`` without a line that begins with '%', which is a comment in MyST, and without words that are parted at
+    their hyphen, which would be shown with a gap: the rest moves to the line before."""
+    return re.sub(r"(?<=\w)-\n(\S+) ?", r"-\1\n", re.sub(r"\n(%\S*) ?", r" \1\n", text))
 
 
 def pages() -> Iterator[Path]:

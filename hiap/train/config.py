@@ -280,7 +280,8 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # 'auto': a GPU where there is one
     threads: int = Field(0, ge=0, le=MOST)  # 0: torch's choice
     workers: int = Field(0, ge=0, le=MOST)  # processes that read images; 0: the run's own
-    compile: bool = False  # train through torch.compile
+    # torch.compile: minutes before the first step, then faster ones (docs/speed.md); results differ by rounding.
+    compile: bool = False
     # Epochs between measurements of accuracy, on the images of data.measure, for curves; 0: only at the end. Nothing is
     # chosen by them: the last epoch counts, since the best one on test images would be chosen by those images.
     evaluate_every: int = Field(0, ge=0)
@@ -289,8 +290,10 @@ class RunConfig(Section):
     # A start that is more points below what timm publishes for it on ImageNet ends the run: something is wrong with it.
     max_drop: float = Field(2.0, ge=0)
     checkpoint_steps: int = Field(0, ge=0)  # 0: at the end of each epoch only
-    tensorboard: bool = True  # write curves for TensorBoard, where it is installed
-    progress: bool = True  # a bar on the terminal
+    tensorboard: bool = True  # write curves for TensorBoard, where it is installed, beside curves.csv
+    # A project of Weights & Biases that gets the curves too (extra 'wandb'; WANDB_MODE=offline keeps them here).
+    wandb: str = ""
+    progress: bool = True  # a bar on the terminal, or else a line an epoch
 
     @model_validator(mode="after")
     def _places(self) -> RunConfig:

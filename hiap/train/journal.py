@@ -1,20 +1,22 @@
-"""What a run tells of itself: status.json, TensorBoard, the logs of epochs and gates, bills, and its record."""
+"""What a run tells of itself: status.json, progress, curves, the logs of epochs and gates, bills, and its record."""
 
 from __future__ import annotations
 
 import sys
 import time
-from importlib.util import find_spec
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from hiap import cost, gated_vit
 from hiap.train.config import Config
+from hiap.train.curves import Curves
 from hiap.train.device import pick_device
 from hiap.train.distributed import World
 from hiap.train.phase import Phase
-from hiap.train.record import EpochLog, Folders, GateLog, Record, StageBill, environment, now, write_status
+from hiap.train.progress import Progress
+from hiap.train.record import EpochLog, Folders, GateLog, Record, Score, StageBill, environment, now, write_status
 from hiap.train.stages import Context, Stage
 
 STATUS_SECONDS = 2.0
@@ -29,13 +31,16 @@ class Journal:
         self.epochs: list[EpochLog] = []
         self.gates: list[GateLog] = []
         self.resumed = 0
+        self.dense: Score | None = None
         self._last_status = 0.0
-        self.writer: Any = None
+        self.progress = Progress(config.run.label or config.run_id, config.run.progress and world.first)
+        self.curves = Curves(config, folders)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {
             "resumed": self.resumed,
+            "dense": self.dense and self.dense.model_dump(),
             "bills": [b.model_dump() for b in self.bills],
             "epochs": [e.model_dump() for e in self.epochs],
             "gates": [g.model_dump() for g in self.gates],
@@ -43,6 +48,7 @@ class Journal:
 
     def resume(self, state: dict[str, Any]) -> None:
         self.resumed = state["resumed"] + 1
+        self.dense = Score(**state["dense"]) if state.get("dense") else None
         self.bills = [StageBill(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]
         self.gates = [GateLog(**g) for g in state.get("gates", [])]
@@ -55,7 +61,7 @@ class Journal:
         """Tell status.json, now and then, how far it is and what the loss is."""
         if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
             self._last_status = time.monotonic()
-            before, epochs = (sum(s.epochs for s in part) for part in (stages[: phase.index], stages))
+            before, epochs = _epochs(phase, stages)
             macs = self.epochs[-1].macs if self.epochs else None
             self.status(
                 state="running",
@@ -64,9 +70,22 @@ class Journal:
                 epochs=epochs,
                 loss=mean,
                 share=macs and macs / self.dense_macs,
-                # Later stages as if their steps took as long.
-                eta_s=phase.elapsed() / phase.step * ((epochs - before) * phase.per_epoch - phase.step),
+                eta_s=_to_go(phase, stages),
             )
+
+    def watched(self, phase: Phase, stages: list[Stage], loss: float) -> None:
+        """Let who watches see how far it is; ``loss``: the mean over the epoch so far."""
+        ended, (before, epochs) = phase.step % phase.per_epoch == 0, _epochs(phase, stages)
+        part = "" if ended else f" ({phase.step % phase.per_epoch / phase.per_epoch:.0%} of it)"
+        said = [f"epoch {before + -(-phase.step // phase.per_epoch)} of {epochs}{part}", f"loss {loss:.4f}"]
+        log = self.epochs[-1] if ended else None
+        if log and log.macs:
+            said.append(f"{log.macs / self.dense_macs:.1%} of the MACs")
+        if log and log.top1 is not None:
+            said.append(f"top-1 {log.top1:.2f} %")
+        said.append(f"{phase.elapsed() / phase.step * phase.per_epoch:.3g} s an epoch")
+        said.append(f"{timedelta(seconds=round(_to_go(phase, stages)))} to go")
+        self.progress.look(loss, ", ".join(said), ended)
 
     def epoch_log(self, phase: Phase) -> EpochLog:
         """Of the epoch that has just ended, whose sums are let go."""
@@ -97,7 +116,8 @@ class Journal:
 
     def add(self, log: EpochLog) -> None:
         self.epochs.append(log)
-        self._tensorboard(log)
+        if self.world.first:
+            self.curves.add(self.epochs)
 
     @torch.no_grad()
     def log_gates(self, phase: Phase) -> None:
@@ -113,22 +133,6 @@ class Journal:
                 expected_macs=round(float(cost.expected_cost(model).macs)),
             )
         )
-
-    def _tensorboard(self, log: EpochLog) -> None:
-        if not (self.config.run.tensorboard and self.world.first and find_spec("tensorboard")):
-            return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.writer = SummaryWriter(self.folders.work / "tensorboard", purge_step=len(self.epochs) - 1)
-        scalars = {"loss": log.loss, "lr": log.lr, "tau": log.tau, "macs": log.macs, "top1": log.top1}
-        scalars |= {**log.terms, **log.state}
-        if log.heads is not None and log.neurons is not None:
-            scalars |= {"heads": sum(log.heads), "neurons": sum(log.neurons)}
-        for name, value in scalars.items():
-            if value is not None:
-                self.writer.add_scalar(f"{log.stage}/{name}", value, len(self.epochs) - 1)
-        self.writer.flush()
 
     def bill(self, phase: Phase, images: int, macs: int) -> None:
         """A stage that has ended, after so many ``images`` and multiply-adds."""
@@ -148,6 +152,18 @@ class Journal:
         bill, scored = self.bills[-1], context.scored
         bill.images, bill.train_macs = bill.images + scored, bill.train_macs + float(3 * self.dense_macs * scored)
         context.scored = 0
+
+
+def _epochs(phase: Phase, stages: list[Stage]) -> tuple[int, int]:
+    """Of the stages before this one, and of all."""
+    before, every = (sum(s.epochs for s in part) for part in (stages[: phase.index], stages))
+    return before, every
+
+
+def _to_go(phase: Phase, stages: list[Stage]) -> float:
+    """Seconds, if steps of later stages take as long."""
+    before, epochs = _epochs(phase, stages)
+    return phase.elapsed() / phase.step * ((epochs - before) * phase.per_epoch - phase.step)
 
 
 def record_of(config: Config, started: str, processes: int = 1, **fields: Any) -> Record:

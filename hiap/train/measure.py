@@ -10,7 +10,7 @@ import torch
 
 from hiap import gated_vit
 from hiap.data import loader as data
-from hiap.data.loader import Batch
+from hiap.data.loader import Batch, Info
 from hiap.train.config import Config, ConfigError, DataConfig
 from hiap.train.distributed import World
 from hiap.train.evaluate import at_once, evaluate
@@ -31,9 +31,13 @@ class Measure:
     device: torch.device
     stopping: Callable[[], bool]
     journal: Journal
+    info: Info
 
-    def score(self, model: Any, soft: bool = False, stoppable: bool = True) -> Score:
+    def score(self, model: Any, what: str = "", soft: bool = False, stoppable: bool = True) -> Score:
+        """``what`` it is, for who waits for it."""
         config = self.config
+        if what:
+            self.journal.progress.say(f"measuring {what} on {self.info.test:,} images")
         batches = data.test_batches(
             self.data,
             config.model.img_size,
@@ -48,7 +52,7 @@ class Measure:
         """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
         gated_vit.set_temperature(model, self.config.gates.tau_end)
         torch.manual_seed(derive(self.config.seed, "soft"))
-        return without_hits(self.score(model, soft=True))
+        return without_hits(self.score(model, "the network under gate noise", soft=True))
 
     def dense_score(self, start: Any) -> Score:
         """Of the network that the run starts from. What another run has left was measured at its end: that counts, if
@@ -65,7 +69,9 @@ class Measure:
             )
             if same and other.metrics.extracted:
                 return without_hits(other.metrics.extracted)
-        return without_hits(self.score(start))
+        score = without_hits(self.score(start, "the start"))
+        self.journal.progress.say(f"the start has top-1 {score.top1:.2f} %")
+        return score
 
     def check_start(self, score: Score | None, published: float | None) -> None:
         """A start far below its published accuracy was loaded or is shown images in another way than it was trained."""

@@ -4,7 +4,8 @@ Layout below a results root (``results/`` for what this repository publishes, ``
 
     runs/<grid>/<run_id>.json            a finished run
     runs/<grid>/<run_id>.failed-<n>.json failed attempts; they stay
-    work/<grid>/<run_id>/                checkpoints, the extracted model, TensorBoard, status.json (not committed)
+    work/<grid>/<run_id>/                checkpoints, the extracted model, curves.csv, TensorBoard, status.json (not
+                                         committed)
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ class Folders:
         self.model = self.work / "model"
         self.checkpoints = self.work / "checkpoints"
         self.status = self.work / "status.json"
+        self.curves = self.work / "curves.csv"
         self.earlier = self.work / "earlier.json"  # the record of a run that is made again, until it is
 
     @classmethod

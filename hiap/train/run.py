@@ -20,7 +20,7 @@ from hiap.formats import store
 from hiap.ledger import PICOSECONDS, LatencyTable
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import Target, target_of
-from hiap.train import card, checkpoint
+from hiap.train import card, checkpoint, compilation, curves
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -64,6 +64,8 @@ def run(config: Config) -> Record:
     _preflight(config, folders)
     started, device = now(), pick_device(config.run.device)
     check_precision(config.optim.precision, device)
+    if config.run.compile:
+        compilation.check(device)
     with joined(device) as world:
         try:
             with stop_signals() as stopping:
@@ -144,7 +146,7 @@ class Run:
         if config.distill.hidden:
             check_fits(self.start, lessons.plain())
         self.journal = Journal(config, folders, world, self.dense_macs)
-        self.measure = Measure(config, self.data, folders, world, self.device, stopping, self.journal)
+        self.measure = Measure(config, self.data, folders, world, self.device, stopping, self.journal, info)
         self.loop = Loop(
             config, self.data, folders, world, self.device, info, stopping, self.stages, self.context, lessons,
             self.journal, self.measure,
@@ -177,15 +179,21 @@ class Run:
             if self.loop.begun:  # data that prove unreadable, say: the run has cost something, and leaves a record
                 raise TrainingFailedError(str(error)) from None
             raise
+        finally:
+            self.journal.curves.close()
 
     def _execute(self, started: str) -> Record:
-        config = self.config
-        given = config.model.weights and not config.model.scratch
-        metrics = Metrics(dense=self.measure.dense_score(self.start) if given else None)
-        self.measure.check_start(metrics.dense, self.published)
+        config, journal = self.config, self.journal
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)
+        given = config.model.weights and not config.model.scratch
+        if given and journal.dense is None:
+            journal.dense = self.measure.dense_score(self.start)
+            self.measure.check_start(journal.dense, self.published)
+        if given:
+            self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
+        metrics = Metrics(dense=journal.dense)
         self.loop.lessons.precompute()
         model = self.start if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
@@ -197,12 +205,12 @@ class Run:
             # A search's gates are a means; what counts is what the stages after it make of them.
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft = self.measure.soft_score(model)
-                metrics.hardened = without_hits(self.measure.score(model))
+                metrics.hardened = without_hits(self.measure.score(model, "the gated network"))
             model = stage.finish(model)
             self.journal.bill_scored(self.context)
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self.folders.stage(index))
-        metrics.extracted = self.measure.score(model)
+        metrics.extracted = self.measure.score(model, "the network that is left")
         record = self._finished(started, metrics, model)
         if self.world.first:
             set_layout(model, LAYOUTS[0])  # what runs fastest; training ran what it is billed for
@@ -277,6 +285,7 @@ def _preflight(config: Config, folders: Folders) -> None:
     data.check(config.data, config.model.img_size)
     check_needs(config)
     check_table(config)
+    curves.check(config)
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
@@ -302,8 +311,10 @@ def main(arguments: list[str] | None = None) -> int:
     assert record.metrics.extracted is not None
     share, batch = record.size.macs / record.size.dense_macs, record.latency
     predicted = f", {batch.predicted:.0f} µs predicted ({batch.predicted / batch.dense:.1%})" if batch else ""
+    dense = record.metrics.dense
+    before = f" (it started from {dense.top1:.2f} %)" if dense else ""
     print(
-        f"{record.run_id}: top-1 {record.metrics.extracted.top1:.2f} %, {record.size.macs / 1e6:.2f} M MACs "
+        f"{record.run_id}: top-1 {record.metrics.extracted.top1:.2f} %{before}, {record.size.macs / 1e6:.2f} M MACs "
         f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters{predicted}\n{Folders.of(config).record}"
     )
     return 0

@@ -1,0 +1,105 @@
+"""One training step: forward, backward, update; what the loop repeats, and ``python -m hiap.bench train`` times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiap.data import loader as data
+from hiap.objective import distillation_loss
+from hiap.train import compilation
+from hiap.train.config import Config
+from hiap.train.device import autocast
+from hiap.train.distributed import World
+from hiap.train.phase import Phase
+from hiap.train.seeds import derive
+
+
+@dataclass
+class Step:
+    """Of a run's network on ``device``. ``images``: in the training split, of which the loss is a mean per batch;
+    ``teacher``: the network that is asked at each step, None if it was asked beforehand or there is none."""
+
+    config: Config
+    world: World
+    device: torch.device
+    images: int
+    teacher: Callable[[Tensor], Tensor] | None = None
+
+    def wrapped(self, model: Any) -> Any:
+        """``model`` as it is called."""
+        forward = self.world.wrap(model, self.device)
+        return compilation.compiled(forward) if self.config.run.compile else forward
+
+    def __call__(
+        self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, detached: their means over the processes are the batch's.
+
+        This process's share of the batch goes through in ``run.accumulate`` parts."""
+        config, parts = phase.config, phase.config.run.accumulate
+        images = images.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        phase.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for i in range(parts):
+            chosen = slice(None) if parts == 1 else data.part(np.arange(len(images)), i, parts)
+            waits = nullcontext() if i == parts - 1 or self.world.size == 1 else forward.no_sync()
+            self._seed_noise(phase, self.world.rank * parts + i)
+            with waits:
+                known = None if taught is None else taught[chosen]
+                values = self._part(phase, forward, images[chosen], targets[chosen], known)
+                phase.scaler.scale(values["loss"]).backward()
+            for name, value in values.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if phase.match:
+            phase.match.average(self.world)
+        if config.optim.clip_norm:
+            phase.scaler.unscale_(phase.optimizer)
+            nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = phase.rate * group["lr_scale"]
+        phase.scaler.step(phase.optimizer)
+        phase.scaler.update()
+        if phase.ema:
+            phase.ema.update(phase.model)
+        return sums
+
+    def _part(
+        self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
+        config, match = phase.config, phase.match
+        with autocast(self.device, config.optim.precision):
+            if self.teacher and taught is None:
+                with torch.no_grad(), match.teacher.seen() if match else nullcontext():
+                    taught = self.teacher(images)
+            with match.student.seen() if match else nullcontext():
+                logits = forward(images)
+        task = distillation_loss(
+            logits,
+            targets,
+            taught,
+            **config.distill.model_dump(include={"alpha", "temperature", "t_squared"}),
+            label_smoothing=config.optim.label_smoothing,
+        )
+        means = {"task": task, **({"hidden": config.distill.hidden * match.loss()} if match else {})}
+        terms = phase.stage.terms(phase.model)
+        if config.run.accumulate * self.world.size > 1:
+            share = len(images) * self.world.size / min(config.optim.batch_size, self.images)
+            means = {name: mean * share for name, mean in means.items()}
+            terms = {name: term / config.run.accumulate for name, term in terms.items()}
+        return {"loss": torch.stack([*means.values(), *terms.values()]).sum(), **means, **terms}
+
+    def _seed_noise(self, phase: Phase, part: int) -> None:
+        """Gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says so."""
+        place: tuple[int, ...] = (phase.index, phase.step)
+        if part and self.config.gates.noise == "own":
+            place += (part,)
+        torch.manual_seed(derive(self.config.seed, "step", *place))

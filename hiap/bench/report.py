@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from hiap.bench import latency as timed
-from hiap.bench.settings import DeploySettings, LatencySettings, Precision, Runtime, Settings, Timing
+from hiap.bench.settings import DeploySettings, LatencySettings, Precision, Runtime, Settings, Timing, TrainSettings
 from hiap.train.record import Environment, Score, environment, now
 
 Quartiles = tuple[float, float, float]  # the median in the middle
@@ -72,6 +72,10 @@ class LatencyReport(Report):
     latency: timed.Table
 
 
+class TrainReport(Report):
+    settings: TrainSettings
+
+
 class DeployReport(Frame):
     """``left_out``: a line for each runtime or precision that was asked for and is missing, with the reason."""
 
@@ -80,7 +84,13 @@ class DeployReport(Frame):
     left_out: list[str]
 
 
-_STARTED = now()
+_started = now()
+
+
+def begin() -> None:
+    """From here on what a report says of its start counts: a process may have been there before its call."""
+    global _started
+    _started = now()
 
 
 def framed(mode: str, settings: Timing, reference: str) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def framed(mode: str, settings: Timing, reference: str) -> dict[str, Any]:
         "mode": mode,
         "settings": settings.model_copy(update={"out": ""}),
         "environment": environment(torch.device(settings.device), _command()),
-        "started": _STARTED,
+        "started": _started,
         "finished": now(),
         "reference": reference,
     }
@@ -103,5 +113,9 @@ def _command() -> str:
 def read(path: Path) -> Report | DeployReport:
     """Any report. Raises pydantic's ``ValidationError``."""
     text = path.read_text(encoding="utf-8")
-    kinds: dict[str, type[Report] | type[DeployReport]] = {"deploy": DeployReport, "latency": LatencyReport}
+    kinds: dict[str, type[Report] | type[DeployReport]] = {
+        "deploy": DeployReport,
+        "latency": LatencyReport,
+        "train": TrainReport,
+    }
     return kinds.get(Frame.model_validate_json(text).mode, Report).model_validate_json(text)

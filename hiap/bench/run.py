@@ -3,6 +3,7 @@
 - ``speed``: inference of topologies, in one process, alternated run by run.
 - ``deploy``: inference of trained or made-up networks in the runtimes and precisions that people deploy.
 - ``steps``: training steps, gated against dense, and their peak memory.
+- ``train``: this project's training step, dense and gated, eager and compiled, against a plain timm loop.
 - ``peer``: extracted networks against Torch-Pruning's at equal MACs (needs the development extra).
 - ``input``: JPEGs through this project's loader against timm's, per number of workers.
 - ``latency``: what a head, a value dimension, a neuron and a branch cost in time (``hiap.bench.latency``): the table
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +35,7 @@ from PIL import Image
 
 import hiap
 from hiap import cost, gated_vit
-from hiap.bench import deploy, gpu, report, runtimes, topologies
+from hiap.bench import deploy, gpu, report, runtimes, topologies, train
 from hiap.bench import latency as timed
 from hiap.bench.clock import alternate, peak_memory, quartiles, share
 from hiap.bench.report import (
@@ -44,6 +46,8 @@ from hiap.bench.report import (
     Row,
     Settings,
     Timing,
+    TrainReport,
+    TrainSettings,
     framed,
 )
 from hiap.files import write_json
@@ -54,6 +58,7 @@ from hiap.options import checked
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import target_of
 from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, require_name, unknown_key
+from hiap.train.memory import kept
 from hiap.train.record import require_writable
 
 # What `peer` holds against Torch-Pruning: topology, width, what a closed dimension removes.
@@ -205,6 +210,19 @@ def steps(settings: Settings) -> Report:
     return _report("steps", settings, rows, "dense")
 
 
+def training(settings: TrainSettings) -> TrainReport:
+    """Training steps against the first of the loops."""
+    device, reference, rows = torch.device(settings.device), settings.loops[0], []
+    with kept(device) if settings.kept else nullcontext():
+        for batch in settings.batches:
+            found = train.loops(settings, batch)
+            runs = {name: run for name, (_, run) in found.items()}
+            seconds, ratios = alternate(runs, reference, settings, device)
+            for name, (model, run) in found.items():
+                rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], peak_memory(run, device)))
+    return TrainReport(**framed("train", settings, reference), rows=rows)
+
+
 def _compare_inference(models: dict[str, tuple[str, Any]], settings: Settings, reference: str) -> list[Row]:
     device, dtype, rows = torch.device(settings.device), _dtype(settings), []
     for batch in settings.batches:
@@ -335,6 +353,7 @@ MODES = {
     "input": Mode(Settings, read_images),
     "latency": Mode(LatencySettings, latency, _merged_latency, lambda found: [*told(found), str(found.latency)]),
     "deploy": Mode(DeploySettings, deploy.deploy, deploy.merged, deploy.told),
+    "train": Mode(TrainSettings, training),
 }
 
 
@@ -354,6 +373,8 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
         raise ConfigError(f"batches {settings.batches}: 'input' reads one size, of images {settings.images} or fewer")
     if arguments[0] == "latency" and (len(settings.batches) > 1 or settings.dims != "v"):
         raise ConfigError(f"batches {settings.batches}, dims {settings.dims}: 'latency' prices one batch size, dims v")
+    if arguments[0] == "train":
+        train.check(settings)
     if arguments[0] in ("speed", "deploy"):
         topologies.check(settings.topologies)
     if arguments[0] == "deploy":

@@ -63,6 +63,18 @@ class LatencySettings(Settings):
     networks: int = Field(48, ge=LEAST)  # that are sampled and fitted
 
 
+class TrainSettings(Settings):
+    """See ``hiap.bench.train``."""
+
+    # What is timed beside the first of them.
+    loops: list[Literal["timm", "timm/compiled", "dense", "dense/compiled", "gated", "gated/compiled"]] = Field(
+        ["timm", "dense", "dense/compiled", "gated", "gated/compiled"], min_length=2
+    )
+    img_size: NonNegativeInt = 0  # side of the images; 0: the network's own
+    kept: bool = True  # memory is kept between steps (hiap.train.memory), of all loops alike
+    batches: list[PositiveInt] = Field([64], min_length=1)  # images of a step, each size in turn
+
+
 class DeploySettings(Timing):
     """``networks``: folders of ``hiap.save`` by the names that rows give them; ``topologies`` come beside them, or,
     where neither is given, Fig. 5. ``data``: accuracy on ``test_size`` images (Fashion-MNIST: of the validation split;
@@ -105,6 +117,9 @@ MODES = {
         "inference of saved or made-up networks in the runtimes and precisions that people deploy", DeploySettings
     ),
     "steps": Mode("training steps, gated against dense, and their peak memory", Settings),
+    "train": Mode(
+        "this project's training step, dense and gated, eager and compiled, against a plain timm loop", TrainSettings
+    ),
     "peer": Mode("extracted networks against Torch-Pruning's at equal MACs (extra: dev)", Settings),
     "input": Mode("JPEGs through this project's loader against timm's, per number of workers", Settings),
     "latency": Mode(
@@ -113,6 +128,8 @@ MODES = {
         LatencySettings,
     ),
     "gpu": Mode(
-        "all that notebooks show of a GPU, one report after another", None, "hiap bench gpu [FOLDER] [minutes=10]"
+        "all that notebooks show of a GPU, one report after another",
+        None,
+        "hiap bench gpu [FOLDER] [budget=840] [rehearse=true]",
     ),
 }

@@ -28,6 +28,7 @@ from hiap.train.hidden import check_fits
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
+from hiap.train.memory import kept
 from hiap.train.reach import check_reach
 from hiap.train.record import (
     BlockShape,
@@ -68,7 +69,7 @@ def run(config: Config) -> Record:
         compilation.check(device)
     with joined(device) as world:
         try:
-            with stop_signals() as stopping:
+            with stop_signals() as stopping, kept(device):
                 record = Run(config, folders, stopping, world).execute(started)
         except (ConfigError, Interrupted):
             raise

@@ -1,10 +1,10 @@
 """All that notebooks show of a GPU, in one go: ``python -m hiap.bench gpu [folder] [budget=840] [rehearse=true]``.
 
-Each report is a call of its own in a process of its own, and a file of the folder (``results/local/bench``); one
-that is there is left as it is, so the same command goes on where the last one stopped, which it does by itself after ``budget``
-seconds (or ``minutes``). What fails is named at the end (exit status 1). Processes start with all libraries loaded, so
-that the time on a GPU goes into computing. ``rehearse`` makes every report on the CPU, of small networks, into a folder
-that is thrown away: what would fail on the GPU for want of a library or for a mistyped setting fails here.
+Each report is a call of its own in a process of its own, and a file of the folder (``results/local/bench``); one that
+is there is left as it is, so the same command goes on where the last one stopped, which it does by itself after
+``budget`` seconds (or ``minutes``). What fails is named at the end (exit status 1). Processes start with all libraries
+loaded, so that the time on a GPU goes into computing. ``rehearse`` makes every report on the CPU, of small networks,
+into a folder that is thrown away: what a missing library or a mistyped setting would spoil on the GPU shows here.
 """
 
 from __future__ import annotations

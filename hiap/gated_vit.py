@@ -124,24 +124,25 @@ class GatedAttention(nn.Module):
         columns = (heads[:, None] * dims).flatten()  # g * d, Eqs. 1-3
         if self.norm is not None:
             x = open_norm(self.norm, x, columns)
-        return self.proj_drop(ColumnGatedLinear.apply(x, self.proj.weight, columns, output_bias))
+        weight = self.proj.weight
+        return self.proj_drop(ColumnGatedLinear.apply(x, weight, columns.to(weight.dtype), output_bias))
 
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
         # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
         if not self.cuts_qk or (self.mode == "v-cut-qkv" and self.value_gate.training):
             return self.qkv.weight, self.qkv.bias
-        rows = torch.cat([dims.flatten(), dims.flatten(), torch.ones_like(dims).flatten()])
+        rows = torch.cat([dims.flatten(), dims.flatten(), torch.ones_like(dims).flatten()]).to(self.qkv.weight.dtype)
         return self.qkv.weight * rows[:, None], None if self.qkv.bias is None else self.qkv.bias * rows
 
     def _output_bias(self, heads: Tensor) -> Tensor | None:
         # A9: the output bias belongs to no head. Gated by "any head open" it vanishes with the last one.
         if self.proj.bias is None or not self.bias_gated:
             return self.proj.bias
-        return self.proj.bias * (1 - (1 - heads).prod())
+        return self.proj.bias * (1 - (1 - heads).prod()).to(self.proj.bias.dtype)
 
 
 class GatedMlp(nn.Module):
-    """timm's ``Mlp`` with a block gate b () and neuron gates c (Dffn,). Input and output (B, N, D). ``left``: as in
+    """timm's ``Mlp`` with a block gate b (1,) and neuron gates c (Dffn,). Input and output (B, N, D). ``left``: as in
     ``GatedAttention``, of the neurons."""
 
     standard = True
@@ -151,13 +152,14 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.fc1, self.act, self.drop1, self.fc2, self.drop2 = mlp.fc1, mlp.act, mlp.drop1, mlp.fc2, mlp.drop2
         self.norm = None if isinstance(mlp.norm, nn.Identity) else mlp.norm
-        self.block_gate = kind((), "macro", config, generator)
+        self.block_gate = kind((1,), "macro", config, generator)  # FSDP2 shards no scalars
         self.neuron_gate = kind((mlp.fc2.in_features,), "micro", config, generator)
         self.register_buffer("left", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         block, neurons = self.block_gate(), self.neuron_gate()
-        bias = None if self.fc2.bias is None else self.fc2.bias * block  # A9: b gates the whole output, bias included
+        weight, bias = self.fc2.weight, self.fc2.bias
+        bias = None if bias is None else bias * block.to(bias.dtype)  # A9: b gates the whole output, bias included
         if self.left is not None:
             neurons = neurons[self.left]
             if not len(neurons):
@@ -165,7 +167,8 @@ class GatedMlp(nn.Module):
         x = self.drop1(self.act(self.fc1(x)))
         if self.norm is not None:
             x = open_norm(self.norm, x, neurons)
-        return self.drop2(ColumnGatedLinear.apply(x, self.fc2.weight, block * neurons, bias))  # b * c, Eq. 4
+        columns = (block * neurons).to(weight.dtype)  # b * c, Eq. 4
+        return self.drop2(ColumnGatedLinear.apply(x, weight, columns, bias))
 
 
 def _constant(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -262,7 +265,7 @@ def masks(gated: Any) -> list[BlockMask]:
         BlockMask(
             heads=b.attn.head_gate.hardened(),
             dims=b.attn.value_gate.hardened(),
-            ffn=b.mlp.block_gate.hardened(),
+            ffn=b.mlp.block_gate.hardened().squeeze(),
             neurons=b.mlp.neuron_gate.hardened(),
         )
         for b in gated.blocks
@@ -287,7 +290,7 @@ def stack_gates(gated: Any, value: Callable[[Gate], Tensor]) -> tuple[Tensor, Te
     return (
         torch.stack([value(layer.head_gate) for layer in attn]),
         torch.stack([value(layer.value_gate) for layer in attn]),
-        torch.stack([value(layer.block_gate) for layer in mlp]),
+        torch.stack([value(layer.block_gate).squeeze() for layer in mlp]),
         torch.stack([value(layer.neuron_gate) for layer in mlp]),
     )
 
@@ -324,7 +327,7 @@ def still_there(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
             BlockMask(
                 heads=mask.heads & (heads | attn.head_gate.hardened().to(heads.device)),
                 dims=mask.dims & heads[:, None],
-                ffn=mask.ffn & (neurons.any() | mlp.block_gate.hardened().to(neurons.device)),
+                ffn=mask.ffn & (neurons.any() | mlp.block_gate.hardened().squeeze().to(neurons.device)),
                 neurons=mask.neurons & neurons,
             )
         )
@@ -343,5 +346,5 @@ def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, 
     for block, mask in zip(gated.blocks, kept, strict=True):
         yield block.attn.head_gate, mask.heads
         yield block.attn.value_gate, mask.dims
-        yield block.mlp.block_gate, mask.ffn
+        yield block.mlp.block_gate, mask.ffn.reshape(1)
         yield block.mlp.neuron_gate, mask.neurons

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +20,8 @@ class Gate(nn.Module):
 
     ``level`` is 'macro' (heads, FFN blocks) or 'micro' (value dimensions, neurons). Calling the module returns gates of
     the logit's shape: sampled in training mode, hardened to 0 or 1 in eval mode, so that a gated model in eval mode
-    computes what extraction leaves.
+    computes what extraction leaves. Logits are float32 at least, whatever the network is cast to: in bfloat16 a logit
+    of 9 would close twenty times too often, and small steps would be lost.
     """
 
     tau: Tensor
@@ -57,6 +61,24 @@ class Gate(nn.Module):
         if self.sampled_expectation:
             self.sample = gate
         return gate
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def wide(t: Tensor) -> Tensor:
+            new = fn(t)
+            return t.to(new.device) if new.is_floating_point() and new.dtype.itemsize < 4 else new
+
+        return super()._apply(wide, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out the last sample, which hangs in a graph."""
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"} | {"sample": None}
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, value in (("logit", self.logit), ("offset", self.offset)):
+            saved = state.get(prefix + name)
+            if saved is not None and saved.shape != value.shape and saved.numel() == value.numel() == 1:
+                state[prefix + name] = saved.view(value.shape)  # an FFN's gate was a scalar once
+        super()._load_from_state_dict(state, prefix, *args)
 
     @torch.no_grad()
     def harden_to(self, keep: Tensor) -> None:

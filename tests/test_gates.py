@@ -137,7 +137,7 @@ def test_named_gates_lists_every_gate_once_with_its_logit():
     assert len(names) == 3 * 4
     assert names["blocks.1.attn.head_gate"].logit.shape == (4,)
     assert names["blocks.1.attn.value_gate"].logit.shape == (4, 8)
-    assert names["blocks.1.mlp.block_gate"].logit.shape == ()
+    assert names["blocks.1.mlp.block_gate"].logit.shape == (1,)
     assert names["blocks.1.mlp.neuron_gate"].logit.shape == (128,)
     assert {g.level for g in names.values()} == {"macro", "micro"}
 

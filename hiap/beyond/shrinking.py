@@ -106,7 +106,7 @@ class Shrink:
     def _found(self, block: Any) -> list[Tensor]:
         """What is closed with certainty now, as ``streaks`` has it."""
         heads, dims, ffn, neurons = (self._chance(gate) for gate in _gates(block))
-        some = 1 - (1 - dims).prod(-1)
+        some, ffn = 1 - (1 - dims).prod(-1), ffn.squeeze()
         return [chance < self.below for chance in (heads, some, ffn, neurons)]
 
     @staticmethod

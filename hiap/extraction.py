@@ -12,9 +12,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
+from hiap.backbones.guard import require_same, tell_hooks
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm
 from hiap.backbones.sharded import gathered
-from hiap.gated_vit import BlockMask, is_gated, still_there
+from hiap.gated_vit import BlockMask, decided, is_gated, still_there
 from hiap.ledger import LatencyTable
 from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.selection import Target, joint_ranking, rounded, target_of, thresholded
@@ -58,8 +59,8 @@ def extract(
     no longer that of ``gated.eval()``.
 
     ``layout`` (see ``hiap.pruned_vit``) can be changed later with ``set_layout``. Raises ``ValueError`` if the model
-    carries no gates, or if no head is left anywhere (nothing would look at the image), and ``ConfigError`` for a target
-    out of reach.
+    carries no gates, or if no head is left anywhere (nothing would look at the image), ``ConfigError`` for a target
+    out of reach, and ``UnsupportedModelError`` if what is left computes something else (``hiap.backbones.guard``).
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
@@ -68,12 +69,21 @@ def extract(
     kept = kept_units(gated, target, keep, multiple or 1)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
-    # The blocks are rebuilt from slices; everything else is copied (the memo keeps deepcopy from copying dense blocks).
+    small = built(gated, kept)
+    tell_hooks(gated, small, "extract")
+    require_same(gated, small, "extraction", lambda model: decided(model, kept))
+    set_layout(small, layout)
+    return small
+
+
+@torch.no_grad()
+def built(gated: Any, kept: list[BlockMask]) -> Any:
+    """What is left of a gated model by these masks, as a network of its own. The blocks are rebuilt from slices and
+    everything else is copied (the memo keeps deepcopy from copying dense blocks)."""
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
     vars(model).pop("uncut", None)
-    set_layout(model, layout)
     return model.train(gated.training)
 
 
@@ -102,7 +112,9 @@ def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
     """What LayerScale, or the norm after the branch in its place, makes of a branch that is gone but for ``bias``."""
     if bias is None and is_norm(scale):
         bias = torch.zeros_like(scale.weight)
-    return None if bias is None else scale(bias)
+    if bias is None:
+        return None
+    return nn.Parameter(scale(bias).detach(), bias.requires_grad)
 
 
 def _extract_attention(attn: Any, mask: BlockMask) -> tuple[PrunedAttention | None, Tensor | None]:
@@ -122,20 +134,22 @@ def _extract_attention(attn: Any, mask: BlockMask) -> tuple[PrunedAttention | No
     if not attn.cuts_qk:
         qk = torch.cat([torch.arange(h * size, (h + 1) * size, device=device) for h in order])
     value_dims = [int(widths[h]) for h in order]
-    pruned = PrunedAttention(
-        attn.qkv.in_features,
-        value_dims if attn.cuts_qk else [size] * len(order),
-        value_dims,
-        attn.scale,
-        qkv_bias=biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
-        proj_bias=bias_open,
-        q_norm=copy.deepcopy(attn.q_norm),
-        k_norm=copy.deepcopy(attn.k_norm),
-        attn_drop=attn.attn_drop.p,
-        proj_drop=attn.proj_drop.p,
-        position=attn.position and attn.position.of_heads(order),
-        norm=attn.norm and narrowed_norm(attn.norm, values),
-    ).to(attn.proj.weight)
+    position, norm = attn.position and attn.position.of_heads(order), attn.norm and narrowed_norm(attn.norm, values)
+    with torch.device("meta"):  # weights follow
+        pruned = PrunedAttention(
+            attn.qkv.in_features,
+            value_dims if attn.cuts_qk else [size] * len(order),
+            value_dims,
+            attn.scale,
+            qkv_bias=biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
+            proj_bias=bias_open,
+            q_norm=copy.deepcopy(attn.q_norm),
+            k_norm=copy.deepcopy(attn.k_norm),
+            attn_drop=attn.attn_drop.p,
+            proj_drop=attn.proj_drop.p,
+            position=position,
+            norm=norm,
+        )
     if isinstance(attn.qkv, JoinedLinear):
         for part, source, rows in zip(pruned.qkv.parts, attn.qkv.parts, (qk, qk, values), strict=True):
             _slice_linear(part, source, rows=rows)
@@ -155,16 +169,9 @@ def _extract_mlp(mlp: Any, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
     if not len(neurons):
         return None, mlp.fc2.bias
     rows = rows_of(mlp, neurons)
-    pruned = Mlp(
-        mlp.fc1.in_features,
-        len(neurons),
-        mlp.fc2.out_features,
-        bias=(mlp.fc1.bias is not None, mlp.fc2.bias is not None),
-        drop=(mlp.drop1.p, mlp.drop2.p),
-    ).to(mlp.fc2.weight)
+    with torch.device("meta"):  # weights follow
+        pruned = Mlp(mlp.fc1.in_features, len(neurons), mlp.fc2.out_features, drop=(mlp.drop1.p, mlp.drop2.p))
     pruned.act = copy.deepcopy(mlp.act)
-    if len(rows) > len(neurons):  # a gated FFN
-        pruned.fc1 = nn.Linear(mlp.fc1.in_features, len(rows), bias=mlp.fc1.bias is not None).to(mlp.fc2.weight)
     if mlp.norm is not None:
         pruned.norm = narrowed_norm(mlp.norm, neurons)
     _slice_linear(pruned.fc1, mlp.fc1, rows=rows)
@@ -173,7 +180,20 @@ def _extract_mlp(mlp: Any, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
 
 
 def _slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    weight = source.weight if rows is None else source.weight[rows]
-    to.weight.copy_(weight if columns is None else weight[:, columns])
-    if to.bias is not None:
-        to.bias.copy_(source.bias if rows is None else source.bias[rows])
+    """Give ``to`` these rows and columns of ``source``, of its type, and trained where they were."""
+    for name in ("weight", "bias"):
+        value = getattr(source, name)
+        if value is None or (name == "bias" and to.bias is None):
+            setattr(to, name, None)
+            continue
+        value = value if rows is None else value[rows]
+        value = value if columns is None or name == "bias" else value[:, columns]
+        setattr(to, name, nn.Parameter(value.detach().clone(), is_trained(source, name)))
+    to.out_features, to.in_features = to.weight.shape
+
+
+def is_trained(layer: Any, name: str) -> bool:
+    """Whether ``layer`` learns this tensor, or what it is computed from (``torch.nn.utils.parametrize``)."""
+    if name in layer._parameters:
+        return bool(layer._parameters[name].requires_grad)
+    return any(p.requires_grad for p in layer.parametrizations[name].parameters())

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiap.backbones.families import UnsupportedModelError, copied, standard
+from hiap.backbones.families import copied, standard
+from hiap.backbones.guard import UnsupportedModelError, require_plain, require_same, tell_hooks
 from hiap.backbones.parts import open_norm
 from hiap.backbones.sharded import write
 from hiap.gates import CERTAIN, Gate, temperature
@@ -199,7 +200,47 @@ def gate(
         device = block.attn.proj.weight.device
         block.attn = GatedAttention(block.attn, config, generator, kind).to(device)
         block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device)
-    return gated.train(model.training)
+    gated.train(model.training)
+    tell_hooks(model, gated, "gate")
+    require_same(model, gated, "gating", open_gates)
+    require_removable(gated)
+    return gated
+
+
+def open_gates(gated: Any) -> Any:
+    """A context in which every gate of a network is open, whatever has been learned; see ``decided``."""
+    return decided(gated, [_of(mask, torch.ones_like) for mask in masks(gated)] if is_gated(gated) else [])
+
+
+def require_removable(gated: Any) -> None:
+    """Raise ``UnsupportedModelError`` unless extraction of half of the units, drawn at random, computes what closing
+    their gates computes: an activation that mixes neurons, for example, shows before it is trained."""
+    from hiap.extraction import built  # above this file; needed here so that nothing is refused after training
+
+    if any(p.is_meta for p in gated.parameters()):
+        return
+    generator = torch.Generator().manual_seed(0)
+    half = [_of(mask, lambda t: torch.rand(t.shape, generator=generator) < 0.5) for mask in masks(gated)]
+    for mask in half:
+        mask.heads[0] = mask.dims[0, 0] = mask.neurons[0] = True
+        mask.ffn.fill_(True)
+    require_same(gated, built(gated, half), "extraction", lambda model: decided(model, half))
+
+
+def _of(mask: BlockMask, value: Callable[[Tensor], Tensor]) -> BlockMask:
+    return BlockMask(*(value(t) for t in vars(mask).values()))
+
+
+@contextmanager
+def decided(gated: Any, kept: list[BlockMask]) -> Iterator[None]:
+    """Within, the gates of a network, if it has any, are 1 and 0 as ``kept`` says."""
+    pairs = gates_with_masks(gated, kept) if is_gated(gated) else ()
+    hooks = [g.register_forward_hook(lambda _, args, out, keep=keep: keep.to(out).view_as(out)) for g, keep in pairs]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
@@ -207,8 +248,12 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
     without gates, all its blocks alike, and with Q and K that may lose dimensions if ``config`` says so."""
     if is_gated(model):
         raise UnsupportedModelError("the model carries gates already: expected one without")
+    form = standard(model)
+    require_plain(model)
     sizes: Any = None
-    for i, block in enumerate(standard(model).blocks):
+    for i, block in enumerate(form.blocks):
+        if any(block is other or model.blocks[i] is model.blocks[j] for j, other in enumerate(form.blocks[:i])):
+            raise UnsupportedModelError(f"blocks.{i}: the same module as an earlier block; expected one for each")
         size = block.attn.num_heads, block.attn.head_dim, block.mlp.fc2.in_features
         sizes = sizes or size
         if size != sizes:

@@ -184,7 +184,8 @@ class PrunedBlock(nn.Module):
             setattr(self, name, parts[name])
         for name in ("attn_constant", "mlp_constant"):
             value = constants[name]
-            setattr(self, name, None if value is None else nn.Parameter(value.detach().clone()))
+            trained = value is not None and (value.requires_grad or not isinstance(value, nn.Parameter))
+            setattr(self, name, None if value is None else nn.Parameter(value.detach().clone(), trained))
 
     def forward(
         self,

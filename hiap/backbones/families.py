@@ -24,14 +24,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hiap.backbones.guard import UnsupportedModelError, require_dropout, require_linear
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.sharded import own_type
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
-
-
-class UnsupportedModelError(ValueError):
-    """The network holds a module that has no gated form here; the message names it."""
-
 
 # By name: older versions of timm lack some of these classes. A subclass may compute something else and is not meant.
 _OTHER_MODELS = ("timm.models.eva.Eva", "timm.models.beit.Beit")
@@ -55,7 +51,8 @@ def standard(model: Any) -> Any:
     if type(model).__module__.startswith("transformers."):
         raise UnsupportedModelError(f"{type(model).__name__}: make it timm's first: hiap.from_transformers(model)")
     if not is_vit(model):
-        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
+        cure = "; merge the adapter first: model.merge_and_unload()" if hasattr(model, "merge_and_unload") else ""
+        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit{cure}")
     pool = getattr(model, "attn_pool", None)
     if pool is not None and not isinstance(pool, (AttentionPoolLatent, TokenAndMean)):
         raise UnsupportedModelError(
@@ -84,7 +81,8 @@ def copied(model: Any) -> Any:
 def _merged(layer: Any) -> Any:
     if not isinstance(layer, JoinedLinear) or len({part.bias is None for part in layer.parts}) > 1:
         return layer
-    return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+    trained = any(p.requires_grad for p in layer.parameters())
+    return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), trained)
 
 
 def channels(embed: Any) -> int:
@@ -143,6 +141,7 @@ def _block(name: str, block: Any, model: Any) -> Any:
             f"{name} ({type(block).__name__}): expected timm's Block, ResPostBlock, EvaBlock or Beit's"
         )
     attn, mlp = _attention(f"{name}.attn", block.attn, model), _ffn(f"{name}.mlp", block.mlp)
+    _require_known(name, attn, mlp)
     if attn is block.attn and mlp is block.mlp and own_type(block) in (Block, PrunedBlock):
         return block
     # What stands before an FFN of ViTamin's: the block's norm and one of the FFN's own.
@@ -158,6 +157,17 @@ def _block(name: str, block: Any, model: Any) -> Any:
         "drop_path2": block.drop_path2,
     }
     return PrunedBlock(parts, {"attn_constant": None, "mlp_constant": None})
+
+
+def _require_known(name: str, attn: Any, mlp: Any) -> None:
+    """The layers that are read by their weights, or by their rate, are torch's own."""
+    for part, module, layers in (("attn", attn, ("qkv", "proj")), ("mlp", mlp, ("fc1", "fc2"))):
+        for layer in layers:
+            if getattr(module, layer) is not None:  # a network that is being cut has lost some
+                require_linear(f"{name}.{part}.{layer}", getattr(module, layer))
+    for part, module, layers in (("attn", attn, ("attn_drop", "proj_drop")), ("mlp", mlp, ("drop1", "drop2"))):
+        for layer in layers:
+            require_dropout(f"{name}.{part}.{layer}", getattr(module, layer))
 
 
 def _scale(block: Any, branch: int) -> Any:
@@ -197,17 +207,22 @@ def _qkv(attn: Any) -> Any:
         return JoinedLinear([attn.q_proj, attn.k_proj, attn.v_proj])
     if getattr(attn, "q_bias", None) is None:
         return attn.qkv
+    require_linear("attn.qkv", JoinedLinear([attn.qkv]))
     biases = (attn.q_bias, None, attn.v_bias)
     return JoinedLinear(
-        [linear(weight, bias) for weight, bias in zip(attn.qkv.weight.detach().chunk(3), biases, strict=True)]
+        [
+            linear(weight, bias, attn.qkv.weight.requires_grad)
+            for weight, bias in zip(attn.qkv.weight.detach().chunk(3), biases, strict=True)
+        ]
     )
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A layer of these weights (out, in), which are not copied."""
+def linear(weight: Tensor, bias: Tensor | None, trained: bool = True) -> nn.Linear:
+    """A layer of these weights (out, in), which are not copied; ``trained``: whether those that are no parameters yet
+    ask for a gradient."""
     layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight)
-    layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+    layer.weight = nn.Parameter(weight, requires_grad=trained)
+    layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=trained)
     return layer
 
 
@@ -244,8 +259,6 @@ def _ffn(name: str, mlp: Any) -> Any:
     if getattr(mlp, "standard", False):
         return mlp
     if type(mlp) is Mlp:
-        if not isinstance(mlp.fc1, (nn.Linear, JoinedLinear)):
-            raise UnsupportedModelError(f"{name}.fc1 ({type(mlp.fc1).__name__}): expected torch.nn.Linear")
         _inner_norm(f"{name}.norm", mlp.norm)
         return mlp
     if _kind(mlp) not in _FFNS:

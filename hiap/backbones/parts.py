@@ -135,7 +135,8 @@ class RelativeBias(Position):
     def of_heads(self, heads: list[int]) -> RelativeBias:
         chosen = RelativeBias(self.window, len(heads))
         chosen.to(self.relative_position_bias_table).index = self.index
-        chosen.relative_position_bias_table = nn.Parameter(self.relative_position_bias_table.detach()[:, heads].clone())
+        table = self.relative_position_bias_table
+        chosen.relative_position_bias_table = nn.Parameter(table.detach()[:, heads].clone(), table.requires_grad)
         return chosen
 
 
@@ -170,5 +171,5 @@ def narrowed_norm(norm: Any, units: Tensor) -> Any:
     """A copy of ``norm`` over these of its units."""
     narrow = type(norm)(len(units), eps=norm.eps).to(norm.weight)
     for name, value in norm.named_parameters():
-        getattr(narrow, name).data.copy_(value[units])
+        getattr(narrow, name).requires_grad_(value.requires_grad).data.copy_(value[units])
     return narrow

@@ -1,0 +1,279 @@
+"""Layers are what they compute: what may be read as timm's own, and the proof that a network made of it is the same.
+
+The method reads weights and builds layers anew, so a layer that does more than its type says (an adapter, a hook, a
+forward that somebody replaced) would be lost without a word. ``require_plain`` refuses what is known, with its cure.
+``require_same`` compares two networks on random images, block by block on the same inputs, and so finds what nobody
+has thought of; both run twice on two images at most, and neither modes nor buffers nor random numbers change.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from hiap.backbones.parts import JoinedLinear
+from hiap.options import one_line
+
+IMAGES = 2
+# How far two ways to compute one branch may be apart, relative to it; where products run in less than float32, more.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_REDUCED = 2e-2
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class UnsupportedModelError(ValueError):
+    """The network holds a module that has no gated form here; the message names it."""
+
+
+def require_plain(model: nn.Module) -> None:
+    """Raise ``UnsupportedModelError`` if a module of ``model`` carries an adapter, a mask, or a forward of its own."""
+    for name, module in model.named_modules():
+        where = f"{name or 'the model'} ({type(module).__name__})"
+        if "forward" in vars(module):
+            cure = "expected its class's own"
+            if {"_original_forward", "_hf_hook"} & vars(module).keys():
+                cure = "accelerate did; take accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
+            raise UnsupportedModelError(f"{where}: its forward was replaced on this instance; {cure}")
+        if hasattr(module, "lora_A") or (hasattr(module, "base_layer") and hasattr(module, "merge")):
+            raise UnsupportedModelError(f"{where}: an adapter; merge it first (peft: model.merge_and_unload())")
+        if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+            cure = "make it permanent first: torch.nn.utils.prune.remove"
+            raise UnsupportedModelError(f"{where}: a mask of torch.nn.utils.prune; {cure}")
+        if made := [k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
+            cure = "expected a parameter (of old weight_norm: torch.nn.utils.remove_weight_norm first)"
+            raise UnsupportedModelError(f"{where}: {made[0]} is computed by a hook; {cure}")
+
+
+def require_linear(name: str, layer: Any, quantised: bool = False) -> None:
+    """Raise ``UnsupportedModelError`` unless ``layer`` is a ``torch.nn.Linear``, several that are joined, or one whose
+    weight ``torch.nn.utils.parametrize`` computes."""
+    if isinstance(layer, JoinedLinear):
+        for part in layer.parts:
+            if parametrize.is_parametrized(part):
+                cure = "torch.nn.utils.parametrize.remove_parametrizations first"
+                raise UnsupportedModelError(f"{name}: parametrized, but joined with others; {cure}")
+            require_linear(name, part)
+        return
+    kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    if kind is not nn.Linear:
+        module = type(layer).__module__
+        cure = ""
+        if "quant" in module or "quant" in type(layer).__name__.lower() or "bitsandbytes" in module:
+            cure = "; prune first, quantise afterwards"
+        raise UnsupportedModelError(f"{name} ({type(layer).__name__}): expected torch.nn.Linear{cure}")
+    if not isinstance(layer.weight, Tensor) or not layer.weight.is_floating_point():
+        raise UnsupportedModelError(f"{name}: weights of {layer.weight.dtype}; prune first, quantise afterwards")
+    if type(layer.weight.data).__module__.startswith("torchao"):
+        kind_of = type(layer.weight.data).__name__
+        raise UnsupportedModelError(f"{name}: weights of {kind_of}; prune first, quantise afterwards")
+
+
+def require_dropout(name: str, layer: Any) -> None:
+    """Raise ``UnsupportedModelError`` unless ``layer`` is a ``torch.nn.Dropout`` or does nothing."""
+    if type(layer) not in (nn.Dropout, nn.Identity):
+        raise UnsupportedModelError(f"{name} ({type(layer).__name__}): expected torch.nn.Dropout")
+
+
+def hooked(model: Any, kept: Any) -> list[str]:
+    """Modules within the blocks of ``model`` whose hooks the blocks of ``kept`` no longer have, by name."""
+    still = dict(kept.blocks.named_modules())
+    lost = []
+    for name, module in model.blocks.named_modules():
+        if type(module).__name__.startswith("FSDP"):
+            continue
+        if any(len(getattr(module, h)) > len(getattr(still.get(name), h, ())) for h in _HOOKS):
+            lost.append(f"blocks.{name}")
+    return lost
+
+
+def tell_hooks(model: Any, kept: Any, action: str) -> None:
+    """Warn of hooks that ``action`` left behind; those that change outputs are refused by ``require_same``."""
+    if lost := hooked(model, kept):
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        warnings.warn(f"{action}: hooks of {some} are not taken along; register them on the new network", stacklevel=4)
+
+
+@dataclass
+class _Trace:
+    """What the blocks of a network got and gave on some images, call by call, and what the network gave."""
+
+    calls: list[tuple[int, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    output: Any = None
+
+
+def require_same(wanted: Any, found: Any, action: str, masks: Callable[[Any], Any] | None = None) -> None:
+    """Raise ``UnsupportedModelError``, naming the module, unless ``found`` computes what ``wanted`` does: two ViTs of
+    as many blocks. ``masks``: a context in which gated ones of them run. Networks without storage are not compared, nor
+    those of which a process holds shards only."""
+    parameters = [*wanted.parameters(), *found.parameters()]
+    if any(p.is_meta or type(p) is not nn.Parameter for p in parameters):
+        return
+    first = next(p for p in wanted.parameters() if p.is_floating_point())
+    images = _images(wanted, first)
+    with ExitStack() as stack:
+        for model in (wanted, found):
+            stack.enter_context(_undisturbed(model, first.device))
+            if masks:
+                stack.enter_context(masks(model))
+        difference = _compared(wanted, found, images)
+    if isinstance(difference, Exception):
+        line = one_line(difference, 120)
+        warnings.warn(
+            f"{action}: not verified, as the network does not take {tuple(images.shape)}: {line}", stacklevel=3
+        )
+    elif difference:
+        raise UnsupportedModelError(
+            f"{difference}: {action} would change what the network computes here; a hook, a forward or a layer of its "
+            "own does what cannot be read from weights: expected timm's"
+        )
+
+
+def _compared(wanted: Any, found: Any, images: Tensor) -> str | Exception:
+    """What differs, '' if nothing does, or what stops the first one, which may be anything."""
+    state = torch.get_rng_state()
+    try:
+        trace = _recorded(wanted, images)
+    except Exception as error:
+        return error
+    torch.set_rng_state(state)
+    return _difference(found, images, trace)
+
+
+def _images(model: Any, like: Tensor) -> Tensor:
+    embed = model.patch_embed
+    conv = getattr(embed, "proj", None)
+    plain = isinstance(conv, nn.Conv2d) and not hasattr(embed, "backbone")
+    channels = conv.in_channels if plain else getattr(embed, "in_chans", 3)  # type: ignore[union-attr]
+    size = (IMAGES, channels, *(embed.img_size or (224, 224)))
+    return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+@contextmanager
+def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
+    """Within, ``model`` evaluates, eagerly and without gradients; afterwards all is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    compiled = any(getattr(module, "_compiled_call_impl", None) for module, _ in modes)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, version, before in buffers:
+                if buffer._version != version:
+                    buffer.copy_(before)
+
+
+def _parts(block: Any) -> list[tuple[str, Any]]:
+    """The branches of a block and the block itself, in the order in which they finish."""
+    branches = [(name, getattr(block, name, None)) for name in ("attn", "mlp")]
+    return [(name, part) for name, part in branches if isinstance(part, nn.Module)] + [("", block)]
+
+
+def _recorded(model: Any, images: Tensor) -> _Trace:
+    trace, handles = _Trace(), []
+    pending: dict[str, Any] = {}
+
+    def keep(index: int, name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any, out: Any) -> None:
+            pending[name] = out
+            if not name:
+                trace.calls.append((index, args, kwargs, dict(pending)))
+                pending.clear()
+
+        return hook
+
+    for i, block in enumerate(model.blocks):
+        for name, part in _parts(block):
+            handles.append(part.register_forward_hook(keep(i, name), with_kwargs=True))
+    try:
+        trace.output = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace
+
+
+class _DifferenceError(Exception):
+    """Carries the name of the first module that differs."""
+
+
+def _difference(model: Any, images: Tensor, trace: _Trace) -> str:
+    """The first module of ``model`` that gives something else than ``trace`` has, each block on the inputs recorded
+    there; '' if there is none."""
+    calls, handles = iter(trace.calls), []
+    now: dict[str, Any] = {"call": None}
+
+    def before(index: int) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: Any) -> Any:
+            now["call"] = call = next(calls, None)
+            if call is None or call[0] != index or not _close(args[:1], call[1][:1], args[:1]):
+                raise _DifferenceError(f"what comes to blocks.{index}")
+            return call[1], call[2]
+
+        return hook
+
+    def after(index: int, name: str) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, out: Any) -> Any:
+            _, given, _, wanted = now["call"]
+            moved = None if name or not torch.is_tensor(out) else wanted[""] - given[0]
+            if name in wanted and not _close(out, wanted[name], given[0] if not name else None, moved):
+                raise _DifferenceError(f"blocks.{index}.{name}".rstrip("."))
+            return wanted[""] if not name else None
+
+        return hook
+
+    for i, block in enumerate(model.blocks):
+        handles.append(block.register_forward_pre_hook(before(i), with_kwargs=True))
+        handles += [part.register_forward_hook(after(i, name)) for name, part in _parts(block)]
+    try:
+        output = model(images)
+        if next(calls, None) is not None:
+            return "the blocks, which are called in another order"
+        return "" if _close(output, trace.output) else "what follows the blocks"
+    except _DifferenceError as found:
+        return str(found)
+    except Exception as error:  # the other network ran: whatever this is, it is a difference
+        return f"the forward ({type(error).__name__}: {one_line(error, 100)})"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _close(out: Any, wanted: Any, base: Any = None, moved: Any = None) -> bool:
+    """Whether two results are the same but for rounding. ``base`` is what a block adds ``moved`` to, else None."""
+    if isinstance(wanted, (tuple, list)):
+        return len(out) == len(wanted) and all(map(_close, out, wanted))
+    if not torch.is_tensor(wanted):
+        return True
+    if not torch.is_tensor(out) or out.shape != wanted.shape:
+        return False
+    if not wanted.isfinite().all():  # random images overflow in float16: nothing can be said
+        return True
+    tolerance = _tolerance(wanted)
+    rounding = 8 * torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
+    out, wanted = out.double(), wanted.double()
+    size = (wanted if moved is None else moved.double()).norm()
+    floor = base.double().norm() * rounding if torch.is_tensor(base) else 1e-6
+    return bool((out - wanted).norm() <= tolerance * size + floor)
+
+
+def _tolerance(like: Tensor) -> float:
+    reduced = like.device.type == "cuda" or torch.get_float32_matmul_precision() != "highest"
+    return _REDUCED if reduced and like.dtype is torch.float32 else _TOLERANCE.get(like.dtype, 1e-1)

@@ -228,7 +228,9 @@ class BlockSize:
 @dataclass(frozen=True)
 class Summary:
     """What is left of a network, and of what; ``str`` gives a table. ``multiple``: in how many units at a time it is
-    cut; ``threshold``: what the gates' threshold alone leaves, where it was rounded to multiples afterwards."""
+    cut; ``threshold``: what the gates' threshold alone leaves, where it was rounded to multiples afterwards. Of a
+    pruner's gates: ``travel`` of the one that went farthest, the share that came ``near`` their threshold, and their
+    mean ``certainty``."""
 
     blocks: list[BlockSize]
     macs: int
@@ -237,6 +239,9 @@ class Summary:
     dense_params: int
     multiple: int = 1
     threshold: Summary | None = None
+    travel: float | None = None
+    near: float | None = None
+    certainty: float | None = None
 
     @property
     def counts(self) -> str:
@@ -251,10 +256,20 @@ class Summary:
         ]
         macs = f"{self.macs / 1e6:.2f} M MACs ({self.macs / self.dense_macs:.1%} of dense)"
         params = f"{self.params / 1e6:.3f} M parameters ({self.params / self.dense_params:.1%})"
-        lines = ["block  heads  value dims  neurons   M MACs  M params", *rows, f"in all {macs}, {params}"]
+        lines = [
+            "block  heads  value dims  neurons   M MACs  M params",
+            *rows,
+            f"in all {macs}, {params}{self._gates()}",
+        ]
         if self.threshold:
             lines += [f"threshold {self.threshold.counts}", f"in multiples of {self.multiple}: {self.counts}"]
         return "\n".join(lines)
+
+    def _gates(self) -> str:
+        if self.travel is None:
+            return ""
+        near = "" if self.near is None else f", {self.near:.0%} came half of their way to the threshold"
+        return f"; gates went {self.travel:.2g} at most{near}, certainty {self.certainty:.2f}"
 
 
 def summary_of(

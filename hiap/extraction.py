@@ -83,7 +83,8 @@ def built(gated: Any, kept: list[BlockMask]) -> Any:
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
-    vars(model).pop("uncut", None)
+    for ours in ("uncut", "no_weight_decay"):
+        vars(model).pop(ours, None)
     return model.train(gated.training)
 
 

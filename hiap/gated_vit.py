@@ -200,11 +200,24 @@ def gate(
         device = block.attn.proj.weight.device
         block.attn = GatedAttention(block.attn, config, generator, kind).to(device)
         block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device)
+    vars(gated)["no_weight_decay"] = Names(
+        {*gated.no_weight_decay(), *(name for name, _ in gated.named_parameters() if name.endswith(".logit"))}
+    )
     gated.train(model.training)
     tell_hooks(model, gated, "gate")
     require_same(model, gated, "gating", open_gates)
     require_removable(gated)
     return gated
+
+
+class Names:
+    """A gated network's ``no_weight_decay``: timm's optimisers ask it, and logits have their own decay (A6)."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+
+    def __call__(self) -> set[str]:
+        return set(self.names)
 
 
 def open_gates(gated: Any) -> Any:
@@ -250,9 +263,10 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
         raise UnsupportedModelError("the model carries gates already: expected one without")
     form = standard(model)
     require_plain(model)
+    given: Any = list(model.blocks)  # type: ignore[arg-type]
     sizes: Any = None
     for i, block in enumerate(form.blocks):
-        if any(block is other or model.blocks[i] is model.blocks[j] for j, other in enumerate(form.blocks[:i])):
+        if any(given[i] is given[j] for j in range(i)):
             raise UnsupportedModelError(f"blocks.{i}: the same module as an earlier block; expected one for each")
         size = block.attn.num_heads, block.attn.head_dim, block.mlp.fc2.in_features
         sizes = sizes or size

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,18 @@ from torch import Tensor
 
 from hiap.cost import Summary, latency_table, summary_of
 from hiap.extraction import extract, kept_units
-from hiap.gated_vit import BlockMask, anneal, gate, gates_with_masks, harden_to, keep_one_head, masks, open_for_good
+from hiap.gated_vit import (
+    BlockMask,
+    anneal,
+    gate,
+    gates_with_masks,
+    harden_to,
+    keep_one_head,
+    masks,
+    named_gates,
+    open_for_good,
+)
+from hiap.gates import Gate
 from hiap.ledger import LatencyTable
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
@@ -105,6 +117,57 @@ class Budget:
         self.strength = state["strength"].clone()
 
 
+class Watch:
+    """What tells whether a loop prunes: the mode of the gates, gradients of the penalty, steps of the optimiser. Each
+    fault is told once, as a warning."""
+
+    def __init__(self, model: Any):
+        self.heard, self.asleep, self.moved, self.version = False, 0, 0, self._version(model)
+        self.told: set[str] = set()
+
+    @staticmethod
+    def _version(model: Any) -> int:
+        """Changes whenever an optimiser, or anybody, writes a logit; read without waiting for the device."""
+        return sum(gate.logit._version for _, gate in named_gates(model))
+
+    def listen(self, terms: Mapping[str, Tensor]) -> None:
+        """Notice a gradient that comes back through one of ``terms``."""
+        if not self.heard:
+            for term in terms.values():
+                if term.requires_grad:
+                    term.register_hook(self._hear)
+
+    def _hear(self, gradient: Tensor) -> None:
+        self.heard = True
+
+    def before(self, model: Any) -> None:
+        """At each call of ``step``, before gates are written."""
+        self.moved += self._version(model) != self.version
+        awake = any(gate.training for _, gate in named_gates(model))
+        self.asleep = 0 if awake else self.asleep + 1
+
+    def after(self, model: Any, done: int, look: int, priced: bool) -> None:
+        """Behind it: look at the first ``look`` steps."""
+        self.version = self._version(model)
+        if self.asleep == look:
+            self._tell(
+                f"step: the network has been in eval mode for {look} steps, in which its gates are not sampled and "
+                "learn nothing of the task; call pruner.model.train() after each validation"
+            )
+        if done == look and priced and not self.heard:
+            self._tell(f"step: no gradient has come through pruner.penalty() in {done} steps; add it to the loss")
+        if done == look and 0 < self.moved <= look // 2:
+            self._tell(
+                f"step: called {done} times, while the optimiser wrote the gates {self.moved} times; call it once per "
+                "optimiser step, and make the pruner with as many steps"
+            )
+
+    def _tell(self, line: str) -> None:
+        if line not in self.told:
+            self.told.add(line)
+            warnings.warn(line, stacklevel=4)
+
+
 class Pruner:
     """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
     the smaller network.
@@ -170,20 +233,56 @@ class Pruner:
         self.shrink = shrink
         if shrink:
             shrink.begin(self.model)
+        self._watch = Watch(self.model)
         self._ready()
 
-    def param_groups(self, lr: float, weight_decay: float = 0.0, gate_lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float = 0.0, gate_lr: float | None = None, layer_decay: float | None = None
+    ) -> list[dict[str, Any]]:
         """Groups for a torch optimiser: matrices with ``weight_decay``, vectors without, and the gates' logits with
-        the decay of ``gates.weight_decay`` and the rate ``gate_lr`` (else ``gates.lr``, else ``lr``: A6). Each carries
-        ``lr`` and ``lr_scale``, its ratio to ``lr``, which timm's schedulers multiply by."""
-        return param_groups(self.model, lr, weight_decay, self.gates, (gate_lr or self.gates.lr or lr) / lr)
+        the decay of ``gates.weight_decay`` and the rate ``gate_lr`` (else ``gates.lr``, else ``gates.travel`` over the
+        steps, else ``lr``: A6). Each carries ``lr`` and ``lr_scale``, its ratio to ``lr``, which timm's schedulers
+        multiply by. ``layer_decay`` lowers the weights' rates from the head to the stem, as timm does; the gates' rate
+        stays. Warns if gates cannot get to their threshold at that rate."""
+        travel = self.gates.travel
+        rate = gate_lr or self.gates.lr or (travel / self.steps if travel else lr)
+        way = min(self.gates.start("macro"), self.gates.start("micro"))
+        if self._priced and rate * self.steps < way:
+            warnings.warn(
+                f"param_groups: a gate starts {way:.3g} from its threshold, and the rates of {self.steps:,} steps sum "
+                f"to {rate * self.steps:.2g} at most; set gate_lr to {2 * way / self.steps:.2g} or more, or "
+                "gates.travel",
+                stacklevel=2,
+            )
+        return param_groups(self.model, lr, weight_decay, self.gates, rate / lr, layer_decay)
 
     def terms(self) -> dict[str, Tensor]:
         """The parts of ``penalty`` by name: 'macro' and 'micro' of Eq. 7, 'feasibility' of Eq. 8."""
         priced = penalties(self.model, self.prices, self.latency)
         if self.budget:
             priced = {name: self.budget.strength * term for name, term in priced.items()}
-        return {**priced, "feasibility": feasibility(self.model, self.feasibility)}
+        terms = {**priced, "feasibility": feasibility(self.model, self.feasibility)}
+        self._watch.listen(terms)
+        self._require_finite(terms)
+        return terms
+
+    @property
+    def _priced(self) -> bool:
+        """Whether any unit has a price: not so in controls."""
+        return bool(self.prices.lambda_macro or self.prices.lambda_micro)
+
+    def _require_finite(self, terms: Mapping[str, Tensor]) -> None:
+        """At once; on a device, where to look is to wait, at the first steps and at every tenth."""
+        first = next(iter(terms.values()))
+        if type(first) is not Tensor or torch.compiler.is_compiling():
+            return
+        if first.device.type != "cpu" and self.done >= LOOK and self.done % LOOK:
+            return
+        if bad := [f"{name} is {term.item()}" for name, term in terms.items() if not term.isfinite()]:
+            raise PrunerError(
+                f"penalty: {', '.join(bad)} at step {self.done + 1}: the gates or the strengths are not finite; a loss "
+                "that diverged has reached the gates: lower the rates, or clip gradients"
+            )
 
     def penalty(self) -> Tensor:
         """A differentiable scalar to add to the task loss, which is a mean over the batch. Where gradients of n batches
@@ -194,9 +293,12 @@ class Pruner:
         """After each optimiser step: temperature and strength of the next one."""
         if self.done == self.steps:
             raise PrunerError(f"step: all {self.steps} steps are done; make the pruner with as many as the loop has")
+        self._watch.before(self.model)
         self.done += 1
         self._ready()
-        if self.done == min(LOOK, self.steps) and self.travel() == 0:
+        look = min(LOOK, self.steps)
+        self._watch.after(self.model, self.done, look, self._priced)
+        if self.done == look and self.travel() == 0:
             raise PrunerError(
                 f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
             )
@@ -222,12 +324,24 @@ class Pruner:
     @torch.no_grad()
     def travel(self) -> float:
         """How far the logit that has gone farthest is from where it started; those that are held do not count."""
+        ways = ((gate.alpha - self.gates.start(gate.level))[free].abs() for gate, free in self._free())
+        return max((float(way.max()) for way in ways if way.numel()), default=0.0)
+
+    @torch.no_grad()
+    def near(self) -> float | None:
+        """The share of gates that have come half of their way to the threshold, or farther; None where they start
+        closed."""
+        pairs = [(gate.alpha[free], self.gates.start(gate.level)) for gate, free in self._free()]
+        if any(start <= 0 for _, start in pairs):
+            return None
+        came = torch.cat([(logit <= start / 2).flatten() for logit, start in pairs])
+        return float(came.float().mean()) if came.numel() else None
+
+    def _free(self) -> Iterator[tuple[Gate, Tensor]]:
+        """Every gate with those of its units that nothing holds."""
         held = open_also(self._stay, self.shrink.gone()) if self.shrink else self._stay
-        ways = (
-            (gate.alpha - self.gates.start(gate.level)).abs().masked_fill(stay.to(gate.logit.device), 0.0).max()
-            for gate, stay in gates_with_masks(self.model, held)
-        )
-        return max(map(float, ways))
+        for one, stay in gates_with_masks(self.model, held):
+            yield one, ~stay.to(one.logit.device)
 
     def harden(self) -> None:
         """Decide what stays without removing it: in eval mode ``model`` then computes what ``finish`` leaves."""
@@ -241,21 +355,35 @@ class Pruner:
 
     def finish(self, layout: str = LAYOUTS[0]) -> Any:
         """The smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``, run in
-        this layout (``hiap.pruned_vit``). Raises ``ValueError`` if the paper's rule has closed every head."""
+        this layout (``hiap.pruned_vit``). Raises ``ValueError`` if the paper's rule has closed every head. Warns if no
+        gate came near its threshold: what is kept was then decided by chance."""
         if self._finished:
             raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
         if self.done < self.steps:
             warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=2)
+        elif self._priced and self.near() == 0:
+            start = min(self.gates.start("macro"), self.gates.start("micro"))
+            warnings.warn(
+                f"finish: no gate came half of its way to the threshold (the farthest went {self.travel():.2g} of "
+                f"{start:.2g}), so what is kept was hardly learned; raise gate_lr, see that no scheduler sets one rate "
+                "for all groups, that the penalty is added and that the network trains in train mode",
+                stacklevel=2,
+            )
         self.harden()
         small = extract(self.model, layout)
         self._finished = True
         return small
 
     def summary(self) -> Summary:
-        """Of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple`` rounds it."""
+        """Of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple`` rounds it; and
+        how far the gates have come and how certain they are, 1 where each is open or closed in every sample."""
         if self.budget or self.multiple == 1:
-            return summary_of(self.model, self._kept(), self.multiple)
-        return summary_of(self.model, self._rounded(), self.multiple, self._threshold or self._kept())
+            found = summary_of(self.model, self._kept(), self.multiple)
+        else:
+            found = summary_of(self.model, self._rounded(), self.multiple, self._threshold or self._kept())
+        logits = torch.cat([gate.alpha.detach()[free].flatten() for gate, free in self._free()])
+        certainty = float((2 * torch.sigmoid(logits) - 1).abs().mean()) if len(logits) else 1.0
+        return replace(found, travel=self.travel(), near=self.near(), certainty=certainty)
 
     def _kept(self) -> list[BlockMask]:
         return kept_units(self.model, self.budget.target if self.budget else None, self.keep)
@@ -296,10 +424,17 @@ class Pruner:
 
 
 def param_groups(
-    model: Any, lr: float, weight_decay: float, gates: GateConfig | None = None, gate_lr_scale: float = 1.0
+    model: Any,
+    lr: float,
+    weight_decay: float,
+    gates: GateConfig | None = None,
+    gate_lr_scale: float = 1.0,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """See ``Pruner.param_groups``; ``model`` may be dense. Decay is on matrices only, timm's usual rule."""
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if layer_decay is not None:
+        return _layer_groups(model, lr, weight_decay, gates, gate_lr_scale, layer_decay, skip)
     decay, plain, logits = [], [], []
     for name, p in model.named_parameters():
         if name.endswith(".logit"):
@@ -315,3 +450,27 @@ def param_groups(
         for params, decayed, scale in groups
         if params
     ]
+
+
+def _layer_groups(
+    model: Any,
+    lr: float,
+    weight_decay: float,
+    gates: GateConfig | None,
+    gate_lr_scale: float,
+    layer_decay: float,
+    skip: set[str],
+) -> list[dict[str, Any]]:
+    """timm's groups of layer decay, with the gates' logits in one of their own."""
+    from timm.optim import param_groups_layer_decay
+
+    if not 0 < layer_decay <= 1:
+        raise ConfigError(f"layer_decay {layer_decay!r}: expected a factor in (0, 1]")
+    logits = [p for name, p in model.named_parameters() if name.endswith(".logit") and p.requires_grad]
+    ours = {id(p) for p in logits}
+    groups = []
+    for group in param_groups_layer_decay(model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay):
+        if params := [p for p in group["params"] if id(p) not in ours]:
+            groups.append({**group, "params": params, "lr": lr * group["lr_scale"]})
+    own = {"weight_decay": gates.weight_decay if gates else 0.0, "lr": lr * gate_lr_scale, "lr_scale": gate_lr_scale}
+    return groups + ([{"params": logits, **own}] if logits else [])

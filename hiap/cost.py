@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from hiap import ledger
+from hiap.backbones import families
 from hiap.backbones.families import channels, fc1_rows, is_vit, pool_macs, standard, stem_macs
 from hiap.backbones.parts import biases, is_norm
 from hiap.gated_vit import BlockMask, masks, stack_gates
@@ -79,7 +80,7 @@ def dims_of(model: Any) -> ledger.Dims:
         patch=rows // grid[0],
         image=rows,
         channels=channels(embed),
-        classes=model.num_classes,
+        classes=families.classes(model),
         prefix=model.num_prefix_tokens,
         classifiers=_classifiers(model),
         fc1_rows=fc1_rows(block.mlp),
@@ -330,8 +331,7 @@ def _blocks(model: Any) -> Any:
 
 def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:
     """MACs before and after the blocks."""
-    classifier = _classifiers(model) * model.embed_dim * model.num_classes
-    return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + classifier
+    return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + families.head_macs(model, tokens)
 
 
 @dataclass(frozen=True)
@@ -406,5 +406,5 @@ def ffn_macs(block: Any, n: int) -> int:
 
 def _classifiers(model: Any) -> int:
     """Classifiers of one pooled token; one that looks at two counts twice."""
-    heads = (model.head, getattr(model, "head_dist", None))
-    return sum(head.in_features // model.embed_dim for head in heads if isinstance(head, nn.Linear))
+    linear = (head for head in families.heads(model) if isinstance(head, nn.Linear))
+    return sum(head.in_features // model.embed_dim for head in linear)

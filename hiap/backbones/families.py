@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiap.backbones.guard import UnsupportedModelError, require_dropout, require_linear
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.sharded import own_type
+from hiap.options import one_line
 from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 # By name: older versions of timm lack some of these classes. A subclass may compute something else and is not meant.
@@ -75,6 +76,7 @@ def copied(model: Any) -> Any:
     own = copy.deepcopy(standard(model))
     for block in own.blocks:
         block.attn.qkv, block.mlp.fc1 = _merged(block.attn.qkv), _merged(block.mlp.fc1)
+    own.num_classes = classes(own)
     return own
 
 
@@ -83,6 +85,41 @@ def _merged(layer: Any) -> Any:
         return layer
     trained = any(p.requires_grad for p in layer.parameters())
     return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), trained)
+
+
+def heads(model: Any) -> list[nn.Module]:
+    """What stands behind the pooling: none, one, or two of a distilled DeiT."""
+    found = (model.head, getattr(model, "head_dist", None))
+    return [head for head in found if head is not None and not isinstance(head, nn.Identity)]
+
+
+def classes(model: Any) -> int:
+    """How many numbers the network gives as logits, counted from its head, which somebody may have replaced; 0 of a
+    network without one, which gives features."""
+    if not heads(model):
+        return 0
+    layers = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else model.num_classes
+
+
+def head_macs(model: Any, tokens: int) -> int:
+    """MACs of the heads for one image, whose ``tokens`` are pooled first unless the network does not pool."""
+    rows = 1 if getattr(model, "attn_pool", None) is not None or model.global_pool else tokens
+    return rows * sum(_row_macs(head, model) for head in heads(model))
+
+
+def _row_macs(head: nn.Module, model: Any) -> int:
+    leaves = [layer for layer in head.modules() if not list(layer.children())]
+    known = type(head) in (nn.Linear, nn.Sequential)
+    if known and all(isinstance(layer, nn.Linear) or is_norm(layer) or not [*layer.parameters()] for layer in leaves):
+        return sum(layer.weight.numel() for layer in leaves if isinstance(layer, nn.Linear))
+    width = model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1)
+    try:
+        own = copy.deepcopy(head).to("meta", torch.float32).eval()
+        return counted_macs(own, torch.zeros(1, width, device="meta"))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        line = f"head ({type(head).__name__}): its cost cannot be counted ({one_line(error, 80)})"
+        raise UnsupportedModelError(f"{line}; expected layers that take (images, {width})") from None
 
 
 def channels(embed: Any) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from hiap.backbones.parts import JoinedLinear
+from hiap.backbones.sharded import own_type
 from hiap.options import one_line
 
 IMAGES = 2
@@ -51,7 +52,7 @@ def require_plain(model: nn.Module) -> None:
             raise UnsupportedModelError(f"{where}: {made[0]} is computed by a hook; {cure}")
 
 
-def require_linear(name: str, layer: Any, quantised: bool = False) -> None:
+def require_linear(name: str, layer: Any) -> None:
     """Raise ``UnsupportedModelError`` unless ``layer`` is a ``torch.nn.Linear``, several that are joined, or one whose
     weight ``torch.nn.utils.parametrize`` computes."""
     if isinstance(layer, JoinedLinear):
@@ -61,7 +62,7 @@ def require_linear(name: str, layer: Any, quantised: bool = False) -> None:
                 raise UnsupportedModelError(f"{name}: parametrized, but joined with others; {cure}")
             require_linear(name, part)
         return
-    kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else own_type(layer)
     if kind is not nn.Linear:
         module = type(layer).__module__
         cure = ""
@@ -77,7 +78,7 @@ def require_linear(name: str, layer: Any, quantised: bool = False) -> None:
 
 def require_dropout(name: str, layer: Any) -> None:
     """Raise ``UnsupportedModelError`` unless ``layer`` is a ``torch.nn.Dropout`` or does nothing."""
-    if type(layer) not in (nn.Dropout, nn.Identity):
+    if own_type(layer) not in (nn.Dropout, nn.Identity):
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): expected torch.nn.Dropout")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from timm.layers import (
     Attention,
     AttentionPoolLatent,
+    DropPath,
     GELUTanh,
     LayerNorm,
     LayerScale,
     Mlp,
+    PatchDropout,
     PatchEmbed,
     QuickGELU,
     RmsNorm,
@@ -35,7 +37,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from hiap.backbones.families import channels, copied, standard
+from hiap.backbones.families import channels, classes, copied, heads, standard
+from hiap.backbones.guard import require_linear
 from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
@@ -61,6 +64,9 @@ class StoreError(ValueError):
     """A folder that is not a network of this format, or a damaged one; one line."""
 
 
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +80,8 @@ class NormSpec(_Spec):
 class AttentionSpec(_Spec):
     """``heads`` is given for timm's own attention, ``value_dims`` and ``qk_dims`` for a pruned one or one of another
     family. Of those ``qkv_bias`` may say of Q, K and V each whether it has a bias; ``prefix`` tokens are not rotated,
-    the others in ``halves`` or in pairs, by all angles or by those of ``angles``; ``window``: BEiT's bias."""
+    the others in ``halves`` or in pairs, by all angles or by those of ``angles``; ``window``: BEiT's bias. ``drops``:
+    the rates of dropout of scores and of the output."""
 
     heads: int | None = None
     head_dim: int | None = None
@@ -90,11 +97,12 @@ class AttentionSpec(_Spec):
     halves: bool = False
     angles: list[int] | None = None
     window: tuple[PositiveInt, PositiveInt] | None = None
+    drops: tuple[Rate, Rate] = (0.0, 0.0)
 
 
 class BlockSpec(_Spec):
     """``norm2_again``: a second norm before the FFN; ``after1``, ``after2``: norms behind the branches; ``glu``: which
-    half of a gated FFN is bent."""
+    half of a gated FFN is bent. ``drops``: the rates of the FFN's dropout, ``drop_paths`` those of the branches."""
 
     norm1: NormSpec | None = None
     attn: AttentionSpec | None = None
@@ -112,6 +120,21 @@ class BlockSpec(_Spec):
     mlp_constant: bool = False
     layer_scale2: bool = False
     after2: NormSpec | None = None
+    drops: tuple[Rate, Rate] = (0.0, 0.0)
+    drop_paths: tuple[Rate, Rate] = (0.0, 0.0)
+
+
+class LayerSpec(_Spec):
+    """One layer of a head that is no plain classifier: a linear map (``inputs``, ``outputs``, ``bias``), a dropout of
+    this ``rate``, a norm or an activation."""
+
+    kind: Literal["linear", "dropout", "norm", "activation", "identity"]
+    inputs: int = Field(0, ge=0)
+    outputs: int = Field(0, ge=0)
+    bias: bool = True
+    rate: Rate = 0.0
+    norm: NormSpec | None = None
+    activation: str = ""
 
 
 class PoolSpec(_Spec):
@@ -149,6 +172,9 @@ class PixelSpec(_Spec):
 
 
 class Architecture(_Spec):
+    """``head``: the layers of a head that is no plain classifier. ``drops``: the rates of dropout of positions, of
+    patches and before the head. ``frozen``: parameters that were not trained, where others were."""
+
     format: Literal["hiap-vit"] = FORMAT
     version: Literal[1] = VERSION
     family: Literal["vit", "eva", "beit"] = "vit"
@@ -169,6 +195,12 @@ class Architecture(_Spec):
     pos_embed: bool
     pool_include_prefix: bool
     dynamic_img_size: bool
+    dynamic_img_pad: bool = False
+    head: list[LayerSpec] | None = None
+    drops: tuple[Rate, Rate, Rate] = (0.0, 0.0, 0.0)
+    frozen: list[str] = []
+    label_names: list[str] | None = None
+    label_descriptions: dict[str, str] | None = None
     norm_pre: NormSpec | None
     norm: NormSpec | None
     fc_norm: NormSpec | None
@@ -237,9 +269,12 @@ def load(folder: str | Path) -> Any:
         raise StoreError(f"{folder / ARCHITECTURE}: not format {FORMAT} {VERSION}: {where}: {first['msg']}") from None
     try:
         model = build(spec)
+        _take_types(model, state)
         model.load_state_dict(state, strict=True)
+        for name in spec.frozen:
+            model.get_parameter(name).requires_grad_(False)
     # UnsupportedModelError is a ValueError; sizes that make no network fail in torch or timm in any of these ways.
-    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError) as error:
         raise StoreError(f"{folder}: weights do not fit the architecture: {one_line(error, 300)}") from None
     return model.eval()
 
@@ -263,7 +298,7 @@ def describe(model: Any) -> Architecture:
         img_size=embed.img_size,
         patch_size=embed.patch_size,
         in_chans=channels(embed),
-        num_classes=model.num_classes,
+        num_classes=classes(model),
         global_pool=model.global_pool,
         embed_dim=model.embed_dim,
         class_token=model.cls_token is not None,
@@ -272,6 +307,11 @@ def describe(model: Any) -> Architecture:
         pos_embed=model.pos_embed is not None,
         pool_include_prefix=getattr(model, "pool_include_prefix", False),
         dynamic_img_size=getattr(model, "dynamic_img_size", False),
+        dynamic_img_pad=getattr(embed, "dynamic_img_pad", False),
+        head=_head_spec(model),
+        drops=(_rate(model.pos_drop), _rate(getattr(model, "patch_drop", None)), _rate(model.head_drop)),
+        frozen=_frozen(model),
+        **_labels(model),
         norm_pre=_norm_spec("norm_pre", getattr(model, "norm_pre", None)),
         norm=_norm_spec("norm", model.norm),
         fc_norm=_norm_spec("fc_norm", model.fc_norm),
@@ -307,10 +347,104 @@ def build(spec: Architecture, meta: bool = False) -> Any:
         model.rope, model.rope_mixed = _build_rope(spec, meta), spec.rope.rope_type == "mixed"
     model.feature_info = [{"module": f"blocks.{i}", "num_chs": spec.embed_dim} for i in range(len(spec.blocks))]
     set_layout(model, spec.layout)
-    known = spec.pixels.model_dump() if spec.pixels else {}
-    if known or spec.stem:  # where timm keeps it, and timm.data looks for it
-        vars(model)["pretrained_cfg"] = known | ({"architecture": spec.stem} if spec.stem else {})
+    if spec.head is not None:
+        with torch.device("meta" if meta else "cpu"):
+            model.head = _build_head(spec.head)
+    _set_rates(model, spec)
+    vars(model)["pretrained_cfg"] = _timm_cfg(spec)  # where timm keeps it, and timm.data looks for it
     return model
+
+
+def _timm_cfg(spec: Architecture) -> dict[str, Any]:
+    cfg: dict[str, Any] = {"input_size": (spec.in_chans, *spec.img_size), "num_classes": spec.num_classes}
+    cfg |= spec.pixels.model_dump() if spec.pixels else {}
+    cfg |= {"architecture": spec.stem} if spec.stem else {}
+    labels = {"label_names": spec.label_names, "label_descriptions": spec.label_descriptions}
+    return cfg | {name: value for name, value in labels.items() if value}
+
+
+def _labels(model: Any) -> dict[str, Any]:
+    """timm's names of the classes, as far as they are of this many."""
+    known = getattr(model, "pretrained_cfg", None) or {}
+    names, described = known.get("label_names"), known.get("label_descriptions")
+    if not names or len(names) != classes(model):
+        return {}
+    told = {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else None
+    return {"label_names": [str(name) for name in names], "label_descriptions": told}
+
+
+def _frozen(model: Any) -> list[str]:
+    """Parameters that are not trained; of a network that is only run, in which none is, []."""
+    names = [name for name, p in model.named_parameters() if not p.requires_grad]
+    return [] if len(names) == len(list(model.parameters())) else names
+
+
+def _take_types(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Give a network the types of numbers of these weights, and its other buffers theirs if they agree."""
+    types = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(types) == 1:
+        model.to(types.pop())
+        return
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in state and tensor.is_floating_point():
+            tensor.data = tensor.data.to(state[name].dtype)
+
+
+def _rate(drop: Any) -> float:
+    """Of a dropout, of stochastic depth, or of patches; 0 of what is no dropout."""
+    for name in ("p", "drop_prob", "prob"):
+        if (rate := getattr(drop, name, None)) is not None:
+            return float(rate)
+    return 0.0
+
+
+def _set_rates(model: Any, spec: Architecture) -> None:
+    """The dropouts beside those of the blocks, and what the stem does with sizes that patches do not divide."""
+    positions, patches, head = spec.drops
+    model.pos_drop, model.head_drop = nn.Dropout(positions), nn.Dropout(head)
+    if patches:
+        model.patch_drop = PatchDropout(patches, num_prefix_tokens=model.num_prefix_tokens)
+    if spec.dynamic_img_pad:
+        model.patch_embed.dynamic_img_pad = True
+
+
+def _head_spec(model: Any) -> list[LayerSpec] | None:
+    """The layers of a head, None of one that timm builds."""
+    head, width = (
+        model.head,
+        model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1),
+    )
+    if not heads(model) or (type(head) is nn.Linear and head.bias is not None and head.in_features == width):
+        return None
+    layers = list(head) if type(head) is nn.Sequential else [head]
+    if type(head) is nn.Sequential and len(layers) == 1:
+        layers.append(nn.Identity())  # else it would be taken for the layer alone
+    return [_layer_spec(f"head.{i}" if len(layers) > 1 else "head", layer) for i, layer in enumerate(layers)]
+
+
+def _layer_spec(name: str, layer: nn.Module) -> LayerSpec:
+    if type(layer) is nn.Linear:
+        return LayerSpec(
+            kind="linear", inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None
+        )
+    if type(layer) is nn.Dropout:
+        return LayerSpec(kind="dropout", rate=layer.p)
+    if type(layer) is nn.Identity:
+        return LayerSpec(kind="identity")
+    if type(layer) in _NORMS.values():
+        return LayerSpec(kind="norm", norm=_norm_spec(name, layer))
+    return LayerSpec(kind="activation", activation=_activation_name(name, layer))
+
+
+def _build_head(specs: list[LayerSpec]) -> nn.Module:
+    def layer(spec: LayerSpec) -> nn.Module:
+        if spec.kind == "linear":
+            return nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
+        if spec.kind == "dropout":
+            return nn.Dropout(spec.rate)
+        return _activation(spec.activation)() if spec.kind == "activation" else _build_norm(spec.norm)
+
+    return layer(specs[0]) if len(specs) == 1 else nn.Sequential(*map(layer, specs))
 
 
 def _pixel_spec(model: Any) -> PixelSpec | None:
@@ -461,6 +595,9 @@ def _block_spec(name: str, block: Any) -> BlockSpec:
     mlp = block.mlp
     if mlp is not None and type(mlp) is not Mlp:
         raise UnsupportedModelError(f"{name}.mlp ({type(mlp).__name__}): expected timm.layers.Mlp")
+    for part, layers in ((block.attn, ("qkv", "proj")), (mlp, ("fc1", "fc2"))):
+        for layer in layers if part is not None else ():
+            require_linear(f"{name}.{layer}", getattr(part, layer))
     norm2, norm2_again = block.norm2, None
     if isinstance(norm2, nn.Sequential):
         norm2, norm2_again = norm2
@@ -475,6 +612,7 @@ def _block_spec(name: str, block: Any) -> BlockSpec:
         mlp_constant=getattr(block, "mlp_constant", None) is not None,
         layer_scale2=isinstance(block.ls2, LayerScale),
         after2=_norm_spec(f"{name}.ls2", block.ls2) if is_norm(block.ls2) else None,
+        drop_paths=(_rate(block.drop_path1), _rate(block.drop_path2)),
     )
     if mlp is None:
         return spec
@@ -489,6 +627,7 @@ def _block_spec(name: str, block: Any) -> BlockSpec:
             "activation": _activation_name(f"{name}.mlp.act", act),
             "glu": glu,
             "hidden_norm": _norm_spec(f"{name}.mlp.norm", mlp.norm),
+            "drops": (_rate(mlp.drop1), _rate(mlp.drop2)),
         }
     )
 
@@ -507,6 +646,7 @@ def _attention_spec(name: str, attn: Any) -> AttentionSpec:
         "halves": bool(rotary and rotary.halves),
         "angles": rotary.heads if rotary else None,
         "window": position.window if isinstance(position, RelativeBias) else None,
+        "drops": (_rate(attn.attn_drop), _rate(attn.proj_drop)),
     }
     if isinstance(attn, PrunedAttention):
         return AttentionSpec(qk_dims=attn.qk_dims, value_dims=attn.value_dims, **common)
@@ -524,11 +664,11 @@ def _build_block(dim: int, spec: BlockSpec) -> nn.Module:
         "norm1": _build_norm(spec.norm1) if spec.attn else None,
         "attn": _build_attention(dim, spec.attn) if spec.attn else None,
         "ls1": _build_scale(dim, spec.layer_scale1, spec.after1) if spec.attn else None,
-        "drop_path1": nn.Identity(),
+        "drop_path1": _build_drop_path(spec.drop_paths[0]) if spec.attn else None,
         "norm2": norm2 if mlp else None,
         "mlp": mlp,
         "ls2": _build_scale(dim, spec.layer_scale2, spec.after2) if mlp else None,
-        "drop_path2": nn.Identity(),
+        "drop_path2": _build_drop_path(spec.drop_paths[1]) if mlp else None,
     }
     if spec.attn and spec.attn.heads:  # a dense block stays timm's own, so that it can be gated again
         block = Block(dim, 1)
@@ -540,6 +680,10 @@ def _build_block(dim: int, spec: BlockSpec) -> nn.Module:
     return PrunedBlock(parts, constants)
 
 
+def _build_drop_path(rate: float) -> nn.Module:
+    return DropPath(rate) if rate else nn.Identity()
+
+
 def _build_scale(dim: int, layer_scale: bool, after: NormSpec | None) -> nn.Module:
     return LayerScale(dim) if layer_scale else _build_norm(after)
 
@@ -548,6 +692,7 @@ def _build_mlp(dim: int, spec: BlockSpec) -> nn.Module:
     act: Any = _activation(spec.activation)
     mlp: Any = Mlp(dim, spec.neurons, dim, act_layer=act, bias=(spec.fc1_bias, spec.fc2_bias))
     mlp.norm = _build_norm(spec.hidden_norm)
+    mlp.drop1, mlp.drop2 = map(nn.Dropout, spec.drops)
     if spec.glu:
         mlp.fc1 = nn.Linear(dim, 2 * spec.neurons, bias=spec.fc1_bias)
         mlp.act = Glu(mlp.act, spec.glu == "last")
@@ -572,6 +717,8 @@ def _build_attention(dim: int, spec: AttentionSpec) -> nn.Module:
             spec.qkv_bias,
             spec.proj_bias,
             **norms,
+            attn_drop=spec.drops[0],
+            proj_drop=spec.drops[1],
             position=position,
             norm=_build_norm(spec.norm) if spec.norm else None,
         )
@@ -581,6 +728,7 @@ def _build_attention(dim: int, spec: AttentionSpec) -> nn.Module:
         dim, spec.heads, attn_head_dim=spec.head_dim, qkv_bias=spec.qkv_bias, proj_bias=spec.proj_bias, dim_out=dim
     )
     attn.q_norm, attn.k_norm = norms["q_norm"], norms["k_norm"]
+    attn.attn_drop, attn.proj_drop = map(nn.Dropout, spec.drops)
     return attn
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from hiap.formats.show import show
     from hiap.formats.store import load, save
     from hiap.gated_vit import UnsupportedModelError, gate, named_gates
-    from hiap.objective import distillation_loss
+    from hiap.objective import distillation_loss, feature_loss
     from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig
     from hiap.pruned_vit import set_layout
     from hiap.pruner import Pruner, PrunerError
@@ -66,6 +66,7 @@ _HOME = {
     "GateConfig": "options",
     "PenaltyConfig": "options",
     "distillation_loss": "objective",
+    "feature_loss": "objective",
     "gate": "gated_vit",
     "named_gates": "gated_vit",
     "UnsupportedModelError": "gated_vit",
@@ -97,6 +98,7 @@ __all__ = [
     "distillation_loss",
     "expected_cost",
     "extract",
+    "feature_loss",
     "from_transformers",
     "gate",
     "load",

@@ -376,11 +376,14 @@ class Pruner:
 
     def summary(self) -> Summary:
         """Of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple`` rounds it; and
-        how far the gates have come and how certain they are, 1 where each is open or closed in every sample."""
+        how far the gates have come and how certain they are, 1 where each is open or closed in every sample (without
+        ``shrink``)."""
         if self.budget or self.multiple == 1:
             found = summary_of(self.model, self._kept(), self.multiple)
         else:
             found = summary_of(self.model, self._rounded(), self.multiple, self._threshold or self._kept())
+        if self.shrink:  # what it holds closed has gone nowhere by itself
+            return found
         logits = torch.cat([gate.alpha.detach()[free].flatten() for gate, free in self._free()])
         certainty = float((2 * torch.sigmoid(logits) - 1).abs().mean()) if len(logits) else 1.0
         return replace(found, travel=self.travel(), near=self.near(), certainty=certainty)

@@ -83,8 +83,8 @@ def _divergence(task: str, student: Tensor, teacher: Tensor, temperature: float)
     student, teacher = student / temperature, teacher / temperature
     if task == "classes":
         return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
-    pairs = (F.logsigmoid(torch.stack([z, -z])) for z in (student, teacher))
-    return F.kl_div(*pairs, reduction="sum", log_target=True) / student.numel()
+    ours, theirs = (F.logsigmoid(torch.stack([z, -z])) for z in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / student.numel()
 
 
 def _check_task(task: str, student: Any, taught: Any, targets: Any, teacher: Any) -> None:

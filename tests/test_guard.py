@@ -284,6 +284,21 @@ def test_compiled_networks_are_not_compiled_for_it() -> None:
     assert not calls
 
 
+def test_what_accelerate_put_on_the_network_stays_behind(images: Tensor) -> None:
+    """``Accelerator.prepare`` replaces the forward of the instance by one with autocast."""
+    gated = hiap.gate(small_vit())
+    scatter_logits(gated)
+    want = gated(images)
+    gated._original_forward = gated.forward
+    inner = gated.forward.__func__
+    gated.forward = types.MethodType(lambda self, x: torch.autocast("cpu", torch.bfloat16)(inner)(self, x), gated)
+    with pytest.warns(UserWarning, match="extract: a forward that was put on the network"):
+        left = hiap.extract(gated)
+    assert "forward" in vars(gated)
+    assert not {"forward", "_original_forward"} & vars(left).keys()
+    assert relative(left(images), want) < 1e-5
+
+
 def test_copies_of_the_case_stay_apart(images: Tensor) -> None:
     model = small_vit()
     gated = hiap.gate(model)

@@ -95,7 +95,10 @@ def hooked(model: Any, kept: Any) -> list[str]:
 
 
 def tell_hooks(model: Any, kept: Any, action: str) -> None:
-    """Warn of hooks that ``action`` left behind; those that change outputs are refused by ``require_same``."""
+    """Warn of hooks, and of a forward, that ``action`` left behind; those hooks that change outputs are refused by
+    ``require_same``."""
+    if "forward" in vars(model) and "forward" not in vars(kept):
+        warnings.warn(f"{action}: a forward that was put on the network (accelerate?) is not taken along", stacklevel=4)
     if lost := hooked(model, kept):
         some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
         warnings.warn(f"{action}: hooks of {some} are not taken along; register them on the new network", stacklevel=4)
@@ -158,9 +161,10 @@ def _images(model: Any, like: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
-    """Within, ``model`` evaluates, eagerly and without gradients; afterwards all is as it was."""
+    """Within, ``model`` evaluates, eagerly, by its class's forward and without gradients; afterwards all is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    own = vars(model).pop("forward", None)  # accelerate's, with autocast of its own
     compiled = any(getattr(module, "_compiled_call_impl", None) for module, _ in modes)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -174,6 +178,8 @@ def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
             model.eval()
             yield
         finally:
+            if own is not None:
+                vars(model)["forward"] = own
             for module, mode in modes:
                 module.training = mode
             for buffer, version, before in buffers:

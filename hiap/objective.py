@@ -39,6 +39,8 @@ def distillation_loss(
     Raises ``ValueError`` (one line) for shapes that do not fit the task.
     """
     two = isinstance(logits, (tuple, list)) and len(logits) == 2
+    student: Any
+    taught: Any
     student, taught = logits if two else (logits, logits)
     _check_task(task, student, taught, targets, teacher_logits)
     if two and teacher_logits is None:

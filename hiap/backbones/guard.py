@@ -161,7 +161,7 @@ def _images(model: Any, like: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
-    """Within, ``model`` evaluates, eagerly, by its class's forward and without gradients; afterwards all is as it was."""
+    """Within, ``model`` evaluates, eagerly, by its class's forward, without gradients; afterwards all is as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     own = vars(model).pop("forward", None)  # accelerate's, with autocast of its own

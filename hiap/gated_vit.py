@@ -128,6 +128,11 @@ class GatedAttention(nn.Module):
         weight = self.proj.weight
         return self.proj_drop(ColumnGatedLinear.apply(x, weight, columns.to(weight.dtype), output_bias))
 
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """As timm's: for images of another size."""
+        if self.position is not None:
+            self.position.set_window_size(window_size)
+
     def _qkv(self, dims: Tensor) -> tuple[Tensor, Tensor | None]:
         # A4: 'qkv' gates q and k too; 'v-cut-qkv' cuts them only when the gates harden, which is what makes it inexact.
         if not self.cuts_qk or (self.mode == "v-cut-qkv" and self.value_gate.training):

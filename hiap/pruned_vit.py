@@ -131,8 +131,8 @@ class PrunedAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
     ) -> Tensor:
         """``_attend`` for heads of which one stands beside the other, (B, N, sum of widths)."""
-        if q.is_cuda and self._unaligned:
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if self._unaligned:
+            q, k, v = _aligned(q), _aligned(k), _aligned(v)
         q, k, v = (_heads(t, at.stop - at.start) for t in (q, k, v))
         return self._attend(q, k, v, at, mask, causal, rope)
 
@@ -143,20 +143,20 @@ class PrunedAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
-        # Heads of such widths get their gradient as a slice that starts anywhere, at which cuDNN's backward fails (seen
-        # on an H100, PyTorch 2.11).
-        odd = q.is_cuda and torch.is_grad_enabled() and (self._unaligned or v.shape[-1] != q.shape[-1])
-        with sdpa_kernel(SDPBackend.MATH) if odd else nullcontext():
-            x = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=self.attn_drop.p if self.training else 0.0,
-                is_causal=causal,
-                scale=self.scale,
-            )
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = _scores_times_values(q, k, v, mask, dropout, causal, self.scale, self._unaligned)
         return x.transpose(1, 2).flatten(2)
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """As timm's: for images of another size; nothing unless scores have a bias by position."""
+        if self.position is not None:
+            self.position.set_window_size(window_size)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise TypeError(
+            "torch.jit.script: a pruned attention is not written in TorchScript; use torch.jit.trace, torch.export "
+            "(hiap.formats.export.to_program) or torch.compile"
+        )
 
     def extra_repr(self) -> str:
         return f"qk_dims={self.qk_dims}, value_dims={self.value_dims}, layout={self.layout}"
@@ -207,6 +207,20 @@ class PrunedBlock(nn.Module):
         return x
 
 
+def _aligned(x: Tensor) -> Tensor:
+    return x.contiguous() if x.is_cuda else x
+
+
+def _scores_times_values(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, scale: float, unaligned: bool
+) -> Tensor:
+    # Heads of such widths get their gradient as a slice that starts anywhere, at which cuDNN's backward fails (seen
+    # on an H100, PyTorch 2.11).
+    odd = q.is_cuda and torch.is_grad_enabled() and (unaligned or v.shape[-1] != q.shape[-1])
+    with sdpa_kernel(SDPBackend.MATH) if odd else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
+
+
 def set_layout(model: nn.Module, layout: str) -> None:
     """How an extracted model runs heads of different widths: 'padded' or 'ragged'."""
     if layout not in LAYOUTS:
@@ -245,3 +259,8 @@ def _narrow(x: Tensor, widths: list[int], width: int) -> Tensor:
     if min(widths) == max(widths):
         return heads[..., : widths[0]].flatten(-2)
     return torch.cat([head[..., :w] for head, w in zip(heads.unbind(-2), widths, strict=True)], -1)
+
+
+# What looks at shapes or devices stays a call where torch.fx traces a network, for feature extractors and quantisation.
+for _name in ("_aligned", "_scores_times_values", "_widen", "_narrow"):
+    torch.fx.wrap(_name)

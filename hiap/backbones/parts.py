@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import RmsNorm, apply_rot_embed_cat
+from timm.layers import RmsNorm, apply_rot_embed_cat, resize_rel_pos_bias_table
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor, nn
 
@@ -80,6 +80,9 @@ class Position(nn.Module):
         """The same for these heads of an attention only, in this order."""
         raise NotImplementedError
 
+    def set_window_size(self, window: tuple[int, int]) -> None:
+        """For images of so many patches; what the model itself makes anew needs nothing."""
+
 
 class Rotary(Position):
     """Rotates q and k of all tokens but the first ``prefix``: pairs of dimensions that stand together, or, with
@@ -122,8 +125,7 @@ class RelativeBias(Position):
         self.window = (int(window[0]), int(window[1]))
         index = gen_relative_position_index(self.window)
         self.register_buffer("index", index, persistent=False)
-        distances = (2 * self.window[0] - 1) * (2 * self.window[1] - 1) + 3
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, heads))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(_distances(self.window), heads))
 
     def forward(
         self, q: Tensor, k: Tensor, mask: Tensor | None, rope: Tensor | None, at: slice = slice(None)
@@ -132,12 +134,30 @@ class RelativeBias(Position):
         bias = scores.permute(2, 0, 1).contiguous()[None].type_as(q)  # (1, H, N, N)
         return q, k, bias if mask is None else mask + bias
 
+    def set_window_size(self, window: tuple[int, int]) -> None:
+        old, self.window = self.window, (int(window[0]), int(window[1]))
+        if old == self.window:
+            return
+        table, distances = self.relative_position_bias_table, _distances(self.window)
+        resized = resize_rel_pos_bias_table(
+            table.detach(),
+            new_window_size=self.window,
+            new_bias_shape=(distances, table.shape[1]),
+            old_window_size=old,
+        )
+        self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
+        self.index = gen_relative_position_index(self.window).to(self.index.device)
+
     def of_heads(self, heads: list[int]) -> RelativeBias:
         chosen = RelativeBias(self.window, len(heads))
         chosen.to(self.relative_position_bias_table).index = self.index
         table = self.relative_position_bias_table
         chosen.relative_position_bias_table = nn.Parameter(table.detach()[:, heads].clone(), table.requires_grad)
         return chosen
+
+
+def _distances(window: tuple[int, int]) -> int:
+    return (2 * window[0] - 1) * (2 * window[1] - 1) + 3
 
 
 class TokenAndMean(nn.Module):

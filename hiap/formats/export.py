@@ -45,6 +45,10 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
     ``ExportError`` for an ``opset`` below 18: torch's exporter would write 18 without a word."""
     if opset < OPSET:
         raise ExportError(f"opset {opset}: expected {OPSET} or newer, which is the oldest that torch.onnx writes")
+    if any(p.dtype is torch.bfloat16 for p in model.parameters()):
+        raise ExportError(
+            "the network is in bfloat16, which ONNX runtimes lack on most devices; call .float() or .half()"
+        )
     torch.onnx.export(
         model.eval(),
         (_images(model),),

@@ -433,6 +433,8 @@ def _layer_spec(name: str, layer: nn.Module) -> LayerSpec:
         return LayerSpec(kind="identity")
     if type(layer) in _NORMS.values():
         return LayerSpec(kind="norm", norm=_norm_spec(name, layer))
+    if hasattr(layer, "in_features"):
+        require_linear(name, layer)
     return LayerSpec(kind="activation", activation=_activation_name(name, layer))
 
 

@@ -122,7 +122,8 @@ class Watch:
     fault is told once, as a warning."""
 
     def __init__(self, model: Any):
-        self.heard, self.asleep, self.moved, self.version = False, 0, 0, self._version(model)
+        self.heard, self.calls, self.asleep, self.moved = False, 0, 0, 0
+        self.version = self._version(model)
         self.told: set[str] = set()
 
     @staticmethod
@@ -142,12 +143,14 @@ class Watch:
 
     def before(self, model: Any) -> None:
         """At each call of ``step``, before gates are written."""
+        self.calls += 1
         self.moved += self._version(model) != self.version
         awake = any(gate.training for _, gate in named_gates(model))
         self.asleep = 0 if awake else self.asleep + 1
 
-    def after(self, model: Any, done: int, look: int, priced: bool) -> None:
+    def after(self, model: Any, look: int, priced: bool) -> None:
         """Behind it: look at the first ``look`` steps."""
+        done = self.calls
         self.version = self._version(model)
         if self.asleep == look:
             self._tell(
@@ -297,7 +300,7 @@ class Pruner:
         self.done += 1
         self._ready()
         look = min(LOOK, self.steps)
-        self._watch.after(self.model, self.done, look, self._priced)
+        self._watch.after(self.model, look, self._priced)
         if self.done == look and self.travel() == 0:
             raise PrunerError(
                 f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
@@ -424,6 +427,7 @@ class Pruner:
             self.temperature = anneal(self.model, self.gates, self.done / self.steps)
         if self.budget:
             self.budget.load_state_dict(state["budget"])
+        self._watch = Watch(self.model)
 
 
 def param_groups(

@@ -86,6 +86,20 @@ def test_a_penalty_that_is_not_added_is_told() -> None:
     assert about(told, "no gradient has come through pruner.penalty()")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_resumed_loop_is_told_nothing() -> None:
+    """Fused optimisers write without a trace; loading does leave one."""
+    first = hiap.Pruner(small_vit().train(), steps=40)
+    second = hiap.Pruner(small_vit().train(), steps=40)
+    second.load_state_dict(first.state_dict())
+    optimizer = torch.optim.AdamW(second.param_groups(lr=1e-3, gate_lr=0.2), fused=True)
+    for _ in range(20):
+        second.penalty().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        second.step()
+
+
 def test_a_control_without_prices_has_none_to_add() -> None:
     _, told = loop(penalty=False, target_macs=None, lambda_macro=0.0, lambda_micro=0.0)
     assert told == []

@@ -102,6 +102,18 @@ def test_a_name_of_timms_with_local_weights_and_a_checkpoint(photographs: Path, 
     assert (card.dense_of(tmp_path / "one") or pytest.fail("no sizes")).neurons == 768
 
 
+def test_of_a_checkpoint_with_two_networks_one_is_chosen(tmp_path: Path) -> None:
+    models: list[Any] = [timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32) for _ in range(2)]
+    raw, averaged = (m.state_dict() for m in models)
+    torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "both.pth")
+    name = "vit_tiny_patch16_224"
+    for wanted, state in ((True, averaged), (False, raw)):
+        found = networks.load(str(tmp_path / "both.pth"), arch=name, img_size=32, averaged=wanted)
+        assert torch.equal(found.head.weight, state["head.weight"])
+    with pytest.raises(hiap.ConfigError, match="choose by --averaged true or"):
+        networks.load(str(tmp_path / "both.pth"), arch=name, img_size=32)
+
+
 def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

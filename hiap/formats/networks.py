@@ -15,9 +15,12 @@ CONFIG = "config.json"  # of a folder of transformers
 SAYS = "expected timm's name, a checkpoint with --arch, or a folder of hiap.save or transformers"
 
 
-def load(model: str, weights: str = "", arch: str = "", img_size: int | None = None) -> Any:
+def load(
+    model: str, weights: str = "", arch: str = "", img_size: int | None = None, averaged: bool | None = None
+) -> Any:
     """The network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file as
-    ``model`` needs its ``arch``. ``img_size`` None: as it was made. Raises ``ConfigError``, ``StoreError`` or
+    ``model`` needs its ``arch``. ``img_size`` None: as it was made. ``averaged``
+    chooses where a file holds weights as trained and their running average. Raises ``ConfigError``, ``StoreError`` or
     ``UnsupportedModelError`` (one line)."""
     import timm
 
@@ -28,10 +31,10 @@ def load(model: str, weights: str = "", arch: str = "", img_size: int | None = N
     if path.is_file():
         _refuse_unless(bool(arch), f"{model}: a file of weights; say which network they are of, --arch NAME of timm's")
         _refuse_unless(not weights, f"--weights {weights}: {model} is a file of weights itself")
-        return _of_timm(arch, model, img_size).eval()
+        return _of_timm(arch, model, img_size, averaged).eval()
     _refuse_unless(not arch, f"--arch {arch}: is for a file of weights, and {model} is none")
     if timm.is_model(model):
-        return _of_timm(model, weights, img_size).eval()
+        return _of_timm(model, weights, img_size, averaged).eval()
     if path.is_dir() or "/" in model:
         _refuse_unless(not weights, f"--weights {weights}: {model} has its own")
         return store.load(model)
@@ -43,7 +46,7 @@ def _refuse_unless(fine: bool, line: str) -> None:
         raise ConfigError(line)
 
 
-def _of_timm(name: str, weights: str, img_size: int | None) -> Any:
+def _of_timm(name: str, weights: str, img_size: int | None, averaged: bool | None) -> Any:
     import timm
 
     if not timm.is_model(name):
@@ -61,14 +64,15 @@ def _of_timm(name: str, weights: str, img_size: int | None) -> Any:
     file = Path(weights)
     _refuse_unless(file.is_file(), f"--weights {weights}: no such file")
     try:
-        state, adapted = checkpoints.read(file)
         frame = timm.create_model(name)
+        state, adapted = checkpoints.read(file, frame.state_dict(), averaged)
         head = next((state[f"{n}.weight"] for n in checkpoints.classifiers(frame) if f"{n}.weight" in state), None)
         _refuse_unless(head is not None, f"{weights}: holds no classifier, so there is no answer to keep")
         model = _supported(timm.create_model(name, num_classes=len(head), **sizes))  # type: ignore[arg-type]
         checkpoints.fill(model, state, adapted)
     except (checkpoints.CheckpointError, OSError) as error:
-        raise ConfigError(f"{weights}: {one_line(error)}") from None
+        line = one_line(error).replace("model.averaged=", "--averaged ")
+        raise ConfigError(f"{weights}: {line}") from None
     except TypeError as error:
         raise UnsupportedModelError(f"{name}: {one_line(error)}") from None
     return model

@@ -43,6 +43,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--weights", default="", metavar="FILE", help="for timm's name (default: timm's hub)")
     parser.add_argument("--arch", default="", metavar="NAME", help="timm's name for a checkpoint")
+    parser.add_argument("--averaged", choices=("true", "false"), help="of a checkpoint that holds both: the average?")
     parser.add_argument("--img-size", type=int, metavar="N", help="of timm's network (default: its own)")
     parser.add_argument("--out", default="pruned", metavar="FOLDER", help="where to save (default: pruned)")
     parser.add_argument("--export", default="", metavar="FORMS", help=f"of {','.join(FORMS)}, beside the folder")
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace) -> None:
     from hiap.formats import networks, pictures, show, store
 
     started = time.perf_counter()
-    model = networks.load(options.model, options.weights, options.arch, options.img_size)
+    averaged = None if options.averaged is None else options.averaged == "true"
+    model = networks.load(options.model, options.weights, options.arch, options.img_size, averaged)
     if (others := store._others(Path(options.out))) if Path(options.out).exists() else []:
         raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
     found = pictures.read(options.data, model, options.images, options.measure, options.seed)

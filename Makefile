@@ -5,6 +5,7 @@
 # make verify      notebooks, ledger and the report's numbers once more: CSV and TeX must come out as committed
 # make paper       the report: paper/paper.pdf (Debian's TeX, installed if missing);  make report  notebooks as one page
 # make fashion   Fashion-MNIST, from Debian's package or a download;  make weights  the pretrained ViT-S/14
+# make cifar10   CIFAR-10 from its authors;  make imagenette  Imagenette from fast.ai (docs/data.md)
 # make evidence  the smallest column of grid evidence: one seed, four methods at half of the MACs (two cores: 45 min)
 # make integrations  Lightning, transformers and pyarrow, installed into the environment, and their tests
 # make openvino    OpenVINO and NNCF, installed into the environment, and the tests of all that networks run in elsewhere
@@ -23,7 +24,7 @@ LOCK := requirements$(if $(filter 12,$(CUDA)),-cuda12).lock
 STAMP := $(VENV)/.installed$(if $(filter 12,$(CUDA)),-cuda12)
 RESULTS ?= results/local
 
-.PHONY: openvino oldest newest integrations fashion weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
+.PHONY: openvino oldest newest integrations fashion cifar10 imagenette weights evidence setup reproduce test test-slow slurm-test verify lint release paper report \
   wheel docs release-archive lock clean
 .DEFAULT_GOAL := help
 
@@ -141,6 +142,9 @@ report: $(STAMP)
 
 fashion: $(STAMP)
 	$(BIN)/python -m hiap.data.fashion_mnist
+
+cifar10 imagenette: $(STAMP)
+	$(BIN)/python -m hiap.data.originals $@
 
 weights: $(STAMP)
 	$(BIN)/python -m hiap.formats.pretrained

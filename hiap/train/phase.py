@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor
 
 from hiap.pruner import param_groups
@@ -135,4 +136,33 @@ class Phase:
 def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
     """AdamW; the gates' rate is ``gate_scale`` times the weights' (A6)."""
     optim = config.optim
-    return torch.optim.AdamW(param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale), fused=True)
+    groups = param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale)
+    return torch.optim.AdamW(_with_rates(groups, model, config), fused=True)
+
+
+def _with_rates(groups: list[dict[str, Any]], model: Any, config: Config) -> list[dict[str, Any]]:
+    """``groups`` split by the rates of ``optim.layer_decay`` and ``optim.head_lr``; gates keep theirs."""
+    optim = config.optim
+    if optim.layer_decay is None and optim.head_lr is None:
+        return groups
+    scales = layer_scales(model, optim.layer_decay or 1.0)
+    if optim.head_lr is not None:
+        scales |= {name: optim.head_lr / optim.lr for name in scales if name.startswith("head.")}
+    of = {p: 1.0 if name.endswith(".logit") else scales[name] for name, p in model.named_parameters()}
+    split = []
+    for group in groups:
+        for scale in dict.fromkeys(of[p] for p in group["params"]):
+            rate = group["lr_scale"] * scale
+            chosen = [p for p in group["params"] if of[p] == scale]
+            split.append({**group, "params": chosen, "lr": optim.lr * rate, "lr_scale": rate})
+    return split
+
+
+def layer_scales(model: Any, decay: float) -> dict[str, float]:
+    """The rate of each parameter, by its name, as a share of the classifier's: ``decay`` to the power of the layers
+    above it, which are the blocks as timm counts them, the embeddings below and the last norm with the classifier."""
+    if not hasattr(model, "group_matcher"):
+        raise ConfigError(f"optim.layer_decay, optim.head_lr: {type(model).__name__} does not say what its layers are")
+    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    top = max(layers.values())
+    return {name: decay ** (top - layers[name]) for name, _ in model.named_parameters()}

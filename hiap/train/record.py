@@ -14,6 +14,7 @@ import base64
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,9 +66,12 @@ class Score(_Part):
 class Metrics(_Part):
     """The same network at four moments. ``dense``: what the run started from (None when trained from scratch);
     ``soft``: gates sampled as in training, at the final temperature; ``hardened``: gates thresholded, nothing removed;
-    ``extracted``: physically smaller module, the number that counts. ``soft`` and ``hardened`` exist for gated runs."""
+    ``extracted``: physically smaller module, the number that counts. ``soft`` and ``hardened`` exist for gated runs.
+    ``probe``: a logistic regression on the features that a dense run with a new classifier began with, perhaps of fewer
+    images (hiap/train/probe.py)."""
 
     dense: Score | None = None
+    probe: Score | None = None
     soft: Score | None = None
     hardened: Score | None = None
     extracted: Score | None = None
@@ -189,6 +193,9 @@ class Record(_Part):
     shape: list[BlockShape] | None = None
     gates: list[GateLog] = Field(default_factory=list)  # every run.gate_log steps, if that is set
     weights_sha256: str = ""  # of the file that the weights began with, through the runs before this one
+    files: dict[str, str] = Field(default_factory=dict)  # SHA-256 of what the configuration names by a path, by key
+    code: str = ""  # digest of the baseline's file and those that it imports (hiap/train/identity.py)
+    core: str = ""  # of the modules of hiap/ that all methods share
     adapted: list[str] = Field(default_factory=list)  # what was done to fit those weights to the images and classes
     images: Images | None = None  # None in old records and in those of failed runs
     corrupt_images: int = 0  # training images that could not be read and were replaced
@@ -271,6 +278,14 @@ class Folders:
         """Folders that only a run that goes on needs."""
         return [self.checkpoints, *self.work.glob("stage-*")]
 
+    def set_aside(self) -> None:
+        """Let the run begin afresh: its record becomes ``earlier``, and what it would resume from goes."""
+        if self.record.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            self.record.replace(self.earlier)
+        for folder in self.on_the_way():
+            shutil.rmtree(folder, ignore_errors=True)
+
     def failed_records(self) -> list[Path]:
         return sorted(self.runs.glob(f"{self.run_id}.failed-*.json"))
 
@@ -303,6 +318,11 @@ def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> f
 def summary(path: Path) -> Summary:
     """As ``read``, tens of times as fast for a record of many epochs."""
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Summary)
+
+
+def made(path: Path) -> Record:
+    """As ``read``, without the logs of epochs and gates, which are most of it."""
+    return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Record)
 
 
 def _without(text: bytes, key: bytes) -> bytes:

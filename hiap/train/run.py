@@ -20,7 +20,7 @@ from hiap.formats import store
 from hiap.ledger import PICOSECONDS, LatencyTable
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import Target, target_of
-from hiap.train import card, checkpoint, compilation, curves
+from hiap.train import card, checkpoint, compilation, curves, identity, probe
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -51,18 +51,28 @@ from hiap.train.start import Start, build, published_top1, set_drop_path, weight
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
 from hiap.train.teachers import Lessons
 
+RERUN = "--rerun"
 
-def run(config: Config) -> Record:
-    """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished).
+
+def run(config: Config, rerun: bool = False) -> Record:
+    """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished,
+    with the same images, weights and code). ``rerun``: train again from the start, whatever is there.
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
     record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or ``srun`` several
     processes share the run (``distributed``).
     """
     folders = Folders.of(config)
-    if folders.record.exists():
-        return read(folders.record)
+    data.look_again()
+    if folders.record.exists() and not rerun:
+        record = read(folders.record)
+        identity.require_same(record, config, folders)
+        if doubt := identity.doubts([record]):
+            print(doubt, file=sys.stderr)
+        return record
     _preflight(config, folders)
+    if rerun:
+        folders.set_aside()
     started, device = now(), pick_device(config.run.device)
     check_precision(config.optim.precision, device)
     if config.run.compile:
@@ -83,6 +93,8 @@ def run(config: Config) -> Record:
             write(record, folders)
             write_status(folders, state="finished")
             _forget_the_way(folders)
+            if rerun:
+                folders.earlier.unlink(missing_ok=True)
     return record
 
 
@@ -128,7 +140,7 @@ class Run:
                 f"optim.batch_size {batch}: too small for {parts} parts (processes x run.accumulate) of a pair or more"
             )
         start = self._start()
-        self.start, self.adapted = start.model, start.adapted
+        self.start, self.adapted, self.new_head = start.model, start.adapted, start.new_head
         compared = config.data.name == "imagenet" and not start.new_head
         self.published = published_top1(config.model) if compared else None
         self.data = config.data.model_copy(update=self._pixels())
@@ -144,9 +156,16 @@ class Run:
         lessons = Lessons(self.context.config, self.start, self.dense_macs, info, folders, self.device)
         if lessons.adapted and world.first:
             print(f"{config.run_id}: teacher: {'; '.join(lessons.adapted)}", file=sys.stderr)
+        if config.method != "dense" and config.model.weights.startswith("run:"):
+            self._tell_behind(read(folders.referred(config.model.weights).record))
         if config.distill.hidden:
             check_fits(self.start, lessons.plain())
         self.journal = Journal(config, folders, world, self.dense_macs)
+        self.journal.made_of = {
+            "images": data.files_digest(config.data),
+            f"code of method {config.method}": identity.code_digest(config.method),
+            **{f"file of {key}": sha256 for key, sha256 in identity.files_behind(config, folders).items()},
+        }
         self.measure = Measure(config, self.data, folders, world, self.device, stopping, self.journal, info)
         self.loop = Loop(
             config, self.data, folders, world, self.device, info, stopping, self.stages, self.context, lessons,
@@ -161,6 +180,11 @@ class Run:
             raise ConfigError(
                 f"model.weights '{config.model.weights}': {start.adapted[-1]}, from which nothing can be learned yet: "
                 "train it with method=dense, then set model.weights=run:<run_id>"
+            )
+        if config.model.probe and not start.new_head:
+            weights = config.model.weights
+            raise ConfigError(
+                f"model.probe: model.weights '{weights}' have a classifier of these {info.classes} classes"
             )
         if start.adapted and self.world.first:
             print(f"{config.run_id}: {'; '.join(start.adapted)}", file=sys.stderr)
@@ -189,12 +213,11 @@ class Run:
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)
         given = config.model.weights and not config.model.scratch
-        if given and journal.dense is None:
-            journal.dense = self.measure.dense_score(self.start)
-            self.measure.check_start(journal.dense, self.published)
+        if given and (journal.dense, journal.probe) == (None, None):
+            self._measure_start()
         if given:
             self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
-        metrics = Metrics(dense=journal.dense)
+        metrics = Metrics(dense=journal.dense, probe=journal.probe)
         self.loop.lessons.precompute()
         model = self.start if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
@@ -213,10 +236,29 @@ class Run:
                 store.save(model, self.folders.stage(index))
         metrics.extracted = self.measure.score(model, "the network that is left")
         record = self._finished(started, metrics, model)
+        self._tell_behind(record)
         if self.world.first:
             set_layout(model, LAYOUTS[0])  # what runs fastest; training ran what it is billed for
             store.save(model, self.folders.model, card=card.of_record(record, self.folders, self.start))
         return record
+
+    def _tell_behind(self, record: Record) -> None:
+        """Say if a dense network is behind the features that it began with."""
+        if self.world.first and (line := probe.behind(record)):
+            print(f"{record.run_id}: {line}", file=sys.stderr)
+
+    def _measure_start(self) -> None:
+        """Tell the journal how good the network is that the run starts from. A classifier that was drawn at random is
+        not measured: a probe says what its features are worth."""
+        config, journal = self.config, self.journal
+        if config.model.probe:
+            probe.start_from(self.start, config, self.data, self.info.classes, self.device)
+        elif self.new_head:
+            journal.probe = probe.look(self.start, config, self.data, self.info, self.device)
+            return
+        journal.dense = self.measure.dense_score(self.start)
+        journal.probe = journal.dense if config.model.probe else None
+        self.measure.check_start(journal.dense, self.published)
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return record_of(
@@ -239,6 +281,9 @@ class Run:
             gates=self.journal.gates,
             weights_sha256=weights_sha256(self.config.model, self.folders),
             adapted=self.adapted,
+            files=identity.files_behind(self.config, self.folders),
+            code=identity.code_digest(self.config.method),
+            core=identity.core_digest(),
             images=Images(**data.identity(self.data, self.config.model.img_size, self.config.run.workers)),
             corrupt_images=len(self.loop.corrupt()),
             resumed=self.journal.resumed,
@@ -249,6 +294,12 @@ class Run:
         data.set_corrupt(self.data, set(state.get("corrupt", [])) if state else set())
         if state is None:
             return 0
+        now = self.journal.made_of
+        if different := [name for name, digest in state.get("made_of", now).items() if digest != now.get(name, "")]:
+            raise ConfigError(
+                f"{self.config.run_id}: begun with other {' and '.join(different)} (see the work folder "
+                f"{self.folders.work}); --rerun starts it afresh"
+            )
         self.journal.resume(state)
         return state["stage"]
 
@@ -297,8 +348,9 @@ def _preflight(config: Config, folders: Folders) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 finished, 1 the run failed (and left a record), 2 bad configuration, 143 stopped, resumable."""
     try:
-        config = from_dict(parse_overrides(sys.argv[1:] if arguments is None else arguments), "arguments")
-        record = run(config)
+        given = sys.argv[1:] if arguments is None else arguments
+        config = from_dict(parse_overrides([word for word in given if word != RERUN]), "arguments")
+        record = run(config, rerun=RERUN in given)
     except (ConfigError, gated_vit.UnsupportedModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

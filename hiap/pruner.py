@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiap import cost
+from hiap.backbones.families import is_vit
 from hiap.cost import Summary, latency_table, summary_of
 from hiap.extraction import extract, kept_units
 from hiap.gated_vit import (
@@ -31,12 +33,13 @@ from hiap.gated_vit import (
     gate,
     gates_with_masks,
     harden_to,
+    is_gated,
     keep_one_head,
     masks,
     named_gates,
     open_for_good,
 )
-from hiap.gates import Gate
+from hiap.gates import CERTAIN, Gate
 from hiap.ledger import LatencyTable
 from hiap.objective import feasibility, penalties
 from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, checked, one_line
@@ -175,9 +178,10 @@ class Pruner:
     """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
     the smaller network.
 
-    ``model``: a timm ViT (``hiap/backbones/supported.csv`` has a list); anything else is an ``UnsupportedModelError``
-    that names the module. ``target_macs``, ``target_params`` or ``target_latency`` (microseconds of a batch): what the
-    end must have at most, a number or, below 1, a share of dense; the penalties' strength is then found, and
+    ``model``: a timm ViT (``hiap/backbones/supported.csv`` has a list), or one that was pruned before, of
+    which shares then are; anything else is an ``UnsupportedModelError`` that names the module. ``target_macs``,
+    ``target_params`` or ``target_latency`` (microseconds of a batch): what the end must have at most, a number or,
+    below 1, a share of dense; the penalties' strength is then found, and
     ``lambda_macro`` and ``lambda_micro`` say only its ratio. Without one it is the paper's rule: the two strengths
     decide what is left. ``latency``: the table, or its file, that predicts time (else ``penalty.latency_table``), for
     that target and for ``penalty.ledger='latency'``. ``gates``, ``penalty``, ``feasibility``: the options of
@@ -219,7 +223,10 @@ class Pruner:
         chosen = {name: value for name, value in given.items() if value is not None}
         self.gates, self.feasibility = gates or GateConfig(), feasibility or FeasibilityConfig()
         self.prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
-        self.model = gate(model, self.gates, seed=seed)
+        whole, target_macs, target_params = _evened(model, target_macs, target_params)
+        self._again = whole is not model
+        self.model = gate(whole, self.gates, seed=seed)
+        self._gone = _close_zeros(self.model) if self._again else None
         self.steps, self.done, self.keep = steps, 0, keep
         self._stay = protected(self.model, keep or {})
         self._finished = False
@@ -343,6 +350,7 @@ class Pruner:
     def _free(self) -> Iterator[tuple[Gate, Tensor]]:
         """Every gate with those of its units that nothing holds."""
         held = open_also(self._stay, self.shrink.gone()) if self.shrink else self._stay
+        held = open_also(held, self._gone) if self._gone else held
         for one, stay in gates_with_masks(self.model, held):
             yield one, ~stay.to(one.logit.device)
 
@@ -374,6 +382,10 @@ class Pruner:
             )
         self.harden()
         small = extract(self.model, layout)
+        if self._again:
+            from hiap.beyond.evening import trimmed
+
+            small = trimmed(small)
         self._finished = True
         return small
 
@@ -428,6 +440,37 @@ class Pruner:
         if self.budget:
             self.budget.load_state_dict(state["budget"])
         self._watch = Watch(self.model)
+
+
+def _evened(model: Any, macs: float | None, params: float | None) -> tuple[Any, float | None, float | None]:
+    """A network that was pruned before with zeros where units are gone, so that its blocks are alike, and shares of it
+    as numbers; any other, and its targets, as they are."""
+    if not is_vit(model) or is_gated(model):  # told by ``gate``
+        return model, macs, params
+    from hiap.beyond.evening import even  # ours, and needed for such networks alone
+
+    whole = even(model)
+    if whole is not model:
+        if isinstance(macs, float) and 0 < macs < 1:
+            macs = round(macs * cost.macs(model, cost.image_of(model)))
+        if isinstance(params, float) and 0 < params < 1:
+            params = round(params * cost.params(model))
+    return whole, macs, params
+
+
+@torch.no_grad()
+def _close_zeros(gated: Any) -> list[BlockMask]:
+    """Close the gates of units that give nothing, for good; which they are."""
+    gone = []
+    for block in gated.blocks:
+        attn, mlp = block.attn, block.mlp
+        dims = (attn.proj.weight == 0).all(0).view(attn.num_heads, attn.head_dim)
+        neurons = (mlp.fc2.weight == 0).all(0)
+        none = torch.zeros((), dtype=torch.bool, device=neurons.device)
+        gone.append(BlockMask(heads=dims.all(-1), dims=dims, ffn=none, neurons=neurons))
+    for one, closed in gates_with_masks(gated, gone):
+        one.logit.masked_fill_(closed.to(one.logit.device), -CERTAIN)
+    return gone
 
 
 def param_groups(

@@ -259,15 +259,6 @@ class SearchConfig(Section):
     w_mlp: float = Field(5e-5, ge=0)  # vit_slim: weight of the l1 norm of the FFN's masks
 
 
-class ObsConfig(Section):
-    """What method obs ranks units by: so many training images without augmentation, and squared errors weighted by the
-    Fisher information of the network's 'own' answers (no labels are looked at), of the images' 'labels', or by 'none'.
-    """
-
-    images: int = Field(512, ge=1)  # training images that units are ranked by
-    fisher: Literal["own", "labels", "none"] = "own"  # whose answers weigh the squared errors
-
-
 class ShrinkConfig(Section):
     """Ours, for method 'hiap': while gates train, units that are closed with certainty are removed (hiap.Shrink)."""
 
@@ -326,7 +317,6 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     budget: BudgetConfig = BudgetConfig()
     search: SearchConfig = SearchConfig()
-    obs: ObsConfig = ObsConfig()
     shrink: ShrinkConfig = ShrinkConfig()
     run: RunConfig = RunConfig()
 

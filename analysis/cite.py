@@ -39,7 +39,7 @@ def row(results: Results, name: str) -> str:
     if pd.isna(top1.low):  # of one seed, or the records do not say which images were right
         top1, over = seeds.mean(found["top1"]), "seeds"
     lines = {
-        "result": f"{names.title(label, found['method'].iloc[0])} on {found['data'].iloc[0]}",
+        "result": f"{names.titles(found.head(1))[0]} on {found['data'].iloc[0]}",
         "top-1": _interval(top1, "%", over),
         "MACs": _interval(macs, "% of dense", "seeds"),
         "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",

@@ -16,9 +16,9 @@ import pytest
 
 import analysis
 from analysis import execute
-from analysis.figures import accuracy, style
 from analysis.figures import costs as cost_pictures
 from analysis.figures import heat_maps as maps
+from analysis.figures import style
 from analysis.findings import costs, gates, heat_maps
 from analysis.records import names, published, results
 from analysis.records.results import REPOSITORY, Results, dense_units, gate_trajectory, topology
@@ -277,14 +277,12 @@ def test_each_panel_names_its_data(root: Path) -> None:
 
 
 def figures(root: Path) -> dict[str, tuple[Any, pd.DataFrame]]:
-    runs, record = comparisons.summary(Results(root).runs()), Results(root).gated()[0]
+    record = Results(root).gated()[0]
     full, opened, shape = dense_units(record), gate_trajectory(record), topology(record)
-    stages, prices, counts = Results(root).stages(), costs.price_list(), costs.counting_conventions()
+    prices, counts = costs.price_list(), costs.counting_conventions()
     return {
-        "pareto": (accuracy.pareto(runs), runs),
         "gates": (maps.gate_heatmaps(opened, full), opened),
         "topology": (maps.widths(shape, full), shape),
-        "training_cost": (cost_pictures.training(stages), stages),
         "cost_ledger": (cost_pictures.prices(prices), prices),
         "conventions": (cost_pictures.conventions(counts, 174.0e6), counts),
     }
@@ -293,15 +291,15 @@ def figures(root: Path) -> dict[str, tuple[Any, pd.DataFrame]]:
 def test_figures_are_saved_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         for name, (figure, data) in figures(root).items():
-            if name in ("pareto", "topology"):
+            if name in ("conventions", "topology"):
                 style.save(figure, name, data, tmp_path / folder)
     files = sorted(path.name for path in (tmp_path / "a" / "figures").iterdir())
-    assert files == [f"{name}.{suffix}" for name in ("pareto", "topology") for suffix in ("csv", "pdf", "png")]
+    assert files == [f"{name}.{suffix}" for name in ("conventions", "topology") for suffix in ("csv", "pdf", "png")]
     for name in files:
         assert (tmp_path / "a" / "figures" / name).read_bytes() == (tmp_path / "b" / "figures" / name).read_bytes()
-    assert b"CreationDate" not in (tmp_path / "a" / "figures" / "pareto.pdf").read_bytes()
-    plotted = pd.read_csv(tmp_path / "a" / "figures" / "pareto.csv")
-    assert plotted["top1"].tolist() == comparisons.summary(Results(root).runs())["top1"].tolist()
+    assert b"CreationDate" not in (tmp_path / "a" / "figures" / "conventions.pdf").read_bytes()
+    plotted = pd.read_csv(tmp_path / "a" / "figures" / "conventions.csv")
+    assert plotted["macs"].tolist() == costs.counting_conventions()["macs"].tolist()
 
 
 def test_no_text_leaves_a_figure_or_covers_another(root: Path) -> None:
@@ -432,8 +430,8 @@ def test_notebooks_run_and_a_second_run_writes_the_same(tmp_path: Path, capfd: p
     assert execute.main(["--results", str(root)]) == 0
     shown, errors = capfd.readouterr()
     assert errors == ""
-    assert "HiAP (moderate)" in shown
-    assert "pareto.pdf" in shown
+    assert "The paper's rule, our reading" in shown
+    assert "conventions.pdf" in shown
     assert sorted(p.name for p in (root / "notebooks").iterdir()) == sorted(
         p.name for p in execute.FOLDER.glob("*.ipynb")
     )
@@ -450,7 +448,7 @@ def test_notebooks_run_and_a_second_run_writes_the_same(tmp_path: Path, capfd: p
     put(root, made_up("hiap-heavy", "hiap", 1, 20_000_000, 86.0))
     done = execute.Done(root / "notebooks", root)  # looks once
     assert not any(done.has(path) for path in execute.notebooks([])), "other records"
-    (root / "figures" / "pareto.pdf").unlink()
+    (root / "figures" / "conventions.pdf").unlink()
     assert not execute.Done(root / "notebooks", root).digests, "what was written is gone"
 
 
@@ -461,7 +459,10 @@ def test_a_notebook_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]
 
 def test_notebooks_say_so_when_nothing_has_run(tmp_path: Path) -> None:
     assert run("02_laptop_table", tmp_path).count("No finished run of grid 'laptop'") > 2
-    assert not (tmp_path / "figures" / "pareto.pdf").exists()
+    assert (
+        not (tmp_path / "tables" / "table3.csv").exists()
+        or "affine" not in (tmp_path / "tables" / "table3.csv").read_text()
+    )
 
 
 def test_a_failing_cell_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from test_analysis import DENSE_MACS, made_up
 
-from analysis.figures import accuracy, heat_maps, intervals
+from analysis.figures import heat_maps, intervals
+from analysis.records import names
 from analysis.records.results import Results
 from analysis.stats import images
 from analysis.studies import evidence, paired, words
@@ -102,15 +103,18 @@ def test_no_records_give_empty_frames(tmp_path: Path) -> None:
         evidence.against(runs),
         evidence.finetuning(runs),
         evidence.machines(runs),
+        evidence.longer(runs),
     ):
         assert frame.empty
     assert evidence.tuned(runs).empty
-    assert set(evidence.blocks(Results(tmp_path), ["hiap-50"])["network"]) == {f"Fig. {n}" for n in range(5, 10)}
+    assert set(evidence.blocks(Results(tmp_path), ["hiap-50"])["network"]) == {
+        f"Fig. {n} of the paper" for n in range(5, 10)
+    }
 
 
 def test_fine_tuning_is_paired_with_the_network_that_it_starts_from(root: Path) -> None:
     (row,) = evidence.finetuning(evidence.load(Results(root))).to_dict("records")
-    assert (row["label"], row["title"], row["target"], row["n"]) == ("hiap-65", "HiAP", 0.35, 3)
+    assert (row["label"], row["title"], row["target"], row["n"]) == ("hiap-65", names.TARGETED, 0.35, 3)
     assert row["low"] < row["difference"] < row["high"]
     assert row["difference"] == pytest.approx(3, abs=1)
     runs = evidence.load(Results(root))
@@ -125,10 +129,13 @@ def test_the_table_says_what_is_judged_and_fits_the_page(root: Path) -> None:
     shown = render.text(ours.at_papers_shape(evidence.load(Results(root))))
     assert max(map(len, shown.splitlines())) <= render.TEXT_WIDTH
     half = shown.split("Target 50 %")[1].split("Target 35 %")[0]
-    line = {name: next(row for row in half.splitlines() if row.startswith(name)) for name in ("Taylor", "Uniform (n")}
+    line = {
+        name: next(row for row in half.splitlines() if row.startswith(name)) for name in ("Taylor", "Uniform, gate")
+    }
     assert "below" in line["Taylor"]
-    assert "undecided" in line["Uniform (n"]
-    assert "HiAP (settled)" in half
+    assert "undecided" in line["Uniform, gate"]
+    assert "HiAP + target (ours), settled" in half
+    assert "TMACs" in shown
     assert "finetuned" not in shown
 
 
@@ -136,7 +143,9 @@ def test_the_readme_takes_its_sides_from_the_records(root: Path) -> None:
     said = words.at_papers_shape(Results(root))
     rows = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if line.startswith("| ")}
     assert rows["Taylor"].count("behind") == 2
-    assert rows["Uniform under HiAP's gate noise"].count("undecided") == 2
+    assert rows["Uniform under gate noise (control)"].count("undecided") == 2
+    assert "undecided" not in rows["Uniform (exploratory)"]
+    assert rows["Taylor"].count("TMACs") == 2
     assert "(at 35 %)" in said
     assert "at 35 % for 1.00 of the training MACs" in said
     for seed in range(3):
@@ -185,25 +194,68 @@ def test_prices_are_held_against_the_papers_at_the_same_time(tmp_path: Path) -> 
 
 def test_figures_show_every_row(root: Path) -> None:
     runs = evidence.load(Results(root))
-    fig = intervals.at_papers_shape(evidence.against(runs))
-    assert [ax.get_title() for ax in fig.axes] == ["50 % of the MACs", "35 % of the MACs"]
-    assert len({tuple(np.atleast_1d(line.get_markerfacecolor())) for line in fig.axes[0].lines[1:]}) > 3
-    rows = evidence.accuracies(runs)
-    legend = accuracy.at_papers_shape(rows).legends[0]
-    assert {text.get_text().split(",")[0] for text in legend.get_texts()} == set(rows["title"])
+    rows = evidence.drawn(runs)
+    fig = intervals.forest(rows)
+    assert [ax.get_title("left") for ax in fig.axes] == ["50 % of the MACs", "35 % of the MACs"]
+    assert {line.get_markerfacecolor() for line in fig.axes[0].lines[1:]} >= {"black", "white"}
+    shown = {label.get_text() for label in fig.axes[0].get_yticklabels()}
+    assert shown == {"HiAP + target", evidence.OWN, *rows["title"]}
+    assert set(rows.loc[rows["judged"], "variant"]) == {"vit_slim", "taylor", "uniform-noise"}
     blocks = evidence.blocks(Results(root), ["hiap-50", "hiap-65"])
     pictures = heat_maps.blocks(blocks)
     assert [label.get_text() for label in pictures.axes[0].get_yticklabels()][:2] == [
-        "hiap-50 (n = 3)",
-        "hiap-65 (n = 3)",
+        "HiAP + target (ours), 50 %, n = 3",
+        "HiAP + target (ours), 35 %, n = 3",
     ]
     assert len(pictures.axes[0].get_yticklabels()) == 7
 
 
-def test_blocks_are_means_over_seeds(root: Path) -> None:
-    rows = evidence.blocks(Results(root), ["hiap-50"]).query("network == 'hiap-50'").set_index("block")
-    assert rows.loc[0, ["n", "heads", "dims", "neurons"]].tolist() == [3, 3, 21, 300]
-    assert rows.loc[1, ["heads", "dims", "neurons"]].tolist() == [1, 32, 0]
+def test_blocks_are_shown_seed_by_seed(root: Path) -> None:
+    rows = evidence.blocks(Results(root), ["hiap-50"]).query("label == 'hiap-50'")
+    assert sorted(rows["seed"].unique()) == [0, 1, 2]
+    rows = rows.set_index(["seed", "block"])
+    assert rows.loc[(1, 0), ["heads", "dims", "neurons"]].tolist() == [3, 21, 300]
+    assert rows.loc[(2, 1), ["heads", "dims", "neurons"]].tolist() == [1, 32, 0]
+
+
+def test_pairs_are_judged_apart_or_as_one_family(root: Path) -> None:
+    runs = evidence.load(Results(root))
+    pair = evidence.FIRST._replace(primary=((0.5, "taylor"),))
+    rows = evidence.against(runs, pair)
+    tested = rows[rows["primary"].astype(bool)]
+    assert tested["variant"].tolist() == ["taylor"]
+    assert tested["p_holm"].item() == tested["p"].item(), "a family of one"
+    both = pd.concat([evidence.differences(runs, pair), evidence.differences(runs, evidence.FIRST)])
+    joint = evidence.judged(both.reset_index(drop=True), 7)
+    assert joint["p_holm"].dropna().min() == pytest.approx(7 * tested["p"].item())
+
+
+def test_what_is_not_trained_stands_in_the_table(root: Path) -> None:
+    for label, level, correct in (("taylor-50", 20, 0), ("taylor-50-corrected", 70, 512)):
+        put(root, label, "taylor", 0, level, grid="after_cut", budget={"target_macs": 0.5, "correct": correct})
+    cuts = evidence.untrained(Results(root), "after_cut")
+    assert cuts.set_index("corrected")["title"].to_dict() == {False: "Taylor, cut alone", True: "Taylor, least squares"}
+    assert (cuts["low"] < cuts["top1"]).all()
+    shown = render.text(ours.at_papers_shape(evidence.load(Results(root)), evidence.FIRST, cuts))
+    assert "untrained: 50 % of the MACs; 2,000 validation images" in shown
+    assert "Taylor, least squares" in shown
+
+
+def test_a_setting_at_the_end_of_its_range_is_named(tmp_path: Path) -> None:
+    for lr, level in ((0.02, 60), (0.05, 65), (0.1, 70)):
+        put(tmp_path, f"hiap-lr{lr}", "hiap", 0, level, "tune", gates={"lr": lr})
+    for lr, level in ((1e-4, 60), (2e-4, 70), (4e-4, 65)):
+        put(tmp_path, f"taylor-lr{lr}", "taylor", 0, level, "tune", optim={"lr": lr})
+    results = Results(tmp_path)
+    rows = evidence.tuned(evidence.load(results, "tune"), results.finished("tune")).query("taken").set_index("tuned")
+    assert rows["edge"].to_dict() == {"hiap": "gates.lr 0.1, the highest of 3", "taylor": ""}
+
+
+def test_a_fragile_test_is_counted_without_each_seed(root: Path) -> None:
+    undone, seeds = evidence.fragile(evidence.load(Results(root)), "taylor", 0.5)
+    assert seeds == 3
+    assert 0 <= undone <= 3
+    assert evidence.fragile(evidence.load(Results(root)), "uniform-noise", 0.5)[0] == 3, "never decided"
 
 
 def test_the_best_configuration_of_each_method_is_taken(tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_finding_9_one_point_five_to_one_is_ahead_once_for_sure() -> None:
     assert rows["ahead"].iloc[0] == pytest.approx(67.9 - (64.5 + 3 / 8 * (71.8 - 64.5)))
     assert rows["ahead"].round(1).tolist() == [0.7, -0.8, 0.3]
     assert rows["ahead_smooth"].iloc[0] > 0.5
+    assert rows["least"].iloc[0] == pytest.approx(0.29, abs=0.01), "the quadratic"
+    assert rows["most"].iloc[0] == pytest.approx(1.09, abs=0.01), "the cubic"
     assert rows["ahead_smooth"].iloc[2] < 0
 
 

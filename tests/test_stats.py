@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from test_analysis import DENSE_MACS, made_up
 
-from analysis.figures import accuracy, intervals
+from analysis.figures import intervals
 from analysis.records import names
 from analysis.records.results import Results
 from analysis.stats import seeds as statistics
@@ -104,7 +106,7 @@ def test_the_study_compares_at_the_same_target_only(runs):
     assert rows.loc["l1-20", "difference"] == pytest.approx(1.01)
     assert rows.loc["l1-20", "decided"] is True
     assert rows.loc[["dense", "hiap-20", "hiap-50"], "difference"].isna().all()
-    assert rows.loc["hiap-20", "title"] == "HiAP"
+    assert rows.loc["hiap-20", "title"] == "HiAP + target (ours)"
     assert (rows["n"] == 3).all()
     assert rows.loc["l1-20", "improvement"] == 1
 
@@ -118,7 +120,7 @@ def test_without_images_a_difference_is_shown_and_nothing_is_decided(runs):
     alone = comparisons.study(runs[runs["seed"] == 0]).set_index("label")
     assert alone.loc["l1-20", "difference"] == pytest.approx(1.0)
     assert np.isnan(alone.loc["l1-20", "difference_low"])
-    intervals.forest(alone.reset_index()).draw_without_rendering()
+    intervals.forest(comparisons.from_reference(alone.reset_index())).draw_without_rendering()
 
 
 def test_images_of_one_original_decide_less(runs):
@@ -134,7 +136,7 @@ def test_images_of_one_original_decide_less(runs):
 def test_the_study_table_says_what_is_decided_and_fits_the_page(runs):
     text = render.text(ours.study(comparisons.study(runs)))
     assert max(map(len, text.splitlines())) <= render.TEXT_WIDTH
-    assert next(line for line in text.splitlines() if "l1 FFN" in line).split()[-3] == "better"
+    assert next(line for line in text.splitlines() if "l1 FFN" in line).split()[-2] == "below"
     assert "Target 80 %" in text
     assert "Target 50 %" in text
 
@@ -153,29 +155,44 @@ def test_only_what_holm_keeps_is_decided_and_filled(runs):
     assert rows.loc["l1-20", "p_holm"] == pytest.approx(3 * rows.loc["l1-20", "p"])
     assert rows.loc[["dense", "hiap-20"], ["p", "p_holm", "decided"]].isna().all(axis=None)
     verdicts = render.values(ours.study(rows.reset_index())).set_index("title")["verdict"]
-    assert verdicts[["l1 FFN", "Taylor", "CoFi"]].tolist() == ["better", "", ""]
-    faces = {tuple(line.get_markerfacecolor()) for line in intervals.forest(rows.reset_index()).axes[0].lines[1:]}
-    assert len(faces) == 2
+    assert verdicts[["l1 FFN", "Taylor", "CoFi"]].tolist() == ["below", "", ""]
+    fig = intervals.forest(comparisons.from_reference(rows.reset_index()))
+    assert {line.get_markerfacecolor() for line in fig.axes[0].lines if line.get_marker() == "s"} == {"black", "white"}
 
 
 def test_figures_show_every_compared_row(runs):
     rows = comparisons.study(runs)
-    assert len(intervals.forest(rows).axes) == 1  # a target at which nothing is compared has no panel
-    assert len(accuracy.top1_and_training({"once": rows, "twice": rows}).axes) == 2
+    fig = intervals.forest(comparisons.from_reference(rows))
+    assert len(fig.axes) == 1  # a target at which nothing is compared has no panel
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["HiAP + target", "l1 FFN"]
+    bills = [f"{macs / 1e12:.2f}" for macs in rows[rows["target"] == 0.8].sort_values("method")["train_macs"]]
+    assert [text.get_text() for text in fig.axes[0].texts if text.get_text() != "TMACs"] == bills[::-1]
+
+
+def test_one_sign_in_tables_and_figures(runs):
+    rows = comparisons.study(runs)
+    flipped = comparisons.from_reference(rows).set_index("label").loc["l1-20"]
+    plain = rows.set_index("label").loc["l1-20"]
+    assert flipped["difference"] == -plain["difference"] == pytest.approx(-1.01)
+    assert (flipped["low"], flipped["high"]) == (-plain["difference_high"], -plain["difference_low"])
+    assert flipped["low"] <= flipped["difference"] <= flipped["high"]
+    shown = render.values(ours.study(rows)).set_index("title").loc["l1 FFN"]
+    assert shown["difference"] == flipped["difference"]
+    assert shown["improvement"] == 0
 
 
 def test_a_method_far_below_is_written_at_the_edge_and_hides_no_other(runs):
     far = answered(runs.assign(top1=runs["top1"].where(runs["method"] != "l1", 30.0)))
     near = runs[runs["label"] == "l1-20"].assign(label="taylor-20", method="taylor", run_id=["a", "b", "c"])
     rows = comparisons.study(pd.concat([far, near], ignore_index=True))
-    for fig in (accuracy.top1_and_training({"once": rows}), accuracy.study_pareto(rows)):
-        assert [text.get_text() for text in fig.axes[0].texts] == ["l1 FFN 30.0 ↓"]
-        assert fig.axes[0].get_ylim()[0] > 70
-        assert fig.axes[0].get_ylim()[0] < rows.loc[rows["method"] == "hiap", "low"].min()
-    fig = intervals.forest(rows)
-    (text,) = (text for text in fig.axes[0].texts if "←" in text.get_text())
+    fig = intervals.forest(comparisons.from_reference(rows))
+    (text,) = (text for text in fig.axes[0].texts if "→" in text.get_text())
+    assert re.fullmatch(r"\+5\d\.\d \[\d\d\.\d, \d\d\.\d\] →", text.get_text()), "never without its interval"
     fig.draw_without_rendering()
-    assert text.get_window_extent().x1 < fig.axes[0].transData.transform((0, 0))[0]
+    box, axis = text.get_window_extent(), fig.axes[0].get_window_extent()
+    assert axis.x0 < box.x0
+    assert box.x1 < axis.x1
+    assert fig.axes[0].get_xlim()[1] < 10
 
 
 def test_an_axis_holds_the_intervals_of_all_that_is_drawn_on_it(runs):
@@ -188,8 +205,8 @@ def test_an_axis_holds_the_intervals_of_all_that_is_drawn_on_it(runs):
     ]
     rows = comparisons.study(answered(pd.concat([runs, *others], ignore_index=True)))
     ends = rows.set_index("label").loc[["taylor-20", "cofi-20"], ["difference", "difference_high"]]
-    assert ends.loc["taylor-20", "difference"] < intervals.FAR < ends.loc["cofi-20", "difference"]
-    assert intervals.forest(rows).axes[0].get_xlim()[1] >= ends["difference_high"].max()
+    assert len(ends) == 2
+    assert intervals.forest(comparisons.from_reference(rows)).axes[0].get_xlim()[0] <= -ends["difference_high"].max()
 
 
 def test_landings_keep_the_worst_seed(runs):
@@ -248,11 +265,30 @@ def test_longer_recipes_are_held_against_the_short_single_phase(runs):
 @pytest.mark.parametrize(
     ("label", "method", "shown"),
     [
-        ("hiap-faithful", "hiap", "HiAP (faithful)"),
-        ("dense-noise", "hiap", "Dense (noise)"),
+        ("hiap-faithful", "hiap", "The paper's rule, our reading"),
+        ("dense-noise", "hiap", "Dense, gate noise (control)"),
         ("dense", "dense", "Dense"),
         ("2to1-1.8", "hiap", "2to1-1.8"),
+        ("uniform-noise", "uniform", "Uniform, gate noise (control)"),
+        ("hiap-faithful-soft", "hiap", "The paper's rule, our reading, soft"),
+        ("taylor-rounds", "taylor", "Taylor (in rounds)"),
     ],
 )
 def test_controls_are_named_for_what_they_are(label, method, shown):
     assert names.title(label, method) == shown
+
+
+def test_hiap_with_a_target_says_that_the_target_is_ours():
+    assert names.title("hiap-settled", "hiap", 0.5) == "HiAP + target (ours), settled"
+    assert names.title("hiap-faithful", "hiap", np.nan, 465.0) == "The paper's rule, our reading, 465 steps"
+    assert names.title("taylor", "taylor", 0.5) == "Taylor"
+
+
+def test_three_seeds_of_a_large_spread_have_students_interval():
+    found = statistics.Interval(80.0, 79.5, 80.5, 3)
+    spread = statistics.widened(found, seeds(78.0, 80.0, 82.0))
+    half = statistics.half_width([78.0, 80.0, 82.0])
+    assert (spread.low, spread.high) == pytest.approx((80 - half, 80 + half))
+    assert statistics.widened(found, seeds(79.99, 80.0, 80.01)) == found, "their images' luck is the wider one"
+    five = found._replace(n=5)
+    assert statistics.widened(five, seeds(70, 75, 80, 85, 90)) == five, "as the protocol has it"

@@ -1,14 +1,19 @@
 """Every claim of the paper and a computed verdict.
 
-``results/published/claims.csv`` states the claims, their tolerances and what answers them; it holds no verdict.
-Verdicts:
+``results/published/claims.csv`` states the claims, their tolerances with a reason each, what answers them, and how
+their authors might contest a verdict: these words are typed, and they decide with what is computed. It holds no
+verdict. Verdicts:
 
 - *confirmed*, *contradicted*: by a computation (``check``), or by at least ``SEEDS`` runs on the paper's data, if their
   interval lies wholly within the tolerance, or wholly outside.
+- *self-consistent*: the text agrees with the paper's own figure or table; nothing of ours is in it.
+- *partly*, *undecided*: what is computed depends on a reading that the paper leaves open; in part of what the claim
+  speaks of it holds, or nobody can say.
 - *implemented so*: what our implementation was built to do; that it does so is tested, and is no evidence about theirs.
 - *insufficient seeds*: runs on the paper's data, too few or too spread to decide.
 - *different setting*: answered with other data, hardware or rule than the paper's; ``agrees`` says with what outcome.
-- *not run*: with the command that would answer it, or why none here can.
+- *not run*: with the ``command`` that would answer it.
+- *out of reach*: no command can answer it, and why.
 """
 
 from __future__ import annotations
@@ -26,15 +31,24 @@ from analysis.records import published
 from analysis.records.results import REPOSITORY, Results
 from analysis.stats.seeds import half_width
 from analysis.tables.render import Column, Panel, Table, number, words
-from slurm import estimate, grid
+from slurm import estimate
 
 SEEDS = 3
 DECIDED = ("confirmed", "contradicted")
-VERDICTS = (*DECIDED, "implemented so", "different setting", "insufficient seeds", "not run")
+VERDICTS = (
+    "confirmed", "self-consistent", "partly", "undecided", "contradicted", "implemented so", "different setting",
+    "insufficient seeds", "not run", "out of reach",
+)  # fmt: skip
 OTHERS = "other papers"  # rows that HiAP's tables print of others: judged too, and no claim of HiAP's paper
+TYPED = ("reason", "contest")  # words beside a claim: why this tolerance, and what the authors might say
 STATED = ("id", "place", "kind", "claim", "value", "unit", "tolerance", "direction")
-KINDS = ("analytic", "theory", "structural", "accuracy", "speed")
-SHORT = {"insufficient seeds": "Few seeds"}  # where a column is narrow
+COMPUTED = ("arithmetic", "self-consistency", "analytic", "theory", "structural")  # kinds that need no run
+TRAINED = ("topology", "budget", "accuracy", "speed")  # kinds that need one
+KINDS = (*COMPUTED, *TRAINED)
+SUMS = {"need no run": COMPUTED, "need a run": TRAINED}
+SHORT = {"insufficient seeds": "Few seeds", "self-consistent": "Self-cons.", "implemented so": "Impl. so",
+         "different setting": "Diff. setting", "confirmed": "Conf.", "contradicted": "Contrad.", "undecided": "Undec.",
+         "out of reach": "No reach"}  # fmt: skip
 AGREES = dict(zip(DECIDED, ("yes", "no"), strict=True))
 
 
@@ -50,24 +64,27 @@ class Found(NamedTuple):
     agrees: str = ""
     runs: str = ""
     commits: str = ""
+    command: str = ""
 
 
 def load() -> pd.DataFrame:
     """The claims as stated; an empty cell of text is ''."""
     claims = pd.read_csv(published.FOLDER / "claims.csv", dtype={"argument": str})
-    texts = ["metric", "unit", "direction", "check", "argument", "answer", "here"]
+    texts = ["metric", "unit", "direction", "check", "argument", "answer", "here", *TYPED]
     return claims.fillna(dict.fromkeys(texts, ""))
 
 
 def verdicts(results: Results) -> pd.DataFrame:
     """One row per claim: what was claimed, what was ``found``, on how many runs (``n``), the ``verdict``, the
-    ``evidence`` (function, runs, or command), and ids and commits of the runs."""
+    tolerances that it ``holds_for``, the ``evidence``, the ``command`` that would answer it, ids and commits of the
+    runs, and the words beside it (``TYPED``)."""
     rows = []
     for claim in load().to_dict("records"):
         found = judge(claim, results)
         numbers = {"found": found.found, "interval_low": found.low, "interval_high": found.high, "n": found.n}
-        answer = {key: getattr(found, key) for key in ("verdict", "agrees", "evidence", "runs", "commits")}
-        rows.append({**{key: claim[key] for key in STATED}, **numbers, **answer})
+        answer = {key: getattr(found, key) for key in ("verdict", "agrees")} | {"holds_for": _holds(claim, found)}
+        answer |= {key: getattr(found, key) for key in ("evidence", "command", "runs", "commits")}
+        rows.append({**{key: claim[key] for key in STATED}, **numbers, **answer, **{key: claim[key] for key in TYPED}})
     return pd.DataFrame(rows)
 
 
@@ -80,20 +97,55 @@ def judge(claim: Mapping[Any, Any], results: Results) -> Found:
         return _from_runs(claim, scores)
     if timing := found_runs.timing(claim, results):
         return _from_timing(claim, timing)
-    planned_elsewhere = claim["answer"].startswith(found_runs.LAUNCH)  # those runs are what answered
-    if here and claim["answer"] and here.verdict == "different setting" and not planned_elsewhere:
-        return here._replace(evidence=f"{here.evidence}; in the paper's: {_how(claim)}")
-    return here or Found("not run", _how(claim))
+    if not claim["answer"]:
+        return here or Found("out of reach", claim["reason"])
+    command, note = how(claim)
+    if here:
+        return here._replace(evidence=f"{here.evidence}; in the paper's setting: {command} ({note})", command=command)
+    return Found("not run", note, command=command)
 
 
 def _computed(claim: Mapping[Any, Any]) -> Found:
-    value, note = CHECKS[claim["check"]](claim["argument"]), ""
-    if isinstance(value, Noted):
-        value, note = value
-    holds = value if isinstance(value, bool) else _decide(value, value, claim) == "confirmed"
-    verdict = "contradicted" if not holds else "implemented so" if claim["check"] in OWN else "confirmed"
+    value = CHECKS[claim["check"]](claim["argument"])
+    noted = value if isinstance(value, Noted) else Noted(value, "")
+    outcome = _of_check(claim, noted)
     source = f"analysis.claims.checks.{claim['check']}"
-    return Found(verdict, f"{source}: {note}" if note else source, float(value), agrees="yes" if holds else "no")
+    evidence = f"{source}: {noted.note}" if noted.note else source
+    agrees = AGREES.get(outcome, "undecided")
+    return Found(_worded(claim, outcome), evidence, float(noted.value), noted.low, noted.high, agrees=agrees)
+
+
+def _of_check(claim: Mapping[Any, Any], noted: Noted) -> str:
+    """'confirmed' or 'contradicted', or what a range over readings leaves: 'partly' or 'undecided'."""
+    if isinstance(noted.value, bool):
+        return "confirmed" if noted.value else "contradicted"
+    ends = (noted.value, noted.value) if math.isnan(noted.low) else (noted.low, noted.high)
+    outcome = _decide(*ends, claim)
+    return outcome if outcome in DECIDED else "partly" if noted.partly else "undecided"
+
+
+def _worded(claim: Mapping[Any, Any], outcome: str) -> str:
+    """What confirms nothing is not called so: what we built so, and the paper's text beside its own figure."""
+    if outcome != "confirmed":
+        return outcome
+    if claim["check"] in OWN:
+        return "implemented so"
+    return "self-consistent" if claim["kind"] == "self-consistency" else outcome
+
+
+def _holds(claim: Mapping[Any, Any], found: Found) -> str:
+    """The tolerances with which what was found would be judged the same; '' for yes or no, and where nothing was
+    found."""
+    if math.isnan(claim["value"]) or math.isnan(found.found):
+        return ""
+    ends = [found.found] if math.isnan(found.low) else [found.low, found.high]
+    over = {">=": [claim["value"] - end for end in ends], "<=": [end - claim["value"] for end in ends]}
+    apart = over.get(claim["direction"], [abs(end - claim["value"]) for end in ends])
+    across = not claim["direction"] and min(ends) <= claim["value"] <= max(ends)
+    least, most = 0.0 if across else max(0.0, min(apart)), max(0.0, *apart)
+    if found.agrees == "yes":
+        return f"from {most:.3g}"
+    return f"below {most if across else least:.3g}" if found.agrees == "no" else f"from {least:.3g} to below {most:.3g}"
 
 
 def _from_runs(claim: Mapping[Any, Any], scores: found_runs.Scores) -> Found:
@@ -104,16 +156,14 @@ def _from_runs(claim: Mapping[Any, Any], scores: found_runs.Scores) -> Found:
     evidence, verdict = f"grid {'/'.join(found_runs.selector(claim['answer']) or ())}", outcome
     if scores.other:
         verdict, evidence = _elsewhere(claim), f"{evidence}, with {scores.other}"
-    if n < SEEDS:
-        evidence += f"; {_more_seeds(claim)}"
-    agrees = AGREES.get(outcome, "undecided")
-    return Found(verdict, evidence, mean, mean - half, mean + half, n, agrees, runs, commits)
+    agrees, command = AGREES.get(outcome, "undecided"), how(claim)[0] if n < SEEDS else ""
+    return Found(verdict, evidence, mean, mean - half, mean + half, n, agrees, runs, commits, command)
 
 
 def _from_timing(claim: Mapping[Any, Any], timing: found_runs.Timing) -> Found:
     """Decides for the paper only on the claim's device; ``low`` and ``high`` are those of ``found_runs.Timing``."""
     outcome = _decide(timing.low, timing.high, claim)
-    here = claim["dataset"] in timing.device
+    here = found_runs.on_device(claim, timing)
     numbers = (timing.found, timing.low, timing.high, timing.n)
     evidence = f"{timing.report} on {timing.device}{'' if here else ', not ' + claim['dataset']}"
     verdict = outcome if here else "different setting"
@@ -124,10 +174,11 @@ def _here(claim: Mapping[Any, Any], results: Results) -> Found | None:
     """The answer at laptop scale."""
     if not claim["here"] or not (answer := HERE[claim["here"]](results, claim["argument"])):
         return None
-    found, agreed = answer.found, answer.agrees
+    agreed = answer.agrees
     if agreed is None:
-        agreed = _decide(found, found, claim) == "confirmed"
-    numbers = (found, answer.low, answer.high, answer.n, "yes" if agreed else "no")
+        ends = (answer.found, answer.found) if math.isnan(answer.low) else (answer.low, answer.high)
+        agreed = AGREES.get(_decide(*ends, claim), "undecided")
+    numbers = (answer.found, answer.low, answer.high, answer.n, agreed)
     return Found(_elsewhere(claim), answer.source, *numbers, *_named(answer.runs))
 
 
@@ -158,50 +209,39 @@ def _decide(low: float, high: float, claim: Mapping[Any, Any]) -> str:
     return "contradicted" if high < least or low > most else "insufficient seeds"
 
 
-def _how(claim: Mapping[Any, Any]) -> str:
-    """The command that would answer it, with its GPU-hours where they are known."""
+def how(claim: Mapping[Any, Any]) -> tuple[str, str]:
+    """The command that would answer it, and what it costs where that is known."""
     answer = claim["answer"]
-    if not answer:
-        return "needs the compared method's own code, which this repository does not implement"
     if answer.startswith("python"):
-        note = f" (and seeds 1 to {SEEDS - 1})" if answer.startswith(found_runs.TRAIN) else ""
-        if answer.startswith(found_runs.LAUNCH):
-            note = " (other data, so the answer will be 'different setting')"
-        return found_runs.needs(answer) + found_runs.command(answer) + note
+        return found_runs.needs(answer) + found_runs.command(answer), "minutes, where the device is"
     name, _, label = answer.partition("/")
-    runs = [run for run in found_runs.planned(name) if found_runs.named(run.label, label)]
+    wanted = [label, *(claim["argument"].split() if claim["metric"] == "top1 difference" else [])]
+    runs = [run for run in found_runs.planned(name) if any(found_runs.named(run.label, one) for one in wanted)]
     hours = [estimate.gpu_hours(run.config, REPOSITORY / "results" / "bench") for run in runs]
     known = [h[0] for h in hours if h is not None]
     cost = f"about {sum(known):,.0f} GPU-hours" if len(known) == len(runs) else "GPU-hours: no step was timed on a GPU"
-    notes = [cost]
-    if any(run.config.method == "hiap" and run.config.budget.target_macs is not None for run in runs):
-        notes.append("its budget rule is ours, so the answer will be 'different setting'")
-    if len(grid.load(grid.find(name)).seeds) < SEEDS:
-        notes.append(_more_seeds(claim))
-    only = " ".join(sorted({run.label for run in runs}))
-    return f"python slurm/launch_grid.py --grid {name} --only {only} ({'; '.join(notes)})"
-
-
-def _more_seeds(claim: Mapping[Any, Any]) -> str:
-    name, label = found_runs.selector(claim["answer"]) or ("", "")
-    wanted = f"'seeds: {list(range(SEEDS))}' in slurm/grids/{name}.yaml"
-    return f"a verdict needs {SEEDS} seeds: {wanted}, then {label} again"
+    return f"{found_runs.LAUNCH}{name} --only {' '.join(sorted({run.label for run in runs}))}", cost
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Claims by kind (rows) and verdict (columns); what ``OTHERS`` has stands below the sum and is not in it."""
-    names = [*KINDS, OTHERS]
-    counts = pd.crosstab(found["kind"], found["verdict"]).reindex(index=names, columns=VERDICTS, fill_value=0)
+    """Claims by kind (rows) and verdict (columns), those that need no run and those that do with a sum each, then all;
+    what ``OTHERS`` has stands below the sum and is not in it."""
+    counts = pd.crosstab(found["kind"], found["verdict"])
+    counts = counts.reindex(index=[*KINDS, OTHERS], columns=VERDICTS, fill_value=0)
     counts["all"] = counts.sum(axis=1)
-    counts.loc["all"] = counts.loc[list(KINDS)].sum()
-    return counts.loc[[*KINDS, "all", OTHERS]]
+    for name, kinds in (*SUMS.items(), ("all", KINDS)):
+        counts.loc[name] = counts.loc[list(kinds)].sum()
+    return counts.loc[[*COMPUTED, *list(SUMS)[:1], *TRAINED, *list(SUMS)[1:], "all", OTHERS]]
 
 
 def table(found: pd.DataFrame) -> Table:
-    """``summary`` for print."""
-    shown = (Column(name, SHORT.get(name, name.capitalize()), number(0)) for name in (*VERDICTS, "all"))
-    rows = summary(found).rename_axis("kind").reset_index()
-    rows["kind"] = rows["kind"].replace(OTHERS, f"({OTHERS})")
+    """``summary`` for print, without verdicts that nothing has."""
+    counts = summary(found)
+    counts = counts.loc[:, (counts != 0).any()]
+    shown = (Column(name, SHORT.get(name, name.capitalize()), number(0)) for name in counts)
+    rows = counts.rename_axis("kind").reset_index()
+    sums = {OTHERS: f"({OTHERS})", **{name: f"= {name}" for name in (*SUMS, "all")}}
+    rows["kind"] = rows["kind"].replace(sums)
     return Table("Verdicts by kind of claim", (words("kind", "Kind"), *shown), (Panel("Number of claims", rows),))
 
 

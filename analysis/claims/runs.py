@@ -26,7 +26,8 @@ from hiap.train.record import Record
 from slurm import grid
 
 TRAIN, BENCH = "python -m hiap.train ", "python -m hiap.bench speed "
-LAUNCH = "python slurm/launch_grid.py --grid "  # runs that are planned, and in another setting than the paper's
+LAUNCH = "python slurm/launch_grid.py --grid "
+ANY_GPU = "a GPU"
 
 
 class Scores(NamedTuple):
@@ -46,6 +47,7 @@ class Timing(NamedTuple):
     high: float
     n: int
     device: str
+    kind: str  # cpu or cuda
     report: str
     commit: str
 
@@ -72,7 +74,7 @@ def scores(claim: Mapping[Any, Any], results: Results) -> Scores | None:
     if claim["metric"] == "top1 difference":
         values = _difference(mine, labels)
     elif label.endswith("*"):
-        values = _at(mine, float(claim["argument"]))
+        values = _at(mine, claim["argument"])
     else:
         values = METRICS[claim["metric"]](results, name, mine).set_axis(mine["run_id"]).astype(float).dropna()
     ours = ((mine["method"] == "hiap") & mine["target"].notna()).any()
@@ -90,19 +92,31 @@ def planned(name: str) -> list[grid.Run]:
     return grid.expand(grid.load(path), path, {})
 
 
-def _at(runs: pd.DataFrame, wanted: float) -> pd.Series:
-    """Top-1 at these MACs (G), between a ratio's runs, per seed."""
+def _at(runs: pd.DataFrame, wanted: str) -> pd.Series:
+    """Top-1 between a curve's runs, per seed, at these MACs: '3.1' in G, or '66.9%' of the dense network's."""
+    share = wanted.endswith("%")
+    place = 100 * runs["macs_share"] if share else runs["macs"] / 1e9
+    return _between(runs.assign(place=place), dict.fromkeys(runs["seed"], float(wanted.removesuffix("%"))))
+
+
+def _between(runs: pd.DataFrame, wanted: Mapping[int, float]) -> pd.Series:
+    """Top-1 of each seed's curve at its ``wanted`` ``place``, by seed, where the curve reaches it on both sides."""
     found = {}
-    for seed, group in runs.sort_values("macs").groupby("seed"):
-        gmacs = group["macs"].to_numpy() / 1e9
-        if len(group) > 1 and gmacs[0] <= wanted <= gmacs[-1]:
-            found[f"seed {seed}"] = np.interp(wanted, gmacs, group["top1"])
+    for seed, group in runs.sort_values("place").groupby("seed"):
+        place, at = group["place"].to_numpy(dtype=float), wanted.get(int(str(seed)), np.nan)
+        if len(group) > 1 and place[0] <= at <= place[-1]:
+            found[f"seed {seed}"] = np.interp(at, place, group["top1"])
     return pd.Series(found, dtype=float)
 
 
 def _difference(runs: pd.DataFrame, labels: list[str]) -> pd.Series:
-    first, second = (runs[runs["label"] == label].set_index("seed")["top1"] for label in labels)
-    return (first - second).dropna().rename(index="seed {}".format)
+    """Top-1 of the first label minus the second's, by seed; a curve ('hiap-rule-*') is taken at the second's MACs."""
+    first, second = (runs.loc[[named(own, wanted) for own in runs["label"]]] for wanted in labels)
+    other = second.set_index("seed")
+    if labels[0].endswith("*"):
+        ours = _between(first.assign(place=first["macs_share"]), other["macs_share"].to_dict())
+        return (ours - other["top1"].rename(index="seed {}".format)).dropna()
+    return (first.set_index("seed")["top1"] - other["top1"]).dropna().rename(index="seed {}".format)
 
 
 # Metrics: one value per row of ``runs``, in the same order
@@ -163,7 +177,7 @@ def needs(answer: str) -> str:
     """The command that makes the networks that an answer names, in front of it; '' if it names none."""
     wanted = FOLDER.findall(answer)
     labels = " ".join(label for _, label in wanted)
-    return f"python slurm/launch_grid.py --grid {wanted[0][0]} --only {labels}; then " if wanted else ""
+    return f"{LAUNCH}{wanted[0][0]} --only {labels} && " if wanted else ""
 
 
 def command(answer: str) -> str:
@@ -185,7 +199,12 @@ def timing(claim: Mapping[Any, Any], results: Results) -> Timing | None:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["mode"] == "speed" and _as_wanted(report["settings"], wanted):
             found.append(_timing(claim, path, report, bench.load(results), wanted))
-    return min(found, key=lambda one: claim["dataset"] not in one.device, default=None)
+    return min(found, key=lambda one: not on_device(claim, one), default=None)
+
+
+def on_device(claim: Mapping[Any, Any], timing: Timing) -> bool:
+    """Whether a report is from what the claim speaks of: the device that it names, or any GPU where it names none."""
+    return timing.kind == "cuda" if claim["dataset"] == ANY_GPU else claim["dataset"] in timing.device
 
 
 def _as_wanted(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -212,4 +231,5 @@ def _timing(claim: Mapping[Any, Any], path: Path, report: Any, rows: pd.DataFram
         ratios = row["ratio_low"], row["ratio"], row["ratio_high"]
         low, middle, high = sorted(1 / r if metric == "speed-up" else row["ms"] * r / row["ratio"] for r in ratios)
         n = report["settings"]["rounds"] * report["settings"].get("processes", 1)
-    return Timing(middle, low, high, n, device, f"results/bench/{path.name}", report["environment"]["commit"])
+    kind = report["environment"]["device"]
+    return Timing(middle, low, high, n, device, kind, f"results/bench/{path.name}", report["environment"]["commit"])

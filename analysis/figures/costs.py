@@ -11,8 +11,8 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from analysis.figures.style import DASHED, DASHES, EDGED, LOOKS, RATIOS, Ink, Look, entry, look, narrow, styled, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.table2 import CUTS, Described, width
-from analysis.records.names import RUNTIMES, count, title
-from analysis.studies.training import per_stage
+from analysis.records import names
+from analysis.records.names import RUNTIMES
 
 UNITS = {"head": "head", "value_dim": "value dimension", "neuron": "FFN neuron"}
 COLOURS = {"head": Ink.BLUE, "value_dim": Ink.ORANGE, "neuron": "#999999"}
@@ -112,34 +112,6 @@ def reach(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def training(stages: pd.DataFrame) -> Figure:
-    """What training took per label, stacked by stage (``Results.stages``), means over seeds; what a run inherited from
-    the run that it started from is hatched."""
-    bars, n = per_stage(stages), stages.groupby("label")["seed"].nunique()
-    labels = list(dict.fromkeys(bars["title"]))
-    fig, ax = narrow(0.9 + 0.24 * len(labels))
-    left = dict.fromkeys(labels, 0.0)
-    for bar in bars.to_dict("records"):
-        label, width = bar["title"], bar["train_macs"] / 1e12
-        style = {**INHERITED} if bar["inherited"] else {"facecolor": look(bar["method"]).colour, "edgecolor": "white"}
-        ax.barh(label, width, left=left[label], height=0.65, linewidth=0.4, **style)
-        left[label] += width
-    for label, rows in bars.groupby("title"):
-        words = f" {rows['epochs'].sum():.0f} ep., {_minutes(rows['seconds'].sum())}"
-        ax.text(left[str(label)], label, words, va="center")
-    ax.set_xlim(0, 1.6 * max(left.values()))
-    ax.invert_yaxis()
-    ax.set_xlabel(f"Training cost (TMACs), mean of n = {count(n)}")
-    if bars["inherited"].any():
-        shared = Patch(**INHERITED, linewidth=0.4, label="training of the dense start")
-        fig.legend(handles=[shared], loc="outside upper center")
-    return fig
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def training_per_target(rows: pd.DataFrame) -> Figure:
     """What one network of each variant took to train (``training.totals``), a panel per target; hatched: its start."""
     rows = rows.dropna(subset="target")
@@ -160,23 +132,28 @@ def training_per_target(rows: pd.DataFrame) -> Figure:
 
 
 def speed(rows: pd.DataFrame) -> Figure:
-    """Time saved against MACs saved, one mark per extracted network of ``bench.load``, one series per layout and way to
-    run; on the line every MAC that goes is time that goes. Bars are the quartiles."""
-    fig, ax = narrow(3.0)
+    """Which share of the removed MACs is time saved (1: all), one mark per extracted network of ``bench.load`` with the
+    quartiles of its rounds, against what was removed; a panel per CPU, precision and batch, a series per kind of
+    network and layout."""
     rows = rows[rows["cut"] > 0]
-    top = 105 * max(rows["cut"].max(), (1 - rows["ratio_low"]).max())
-    ax.plot([0, top], [0, top], **DASHED, label="all of the cut")
-    ax.plot([0, top], [0, 0.9 * top], color=Ink.GREY, linewidth=0.7, linestyle=":", label="90 % of it")
-    series = rows.groupby(["layout", "precision", "run", "batch"], sort=False)
-    for ((layout, precision, run, batch), group), style in zip(series, list(LOOKS.values())[1:], strict=False):
-        saved, cut = 100 * (1 - group["ratio"]), 100 * group["cut"]
-        errors = [100 * (group["ratio_high"] - group["ratio"]), 100 * (group["ratio"] - group["ratio_low"])]
-        label = f"{layout}, {precision}, {run}, batch {batch} (n = {len(group)})"
-        marks = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5, **EDGED}
-        ax.errorbar(cut, saved, yerr=errors, label=label, **marks)
-    ax.set(xlabel="MACs removed (%)", ylabel="time saved (%)", xlim=(0, None))
-    ax.grid(True)
-    fig.legend(loc="outside upper center", ncols=1, handletextpad=0.5)
+    places = list(dict.fromkeys(rows.sort_values(["precision", "batch"], ascending=False)["place"]))
+    fig, axes = wide(2.3, 1, len(places), sharey=True, sharex=True, squeeze=False)
+    looks = dict(zip(dict.fromkeys(rows["kind"]), list(LOOKS.values())[1:], strict=False))
+    for (place, kind), group in rows.groupby(["place", "kind"], sort=False):
+        ax, style, cut = axes[0, places.index(place)], looks[kind], group["cut"]
+        ends = [(1 - group[ratio]) / cut for ratio in ("ratio_high", "ratio_low")]
+        errors = [group["share"] - ends[0], ends[1] - group["share"]]
+        marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.7, **EDGED}
+        ax.errorbar(100 * cut, group["share"], yerr=errors, label=kind, **marks)
+    for ax, place in zip(axes[0], places, strict=True):
+        ax.axhline(1, **DASHED)
+        ax.axhline(0.9, color=Ink.GREY, linewidth=0.7, linestyle=":")
+        ax.set_title(place.replace(", ", "\n", 1), fontsize=6.5)
+        ax.grid(True)
+    axes[0, 0].set(ylabel="share of the removed MACs\nthat is time saved", ylim=(0, None))
+    fig.supxlabel("MACs removed (%); dotted: 90 % of them", fontsize=7)
+    marks = [entry(*style, markersize=3.5, label=kind) for kind, style in looks.items()]
+    fig.legend(handles=marks, loc="outside upper center", ncols=3, handletextpad=0.2)
     return fig
 
 
@@ -198,8 +175,8 @@ def deploy(rows: pd.DataFrame) -> Figure:
         places = [lines[str(report)].index(line) + lower for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.5, **EDGED}
-        ax.errorbar(group["best"], places, xerr=errors, label=title(str(network), str(network)), **marks)
-        ax.set_title(f"{report}, batch {batch}")
+        ax.errorbar(group["best"], places, xerr=errors, label=names.network(str(network)), **marks)
+        ax.set_title(f"{group['subject'].iloc[0]}, batch {batch}", fontsize=6.5)
     for ax in axes.flat:
         ax.axvline(1, **DASHED)
         ax.grid(True)
@@ -230,14 +207,14 @@ def merging(rows: pd.DataFrame) -> Figure:
         ax, style = axes[0, reports.index(report)], _look_of(str(network), networks)
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
         marks = {"marker": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.5}
-        marks |= {"label": title(str(network), str(network)), "linewidth": 0.8}
+        marks |= {"label": names.network(str(network)), "linewidth": 0.8}
         ax.errorbar(group["best"], group["top1"], xerr=errors, **marks)
         for row in group.to_dict("records"):
             ax.annotate(
                 f"{row['merged']:g}", (row["best"], row["top1"]), (3, 3), textcoords="offset points", fontsize=6
             )
-        where = f"{row['runtime']}, {row['precision']}, batch {row['batch']}"
-        ax.set(title=f"{report}: {where}", xlabel="times the dense network", ylabel="top-1 (%)")
+        where = f"{RUNTIMES[row['runtime']]}, {row['precision']}, batch {row['batch']}"
+        ax.set(title=f"{group['subject'].iloc[0]}; {where}", xlabel="times the dense network", ylabel="top-1 (%)")
         ax.grid(True)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
     return fig

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN, STYLE, Ink, narrow, styled, wide
+from analysis.figures.style import STYLE, Ink, narrow, styled, wide
 from analysis.findings.costs import DEIT_SMALL
 from analysis.records import names, published
 from analysis.records.results import block_units, dense_units, topology
@@ -112,15 +112,22 @@ def widths(shape: pd.DataFrame, full: dict[str, int], title: str = "") -> Figure
 
 
 def blocks(rows: pd.DataFrame, heads: int = DEIT_SMALL.heads, neurons: int = DEIT_SMALL.hidden) -> Figure:
-    """Heads and neurons left per block (``evidence.blocks``), a line per network: ours above, the paper's below."""
-    networks = list(dict.fromkeys(rows["network"]))
-    fig, (left, right) = wide(0.9 + 0.17 * len(networks), 1, 2, sharey=True)
-    for ax, column, full, form in ((left, "heads", heads, "{:.1f}"), (right, "neurons", neurons, "{:.0f}")):
-        grid = rows.pivot(index="network", columns="block", values=column).loc[networks]
-        heat_map(ax, grid, full, form, width=COLUMN - 0.6)
+    """Heads and neurons left per block (``evidence.blocks``), a thin row per seed, seeds of one network together: ours
+    above, the paper's figures below. No mean over seeds: an FFN that is gone in one and whole in another has none."""
+    keys = rows[["network", "seed"]].drop_duplicates()
+    fig, axes = wide(1.1 + 0.115 * len(keys), 1, 2, sharey=True)
+    for ax, column, full in zip(axes, ("heads", "neurons"), (heads, neurons), strict=True):
+        grid = rows.pivot(index=["network", "seed"], columns="block", values=column)
+        image = heat_map(ax, grid.loc[list(keys.itertuples(index=False, name=None))], full)
         ax.set(title=f"{column} per block, of {full:,}", xlabel="block", ylabel="")
-    n = rows.groupby("network")["n"].first()
-    left.set_yticklabels([name if name.startswith("Fig.") else f"{name} (n = {n[name]:.0f})" for name in networks])
+        colour_bar(image, [ax], full, f"{column} left", location="bottom", aspect=30)
+    sizes = keys.groupby("network", sort=False).size()
+    ends = sizes.cumsum()
+    for ax in axes:
+        ax.hlines(ends[:-1], 0, rows["block"].max() + 1, color="black", linewidth=0.8)
+        ax.tick_params(left=False)
+    labels = [name if name.startswith("Fig.") else f"{name}, n = {n}" for name, n in sizes.items()]
+    axes[0].set_yticks(ends - sizes / 2, labels)
     return fig
 
 

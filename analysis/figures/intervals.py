@@ -6,21 +6,20 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import DASHED, STYLE, Ink, look, narrow, styled, wide
-from analysis.records.names import count
+from analysis.figures.style import DASHED, Ink, entry, narrow, styled, wide
+from analysis.records.names import TARGETED, count
 
-FAR = 4.0  # points of top-1: a method this far from HiAP at the same target would hide the others
+FAR = 3.0  # points of top-1: a method this far from HiAP at the same target would hide the others
 MARGIN = 0.2  # points of top-1 around what an axis shows
-PALE = 0.35  # how much of its colour a mark keeps that nothing judges
+ROOM = 0.9  # of an axis, for what is written off its scale beside zero
+OURS = TARGETED.removesuffix(" (ours)")  # where there is little room
 
 
 class Dots(NamedTuple):
-    """One panel of ``dots``: ``rows`` has ``title`` (the line it stands on), ``middle``, ``low``, ``high``, and may
-    have ``method`` (its colour), ``decided`` (filled or hollow) and ``pale``."""
+    """One panel of ``dots``: ``rows`` has ``title`` (the line it stands on), ``middle``, ``low``, ``high``."""
 
     title: str
     unit: str
@@ -28,39 +27,41 @@ class Dots(NamedTuple):
     line: float | None = None  # a vertical line, what the dots are compared with
 
 
-def dots(panels: list[Dots], lines: list[str], limits: tuple[float, float] | None = None) -> Figure:
-    """Means with intervals, one line per title and one panel per quantity; a line without a row stays empty. With
-    ``limits`` all panels have one scale, and what lies beyond is written at the edge."""
+def dots(panels: list[Dots], lines: list[str]) -> Figure:
+    """Means with intervals, one line per title and one panel per quantity; a line without a row stays empty."""
     fig, axes = wide(0.75 + 0.165 * len(lines), 1, len(panels), sharey=True, squeeze=False)
     place = {title: position for position, title in enumerate(lines)}
     for ax, panel in zip(axes[0], panels, strict=True):
         if panel.line is not None:
             ax.axvline(panel.line, **DASHED, zorder=1)
         for row in panel.rows.to_dict("records"):
-            style, y, middle = look(row.get("method", "hiap")), place[row["title"]], row["middle"]
-            if limits and not limits[0] < middle < limits[1]:
-                left = middle < limits[0]
-                words = f" ← {middle:.1f}" if left else f"{middle:.1f} → "
-                at = {"x": limits[0], "ha": "left"} if left else {"x": limits[1], "ha": "right"}
-                ax.text(y=y, s=words, va="center", color=style.colour, fontsize=6.5, **at)
-                continue
-            bars = [[middle - row["low"]], [row["high"] - middle]]
-            marks = {"fmt": style.marker, "color": style.colour, "markerfacecolor": _face(row, style.colour)}
-            ax.errorbar(middle, y, xerr=bars, markersize=4, elinewidth=0.9, zorder=2, **marks)
+            _mark(ax, row, place[row["title"]], Mark(Ink.BLUE, "o", Ink.BLUE))
         ax.set(title=panel.title, xlabel=panel.unit)
         ax.grid(True, axis="x")
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        if limits:
-            ax.set_xlim(limits)
     axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
     return fig
 
 
-def _face(row: dict[Any, Any], colour: str) -> str | tuple[float, ...]:
-    if not row.get("decided", True):
-        return "white"
-    return tuple(1 - PALE * (1 - part) for part in to_rgb(colour)) if row.get("pale") else colour
+class Mark(NamedTuple):
+    colour: str
+    marker: str
+    face: str
+
+
+DECIDED, OPEN, EXPLORED = Mark("black", "s", "black"), Mark("black", "s", "white"), Mark(Ink.BLUE, "o", Ink.BLUE)
+LEGEND = {
+    "tested and decided (Holm)": DECIDED, "tested, not decided": OPEN, "not tested: the interval alone": EXPLORED,
+}  # fmt: skip
+
+
+def _mark(ax: Axes, row: dict[Any, Any], y: float, look: Mark) -> None:
+    """A mean with its interval; without an interval the mark alone."""
+    middle = row["middle"]
+    bars = None if pd.isna(row["low"]) else [[middle - row["low"]], [row["high"] - middle]]
+    marks = {"fmt": look.marker, "color": look.colour, "markerfacecolor": look.face, "markersize": 3.5}
+    ax.errorbar(middle, y, xerr=bars, elinewidth=0.9, zorder=2, **marks)
 
 
 def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
@@ -76,70 +77,89 @@ def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
 
 
 def forest(rows: pd.DataFrame) -> Figure:
-    """Top-1 against HiAP at the same target, one panel per target, from ``comparisons.study``; hollow where not
-    decided after Holm's correction for all that is shown."""
-    compared = rows.dropna(subset="difference").drop(columns=["low", "high"])
-    compared = compared.rename(columns={"difference_low": "low", "difference_high": "high"})
-    compared = compared.fillna(dict.fromkeys(("low", "high"), compared["difference"]))  # one seed has no interval
-    order = compared.groupby("title")["difference"].mean().sort_values(ascending=False)
-    low, high = _reach(compared)
-    if (compared["difference"] < low).any():  # their numbers stand left of the line
-        low = min(low, -0.5 * high)
-    words = f"n = {count(compared['n'])} seeds; filled: decided after Holm's correction; hollow: not decided"
-    return _forest(compared, list(order.index), "points against HiAP", words, (low, high))
-
-
-def at_papers_shape(compared: pd.DataFrame) -> Figure:
-    """HiAP minus every method at the same target (``evidence.against``). Filled: a primary test that is decided after
-    Holm's correction; hollow: one that is not; pale: exploratory."""
-    primary = compared["primary"].astype(bool)
-    rows = compared.assign(decided=[bool(d) or not p for d, p in zip(compared["decided"], primary, strict=True)])
-    order = compared.groupby("title")["difference"].mean().sort_values()
-    seeds = f"Points of top-1, n = {count(compared['n'])} seeds"
-    words = f"{seeds}; filled: decided by a primary test; hollow: not decided; pale: exploratory"
-    return _forest(rows.assign(pale=~primary), list(order.index), "HiAP minus method", words, _reach(compared))
-
-
-def _reach(compared: pd.DataFrame) -> tuple[float, float]:
-    """Ends of an axis of differences: all ``near`` rows with their intervals, and those of whatever comes to lie within
-    that."""
-    shown = near(compared)
-    while True:
-        low, high = shown["low"].min() - MARGIN, shown["high"].max() + MARGIN
-        inside = compared[compared["difference"].between(low, high)]
-        if len(inside) <= len(shown):
-            return float(low), float(high)
-        shown = inside
-
-
-def _forest(rows: pd.DataFrame, order: list[str], unit: str, words: str, limits: tuple[float, float]) -> Figure:
-    """One panel per target, the highest first."""
-    rows = rows.rename(columns={"difference": "middle"})
+    """HiAP with a target minus every method at the same target, a line per method and a panel per target, from
+    ``comparisons.from_reference`` or ``evidence.drawn``: right of zero HiAP with a target has more. What each took to
+    train stands at the right of its line; what lies far from the others of its panel is written with its interval."""
+    lines = [("", OURS), *_lines(rows)]
     targets = sorted(map(float, rows["target"].unique()), reverse=True)
-    titles = {target: f"{100 * target:.0f} % of the MACs" for target in targets}
-    panels = [Dots(title, unit, rows[rows["target"] == target], line=0.0) for target, title in titles.items()]
-    fig = dots(panels, order, limits)
-    fig.suptitle(words, fontsize=STYLE["axes.titlesize"])
+    fig, axes = wide(1.0 + 0.165 * len(lines), 1, len(targets), sharey=True, squeeze=False)
+    place = {line: y for y, line in enumerate(lines)}
+    for ax, target in zip(axes[0], targets, strict=True):
+        mine = rows[rows["target"] == target].rename(columns={"difference": "middle"})
+        limits = reach(mine["middle"], mine["low"], mine["high"])
+        ax.axvline(0, **DASHED, zorder=1)
+        for row in mine.to_dict("records"):
+            _line(ax, row, place[row["group"], row["title"]], limits)
+        _beside(ax, place["", OURS], mine["reference_train_macs"].iloc[0])
+        ax.text(1.03, -0.6, "TMACs", transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
+        ax.set(xlim=limits)
+        ax.set_title(f"{100 * target:.0f} % of the MACs", fontsize=6.5, loc="left")
+        ax.grid(True, axis="x")
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes[0, 0].set_yticks(range(len(lines)), [title for _, title in lines])
+    for label, (group, title) in zip(axes[0, 0].get_yticklabels(), lines, strict=True):
+        if group and group == title:
+            label.set(style="italic", color=Ink.DARK)
+    axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
+    fig.supxlabel(f"{OURS} minus the method, points of top-1 (95 %, {count(rows['n'])} seeds)", fontsize=7)
+    used = {text: look for text, look in LEGEND.items() if look in set(map(_look_of, rows.to_dict("records")))}
+    marks = [entry(look.colour, look.marker, mfc=look.face, markersize=3.5, label=text) for text, look in used.items()]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(marks), handletextpad=0.2)
     return fig
 
 
-def near(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``comparisons.study`` that decide how far an axis reaches: HiAP's, and those within ``FAR`` of it."""
-    return rows[~(rows["difference"].abs() >= FAR)]
+def _lines(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(group, title) of each line, groups as they come, within one by the mean difference; a group with a name has it
+    on a line of its own."""
+    lines: list[tuple[str, str]] = []
+    for group, mine in rows.groupby("group", sort=False):
+        order = mine.groupby("title")["difference"].mean().sort_values()
+        lines += [*([(str(group), str(group))] if group else []), *((str(group), str(title)) for title in order.index)]
+    return lines
 
 
-def span(rows: pd.DataFrame) -> tuple[float, float]:
-    """Ends of an axis of top-1: all ``near`` rows with their intervals."""
-    ends = near(rows)[["top1", "low", "high"]]
-    return float(ends.min().min()) - MARGIN, float(ends.max().max()) + MARGIN
+def _line(ax: Axes, row: dict[Any, Any], y: int, limits: tuple[float, float]) -> None:
+    look = _look_of(row)
+    if limits[0] < row["middle"] < limits[1]:
+        _mark(ax, row, y, look)
+    else:
+        left = row["middle"] <= limits[0]
+        ends = "" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
+        text = f"{'← ' if left else ''}{row['middle']:+.1f}{ends}{'' if left else ' →'}"
+        x, side, step = (limits[0], "left", 1) if left else (limits[1], "right", -1)
+        inset = step * 0.05 * (limits[1] - limits[0])
+        ax.plot(x + inset / 2, y, look.marker, color=look.colour, markerfacecolor=look.face, markersize=3.5)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        ax.text(x + 1.4 * inset, y, text, ha=side, va="center", fontsize=5.5, color=look.colour, bbox=ground)
+    _beside(ax, y, row["train_macs"])
 
 
-def write_below(ax: Axes, row: dict[Any, Any], x: float) -> None:
-    """Title and top-1 of a row below the axis, at its lower edge left of ``x``; several stand on one another."""
-    words, up = f"{row['title']} {row['top1']:.1f} ↓", (0, 2 + 8 * len(ax.texts))
-    style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 6.5}
-    colour = look(row["method"]).colour
-    ax.annotate(words, (x, 0), up, color=colour, xycoords=ax.get_xaxis_transform(), **style)
+def _beside(ax: Axes, y: int, macs: float) -> None:
+    """A bill in TMACs at the right of a line."""
+    bill = f"{macs / 1e12:.{1 if macs >= 1e13 else 2}f}"
+    ax.text(1.03, y, bill, transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
+
+
+def _look_of(row: dict[Any, Any]) -> Mark:
+    if not row["judged"]:
+        return EXPLORED
+    return DECIDED if row["decided"] is True else OPEN
+
+
+def reach(middle: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float]:
+    """Ends of an axis of differences: zero and all that lie within ``FAR`` of their median, with their intervals, and
+    whatever then lies within; and room, on its side, for what is written because it does not."""
+    low, high = low.fillna(middle), high.fillna(middle)
+    shown = (middle - middle.median()).abs() < FAR
+    while True:
+        ends = min(0.0, low[shown].min()) - MARGIN, max(0.0, high[shown].max()) + MARGIN
+        inside = middle.between(*ends)
+        if inside.sum() <= shown.sum():
+            break
+        shown = inside
+    room = ROOM * (ends[1] - ends[0])
+    beyond = (middle < ends[0]).any(), (middle > ends[1]).any()
+    return min(ends[0], -room) if beyond[0] else ends[0], max(ends[1], room) if beyond[1] else ends[1]
 
 
 PULLS = {"task": ("task alone", "o", Ink.BLUE), "both": ("task and price", "s", Ink.RED)}

@@ -59,6 +59,7 @@ class Ink:
     """Colours that are not a method's."""
 
     BLUE, ORANGE, GREEN, RED, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8c8c8c"
+    DARK = "#444444"  # of numbers beside a picture
 
 
 class Look(NamedTuple):

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from analysis.records import names
 from analysis.records.results import REPOSITORY, Results
 
 COLUMNS = (
     "report", "mode", "device", "setting", "precision", "run", "batch", "name", "layout", "macs", "executed_macs",
-    "params", "ms", "ratio", "ratio_low", "ratio_high", "cut", "share", "memory_mib",
+    "params", "ms", "ratio", "ratio_low", "ratio_high", "cut", "share", "memory_mib", "place", "kind",
 )  # fmt: skip
 DEPLOYED = (
-    "report", "setting", "batch", "network", "merged", "runtime", "precision", "macs", "cut", "ms", "own", "best",
-    "best_low", "best_high", "share", "worst", "top1", "fastest",
+    "report", "subject", "setting", "batch", "network", "merged", "runtime", "precision", "macs", "cut", "ms", "own",
+    "best", "best_low", "best_high", "share", "worst", "top1", "fastest",
 )  # fmt: skip
 
 
@@ -48,10 +49,12 @@ def _deployed(name: str, report: dict) -> list[dict]:
     machine, clock = report["environment"], report["settings"]["clock"]
     dense = next(row["macs"] for row in report["rows"] if row["network"] == "dense")
     setting = f"{machine['device_name']}, {machine['threads']} thread(s), {clock} clock"
+    subject = f"{_model(report)} on {names.machines(pd.Series([machine['device_name']]))}"
     return [
         {
             **row,
-            **{"report": name, "setting": setting, "cut": 1 - row["macs"] / dense, "ms": 1e3 * row["seconds"][1]},
+            **{"report": name, "subject": subject, "setting": setting},
+            **{"cut": 1 - row["macs"] / dense, "ms": 1e3 * row["seconds"][1]},
             **dict(zip(("network", "merged"), _merged(row["network"]), strict=True)),
             "own": 1 / row["ratio"][1],
             **{key: 1 / x for key, x in zip(("best_high", "best", "best_low"), row["against_best"], strict=True)},
@@ -60,6 +63,24 @@ def _deployed(name: str, report: dict) -> list[dict]:
         }
         for row in report["rows"]
     ]
+
+
+MODELS = {"deit_small_patch16_224": "DeiT-Small"}
+
+
+def _model(report: dict) -> str:
+    """What was pruned, as a reader knows it."""
+    name = report["settings"]["model"]
+    return MODELS.get(name, "Pretrained ViT-S, 17 tokens")
+
+
+def _kind(row: dict, settings: dict) -> str:
+    """What kind of network a mark of the picture of speed is."""
+    base, _, _ = row["name"].partition("/")
+    shape = "random shapes" if base.startswith("random") else "Fig. 5's heads"
+    dims = ", Q and K cut too" if settings.get("dims") == "qkv" else ""
+    widths = f", multiples of {settings['multiple']}" if settings.get("multiple", 1) > 1 else ""
+    return f"{shape}{dims}{widths}" + (", one call per width" if row["layout"] == "ragged" else "")
 
 
 def _merged(network: str) -> tuple[str, float]:
@@ -74,6 +95,7 @@ def _rows(name: str, report: dict) -> list[dict]:
     run = "compiled" if settings["compile"] else "eager"
     clock = f"{machine['threads']} thread(s), {settings['clock']} clock"
     setting = ", ".join([machine["device_name"], settings["precision"], run, clock])
+    processor = names.machines(pd.Series([machine["device_name"]]))
     common = {"report": name, "mode": report["mode"], "device": machine["device"], "setting": setting, "run": run}
     return [
         {
@@ -85,6 +107,8 @@ def _rows(name: str, report: dict) -> list[dict]:
             **dict(zip(("ratio_low", "ratio", "ratio_high"), row["ratio"], strict=True)),
             "cut": 1 - row["macs"] / dense[row["batch"]] if dense else float("nan"),
             "memory_mib": row["memory"] / 2**20,
+            "place": f"{processor}, {settings['precision']}, batch {row['batch']}",
+            "kind": _kind(row, settings),
         }
         for row in report["rows"]
     ]

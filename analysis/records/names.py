@@ -27,15 +27,46 @@ TARGETED = (
 RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
-def title(label: str, method: str) -> str:
-    """A label as a reader sees it: 'hiap-moderate' is 'HiAP (moderate)'. Controls are named for what they are, not for
-    what runs them: 'dense-noise' of method hiap is 'Dense (noise)'."""
+RULE = "The paper's rule, our reading"
+CONTROL = "control"
+CONTROLS = {  # what no one would choose: they say what training, a teacher or noise alone do
+    "dense-continued": "Dense, trained on",
+    "dense-distilled": "Dense, distilled",
+    "dense-noise": "Dense, gate noise",
+    "uniform-noise": "Uniform, gate noise",
+}
+FORMS = {"faithful": "", "rate-0.2": "gates' rate 0.2", "lower-rate": "weights' rate 5e-5", "long": "twice the epochs",
+         "other": "in one round", "layer": "per layer", "rounds": "in rounds", "global": "all layers"}  # fmt: skip
+
+
+def title(label: str, method: str, target: float | None = None, steps: float | None = None) -> str:
+    """A label, or a variant, as a reader knows it. HiAP with a target is ours and says so; without one it follows the
+    paper's rule in our reading, after so many ``steps`` where they are known. Controls are named for what they are, not
+    for what runs them: 'dense-noise' of method hiap is no HiAP."""
+    if label in CONTROLS:
+        return f"{CONTROLS[label]} ({CONTROL})"
     for key in (method, "dense"):
-        if label == key:
-            return METHODS.get(key, key)
-        if label.startswith(f"{key}-"):
-            return f"{METHODS.get(key, key)} ({label[len(key) + 1 :]})"
+        if label == key or label.startswith(f"{key}-"):
+            rest = label[len(key) + 1 :]
+            forms = [words for part in _parts(rest) if (words := FORMS.get(part, part))]
+            return _named(METHODS.get(key, key), forms) if key != "hiap" else _hiap(forms, target, steps)
     return label
+
+
+def _parts(rest: str) -> list[str]:
+    """'faithful-soft' is the form 'faithful' and 'soft'."""
+    first, _, others = rest.partition("-")
+    return [rest] if rest in FORMS or first not in FORMS else [first, others]
+
+
+def _named(name: str, forms: list[str]) -> str:
+    return f"{name} ({', '.join(forms)})" if any(forms) else name
+
+
+def _hiap(forms: list[str], target: float | None, steps: float | None) -> str:
+    if not pd.isna(target):
+        return ", ".join([TARGETED, *filter(None, forms)])
+    return ", ".join([RULE, *([] if pd.isna(steps) else [f"{steps:,.0f} steps"]), *filter(None, forms)])
 
 
 def variant(label: str, target: float | None) -> str:
@@ -46,12 +77,25 @@ def variant(label: str, target: float | None) -> str:
 def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` with the ``variant`` of each label and its ``title``."""
     rows = rows.assign(variant=list(map(variant, rows["label"], rows["target"])))
-    return rows.assign(title=list(map(title, rows["variant"], rows["method"])))
+    return rows.assign(title=titles(rows, "variant"))
+
+
+def titles(rows: pd.DataFrame, column: str = "label") -> list[str]:
+    """The ``title`` of each row by ``column``, ``method``, and, where it has them, ``target`` and ``steps``."""
+    nothing = [None] * len(rows)
+    return list(map(title, rows[column], rows["method"], rows.get("target", nothing), rows.get("steps", nothing)))
 
 
 def run_title(record: Record) -> str:
     """What one run's figure is headed with: name, seed and data."""
-    return f"{title(record.label, record.config.name)}, seed {record.seed}, {record.config.data.name}"
+    target = record.config.budget.target_macs
+    aimed = None if target is None else 0.0
+    return f"{title(record.label, record.config.name, aimed)}, seed {record.seed}, {record.config.data.name}"
+
+
+def network(name: str) -> str:
+    """A network of a deploy report, named after the method that cut it to a target, or after its heads' figure."""
+    return "Fig. 5's heads" if name.startswith("fig5") else title(name, name, target=0.0)
 
 
 def machines(names: pd.Series) -> str:

@@ -23,10 +23,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_COLUMNS = (
     "grid", "run_id", "label", "method", "seed", "data", "test_images", "start", "top1", "top1_dense", "top1_soft",
     "top1_hardened", "gap", "target", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
-    "value_dims", "neurons", "epochs", "images", "seconds", "train_macs", "device", "device_name", "commit", "dirty",
-    "status", "finished",
+    "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs", "device", "device_name", "commit",
+    "dirty", "status", "finished",
 )  # fmt: skip
-SUMS = ("epochs", "images", "seconds", "train_macs")  # over the stages of a run
+SUMS = ("epochs", "steps", "images", "seconds", "train_macs")  # over the stages of a run
 STAGE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "stage", *SUMS, "inherited")
 FAILURE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "error", "finished")
 MACS_COLUMNS = ("run_id", "label", "seed", "epoch", "expected", "hardened", "strength")

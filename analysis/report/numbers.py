@@ -151,7 +151,42 @@ def of_evidence(results: Results) -> Numbers:
         found |= _short(paired.flat(pair), "evidence.settled.slim", interval)
     for row in evidence.longer(runs).to_dict("records"):
         found |= _short(row, f"evidence.long.{row['method']}", interval)
-    return found | _left_at_papers_shape(results)
+        found["evidence.long.epochs"] = f"{row['epochs']:g}"
+    return (
+        found | _judged_at_papers_shape(runs) | _tuned(results) | _untrained(results) | _left_at_papers_shape(results)
+    )
+
+
+def _judged_at_papers_shape(runs: pd.DataFrame) -> Numbers:
+    """``evidence.epochs``; ``evidence.slim.holm``: the corrected p-value against ViT-Slim at the smallest target, and
+    without how many of its ``seeds``, each alone, it is ``undone``; ``evidence.rule.steps`` of the paper's rule."""
+    rows = evidence.against(runs).set_index(["variant", "target"])
+    undone, seeds_ = evidence.fragile(runs, "vit_slim", 0.35)
+    rule = runs[runs["label"] == "hiap-faithful"]
+    return {
+        "evidence.epochs": f"{runs.loc[runs['variant'] == comparisons.REFERENCE, 'epochs'].mode().iloc[0]:g}",
+        "evidence.slim.holm": fixed(rows.loc[("vit_slim", 0.35), "p_holm"], 3),
+        "evidence.slim.undone": str(undone),
+        "evidence.slim.seeds": str(seeds_),
+        "evidence.rule.steps": fixed(rule["steps"].mean(), 0),
+    }
+
+
+def _tuned(results: Results) -> Numbers:
+    """``evidence.edges`` of ``evidence.methods`` tuned methods end on the edge of a range."""
+    rows = evidence.tuned(evidence.load(results, evidence.TUNING), results.finished(evidence.TUNING)).query("taken")
+    return {"evidence.edges": str(int((rows["edge"] != "").sum())), "evidence.methods": str(len(rows))}
+
+
+def _untrained(results: Results) -> Numbers:
+    """``cut.<method>.<kept>.corrected`` and ``.alone``: top-1 right after the cut; ``cut.dense``, ``cut.images``."""
+    cuts, runs = evidence.untrained(results, evidence.FIRST.untrained), results.runs(evidence.FIRST.untrained)
+    found = {"cut.dense": fixed(runs.loc[runs["method"] == "dense", "top1"].mean())}
+    found["cut.images"] = fixed(runs["test_images"].max(), 0)
+    for row in cuts.to_dict("records"):
+        how = "corrected" if row["corrected"] else "alone"
+        found[f"cut.{row['method']}.{_kept(row['target'])}.{how}"] = fixed(row["top1"])
+    return found
 
 
 def _left_at_papers_shape(results: Results) -> Numbers:
@@ -159,8 +194,8 @@ def _left_at_papers_shape(results: Results) -> Numbers:
     ``evidence.<label>.heads``, ``.neurons``: means per block."""
     left = evidence.blocks(results, [*evidence.aimed_labels(results.runs(evidence.GRID)), "hiap-faithful"])
     found = Numbers()
-    for label, group in left.groupby("network"):
-        if str(label).startswith("hiap"):
+    for label, group in left.groupby("label"):
+        if label:
             found |= {f"evidence.{label}.heads": fixed(group["heads"].mean(), 1)}
             found |= {f"evidence.{label}.neurons": fixed(group["neurons"].mean(), 0)}
     gone, networks = evidence.last_ffns(results)
@@ -274,8 +309,13 @@ def of_bench(rows: pd.DataFrame) -> Numbers:
     """Shares of the cut that the clock shows, steps with gates, and ``peer.<kind>.low``, ``.high``: time over
     Torch-Pruning's, over all budgets (``peer.gmacs``) and widths."""
     main, peer = (rows[rows["report"] == name] for name in ("deit_small_cpu_fp32_b16", "peer_deit_small_cpu"))
-    parts, cut = peer["name"].str.split("/", expand=True), main["share"].dropna()
+    parts = peer["name"].str.split("/", expand=True)
+    speed = rows[(rows["mode"] == "speed") & rows["name"].str.startswith("fig5") & (rows["layout"] == "padded")]
+    shares = {key: mine["share"].dropna() for key, mine in speed.groupby(["precision", "batch"])}
+    cut = shares["fp32", 16]
     found = {
+        **{f"speed.{precision}.{batch}.low": fixed(mine.min()) for (precision, batch), mine in shares.items()},
+        **{f"speed.{precision}.{batch}.high": fixed(mine.max()) for (precision, batch), mine in shares.items()},
         "speed.dense": fixed(main.set_index("name")["ratio"].to_dict()["full"], 3),
         "speed.batch": str(main["batch"].max()),
         "speed.share.low": fixed(cut.min()),
@@ -299,12 +339,15 @@ def of_claims(everything: pd.DataFrame) -> Numbers:
     """``everything``: the ``ledger.verdicts``."""
     verdicts = everything[everything["kind"] != ledger.OTHERS]
     counts = verdicts["verdict"].value_counts()
-    trained = verdicts.loc[verdicts["kind"].isin(["accuracy", "speed"]), "verdict"]
+    trained = verdicts.loc[verdicts["kind"].isin(ledger.TRAINED), "verdict"]
     return {
         "claims.all": str(len(verdicts)),
         "claims.others": str(len(everything) - len(verdicts)),
         **{f"claims.{name}": str(counts.get(name, 0)) for name in ledger.VERDICTS},
         "claims.trained": str(len(trained)),
+        "claims.computed": str(len(verdicts) - len(trained)),
+        "claims.arithmetic": str(int((verdicts["kind"] == "arithmetic").sum())),
+        "claims.own figures": str(int((verdicts["kind"] == "self-consistency").sum())),
         "claims.decided": str(int(trained.isin(ledger.DECIDED).sum())),
     }
 

@@ -55,7 +55,7 @@ def _short(label: str) -> str:
 
 SHOWS = {
     "laptop": "Table 3's shape, one seed",
-    "study": "HiAP and baselines at equal MACs",
+    "study": "HiAP + target and baselines at equal MACs",
     "study_long": "the same with longer recipes",
     "ratios": "Fig. 4's shape",
     "sensitivity": "open points A1 to A7, A12",
@@ -69,7 +69,7 @@ SHOWS = {
     "cifar10_cut": "the same right after a cut, corrected or not",
     "shrink": "the bill of a phase that shrinks",
     "latency": "time against MACs as the price of a unit",
-    "evidence": "methods at the paper's shape",
+    "evidence": "methods at the widths and depth of DeiT-Small",
     "evidence_gpu": "the same, 50,000 images at 112 pixels",
     "a4": "value dimensions (A4)",
     "budget": "where runs with and without a target end",

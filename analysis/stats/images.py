@@ -3,7 +3,8 @@
 A study's networks are measured on one sample of images and trained from a few seeds, and both could have been others.
 So both are drawn with replacement, independently (Owen's pigeonhole bootstrap, 2007), and all seeds see the same drawn
 images. Five seeds are few: where they differ more than their images explain, the percentiles are too narrow (tests
-measure both cases), so a p-value is the larger of the bootstrap's and Student's over the seeds.
+measure both cases), so a p-value is the larger of the bootstrap's and Student's over the seeds, and an interval of
+fewer than ``ENOUGH`` seeds reaches at least as far as Student's.
 
 Records that do not say which images were right allow none of this: the answer is then None.
 """
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from analysis.stats.seeds import DIGITS, LEVEL, Interval, student_p
+from analysis.stats.seeds import DIGITS, LEVEL, Interval, student_p, widened
 
 SEED, RESAMPLES = 0, 4_000
 EQUIVALENT = 0.3  # points of top-1 that nobody would choose a method for
@@ -38,7 +39,10 @@ class Comparison(NamedTuple):
 def accuracy(hits: Hits, clusters: np.ndarray | None = None) -> Interval | None:
     """Mean top-1 in per cent. None for a single seed, or without knowing which images were right."""
     right = _stacked(hits, list(hits))
-    return None if right is None else _interval(100 * right.mean(), *_resampled(100 * right, clusters), len(right))
+    if right is None:
+        return None
+    found = widened(_interval(100 * right.mean(), *_resampled(100 * right, clusters), len(right)), 100 * right.mean(1))
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 100.0))
 
 
 def compare(method: Hits, reference: Hits, clusters: np.ndarray | None = None) -> Comparison | None:
@@ -56,7 +60,7 @@ def compare(method: Hits, reference: Hits, clusters: np.ndarray | None = None) -
     student = gain.mean(1).round(DIGITS)
     ahead = _wins(gain.mean(1)).mean()
     return Comparison(
-        _interval(gain.mean(), per_seed, weights, len(seeds)),
+        widened(_interval(gain.mean(), per_seed, weights, len(seeds)), gain.mean(1)),
         max(_two_sided((per_seed * weights).sum(1)), student_p(student)),
         _interval(ahead, _wins(per_seed), weights, len(seeds)),
         _equivalent((per_seed * weights).sum(1), student),

@@ -14,7 +14,18 @@ from hiap.train.record import Record
 
 CONTROLS = ("dense-continued", "dense-distilled", "dense-noise")  # trained on, with no price on any unit
 REFERENCE = "hiap"  # the variant that all others are compared with
-MEANS = ("macs", "macs_dense", "params", "top1", "top1_soft", "top1_hardened", "epochs", "train_macs", "seconds")
+MEANS = (
+    "macs",
+    "macs_dense",
+    "params",
+    "top1",
+    "top1_soft",
+    "top1_hardened",
+    "epochs",
+    "steps",
+    "train_macs",
+    "seconds",
+)
 COMPARED = (
     "difference", "difference_low", "difference_high", "improvement", "improvement_low", "improvement_high",
     "equivalent", "p", "p_holm", "decided",
@@ -38,7 +49,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     table["sampling"] = 1.96 * (table["top1"] * (100 - table["top1"]) / table["test_images"]) ** 0.5
     table["reduction"] = 100 * (1 - table["macs"] / table["macs_dense"])
     found = table.reset_index()
-    found["title"] = list(map(names.title, found["label"], found["method"]))
+    found["title"] = names.titles(found)
     found["pruned"] = found["method"] != "dense"
     order = found.sort_values(["pruned", "macs", "label"], ascending=[True, False, True], ignore_index=True)
     return order.drop(columns="pruned")
@@ -66,6 +77,20 @@ def _compared(method: pd.DataFrame, reference: pd.DataFrame) -> dict[str, object
     if found:
         row |= {"equivalent": found.equivalent, "p": found.p, **found.improvement.columns("improvement")}
     return row
+
+
+FLIPPED = {"difference": "difference", "difference_high": "low", "difference_low": "high"}
+
+
+def from_reference(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``study`` that are compared, with the sign of all figures and tables: the reference minus the method
+    (``difference``, ``low``, ``high``, ``improvement``), what either took to train, and ``judged``: all of them are."""
+    own = rows[rows["variant"] == REFERENCE].set_index("target")["train_macs"]
+    kept = rows.dropna(subset="difference").drop(columns=["low", "high"]).rename(columns=FLIPPED)
+    for column in FLIPPED.values():
+        kept[column] = -kept[column]
+    bill = kept["target"].map(own)
+    return kept.assign(improvement=1 - kept["improvement"], judged=True, reference_train_macs=bill, group="")
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -116,9 +141,8 @@ def _references(runs: pd.DataFrame) -> pd.DataFrame:
 def on_imagenet(runs: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of pruned ImageNet ``runs`` for the picture of Table 2: ``name``, ``gmacs``, ``top1``."""
     pruned = runs[runs["method"] != "dense"]
-    groups = pruned.groupby(["label", "method"], sort=False)[["macs", "top1"]].mean().reset_index()
-    shown = list(map(names.title, groups["label"], groups["method"]))
-    return pd.DataFrame({"name": shown, "gmacs": groups["macs"] / 1e9, "top1": groups["top1"]})
+    groups = pruned.groupby(["label", "method"], sort=False)[["macs", "top1", "target"]].mean().reset_index()
+    return pd.DataFrame({"name": names.titles(groups), "gmacs": groups["macs"] / 1e9, "top1": groups["top1"]})
 
 
 def ratio_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -5,6 +5,7 @@ Six differences are primary and share one Holm correction; every other one has a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from analysis.records.results import Results, topology
 from analysis.stats.seeds import LEVEL, holm
 from analysis.studies import paired
 from analysis.studies.comparisons import REFERENCE
+from hiap.train.record import Record
 
 GRID, TUNING = "evidence", "tune"
 
@@ -38,12 +40,13 @@ PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit
 FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
 PAIRS = (FIRST,)  # another study is one more line here
 CONTROLS = ("uniform-noise",)  # no method that anybody would choose: what gate noise alone does
+LATER, OWN = "with twice the epochs for both", "other forms of HiAP + target"  # groups of lines of the figure
 FINETUNED, LONGER = "-finetuned", "-long-"
 ASIDE = (FINETUNED, "-long", "-other", "-lower-rate")  # tables have them, the figure of all methods does not
 
 AGAINST_COLUMNS = (
     "target", "variant", "title", "method", "n", "difference", "low", "high", "p", "p_holm", "primary", "decided",
-    "improvement", "improvement_low", "improvement_high", "equivalent",
+    "improvement", "improvement_low", "improvement_high", "equivalent", "train_macs", "reference_train_macs",
 )  # fmt: skip
 
 
@@ -54,7 +57,9 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     dense = runs["start"].map(runs.set_index("run_id")["macs_dense"]).fillna(runs["macs_dense"])
     rows = names.with_variants(runs.assign(macs_dense=dense, macs_share=runs["macs"] / dense))
     tuned = rows["variant"].astype(str).str.contains(FINETUNED)  # by method dense
-    return rows.assign(title=rows["title"].where(~tuned, [names.title(name, "hiap") for name in rows["variant"]]))
+    aimed = ["faithful" not in name or None for name in rows["variant"]]
+    ours = [names.title(name, "hiap", target) for name, target in zip(rows["variant"], aimed, strict=True)]
+    return rows.assign(title=rows["title"].where(~tuned, ours))
 
 
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
@@ -69,11 +74,6 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         rows.append({**row, "low": found.low, "high": found.high})
     columns = ["label", "variant", "title", "method", "target", "n", "macs_share", "params", "epochs", "train_macs"]
     return pd.DataFrame(rows, columns=[*columns, "top1", "low", "high"])
-
-
-def plotted(runs: pd.DataFrame) -> pd.DataFrame:
-    """``accuracies`` of the runs that are not ``ASIDE``."""
-    return accuracies(runs[~aside(runs["label"])])
 
 
 def aside(labels: pd.Series) -> pd.Series:
@@ -96,6 +96,8 @@ def differences(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
             found = paired.compare(reference, own) if variant != REFERENCE else None
             if found is not None:
                 row = {"target": target, "variant": variant, "title": title, "method": method}
+                row |= {"train_macs": own["train_macs"].mean()}
+                row |= {"reference_train_macs": reference["train_macs"].mean()}
                 rows.append({**row, "primary": (target, variant) in pair.primary, **paired.flat(found)})
     return pd.DataFrame(rows, columns=list(AGAINST_COLUMNS))
 
@@ -143,13 +145,57 @@ def settled(runs: pd.DataFrame) -> pd.DataFrame:
 
 def longer(runs: pd.DataFrame) -> pd.DataFrame:
     """HiAP minus every ``method`` that has twice the epochs too, at the same ``target``: ``n``, ``difference``,
-    ``low``, ``high``."""
-    rows = []
+    ``low``, ``high``, ``epochs``, and what either took to train."""
+    rows, means = [], runs.groupby("label")[["train_macs", "epochs"]].mean()
     for other in (name for name in dict.fromkeys(runs["label"]) if LONGER in name):
         method, _, cut = other.partition(LONGER)
-        if method != REFERENCE and (found := paired.pair(runs, f"{REFERENCE}{LONGER}{cut}", other)):
-            rows.append({"method": method, "target": 1 - int(cut) / 100, **paired.flat(found)})
-    return pd.DataFrame(rows, columns=["method", "target", "n", "difference", "low", "high"])
+        label = f"{REFERENCE}{LONGER}{cut}"
+        if method != REFERENCE and (found := paired.pair(runs, label, other)):
+            row = {"method": method, "target": 1 - int(cut) / 100, **paired.flat(found), **dict(means.loc[other])}
+            rows.append({**row, "reference_train_macs": means["train_macs"][label]})
+    bills = ["epochs", "train_macs", "reference_train_macs"]
+    return pd.DataFrame(rows, columns=["method", "target", "n", "difference", "low", "high", *bills])
+
+
+def drawn(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
+    """The lines of the figure of all methods: ``against`` at equal epochs, then the pairs that both have twice as many,
+    then other forms of HiAP (``group``). ``judged``: a primary test."""
+    rows = against(runs, pair)
+    rows = rows[~aside(rows["variant"]) | (rows["method"] == REFERENCE)]
+    own = (rows["method"] == REFERENCE) & ~rows["variant"].str.contains("long")
+    rows = rows[(rows["method"] != REFERENCE) | own].assign(group="", judged=rows["primary"].astype(bool))
+    rows.loc[own, "group"] = OWN
+    later = longer(runs)
+    later = later.assign(title=[names.METHODS[name] for name in later["method"]], group=LATER, judged=False)
+    return pd.concat([rows, later], ignore_index=True) if len(later) else rows.reset_index(drop=True)
+
+
+def untrained(results: Results, grid: str) -> pd.DataFrame:
+    """Networks right after their cut, before any training (grid ``after_cut`` and its like): ``title``, ``method``,
+    ``target``, ``corrected`` (by least squares behind the cut), ``macs_share``, ``train_macs``, ``n``, ``top1``, and
+    what a test set of ``test_images`` leaves open of it (``low``, ``high``)."""
+    runs = results.runs(grid)
+    runs = runs[runs["method"] != "dense"]
+    keys, means = ["method", "target", "corrected"], ["macs_share", "train_macs", "top1", "test_images"]
+    rows = runs.assign(corrected=runs["label"].str.endswith("-corrected")).astype(dict.fromkeys(means, float))
+    found = rows.groupby(keys, sort=False)[means].mean().reset_index()
+    half = 1.96 * (found["top1"] * (100 - found["top1"]) / found["test_images"]) ** 0.5
+    how = found["corrected"].map({True: "least squares", False: "cut alone"})
+    shown = [f"{names.METHODS.get(name, name)}, {words}" for name, words in zip(found["method"], how, strict=True)]
+    n = rows.groupby(keys, sort=False).size().to_numpy()
+    return found.assign(title=shown, n=n, low=found["top1"] - half, high=found["top1"] + half)
+
+
+def fragile(runs: pd.DataFrame, variant: str, target: float, pair: Pair = FIRST) -> tuple[int, int]:
+    """Without how many of its seeds, each left out alone, a primary test would not be decided; and how many it has."""
+    primary = runs[runs["variant"].isin({REFERENCE, *(name for _, name in pair.primary)})]
+    seeds = sorted(primary.loc[(primary["variant"] == variant) & (primary["target"] == target), "seed"])
+    undone = 0
+    for seed in seeds:
+        rows = against(primary[primary["seed"] != seed], pair)
+        row = rows[(rows["variant"] == variant) & (rows["target"] == target)]
+        undone += not bool(row["decided"].item())
+    return undone, len(seeds)
 
 
 def shrunk(runs: pd.DataFrame) -> pd.DataFrame:
@@ -189,26 +235,25 @@ def priced(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def blocks(results: Results, labels: list[str], grid: str = GRID) -> pd.DataFrame:
-    """What is left of each block: means over seeds of ``heads``, ``dims`` per head left and ``neurons`` of our
-    ``labels``, then the last epoch of the paper's Figs. 5 to 9, a different setting; ``network``, ``n``, ``block``."""
-    shapes = [
-        topology(record).assign(label=record.label, seed=record.seed)
-        for record in results.finished(grid)
-        if record.label in labels
-    ]
-    rows = []
-    if shapes:
-        found = pd.concat(shapes)
-        found["dims"] = [np.mean(kept) if kept else np.nan for kept in found["head_dims"]]
-        means = found.groupby(["label", "block"])[["heads", "dims", "neurons"]].mean()
-        counts = found.groupby("label")["seed"].nunique()
-        for label in (name for name in labels if name in counts):
-            rows.append(means.loc[label].reset_index().assign(network=label, n=counts[label]))
+    """What is left of each block, seed by seed: ``heads``, ``dims`` per head left and ``neurons`` of our ``labels``,
+    then the last epoch of the paper's Figs. 5 to 9, a different setting; ``network`` as a reader knows it, ``label``,
+    ``seed``, ``block``."""
+    runs, rows = load(results, grid), []
+    for label in labels:
+        named = _network(runs[runs["label"] == label])
+        for record in (found for found in results.finished(grid) if found.label == label):
+            shape = topology(record)
+            dims = [np.mean(kept) if kept else np.nan for kept in shape["head_dims"]]
+            rows.append(shape.assign(network=named, label=label, seed=record.seed, dims=dims))
     for figure in published.HEAT_MAPS:
         last = published.last_state(figure)[["block", "heads", "neurons"]]
-        rows.append(last.assign(network=f"Fig. {figure}", n=1, dims=np.nan))
-    columns = ["network", "n", "block", "heads", "dims", "neurons"]
+        rows.append(last.assign(network=f"Fig. {figure} of the paper", label="", seed=0, dims=np.nan))
+    columns = ["network", "label", "seed", "block", "heads", "dims", "neurons"]
     return pd.concat([frame[columns] for frame in rows], ignore_index=True)
+
+
+def _network(runs: pd.DataFrame) -> str:
+    return "" if runs.empty else f"{runs['title'].iloc[0]}, {100 * runs['macs_share'].mean():.0f} %"
 
 
 def last_ffns(results: Results, grid: str = GRID) -> tuple[int, int]:
@@ -234,11 +279,35 @@ def machines(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"runs": groups.size(), "device": groups.agg(names.machines)}).reset_index()
 
 
-def tuned(runs: pd.DataFrame) -> pd.DataFrame:
+def tuned(runs: pd.DataFrame, records: Iterable[Record] = ()) -> pd.DataFrame:
     """Grid ``tune``: its configurations by validation top-1 within their method (``settled`` is one of its own), and
-    which is ``taken``: the highest, of equal ones that with the lower loss."""
+    which is ``taken``: the highest, of equal ones that with the lower loss. ``edge``: which of its settings ends its
+    range, as ``records`` have them, where three values or more were tried."""
     runs = runs[runs["method"] != "dense"]
     names = runs["method"].where(~runs["label"].str.startswith("settled"), "hiap-settled")
     rows = runs.assign(tuned=names).sort_values(["tuned", "top1", "loss"], ascending=[True, False, True])
     rows["taken"] = ~rows.duplicated("tuned")
-    return rows[["tuned", "label", "top1", "loss", "macs_share", "taken"]].reset_index(drop=True)
+    settings = {record.run_id: dict(_numbers(record.config.model_dump())) for record in records}
+    edges = {}
+    for _, group in rows.groupby("tuned"):
+        tried = [settings.get(run_id, {}) for run_id in group["run_id"]]
+        edges[group["run_id"].iloc[0]] = "; ".join(_edges(tried[0], tried))
+    rows["edge"] = rows["run_id"].map(edges).fillna("")
+    return rows[["tuned", "label", "top1", "loss", "macs_share", "taken", "edge"]].reset_index(drop=True)
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Settings of a configuration that are numbers, as 'section.key'."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def _edges(taken: Mapping[str, float], tried: list[dict[str, float]]) -> Iterator[str]:
+    for key, value in taken.items():
+        values = sorted({one[key] for one in tried if key in one})
+        if len(values) > 2 and value in (values[0], values[-1]):
+            end = "lowest" if value == values[0] else "highest"
+            yield f"{key} {value:g}, the {end} of {len(values)}"

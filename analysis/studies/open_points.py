@@ -100,9 +100,10 @@ def measured(results: Results) -> pd.DataFrame:
             if label == default or default not in scores:
                 continue
             found = seeds.compare(scores[str(label)], scores[default])
-            row = {"point": point.id, "grid": point.grid, "label": label, "n": found.difference.n}
+            ends = seeds.widened(found.difference, (scores[str(label)] - scores[default]).dropna())
+            row = {"point": point.id, "grid": point.grid, "label": label, "n": ends.n}
             means = {"macs_percent": 100 * group["macs_share"].mean(), "top1": group["top1"].mean()}
-            rows.append({**row, **means, **found.difference.columns("difference"), "decided": found.decided})
+            rows.append({**row, **means, **ends.columns("difference"), "decided": found.decided})
     columns = ["point", "grid", "label", "n", "macs_percent", "top1", "difference", "difference_low"]
     return pd.DataFrame(rows, columns=[*columns, "difference_high", "decided"])
 

@@ -32,16 +32,5 @@ def totals(results: Results, grid: str) -> pd.DataFrame:
     return means.assign(n=groups.size(), device=devices).reset_index()
 
 
-def per_stage(stages: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each stage's epochs, seconds and MACs (``Results.stages``), dense first, stages in the order
-    in which they ran."""
-    keys = ["label", "method", "inherited", "stage"]
-    sums = stages.groupby([*keys, "seed"], sort=False)[["epochs", "seconds", "train_macs"]].sum()
-    rows = sums.groupby(keys, sort=False).mean().reset_index()
-    rows["title"] = list(map(names.title, rows["label"], rows["method"]))
-    rows["pruned"] = rows["method"] != "dense"
-    return rows.sort_values(["pruned", "title"], kind="stable", ignore_index=True).drop(columns="pruned")
-
-
 def _taught(record: Record) -> bool:
     return record.config.method != "dense" and record.config.distill.alpha > 0

@@ -8,48 +8,44 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records import bench, published
-from analysis.records.names import METHODS, RUNTIMES, machines
+from analysis.records import bench, names, published
+from analysis.records.names import METHODS, RUNTIMES, TARGETED, machines
 from analysis.records.results import Results
 from analysis.studies import comparisons, evidence, paired
 
-AGAINST = {
-    "vit_slim": METHODS["vit_slim"],
-    "taylor": METHODS["taylor"],
-    "uniform-noise": "Uniform under HiAP's gate noise",
-}
+AGAINST = {"uniform-noise": "Uniform under gate noise (control)", "uniform": "Uniform (exploratory)"}
 
 Means = dict[str, dict[Any, Any]]  # a row of evidence.accuracies by its label
 WIDTH = 125
 
 
-def at_papers_shape(results: Results) -> str:
-    """Grid ``evidence``: a table of the primary tests, and what else the protocol asks to be said."""
-    runs = evidence.load(results)
+def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> str:
+    """A pair's grid: a table of the primary tests, and what else the protocol asks to be said."""
+    runs = evidence.load(results, pair.grid)
     if runs.empty:
-        return "Not run yet: `python slurm/launch_grid.py --grid evidence`."
+        return f"Not run yet: `python slurm/launch_grid.py --grid {pair.grid}`."
     means: Means = {row["label"]: row for row in evidence.accuracies(runs).to_dict("records")}
-    primary = {
-        (row["variant"], row["target"]): row for row in evidence.against(runs).query("primary").to_dict("records")
-    }
-    targets = sorted({target for target, _ in evidence.PRIMARY}, reverse=True)
-    head = f"| HiAP minus | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"
+    compared = {(row["variant"], row["target"]): row for row in evidence.against(runs, pair).to_dict("records")}
+    targets = sorted({target for target, _ in pair.primary}, reverse=True)
+    head = f"| {TARGETED} minus | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"
     lines = [head, "|:---|" + "---:|" * len(targets)]
-    for variant, title in AGAINST.items():
-        cells = [_cell(primary[variant, t]) if (variant, t) in primary else "-" for t in targets]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    for variant in dict.fromkeys([*(name for _, name in pair.primary), "uniform"]):
+        cells = [_cell(compared[variant, t]) if (variant, t) in compared else "-" for t in targets]
+        lines.append(f"| {AGAINST.get(variant) or METHODS[variant]} | {' | '.join(cells)} |")
     n, images = runs["seed"].nunique(), int(runs["test_images"].max())
     caption = (
         f"*Points of top-1 with 95 % intervals over {n} seeds and {images:,} test images; decided: after Holm's "
-        f"correction for {len(evidence.PRIMARY)} tests. {len(runs)} runs on one {machines(runs['device_name'])}.*"
+        f"correction for {len(pair.primary)} tests; TMACs of training, the method's : its own. "
+        f"{len(runs)} runs on one {machines(runs['device_name'])}.*"
     )
-    said = " ".join([_levels(means), *_shape(results), *_explored(runs)])
+    said = " ".join([_levels(means), *_shape(results, pair), *_explored(runs), *_edges(results, pair)])
     return "\n\n".join(["\n".join(lines), *(textwrap.fill(text, WIDTH) for text in (caption, said))])
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
     side = "ahead" if row["difference"] > 0 else "behind"
-    return f"{_ends(row)}, {side if row['decided'] else 'undecided'}"
+    verdict = f", {side if row['decided'] else 'undecided'}" if row["primary"] else ""
+    return f"{_ends(row)}{verdict} ({row['train_macs'] / 1e12:.1f} : {row['reference_train_macs'] / 1e12:.1f} TMACs)"
 
 
 def _ends(row: Mapping[Any, Any]) -> str:
@@ -57,11 +53,11 @@ def _ends(row: Mapping[Any, Any]) -> str:
 
 
 def _levels(means: Means) -> str:
-    hiap = [f"{_top1(means, f'hiap-{cut}')} at {100 - cut} %" for cut in (33, 50, 65) if f"hiap-{cut}" in means]
+    hiap = [f"{_top1(means, f'hiap-{cut}')} at {100 - cut} %" for cut in (33, 50, 65, 75) if f"hiap-{cut}" in means]
     rule = means.get("hiap-faithful")
-    said = f"The dense network has {_top1(means, 'dense')}, HiAP {', '.join(hiap)} of its MACs"
+    said = f"The dense network has {_top1(means, 'dense')}, {TARGETED} {', '.join(hiap)} of its MACs"
     if rule is not None:
-        said += f", the paper's own rule and strengths {rule['top1']:.2f} % at {100 * rule['macs_share']:.0f} %"
+        said += f", {rule['title']} {rule['top1']:.2f} % at {100 * rule['macs_share']:.0f} %"
     return said + "."
 
 
@@ -69,15 +65,15 @@ def _top1(means: Means, label: str) -> str:
     return f"{means[label]['top1']:.2f} %"
 
 
-def _shape(results: Results) -> list[str]:
+def _shape(results: Results, pair: evidence.Pair) -> list[str]:
     """Whether the last FFN goes, as in three of the paper's five figures."""
-    gone, networks = evidence.last_ffns(results)
+    gone, networks = evidence.last_ffns(results, pair.grid)
     if not networks:
         return []
     as_there = [str(figure) for figure in published.HEAT_MAPS if published.last_state(figure)["neurons"].iloc[-1] == 0]
     figures = f"Figs. {', '.join(as_there)}"
     return [
-        f"The last block's FFN is gone in {gone} of these {networks} networks of HiAP, as in the paper's {figures}."
+        f"The last block's FFN is gone in {gone} of the {networks} networks with a target, as in the paper's {figures}."
     ]
 
 
@@ -88,10 +84,12 @@ def _explored(runs: pd.DataFrame) -> list[str]:
     tuned = tuned[~tuned.index.str.contains("settled")].sort_values("target", ascending=False)
     if len(tuned):
         shown = [f"{_ends(row)} ({_name(row['target'])})" for row in tuned.to_dict("records")]
-        said.append(f"Three more epochs of plain training, which the paper leaves out, add {', '.join(shown)}.")
-    longer = [f"{_ends(row)} ({METHODS[row['method']]})" for row in evidence.longer(runs).to_dict("records")]
+        said.append(f"Three more epochs without a teacher, which the paper leaves out, add {', '.join(shown)}.")
+    longer = evidence.longer(runs).to_dict("records")
     if longer:
-        said.append(f"With twice the epochs for both, HiAP at 35 % minus the method is {', '.join(longer)}.")
+        shown = ", ".join(f"{_ends(row)} ({METHODS[row['method']]})" for row in longer)
+        epochs, at = f"{longer[0]['epochs']:g} epochs for both", _name(longer[0]["target"])
+        said.append(f"With {epochs}, {TARGETED} {at} minus the method is {shown}.")
     settled = [
         f"{_ends(row)} {_name(row['target'])} for {row['bill']:.2f} of the training MACs"
         for row in evidence.settled(runs).to_dict("records")
@@ -103,7 +101,18 @@ def _explored(runs: pd.DataFrame) -> list[str]:
 
 def _name(target: float) -> str:
     """'at 50 %', or what has no target."""
-    return "the paper's rule" if pd.isna(target) else f"at {100 * target:.0f} %"
+    return "the paper's rule, which is undertrained" if pd.isna(target) else f"at {100 * target:.0f} %"
+
+
+def _edges(results: Results, pair: evidence.Pair) -> list[str]:
+    """Which tuned settings end their range."""
+    tuned = evidence.tuned(evidence.load(results, pair.tuning), results.finished(pair.tuning))
+    taken = tuned[tuned["taken"]]
+    at = taken[taken["edge"] != ""]
+    if at.empty:
+        return []
+    shown = "; ".join(f"{names.title(row.tuned, row.tuned.split('-')[0], 0.5)}: {row.edge}" for row in at.itertuples())
+    return [f"Of {len(taken)} tuned methods {len(at)} end on the edge of a range, which was not extended ({shown})."]
 
 
 DEPLOYED = "deploy_vit_small_cpu"  # the report of pretrained networks, with their accuracy
@@ -120,7 +129,7 @@ def deployed(results: Results) -> str:
         one = group.set_index("batch")
         fast = [f"{one['best'][b]:.2f} ({RUNTIMES[one['runtime'][b]]})" if b in one.index else "-" for b in batches]
         right, left = one["top1"].dropna(), 100 * (1 - one["cut"].iloc[0])
-        name = METHODS.get(str(network), str(network))
+        name = names.network(str(network))
         shown.append([name, f"{left:.0f} %", str(precision), *fast, f"{right.iloc[0]:.2f} %" if len(right) else "-"])
     head = ["Network", "MACs", "Precision", *(f"Batch {batch}" for batch in batches), "Top-1"]
     lines: list[list[str]] = [head, [":---", "---:", ":---", *["---:"] * (len(batches) + 1)], *shown]
@@ -165,7 +174,7 @@ def on_digits(results: Results) -> str:
             for row in rows.to_dict("records")
         ]
         if parts:
-            sentences.append(f"After Holm's correction HiAP is, {said}, {'; '.join(parts)} pruned variants.")
+            sentences.append(f"After Holm's correction {TARGETED} is, {said}, {'; '.join(parts)} pruned variants.")
     return textwrap.fill(" ".join([*sentences, *_faster_gates(short)]), WIDTH)
 
 
@@ -173,12 +182,12 @@ def _faster_gates(runs: pd.DataFrame) -> list[str]:
     """Of grid ``study``: HiAP with four times the gates' rate at the deepest cut; found on these test images, so
     exploratory."""
     label = "hiap-rate-0.2-65"
-    others = {"hiap-65": "HiAP at 0.05", "random-65": "random", "vit_slim-65": METHODS["vit_slim"]}
+    others = {"hiap-65": "itself at 0.05", "random-65": "random", "vit_slim-65": METHODS["vit_slim"]}
     found = {title: pair for other, title in others.items() if (pair := paired.pair(runs, label, other))}
     shown = ", ".join(f"{_ends(paired.flat(pair))} ({title})" for title, pair in found.items())
     if not shown:
         return []
     return [
-        "With 0.2 for the gates' rate instead of 0.05 and nothing else changed, HiAP at 35 % minus the other is "
+        f"With 0.2 for the gates' rate instead of 0.05 and nothing else changed, {TARGETED} at 35 % minus the other is "
         f"{shown}; that rate was chosen by these test images."
     ]

@@ -16,7 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from hiap.files import atomic_write
 
-TEXT_WIDTH = 100
+TEXT_WIDTH = 120
 MISSING = "-"
 
 

@@ -79,7 +79,7 @@ def cifar_mmacs(_: str) -> Noted:
 def two_to_one_best(_: str) -> Noted:
     """The largest lead of another ratio over 2:1, by each curve that its four points allow."""
     rows = heat_maps.against_two_to_one()
-    leads = {name: float(rows[name].max()) for name in rows if name.startswith("ahead")}
+    leads = {name: float(rows[name].max()) for name in map(str, rows) if name.startswith("ahead")}
     shown = ", ".join(f"{lead:+.2f} ({CURVES[name]})" for name, lead in leads.items())
     note = f"largest lead of another ratio: {shown}; four points of 2:1, one run each, do not say what lies between"
     return Noted(leads["ahead"], note, min(leads.values()), max(leads.values()))

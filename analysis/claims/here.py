@@ -95,7 +95,9 @@ def cut_qkv_here(results: Results, _: str) -> Answer | None:
     one = row.iloc[0]
     source = "grid a4: top-1 of v-cut-qkv minus v, points; training goes on after no cut, so this is all of the loss"
     ends = one["difference"], one["difference_low"], one["difference_high"]
-    return Answer(*map(float, ends), int(one["n"]), "no" if ends[2] < 0 else "undecided", source)
+    return Answer(
+        float(ends[0]), float(ends[1]), float(ends[2]), int(one["n"]), "no" if ends[2] < 0 else "undecided", source
+    )
 
 
 def dims_here(results: Results, _: str) -> Answer | None:

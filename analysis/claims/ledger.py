@@ -156,8 +156,10 @@ def _from_runs(claim: Mapping[Any, Any], scores: found_runs.Scores) -> Found:
     evidence, verdict = f"grid {'/'.join(found_runs.selector(claim['answer']) or ())}", outcome
     if scores.other:
         verdict, evidence = _elsewhere(claim), f"{evidence}, with {scores.other}"
-    agrees, command = AGREES.get(outcome, "undecided"), how(claim)[0] if n < SEEDS else ""
-    return Found(verdict, evidence, mean, mean - half, mean + half, n, agrees, runs, commits, command)
+    if n < SEEDS:
+        evidence += f"; a verdict needs {SEEDS} seeds"
+    agrees = AGREES.get(outcome, "undecided")
+    return Found(verdict, evidence, mean, mean - half, mean + half, n, agrees, runs, commits)
 
 
 def _from_timing(claim: Mapping[Any, Any], timing: found_runs.Timing) -> Found:
@@ -238,7 +240,7 @@ def table(found: pd.DataFrame) -> Table:
     """``summary`` for print, without verdicts that nothing has."""
     counts = summary(found)
     counts = counts.loc[:, (counts != 0).any()]
-    shown = (Column(name, SHORT.get(name, name.capitalize()), number(0)) for name in counts)
+    shown = (Column(name, SHORT.get(name, name.capitalize()), number(0)) for name in map(str, counts))
     rows = counts.rename_axis("kind").reset_index()
     sums = {OTHERS: f"({OTHERS})", **{name: f"= {name}" for name in (*SUMS, "all")}}
     rows["kind"] = rows["kind"].replace(sums)

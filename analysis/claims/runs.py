@@ -114,7 +114,10 @@ def _difference(runs: pd.DataFrame, labels: list[str]) -> pd.Series:
     first, second = (runs.loc[[named(own, wanted) for own in runs["label"]]] for wanted in labels)
     other = second.set_index("seed")
     if labels[0].endswith("*"):
-        ours = _between(first.assign(place=first["macs_share"]), other["macs_share"].to_dict())
+        ours = _between(
+            first.assign(place=first["macs_share"]),
+            {int(str(seed)): share for seed, share in other["macs_share"].items()},
+        )
         return (ours - other["top1"].rename(index="seed {}".format)).dropna()
     return (first.set_index("seed")["top1"] - other["top1"]).dropna().rename(index="seed {}".format)
 

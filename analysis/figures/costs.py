@@ -152,8 +152,8 @@ def speed(rows: pd.DataFrame) -> Figure:
         ax.grid(True)
     axes[0, 0].set(ylabel="share of the removed MACs\nthat is time saved", ylim=(0, None))
     fig.supxlabel("MACs removed (%); dotted: 90 % of them", fontsize=7)
-    marks = [entry(*style, markersize=3.5, label=kind) for kind, style in looks.items()]
-    fig.legend(handles=marks, loc="outside upper center", ncols=3, handletextpad=0.2)
+    handles = [entry(*style, markersize=3.5, label=kind) for kind, style in looks.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=3, handletextpad=0.2)
     return fig
 
 

@@ -126,7 +126,7 @@ def blocks(rows: pd.DataFrame, heads: int = DEIT_SMALL.heads, neurons: int = DEI
     for ax in axes:
         ax.hlines(ends[:-1], 0, rows["block"].max() + 1, color="black", linewidth=0.8)
         ax.tick_params(left=False)
-    labels = [name if name.startswith("Fig.") else f"{name}, n = {n}" for name, n in sizes.items()]
+    labels = [str(name) if str(name).startswith("Fig.") else f"{name}, n = {n}" for name, n in sizes.items()]
     axes[0].set_yticks(ends - sizes / 2, labels)
     return fig
 

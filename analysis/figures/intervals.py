@@ -60,7 +60,7 @@ def _mark(ax: Axes, row: dict[Any, Any], y: float, look: Mark) -> None:
     """A mean with its interval; without an interval the mark alone."""
     middle = row["middle"]
     bars = None if pd.isna(row["low"]) else [[middle - row["low"]], [row["high"] - middle]]
-    marks = {"fmt": look.marker, "color": look.colour, "markerfacecolor": look.face, "markersize": 3.5}
+    marks: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "markerfacecolor": look.face, "markersize": 3.5}
     ax.errorbar(middle, y, xerr=bars, elinewidth=0.9, zorder=2, **marks)
 
 

@@ -165,7 +165,7 @@ def _judged_at_papers_shape(runs: pd.DataFrame) -> Numbers:
     rule = runs[runs["label"] == "hiap-faithful"]
     return {
         "evidence.epochs": f"{runs.loc[runs['variant'] == comparisons.REFERENCE, 'epochs'].mode().iloc[0]:g}",
-        "evidence.slim.holm": fixed(rows.loc[("vit_slim", 0.35), "p_holm"], 3),
+        "evidence.slim.holm": fixed(float(str(rows.loc[("vit_slim", 0.35), "p_holm"])), 3),
         "evidence.slim.undone": str(undone),
         "evidence.slim.seeds": str(seeds_),
         "evidence.rule.steps": fixed(rule["steps"].mean(), 0),
@@ -196,8 +196,8 @@ def _left_at_papers_shape(results: Results) -> Numbers:
     found = Numbers()
     for label, group in left.groupby("label"):
         if label:
-            found |= {f"evidence.{label}.heads": fixed(group["heads"].mean(), 1)}
-            found |= {f"evidence.{label}.neurons": fixed(group["neurons"].mean(), 0)}
+            found |= {f"evidence.{label!s}.heads": fixed(group["heads"].mean(), 1)}
+            found |= {f"evidence.{label!s}.neurons": fixed(group["neurons"].mean(), 0)}
     gone, networks = evidence.last_ffns(results)
     return found | {"evidence.ffn.gone": str(gone), "evidence.ffn.all": str(networks)}
 
@@ -311,11 +311,13 @@ def of_bench(rows: pd.DataFrame) -> Numbers:
     main, peer = (rows[rows["report"] == name] for name in ("deit_small_cpu_fp32_b16", "peer_deit_small_cpu"))
     parts = peer["name"].str.split("/", expand=True)
     speed = rows[(rows["mode"] == "speed") & rows["name"].str.startswith("fig5") & (rows["layout"] == "padded")]
-    shares = {key: mine["share"].dropna() for key, mine in speed.groupby(["precision", "batch"])}
-    cut = shares["fp32", 16]
+    shares = {
+        f"{name}.{batch}": mine["share"].dropna() for (name, batch), mine in speed.groupby(["precision", "batch"])
+    }
+    cut = shares["fp32.16"]
     found = {
-        **{f"speed.{precision}.{batch}.low": fixed(mine.min()) for (precision, batch), mine in shares.items()},
-        **{f"speed.{precision}.{batch}.high": fixed(mine.max()) for (precision, batch), mine in shares.items()},
+        **{f"speed.{key}.low": fixed(mine.min()) for key, mine in shares.items()},
+        **{f"speed.{key}.high": fixed(mine.max()) for key, mine in shares.items()},
         "speed.dense": fixed(main.set_index("name")["ratio"].to_dict()["full"], 3),
         "speed.batch": str(main["batch"].max()),
         "speed.share.low": fixed(cut.min()),

@@ -87,9 +87,9 @@ def _explored(runs: pd.DataFrame) -> list[str]:
         said.append(f"Three more epochs without a teacher, which the paper leaves out, add {', '.join(shown)}.")
     longer = evidence.longer(runs).to_dict("records")
     if longer:
-        shown = ", ".join(f"{_ends(row)} ({METHODS[row['method']]})" for row in longer)
+        differences = ", ".join(f"{_ends(row)} ({METHODS[row['method']]})" for row in longer)
         epochs, at = f"{longer[0]['epochs']:g} epochs for both", _name(longer[0]["target"])
-        said.append(f"With {epochs}, {TARGETED} {at} minus the method is {shown}.")
+        said.append(f"With {epochs}, {TARGETED} {at} minus the method is {differences}.")
     settled = [
         f"{_ends(row)} {_name(row['target'])} for {row['bill']:.2f} of the training MACs"
         for row in evidence.settled(runs).to_dict("records")
@@ -111,7 +111,10 @@ def _edges(results: Results, pair: evidence.Pair) -> list[str]:
     at = taken[taken["edge"] != ""]
     if at.empty:
         return []
-    shown = "; ".join(f"{names.title(row.tuned, row.tuned.split('-')[0], 0.5)}: {row.edge}" for row in at.itertuples())
+    shown = "; ".join(
+        f"{names.title(name, name.split('-')[0], 0.5)}: {edge}"
+        for name, edge in zip(map(str, at["tuned"]), at["edge"], strict=True)
+    )
     return [f"Of {len(taken)} tuned methods {len(at)} end on the edge of a range, which was not extended ({shown})."]
 
 

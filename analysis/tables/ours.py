@@ -152,7 +152,8 @@ def at_papers_shape(
     rows = evidence.accuracies(runs).merge(compared[wanted], how="left", on=["target", "variant"])
     rows = rows[~rows["label"].str.contains(evidence.FINETUNED)].sort_values("top1", ascending=False)
     rows = rows.assign(share=100 * rows["macs_share"], verdict=rows["verdict"].astype(object).fillna(""))
-    panels, notes = per_target(rows, "top1"), EVIDENCE_NOTES
+    panels: tuple[Panel, ...] = per_target(rows, "top1")
+    notes: tuple[str, ...] = EVIDENCE_NOTES
     if cuts is not None and len(cuts):
         panels, notes = (*panels, *_untrained(cuts)), (*notes, UNTRAINED_NOTE)
     return Table(f"Pruning a pretrained {pair.network} on {pair.data}", _compared(1), panels, notes)

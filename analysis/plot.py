@@ -71,7 +71,7 @@ def pareto(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         row: dict[str, Any] = {"label": label, "macs": group["macs"].mean(), **summary(group["top1"])}
         rows.append(row)
         look, x = marks[str(label)], row["macs"] / 1e6
-        title = names.title(str(label), str(group["method"].iloc[0]))
+        title = names.titles(group.head(1))[0]
         ax.plot(x, row["mean"], linestyle="", label=f"{title} (n = {row['n']})", **look)
         if row["n"] >= MANY:
             ax.vlines(x, row["low"], row["high"], color=look["color"])

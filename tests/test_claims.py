@@ -417,7 +417,7 @@ def test_a_citation_says_which_commits_were_dirty_and_gives_a_command_that_works
     results = Results(tmp_path)
     found = results.runs("mine")
     command = cite.rerun(results, "mine", found["label"].iloc[0], found.iloc[:1])
-    assert command.startswith("python -m hiap.train method=hiap")
+    assert command.startswith("python -m hiap.train model.")
     config = from_dict(parse_overrides(command.split()[3:]))
     assert config.run_id == found["run_id"].iloc[0]
     assert cite.rerun(results, "study", "hiap-20", found) == "hiap launch --grid study --only hiap-20"

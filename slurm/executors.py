@@ -32,7 +32,7 @@ from hiap.options import one_line
 from hiap.train.config import ConfigError
 from hiap.train.device import visible_gpus
 from hiap.train.record import read_status, write_status
-from hiap.warm import Warm
+from hiap.train.warm import Warm
 from slurm import submission
 from slurm.grid import Run
 from slurm.job import IMPORTED, Job, Pack, apart
@@ -117,8 +117,8 @@ class Debug(_Here):
 
 
 class Local(_Here):
-    """Processes of this machine, ``slots`` at once, forked from one that has imported what a run needs (``hiap.warm``).
-    Where there are GPUs, each gets the one that fewest runs are on."""
+    """Processes of this machine, ``slots`` at once, forked from one that has imported what a run needs
+    (``hiap.train.warm``). Where there are GPUs, each gets the one that fewest runs are on."""
 
     poll_s = 0.05
 
@@ -466,7 +466,7 @@ def mps() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:  # a socket's path is short
         variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         with submitit.helpers.environment_variables(**variables):
-            started = subprocess.run([MPS, "-d"], capture_output=True, text=True)
+            started = subprocess.run([MPS, "-d"], capture_output=True, encoding="utf-8")
         if started.returncode:
             print(f"{MPS}: {one_line(started.stderr or started.stdout, None)}; runs take turns", file=sys.stderr)
             yield
@@ -475,4 +475,4 @@ def mps() -> Iterator[None]:
             try:
                 yield
             finally:
-                subprocess.run([MPS], input="quit\n", capture_output=True, text=True)
+                subprocess.run([MPS], input="quit\n", capture_output=True, encoding="utf-8")

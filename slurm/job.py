@@ -18,7 +18,7 @@ from hiap.files import alone, write_json
 from hiap.train.config import Config
 from hiap.train.record import Folders, read_status, write_status
 from hiap.train.rendezvous import join_slurm
-from hiap.warm import Warm
+from hiap.train.warm import Warm
 from slurm.jobs import checkpoint_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Warned:
 
 
 def apart(job: Job, packed: bool = False) -> None:
-    """Run the job in a process of its own (``hiap.warm``), whose exit status says whether it was told to stop.
+    """Run the job in a process of its own (``hiap.train.warm``), whose exit status says whether it was told to stop.
     ``packed``: it is one of several of a queue's job, and that job asks to be requeued."""
     if packed:
         signal.signal(_warning(), _left_to_the_pack)

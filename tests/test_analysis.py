@@ -257,7 +257,9 @@ def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:
         for cells in table.cells(panel):
             assert "| " + " | ".join(cells) + " |" in markdown
             assert " & ".join(cells).replace("%", "\\%") + " \\\\" in latex
-            assert re.search(r"\s+".join(map(re.escape, cells)) + "\n", text)
+            shown = [cells[0][:24], *cells[1:]]  # a terminal clips long names
+            assert re.search(r"\s+".join(map(re.escape, shown[1:])) + "\n", text)
+            assert shown[0] in text
     assert text.count("87.50") == 1
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
     assert "bf" not in latex

@@ -275,10 +275,13 @@ def test_proposition_2_fails_by_up_to_a_half_and_three_quarters() -> None:
 
 def runs() -> pd.DataFrame:
     """Runs that nobody made."""
-    rows: list[dict[str, Any]] = [{"method": "dense", "label": "dense", "seed": 0, "macs_share": 1.0, "top1": 90.0}]
+    rows: list[dict[str, Any]] = [
+        {"method": "dense", "label": "dense", "seed": 0, "macs_share": 1.0, "top1": 90.0, "target": None}
+    ]
     for label, share in (("2to1-0.9", 0.8), ("2to1-1.8", 0.6), ("macro-only-0.9", 0.9)):
         rows += [
-            {"method": "hiap", "label": label, "seed": s, "macs_share": share + s / 100, "top1": 80 + s} for s in (0, 2)
+            {"method": "hiap", "label": label, "seed": s, "macs_share": share + s / 100, "top1": 80 + s, "target": None}
+            for s in (0, 2)
         ]
     return pd.DataFrame(rows).assign(macs=lambda frame: 4.6e9 * frame["macs_share"])
 

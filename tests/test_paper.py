@@ -92,11 +92,11 @@ def test_all_findings_and_all_open_points_have_a_line() -> None:
 
 def test_what_was_chosen_without_an_option_is_told_with_its_reason() -> None:
     shown = parts.open_table(ANSWERS)
-    readme = (REPOSITORY / "README.md").read_text()
+    page = (REPOSITORY / "docs" / "open_points.md").read_text(encoding="utf-8")
     for choice in open_points.CHOICES:
         assert choice.reason[:30] in shown
     assert "0.953 against 0.786" in shown
-    assert all(f"| {point.id} |" in readme for point in open_points.POINTS)
+    assert all(f"| {point.id} |" in page for point in open_points.POINTS)
 
 
 def test_every_grid_is_listed_with_what_it_shows() -> None:

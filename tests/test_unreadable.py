@@ -175,6 +175,6 @@ def test_what_only_a_transform_finds_is_named(tmp_path: Path, monkeypatch: pytes
     def transform(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(data, "_transform", lambda *_: transform)
+    monkeypatch.setattr(data, "_transform", lambda *_, **__: transform)
     with pytest.raises(ConfigError, match=r"val/a/good\.jpg: not a readable image \(MemoryError"):
         list(data.test_batches(config, 32, batch_size=4))

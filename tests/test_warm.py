@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hiap.warm import LOST, Warm
+from hiap.train.warm import LOST, Warm
 
 HERE = Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def test_tasks_outlive_a_launcher_that_is_killed_and_the_server_does_not_outlive
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     task = f"import os, time; open({a!r}, 'w').write(str(os.getppid())); time.sleep(1); open({b!r}, 'w')"
     code = (
-        "import time; from functools import partial; from hiap.warm import Warm; warm = Warm()\n"
+        "import time; from functools import partial; from hiap.train.warm import Warm; warm = Warm()\n"
         f"warm.start(partial(exec, {task!r}, {{}})); time.sleep(60)"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=HERE)

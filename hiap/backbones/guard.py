@@ -69,6 +69,8 @@ def require_linear(name: str, layer: Any) -> None:
         if "quant" in module or "quant" in type(layer).__name__.lower() or "bitsandbytes" in module:
             cure = "; prune first, quantise afterwards"
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): expected torch.nn.Linear{cure}")
+    if layer.weight is None and not layer.in_features:  # emptied by shrinking: its branch is gone
+        return
     if not isinstance(layer.weight, Tensor) or not layer.weight.is_floating_point():
         raise UnsupportedModelError(f"{name}: weights of {layer.weight.dtype}; prune first, quantise afterwards")
     if type(layer.weight.data).__module__.startswith("torchao"):

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,7 +57,6 @@ from hiap.options import checked
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import target_of
 from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, require_name, unknown_key
-from hiap.train.memory import kept
 from hiap.train.record import require_writable
 
 # What `peer` holds against Torch-Pruning: topology, width, what a closed dimension removes.
@@ -213,13 +211,12 @@ def steps(settings: Settings) -> Report:
 def training(settings: TrainSettings) -> TrainReport:
     """Training steps against the first of the loops."""
     device, reference, rows = torch.device(settings.device), settings.loops[0], []
-    with kept(device) if settings.kept else nullcontext():
-        for batch in settings.batches:
-            found = train.loops(settings, batch)
-            runs = {name: run for name, (_, run) in found.items()}
-            seconds, ratios = alternate(runs, reference, settings, device)
-            for name, (model, run) in found.items():
-                rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], peak_memory(run, device)))
+    for batch in settings.batches:
+        found = train.loops(settings, batch)
+        runs = {name: run for name, (_, run) in found.items()}
+        seconds, ratios = alternate(runs, reference, settings, device)
+        for name, (model, run) in found.items():
+            rows.append(_row(name, "-", model, batch, seconds[name], ratios[name], peak_memory(run, device)))
     return TrainReport(**framed("train", settings, reference), rows=rows)
 
 

@@ -71,7 +71,6 @@ class TrainSettings(Settings):
         ["timm", "dense", "dense/compiled", "gated", "gated/compiled"], min_length=2
     )
     img_size: NonNegativeInt = 0  # side of the images; 0: the network's own
-    kept: bool = True  # memory is kept between steps (hiap.train.memory), of all loops alike
     batches: list[PositiveInt] = Field([64], min_length=1)  # images of a step, each size in turn
 
 

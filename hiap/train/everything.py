@@ -1,8 +1,12 @@
 """Imports all that a run needs, also what PyTorch, scikit-learn and our own code import only when first asked: for a
-process that others are forked from (``hiap.warm``), which then import nothing."""
+process that others are forked from (``hiap.train.warm``), which then import nothing."""
 
-import sklearn.datasets  # noqa: F401
+from importlib.util import find_spec
+
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import hiap.train.run  # noqa: F401
+
+if find_spec("sklearn"):  # for the embedded digits; of the study's packages
+    import sklearn.datasets  # noqa: F401

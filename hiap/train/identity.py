@@ -62,7 +62,7 @@ def _with_imports(file: Path) -> list[Path]:
 @lru_cache(maxsize=256)
 def _said(file: Path, changed: int) -> str:
     """The lines of a file without comments, docstrings and empty ones."""
-    source = file.read_text()
+    source = file.read_text(encoding="utf-8")
     silent = set[int]()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:

@@ -28,7 +28,6 @@ from hiap.train.hidden import check_fits
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
-from hiap.train.memory import kept
 from hiap.train.reach import check_reach
 from hiap.train.record import (
     BlockShape,
@@ -79,7 +78,7 @@ def run(config: Config, rerun: bool = False) -> Record:
         compilation.check(device)
     with joined(device) as world:
         try:
-            with stop_signals() as stopping, kept(device):
+            with stop_signals() as stopping:
                 record = Run(config, folders, stopping, world).execute(started)
         except (ConfigError, Interrupted):
             raise

@@ -71,7 +71,7 @@ class Warm:
     def _server(self) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "hiap.warm", str(theirs.fileno()), *self.modules]
+            command = [sys.executable, "-m", "hiap.train.warm", str(theirs.fileno()), *self.modules]
             # In a session of its own: a terminal sends Ctrl-C to all that are in its own, and what becomes of a task
             # is for the launcher to say.
             subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)

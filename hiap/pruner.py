@@ -134,6 +134,10 @@ class Watch:
         """Changes whenever an optimiser, or anybody, writes a logit; read without waiting for the device."""
         return sum(gate.logit._version for _, gate in named_gates(model))
 
+    def seen(self, model: Any) -> None:
+        """What has been written so far was the pruner itself."""
+        self.version = self._version(model)
+
     def listen(self, terms: Mapping[str, Tensor]) -> None:
         """Notice a gradient that comes back through one of ``terms``."""
         if not self.heard:
@@ -154,7 +158,7 @@ class Watch:
     def after(self, model: Any, look: int, priced: bool) -> None:
         """Behind it: look at the first ``look`` steps."""
         done = self.calls
-        self.version = self._version(model)
+        self.seen(model)
         if self.asleep == look:
             self._tell(
                 f"step: the network has been in eval mode for {look} steps, in which its gates are not sampled and "
@@ -162,7 +166,8 @@ class Watch:
             )
         if done == look and priced and not self.heard:
             self._tell(f"step: no gradient has come through pruner.penalty() in {done} steps; add it to the loss")
-        if done == look and 0 < self.moved <= look // 2:
+        # Once may be something else: fused optimisers leave no mark, and a resumed loop writes everything.
+        if done == look and 1 < self.moved <= look // 2:
             self._tell(
                 f"step: called {done} times, while the optimiser wrote the gates {self.moved} times; call it once per "
                 "optimiser step, and make the pruner with as many steps"
@@ -318,7 +323,9 @@ class Pruner:
         was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
         if not self.shrink:
             raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
-        return self.shrink.look(self.model, optimizer)
+        gone = self.shrink.look(self.model, optimizer)
+        self._watch.seen(self.model)
+        return gone
 
     def _ready(self) -> None:
         if self.keep:

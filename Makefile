@@ -97,8 +97,8 @@ oldest newest:
 	$(VENV)-$@/bin/python -m pytest -m "not slow and not slurm" \
 	  --deselect tests/test_ground.py::test_what_is_installed_is_what_the_lock_says
 
-# The library alone, as a user installs it: in an environment of its own, away from this folder. TORCH: where pip finds
-# torch, for machines without a GPU https://download.pytorch.org/whl/cpu.
+# The library alone, as a user installs it: in an environment of its own, away from this folder. TORCH: another index
+# where pip finds torch, one of builds without CUDA, say.
 wheel:
 	rm -rf dist build $(VENV)-wheel
 	$(PYTHON) -m venv $(VENV)-wheel

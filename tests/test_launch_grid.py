@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import fake_train
@@ -23,6 +26,7 @@ import yaml
 from hiap.data import fashion_mnist
 from hiap.data import loader as data
 from hiap.files import write_json
+from hiap.formats import store
 from hiap.ledger import dense_macs, dense_params
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.train.reach import check_reach
@@ -908,3 +912,44 @@ def test_a_grid_looks_at_its_data_once(tmp_path: Path, monkeypatch: pytest.Monke
     for run in runs:
         data.check(run.config.data, run.config.model.img_size)
     assert len(looks) <= 3 + 4 + 1, "train and val, their classes, and which classes there are once more"
+
+
+def measured(run: grid.Run) -> tuple[object, ...]:
+    """What a run's record says, but for when and how long, and its weights to the bit."""
+    record = read(run.folders.record)
+    weights = (run.folders.model / store.WEIGHTS).read_bytes()
+    return record.metrics, record.size, record.epochs, record.shape, record.gates, weights
+
+
+@pytest.mark.slow
+def test_forked_runs_leave_what_a_process_each_leaves(tmp_path: Path) -> None:
+    base = {**BASE, "optim": {"epochs": 2}, "gates": {"travel": 7, "keep_head": True}}
+    path = write_grid(tmp_path, base=base, runs={label: RUNS[label] for label in ("dense", "hiap")}, threads=1)
+    assert launch(path, "--jobs", "2", cluster="local") == 0
+    found = runs_of(path, tmp_path / "out")
+    for run in expand(load(path), path, {"results": str(tmp_path / "apart"), "threads": 1}):
+        options = [f"{key}={json.dumps(value)}" for key, value in flat(run.config.model_dump(exclude_unset=True))]
+        subprocess.run([sys.executable, "-m", "hiap.train", *options], cwd=REPOSITORY, check=True)
+    apart = runs_of(path, tmp_path / "apart")
+    assert [measured(run) for run in found] == [measured(run) for run in apart]
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_over_in_the_middle_of_a_run_changes_nothing_of_it(tmp_path: Path) -> None:
+    base = {**BASE, "optim": {"epochs": 100}, "gates": {"travel": 7, "keep_head": True}}
+    path = write_grid(tmp_path, base=base, runs={label: RUNS[label] for label in ("dense", "hiap")}, threads=1)
+    stops = 0
+    while (status := launch(path, "--budget", "3")) == launch_grid.OVER:
+        stops += 1
+        assert stops < 100
+    assert status == 0
+    found, whole = runs_of(path, tmp_path / "out"), runs_of(path, tmp_path / "whole")
+    assert launch_grid.main(["--grid", str(path), "--results", str(tmp_path / "whole"), "--cluster", "debug"]) == 0
+    assert stops > 0
+    assert sum(read(run.folders.record).resumed for run in found) > 0
+    assert [measured(run) for run in found] == [measured(run) for run in whole]

@@ -4,9 +4,11 @@ process that others are forked from (``hiap.train.warm``), which then import not
 from importlib.util import find_spec
 
 import torch._dynamo
-import torch.utils.tensorboard  # noqa: F401
 
 import hiap.train.run  # noqa: F401
 
-if find_spec("sklearn"):  # for the embedded digits; of the study's packages
+# Of the study's packages: for the embedded digits, and for curves.
+if find_spec("sklearn"):
     import sklearn.datasets  # noqa: F401
+if find_spec("tensorboard"):
+    import torch.utils.tensorboard  # noqa: F401

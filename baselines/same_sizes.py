@@ -19,11 +19,10 @@ from torch import Tensor
 from baselines.ranking import FixedGate, Round
 from hiap import gated_vit
 from hiap.gated_vit import BlockMask
-from hiap.train import stages as _stages
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders, read
 from hiap.train.seeds import derive
-from hiap.train.stages import Context, Stage, corrected, remove
+from hiap.train.stages import Context, Stage, corrected, options, remove
 
 KIND = "cutting"
 OPTIONS = {"ramp": False}
@@ -32,7 +31,7 @@ OPTIONS = {"ramp": False}
 def stages(config: Config) -> list[Stage]:
     if not str(config.budget.target_macs).startswith("run:"):
         raise ConfigError("method 'same_sizes': budget.target_macs must be run:<run_id>, the run whose sizes are taken")
-    return [(Ramped if _stages.options(config)["ramp"] else Drawn)(config)]
+    return [(Ramped if options(config)["ramp"] else Drawn)(config)]
 
 
 class Drawn(Round):

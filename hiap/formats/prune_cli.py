@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     averaged = None if options.averaged is None else options.averaged == "true"
     model = networks.load(options.model, options.weights, options.arch, options.img_size, averaged)
-    if (others := store._others(Path(options.out))) if Path(options.out).exists() else []:
+    if (others := store.others_files(Path(options.out))) if Path(options.out).exists() else []:
         raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
     found = pictures.read(options.data, model, options.images, options.measure, options.seed)
     small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))

@@ -218,7 +218,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     written by this user, and ``ConfigError`` for a card of wrong fields.
     """
     folder = Path(folder)
-    if folder.exists() and (others := _others(folder)):
+    if folder.exists() and (others := others_files(folder)):
         raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
     spec, model = describe(model), _in_form(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -234,7 +234,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
         raise StoreError(f"{folder}: {error.strerror}; nothing was written") from None
 
 
-def _others(folder: Path) -> list[str]:
+def others_files(folder: Path) -> list[str]:
     """Names in ``folder`` that ``save`` does not write; the folder's own if it is a file."""
     if not folder.is_dir():
         return [folder.name]

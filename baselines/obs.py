@@ -7,7 +7,7 @@ greedy removal per layer with exact updates; the errors, per MAC saved, are the 
 compete; remove the lowest until the MACs meet the target, at once or in ``budget.rounds`` steps with training between;
 fine-tune. With ``budget.correct`` the others do make up for what is gone, by least squares.
 Deviations: whole layers are not timed and no combination of them is searched, prices are those of the target. Squared
-errors are weighted per token and output channel by the Fisher information of the network's own answers, so that no
+errors are weighted per output channel by the Fisher information of the network's own answers, so that no
 label is needed. A head is not a unit, it goes with its last dimension. The images looked at are billed.
 """
 

@@ -237,6 +237,7 @@ METHODS = [
     ("random", {}),
     ("taylor", {"budget": {"rounds": 3}}),
     ("obs", {"budget": {"correct": 128}}),
+    ("obs", {"budget": {"correct": 128}, "options": {"queries": True}}),
     ("magnitude", {"budget": {"rounds": 2}}),
     ("vit_slim", {"search": {"epochs": 1}}),
     ("cofi", {"search": {"epochs": 2}, "gates": {"lr": 0.5}}),

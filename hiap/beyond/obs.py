@@ -13,7 +13,7 @@ What is counted on is done by ``hiap.correct``: least squares behind the cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -47,17 +47,19 @@ def rank(
     fisher: str = "own",
     ridge: float = RIDGE,
     prices: ledger.Prices | None = None,
+    also: Sequence[Any] = (),
 ) -> Ranking:
     """Keys of all value dimensions and neurons of a ViT in the method's form: loss, in nats of an image, per MAC saved,
     or per unit of other ``prices``.
 
     ``images``: batches as for ``hiap.correct``, or pairs of images and labels. ``fisher``: weights of squared errors,
     'own' from the network's own predictions, 'labels' from the images' labels, 'none' equal ones (no backward pass).
+    ``also``: what else looks at the same pass (``hiap.beyond.query_key.Queries``).
     Raises ``ValueError`` without images, and without labels where they are asked for.
     """
     dims = cost.dims_of(model)
     prices = prices or ledger.true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
-    seen = moments(model, images, fisher)
+    seen = moments(model, images, fisher, also)
     keys = [
         removal_errors(found, output_map(block, branch).weight, ridge)
         for block, pair in zip(model.blocks, seen, strict=True)
@@ -84,11 +86,14 @@ def output_map(block: Any, branch: str) -> nn.Linear:
     return block.attn.proj if branch == "attn" else block.mlp.fc2
 
 
-def moments(model: Any, images: Iterable[Any], fisher: str = "own") -> list[tuple[Moments, Moments]]:
+def moments(
+    model: Any, images: Iterable[Any], fisher: str = "own", also: Sequence[Any] = ()
+) -> list[tuple[Moments, Moments]]:
     """Of attention and FFN of each block, in one pass; arguments and errors as of ``rank``."""
     if fisher not in FISHER:
         raise ValueError(f"fisher {fisher!r}: expected one of {', '.join(FISHER)}")
     sums = [_Sums(block, branch) for block in model.blocks for branch in ("attn", "mlp")]
+    watching = [*sums, *also]
     generator, count, training = torch.Generator().manual_seed(0), 0, model.training
     model.eval()
     for batch in images:
@@ -96,9 +101,9 @@ def moments(model: Any, images: Iterable[Any], fisher: str = "own") -> list[tupl
         if fisher == "labels" and labels is None:
             raise ValueError("fisher 'labels': the images come without labels")
         with ExitStack() as stack:
-            for one in sums:
+            for one in watching:
                 stack.callback(one.linear.register_forward_hook(one.take).remove)
-            _look(model, x, sums, labels if fisher == "labels" else None, generator if fisher != "none" else None)
+            _look(model, x, watching, labels if fisher == "labels" else None, generator if fisher != "none" else None)
         count += len(x)
     model.train(training)
     if not count:
@@ -113,7 +118,7 @@ def moments(model: Any, images: Iterable[Any], fisher: str = "own") -> list[tupl
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-def _look(model: Any, x: Tensor, sums: list[_Sums], labels: Tensor | None, generator: torch.Generator | None) -> None:
+def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generator: torch.Generator | None) -> None:
     """One batch, forward and, with a ``generator``, backward from the logits to what each branch gives."""
     if generator is None:
         with torch.no_grad():

@@ -4,8 +4,9 @@
 
     small = hiap.prune(model, images, target_macs=0.5)
 
-Units are ranked by optimal brain surgeon (``hiap.beyond.obs``), the best that fit the target stay, and least squares on
-the same images corrects the maps behind what has gone (``hiap.beyond.correction``). No label is looked at.
+Units are ranked by optimal brain surgeon (``hiap.beyond.obs``), with the dimensions of queries and keys
+(``hiap.beyond.query_key``) the best that fit the target stay, and least squares on the same images corrects the maps
+behind what has gone (``hiap.beyond.correction``). No label is looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hiap import cost, gated_vit, ledger
 from hiap.backbones.families import UnsupportedModelError, copied, is_vit
-from hiap.beyond import obs
+from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
 from hiap.beyond.evening import even, trimmed
 from hiap.extraction import extract
@@ -65,9 +66,14 @@ def prune(
     target.require_reachable(_blank(target))
     batches = _checked(images, whole)
     form = copied(whole).eval()
-    kept = target.keep_best(obs.rank(form, batches, fisher, ridge, target.prices))
+    queries = query_key.watch(form) if fisher != "none" else []
+    ranking = obs.rank(form, batches, fisher, ridge, target.prices, queries)
+    bases = [one.basis() for one in queries]
+    kept, widths = query_key.keep_best(target, ranking, bases)
     for mask in kept:
         mask.ffn.fill_(True)
+    if min(widths) < target.dims.head_dim:
+        gated = gated_vit.gate(query_key.narrowed(whole, bases, widths), attn_bias="kept")
     gated_vit.set_masks(gated, kept)
     small = extract(gated.eval())
     correct(small, form, (x for x, _ in batches), ridge)

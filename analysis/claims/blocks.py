@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import overview, words
+from analysis.studies import cuts, overview, words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.config import ConfigError
@@ -29,6 +29,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "digits": lambda: words.on_digits(results),
         "realised": lambda: words.realised(results),
         "deploy": lambda: words.deployed(results),
+        "cuts": lambda: cuts.table(results),
     }
 
 

@@ -1,0 +1,101 @@
+"""Networks right after their cut, before any training, on equal footing: grid ``cifar10_cut`` and its like.
+
+A label is '<ranking>-<what goes, in %>' and ends in '-ls' where least squares corrected what is left.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from analysis.records import names
+from analysis.records.results import Results
+from analysis.studies import paired
+
+GRID, REFERENCE = "cifar10_cut", "obs"
+TITLES = {
+    "obs": "structured OBS (ours)",
+    "obs_qk": "structured OBS, Q and K narrower too (ours)",
+    "group_taylor": "Torch-Pruning, GroupTaylor",
+    "l1": "l1, all layers",
+}
+COLUMNS = ("ranking", "title", "target", "corrected", "n", "top1", "low", "high")
+AGAINST = ("ranking", "title", "target", "n", "difference", "low", "high")
+
+
+def load(results: Results, grid: str = GRID) -> pd.DataFrame:
+    """The cut networks of a grid: what ``paired.load`` has, with ``ranking``, ``corrected`` and ``title``."""
+    runs = paired.load(results, grid)
+    parts = runs["label"].str.extract(re.compile(r"^(?P<ranking>.+)-\d+(?P<corrected>-ls)?$"))
+    titles = parts["ranking"].map(lambda name: TITLES.get(name, names.METHODS.get(name, str(name))))
+    rows = runs.assign(ranking=parts["ranking"], corrected=parts["corrected"].notna(), title=titles)
+    return rows[rows["ranking"].notna() & (runs["method"] != "dense")]
+
+
+def dense(results: Results, grid: str = GRID) -> float:
+    """Mean top-1 of the dense networks that were cut."""
+    runs = results.runs(grid)
+    return float(runs.loc[runs["method"] == "dense", "top1"].mean())
+
+
+def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean top-1 over the seeds of each ranking at each target, corrected or not, with its interval: ``COLUMNS``."""
+    rows = []
+    for (ranking, title, target, corrected), group in runs.groupby(
+        ["ranking", "title", "target", "corrected"], sort=False
+    ):
+        found = paired.accuracy(group)
+        rows.append((ranking, title, target, corrected, found.n, found.mean, found.low, found.high))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
+    """``reference`` minus every other ranking at the same target, both corrected, image by image: ``AGAINST``."""
+    rows = []
+    for target, group in runs[runs["corrected"]].groupby("target", sort=False):
+        mine = group[group["ranking"] == reference]
+        for (ranking, title), other in group.groupby(["ranking", "title"], sort=False):
+            if ranking != reference and len(mine):
+                found = paired.difference(paired.compare(mine, other), mine, other)
+                rows.append((ranking, title, target, found.n, found.mean, found.low, found.high))
+    return pd.DataFrame(rows, columns=list(AGAINST))
+
+
+def table(results: Results, grid: str = GRID) -> str:
+    """Markdown: top-1 of every ranking with least squares behind the cut, by what is left of the MACs, the best ranking
+    first, and beneath it what ``REFERENCE`` is ahead by."""
+    runs = load(results, grid)
+    if runs.empty:
+        return names.nothing(grid)
+    found, ahead = accuracies(runs[runs["corrected"]]), against(runs)
+    targets = sorted(found["target"].unique(), reverse=True)
+    first = dense(results, grid)
+    tops = found.pivot_table(index=["ranking", "title"], columns="target", values="top1")
+    head = _row("top-1, %, with this share of the MACs", *(f"{100 * t:.0f} %" for t in targets))
+    lines = [head, _row("---", *["---:"] * len(targets))]
+    for (ranking, title), row in tops.sort_values(0.5, ascending=False).iterrows():
+        cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
+        lines.append(_row(str(title), *cells))
+    of = f"{names.count(found['n'])} networks" if found["n"].max() > 1 else "one network"
+    test = f"{runs['test_images'].iloc[0]:,.0f} test images"
+    behind = (
+        "In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over networks and images."
+    )
+    return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
+
+
+def _cell(row: pd.Series, ahead: pd.DataFrame, target: float) -> str:
+    if pd.isna(row.get(target)):
+        return "-"
+    own = ahead[ahead["target"] == target]
+    text = f"{row[target]:.1f}"
+    if own.empty:
+        return text
+    gap = own.iloc[0]
+    ends = "" if pd.isna(gap["low"]) else f", {gap['low']:+.1f} to {gap['high']:+.1f}"
+    return f"{text} ({gap['difference']:+.1f}{ends})"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

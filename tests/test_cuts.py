@@ -1,0 +1,49 @@
+"""Untrained cuts side by side: one table, the best first, and what structured OBS is ahead by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_evidence import few, put  # noqa: F401
+
+from analysis.records.results import Results
+from analysis.studies import cuts
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for seed in range(2):
+        put(tmp_path, "dense", "dense", seed, 90, grid=cuts.GRID)
+        for share, cut, lost in ((0.5, 50, 10), (0.35, 65, 30)):
+            for ranking, method, gain in (("obs", "obs", 5), ("taylor", "taylor", 0), ("group_taylor", "peer", -5)):
+                for end, correct in (("-ls", 512), ("", 0)):
+                    level = 85 - lost + gain - (0 if correct else 40)
+                    budget = {"target_macs": share, "correct": correct}
+                    put(tmp_path, f"{ranking}-{cut}{end}", method, seed, level, grid=cuts.GRID, budget=budget)
+    return tmp_path
+
+
+def test_every_ranking_has_a_row_the_best_first(root: Path) -> None:
+    shown = cuts.table(Results(root)).splitlines()
+    assert shown[0] == "| top-1, %, with this share of the MACs | 50 % | 35 % |"
+    titles = [line.split("|")[1].strip() for line in shown[2:5]]
+    assert titles == ["structured OBS (ours)", "Taylor", "Torch-Pruning, GroupTaylor"]
+    assert "(+5" in shown[3] or "(+4" in shown[3]
+    assert shown[-1].startswith("Dense: 8") or shown[-1].startswith("Dense: 9")
+    assert "2,000 test images" in shown[-1]
+
+
+def test_differences_are_image_by_image_and_of_corrected_cuts_alone(root: Path) -> None:
+    rows = cuts.against(cuts.load(Results(root))).set_index(["ranking", "target"])
+    assert len(rows) == 4
+    assert rows.loc[("taylor", 0.5), "difference"] == pytest.approx(5, abs=1)
+    assert (rows["low"] <= rows["difference"]).all()
+    assert (rows["difference"] <= rows["high"]).all()
+    both = cuts.accuracies(cuts.load(Results(root)))
+    assert len(both) == 2 * 3 * 2
+    assert both[both["corrected"]]["top1"].min() > both[~both["corrected"]]["top1"].max()
+
+
+def test_without_records_it_says_how_to_make_them(tmp_path: Path) -> None:
+    assert "--grid cifar10_cut" in cuts.table(Results(tmp_path))

@@ -76,6 +76,33 @@ def test_methods_differ_in_nothing_but_what_the_protocol_says(name: str) -> None
             assert config.budget.correct == (0 if config.name == "hiap" else 512)
 
 
+def test_every_promised_run_of_the_study_is_in_its_grid() -> None:
+    found = seeds("cifar10")
+    forms = [f"{method}-no_ls-{cut}" for method in ("taylor", "obs", "vit_slim") for cut in (50, 65)]
+    forms += ["hiap-ls-50", "hiap-ls-65"]
+    others = [f"{name}-{cut}" for name in ("uniform", "l1", "random", "cofi", "group_taylor") for cut in (50, 65)]
+    controls = ["same_sizes-50", "same_sizes-ramp-50", "hiap_uniform-50", "scratch-50", "scratch-cost-50"]
+    controls += ["dense-continued", "dense-distilled", "dense-noise", "uniform-50", "uniform-noise-50"]
+    scan = [f"faithful-x{factor}" for factor in ("0.25", "0.5", "1", "2", "4")]
+    cost = [f"{name}-cost-{cut}" for name in ("obs", "taylor", "vit_slim") for cut in (50, 65)]
+    use = [f"{m}-{n}-{cut}" for m in ("obs", "taylor", "hiap") for n in ("one", "three", "ten") for cut in (50, 75)]
+    assert {*forms, *others, *controls, *scan, *cost, *use} <= set(found)
+
+
+def test_equal_cost_is_within_a_tenth_of_hiaps() -> None:
+    """As the dry run counts it: an epoch of a pruned network costs its share of the MACs, its teacher a third."""
+    dense = 1.0
+    hiap = 5 * (dense + dense / 3)
+    for cut, share in (("50", 0.5), ("65", 0.35)):
+        epochs = {r.label: r.config.optim.epochs for r in runs_of("cifar10") if r.label.endswith(f"-cost-{cut}")}
+        for name in ("obs", "taylor"):
+            assert epochs[f"{name}-cost-{cut}"] * (share + dense / 3) == pytest.approx(hiap, rel=0.1)
+        slim = 2 * (dense + dense / 3) + (epochs[f"vit_slim-cost-{cut}"] - 2) * (share + dense / 3)
+        assert slim == pytest.approx(hiap, rel=0.1)
+        if cut == "50":
+            assert epochs["scratch-cost-50"] * share == pytest.approx(hiap + 5 * dense, rel=0.1)
+
+
 def test_nothing_is_tuned_on_test_images_and_nothing_else_is_measured_on_others() -> None:
     assert {run.config.data.measure for run in runs_of("cifar10_tune")} == {"validation"}
     for name in ("cifar10", "cifar10_cut", "imagenette"):

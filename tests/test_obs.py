@@ -165,3 +165,16 @@ def test_a_classifier_of_zeros_is_refused() -> None:
     nn.init.zeros_(model.head.weight)
     with pytest.raises(ValueError, match="a classifier of zeros"):
         obs.rank(model, images(1))
+
+
+def test_a_large_batch_goes_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, seen = answering(), torch.cat(list(images())), []
+    hook = model.patch_embed.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    whole = obs.moments(model, [batch], "none")
+    monkeypatch.setattr(obs, "ACTIVATIONS", 1 << 20)
+    parts = obs.moments(model, [batch], "none")
+    hook.remove()
+    assert seen[0] == len(batch) > max(seen[1:])
+    for (a, b), (c, d) in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a.gram, c.gram, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(b.gram, d.gram, rtol=1e-4, atol=1e-6)

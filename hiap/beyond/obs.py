@@ -13,7 +13,7 @@ What is counted on is done by ``hiap.correct``: least squares behind the cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from hiap.selection import Ranking
 
 FISHER = ("own", "labels", "none")
 AT_ONCE = 64  # removals between two updates of the whole inverse
+ACTIVATIONS = 2 * 2**30  # bytes that a backward pass may keep, about: larger batches go in pieces
 TINY = 1e-30  # of a branch that nothing depends on
 
 
@@ -96,8 +97,7 @@ def moments(
     watching = [*sums, *also]
     generator, count, training = torch.Generator().manual_seed(0), 0, model.training
     model.eval()
-    for batch in images:
-        x, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+    for x, labels in _pieces(model, images):
         if fisher == "labels" and labels is None:
             raise ValueError("fisher 'labels': the images come without labels")
         with ExitStack() as stack:
@@ -116,6 +116,17 @@ def moments(
             "the answers depend on nothing that can be removed (a classifier of zeros?); fisher 'none' asks not"
         )
     return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _pieces(model: Any, images: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches, in pieces whose activations fit: memory does not grow with the size of a batch."""
+    dims = cost.dims_of(model)
+    of_an_image = 4 * dims.tokens * dims.depth * (10 * dims.dim + 3 * dims.hidden)
+    count = max(1, ACTIVATIONS // of_an_image)
+    for batch in images:
+        x, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        for first in range(0, len(x), count):
+            yield x[first : first + count], None if labels is None else labels[first : first + count]
 
 
 def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generator: torch.Generator | None) -> None:

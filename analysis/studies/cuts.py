@@ -17,6 +17,7 @@ GRID, REFERENCE = "cifar10_cut", "obs"
 TITLES = {
     "obs": "structured OBS (ours)",
     "obs_qk": "structured OBS, Q and K narrower too (ours)",
+    "obs_labels": "structured OBS, weights from labels (ours)",
     "group_taylor": "Torch-Pruning, GroupTaylor",
     "l1": "l1, all layers",
 }

@@ -19,14 +19,14 @@ LOOKS = {
 
 
 def by_share(found: pd.DataFrame, dense: float) -> Figure:
-    """``cuts.accuracies``: top-1 against the share of the MACs, corrected by least squares on the left, the cut alone on
-    the right, with intervals of 95 % where there are several networks; dashed: the dense network."""
+    """``cuts.accuracies``: top-1 against the share of the MACs, on the left corrected by least squares, on the right
+    the cut alone, with intervals of 95 % where there are several networks; dashed: the dense network."""
     fig, (left, right) = wide(2.6, 1, 2, sharey=True)
     for ax, corrected, words in ((left, True, "with least squares"), (right, False, "the cut alone")):
         rows = found[found["corrected"] == corrected]
-        for ranking, look in LOOKS.items():
+        for ranking, mark in LOOKS.items():
             own = rows[rows["ranking"] == ranking].sort_values("target")
-            ax.plot(100 * own["target"], own["top1"], color=look.colour, marker=look.marker, markersize=3.5)
+            ax.plot(100 * own["target"], own["top1"], color=mark.colour, marker=mark.marker, markersize=3.5)
             ax.vlines(100 * own["target"], own["low"], own["high"], color=look.colour, linewidth=0.8)
         ax.axhline(dense, **DASHED)
         ax.set_title(words)

@@ -238,6 +238,8 @@ METHODS = [
     ("taylor", {"budget": {"rounds": 3}}),
     ("obs", {"budget": {"correct": 128}}),
     ("obs", {"budget": {"correct": 128}, "options": {"queries": True}}),
+    ("amp", {"options": {"images": 64}}),
+    ("snapvit", {"options": {"images": 64}}),
     ("magnitude", {"budget": {"rounds": 2}}),
     ("vit_slim", {"search": {"epochs": 1}}),
     ("cofi", {"search": {"epochs": 2}, "gates": {"lr": 0.5}}),
@@ -372,7 +374,7 @@ def test_a_ranking_of_nothing_else_keeps_the_other_kind_whole():
     assert all(m.dims.all() for m in kept)
 
 
-@pytest.mark.parametrize("method", ["taylor", "obs", "peer"])
+@pytest.mark.parametrize("method", ["taylor", "obs", "peer", "amp", "snapvit"])
 def test_networks_whose_weights_cannot_be_ranked_are_one_line(method: str) -> None:
     model = small_vit(mlp_layer=SwiGLU)
     context = Context(from_dict({"method": method, "data": {"name": "digits"}}), target_of(model, 0.5, None))

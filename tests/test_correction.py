@@ -99,7 +99,7 @@ def test_bad_input_is_one_line() -> None:
         hiap.correct(cut(dense), small_vit(depth=2), images())
 
 
-@pytest.mark.parametrize("method", ["uniform", "taylor", "obs", "peer", "vit_slim", "hiap"])
+@pytest.mark.parametrize("method", ["uniform", "taylor", "obs", "amp", "snapvit", "peer", "vit_slim", "hiap"])
 def test_every_method_can_be_corrected_and_is_billed_for_it(method: str, tmp_path: Path) -> None:
     def made(correct: int) -> Any:
         start = small_vit()

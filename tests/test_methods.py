@@ -42,7 +42,7 @@ def mine(tmp_path):
 
 def test_every_baseline_is_found_with_its_kind():
     found = {name: method.kind for name, method in methods.registered().items()}
-    ranking = dict.fromkeys(("random", "uniform", "l1", "magnitude", "taylor", "obs"), "ranking")
+    ranking = dict.fromkeys(("random", "uniform", "l1", "magnitude", "taylor", "obs", "amp", "snapvit"), "ranking")
     expected = {**ranking, "vit_slim": "searching", "cofi": "searching", "peer": "cutting"}
     assert {name: found[name] for name in expected} == expected
     assert "ranking" not in found  # what several of them share is no method

@@ -107,7 +107,7 @@ def test_what_it_keeps_answers_more_like_the_network_than_what_others_keep(dense
 def test_the_own_fisher_information_is_that_of_drawn_labels() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5).expand(200_000, 5)
-    drawn = obs._directions(logits, None, torch.Generator().manual_seed(0))
+    drawn = obs.directions(logits, None, torch.Generator().manual_seed(0))
     p = logits[0].softmax(0)
     assert torch.allclose(drawn.T @ drawn / len(drawn), p.diag() - torch.outer(p, p), atol=5e-3)
 

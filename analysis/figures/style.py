@@ -79,6 +79,8 @@ LOOKS = {
     "cofi": Look("#6A51A3", "X"),
     "random": Look(Ink.GREY, "d"),
     "peer": Look("#8B4513", "<"),
+    "amp": Look("#B8860B", ">"),
+    "snapvit": Look("#556B2F", "H"),
 }
 
 

@@ -19,6 +19,8 @@ METHODS = {
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",
     "random": "Random",
+    "amp": "AMP's criterion",
+    "snapvit": "SnapViT's local score",
     "peer": "Torch-Pruning",
 }
 TARGETED = (

@@ -139,13 +139,13 @@ def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generat
         return
     with torch.enable_grad():
         logits = model(x.detach().requires_grad_()).float()
-        direction = _directions(logits.detach(), labels, generator)
+        direction = directions(logits.detach(), labels, generator)
         grads = torch.autograd.grad((logits * direction).sum(), [one.output for one in sums])
     for one, grad in zip(sums, grads, strict=True):
         one.add(grad)
 
 
-def _directions(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+def directions(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
     """(B, classes): gradients of the cross-entropy with respect to the logits. Without labels a random direction with
     the same second moments, diag(p) - p p^T, as the gradient for labels that are drawn from the network's own answer p:
     the Fisher information, with less noise than from labels."""

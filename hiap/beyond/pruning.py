@@ -49,9 +49,9 @@ def prune(
     ``images``: some hundred, as the network takes them and without augmentation, as one tensor (B, C, height, width) or
     as batches, which may be pairs of images and labels. The target is one of ``target_macs``, ``target_params`` and
     ``target_latency``, a number or a share of ``model``'s below 1; ``latency`` and ``multiple`` as in ``hiap.extract``.
-    ``fisher`` and ``ridge`` as in ``hiap.beyond.obs.rank``. The result is in eval mode, on the model's device and in
-    its precision. Raises, before the first image is looked at, ``UnsupportedModelError`` for a network and
-    ``ConfigError`` for images or a target that this is not for.
+    ``fisher`` and ``ridge`` as in ``hiap.beyond.obs.rank``; with ``fisher`` 'none' queries and keys stay whole. The
+    result is in eval mode, on the model's device and in its precision. Raises, before the first image is looked at,
+    ``UnsupportedModelError`` for a network and ``ConfigError`` for images or a target that this is not for.
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")

@@ -140,7 +140,7 @@ def _trained(model: Any, options: argparse.Namespace) -> Any:
         "data": {"name": "folder", "root": options.data},
         "optim": {"epochs": options.epochs, "batch_size": 64, "lr": 5e-5, "warmup_epochs": 0.1 * options.epochs},
         "budget": {**budget, "correct": options.images, "multiple": options.multiple or 16},
-        "options": {"images": options.images},
+        "options": {"images": options.images, "queries": True},
         "penalty": {"latency_table": options.latency or ""},
         "run": {"results": str(root), "tensorboard": False},
     }

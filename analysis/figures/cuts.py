@@ -27,7 +27,7 @@ def by_share(found: pd.DataFrame, dense: float) -> Figure:
         for ranking, mark in LOOKS.items():
             own = rows[rows["ranking"] == ranking].sort_values("target")
             ax.plot(100 * own["target"], own["top1"], color=mark.colour, marker=mark.marker, markersize=3.5)
-            ax.vlines(100 * own["target"], own["low"], own["high"], color=look.colour, linewidth=0.8)
+            ax.vlines(100 * own["target"], own["low"], own["high"], color=mark.colour, linewidth=0.8)
         ax.axhline(dense, **DASHED)
         ax.set_title(words)
         ax.set_xlabel("MACs left, % of dense")

@@ -6,6 +6,8 @@ A label is '<ranking>-<what goes, in %>' and ends in '-ls' where least squares c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -76,7 +78,8 @@ def table(results: Results, grid: str = GRID) -> str:
     tops = found.pivot_table(index=["ranking", "title"], columns="target", values="top1")
     head = _row("top-1, %, with this share of the MACs", *(f"{100 * t:.0f} %" for t in targets))
     lines = [head, _row("---", *["---:"] * len(targets))]
-    for (ranking, title), row in tops.sort_values(0.5, ascending=False).iterrows():
+    best = tops.sort_values([targets[len(targets) // 2]], ascending=False)
+    for (ranking, title), row in zip(best.index, best.to_dict("records"), strict=True):
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
         lines.append(_row(str(title), *cells))
     of = f"{names.count(found['n'])} networks" if found["n"].max() > 1 else "one network"
@@ -87,7 +90,7 @@ def table(results: Results, grid: str = GRID) -> str:
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
 
 
-def _cell(row: pd.Series, ahead: pd.DataFrame, target: float) -> str:
+def _cell(row: Mapping[Any, float], ahead: pd.DataFrame, target: float) -> str:
     if pd.isna(row.get(target)):
         return "-"
     own = ahead[ahead["target"] == target]

@@ -319,7 +319,7 @@ def test_imagenet_is_read_with_its_pixels_and_labels(tmp_path):
     assert (images.mul(std).add(mean).mul(255) - colours).abs().max() < 6
 
 
-@pytest.mark.parametrize("augment", ["none", "basic", "deit"])
+@pytest.mark.parametrize("augment", ["none", "basic", "deit", "batch"])
 @pytest.mark.parametrize("name", ["imagenet", "cifar10"])
 def test_augmented_batches_resume_with_any_number_of_workers(tmp_path, name, augment):
     if name == "imagenet":

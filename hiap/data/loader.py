@@ -1,7 +1,8 @@
 """Images in batches: two embedded digit sets, Fashion-MNIST, CIFAR-10, and ImageNet or any other set of photographs.
 
-Which images are trained on and measured: ``choice``. Without augmentation they come from memory, photographs from a
-cache of decoded images (``pixel_cache``) where it has room for them; else each is decoded every time.
+Which images are trained on and measured: ``choice``. Without augmentation, or with one of whole batches (``on_batch``),
+they come from memory, photographs from a cache of decoded images (``pixel_cache``) where it has room for them, on a GPU
+from its own memory where they fit; else each is decoded every time.
 
 Batch k of epoch e is a pure function of the configuration, the run's seed, e and k: the order comes from (seed, e), the
 augmentation of an image from (seed, e, its index and copy), mixing from (seed, e, k). A run that is resumed at step k
@@ -51,6 +52,8 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 PIXELS = {"mean", "std", "interpolation", "crop_pct"}  # of DataConfig and, under the same names, of timm
+
+ON_GPU = 0.25  # share of a GPU's free memory that a split's images may take, to stay there
 
 DECODED_AT_ONCE = 256  # images that are decoded for the cache between two looks at what could not be read
 
@@ -128,8 +131,10 @@ def _check_place(data: DataConfig, img_size: int) -> None:
     """As ``check``, but for how many images there are."""
     if img_size < SMALLEST[data.name]:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
-    if data.name in IN_MEMORY and data.augment != "none":
-        raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only 'none'")
+    fits = ("none", "batch") if data.name == "fashion-mnist" else ("none",)  # digits must not be flipped
+    if data.name in IN_MEMORY and data.augment not in fits:
+        allowed = " or ".join(map(repr, fits))
+        raise ConfigError(f"data.augment '{data.augment}': data.name '{data.name}' takes only {allowed}")
     if data.repeats > 1 and data.augment == "none":
         raise ConfigError(f"data.repeats {data.repeats}: copies of an image differ by data.augment, which is 'none'")
     if data.name in IN_MEMORY and (given := data.model_dump(include=PIXELS, exclude_none=True)):
@@ -241,10 +246,12 @@ def train_batches(
     start: int = 0,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels int64
     (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
-    ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch."""
+    ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch. ``device``: where
+    batches are wanted; images that fit lie there, and their batches do, others come from the CPU."""
     dataset = _dataset(data, img_size, "train", workers)
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
@@ -252,7 +259,7 @@ def train_batches(
     place: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "start": start, "share": share}
     batches = train_indices(len(dataset), repeats=data.repeats, **place)
     mix = _mixer(data, img_size) if mixing else None
-    for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers), start):
+    for k, (images, targets) in enumerate(dataset.load(batches, (seed, epoch), workers, device), start):
         if share[1] == 1:  # several processes add up what they know, and stop together
             check_corrupt(data)
         if mix is not None:
@@ -281,6 +288,11 @@ def train_indices(
     return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
 
 
+def unchanged(data: DataConfig) -> DataConfig:
+    """The same images, none augmented or mixed."""
+    return data.model_copy(update={"augment": "none", "repeats": 1, "mixup": 0.0, "cutmix": 0.0})
+
+
 def in_order(data: DataConfig, img_size: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Every training image once, in the order of ``train_indices``' numbers, as ``train_batches`` gives them."""
     dataset = _dataset(data, img_size, "train", workers)
@@ -296,8 +308,8 @@ def evenly(
     data: DataConfig, img_size: int, split: Split, wanted: int | None, batch_size: int, workers: int = 0
 ) -> Iterator[Batch]:
     """``wanted`` images (None: all) of those that are trained on or measured, evenly spaced, none augmented."""
-    augmented = split == "train" and data.augment != "none"
-    plain = data.model_copy(update={"augment": "none", "repeats": 1})
+    augmented = split == "train" and data.augment not in ("none", "batch")
+    plain = unchanged(data)
     if augmented and data.name in ON_DISK:  # not worth keeping: the run decodes them anew each time
         dataset: _Dataset = _photographs(
             _source(data, split), plain, img_size, split, _transform(plain, img_size, split)
@@ -315,13 +327,14 @@ def test_batches(
     batch_size: int,
     workers: int = 0,  # noqa: PT028
     share: tuple[int, int] = (0, 1),  # noqa: PT028
+    device: torch.device | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller. ``share``
     (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
     dataset = _dataset(data, img_size, "test", workers)
     batches = [np.arange(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
     first, step = share
-    yield from dataset.load(batches[first::step], (0, 0), workers)
+    yield from dataset.load(batches[first::step], (0, 0), workers, device)
 
 
 def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
@@ -341,7 +354,13 @@ class _Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+    def load(
+        self,
+        batches: Sequence[np.ndarray],
+        stream: tuple[int, int],
+        workers: int,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
         """One (images, labels) per array of indices; ``stream`` (seed, epoch) feeds the augmentation."""
 
 
@@ -360,30 +379,117 @@ class _InMemory:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+    def load(
+        self,
+        batches: Sequence[np.ndarray],
+        stream: tuple[int, int],
+        workers: int,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
+        for images, labels in self.raw(batches, workers, device):
+            yield self.normalised(images.float()), labels
+
+    def raw(self, batches: Sequence[np.ndarray], workers: int, device: torch.device | None) -> Iterator[Batch]:
+        """Batches as they are stored, uint8 (B, C, H, W)."""
         import torch
 
+        images, labels = self._placed(device)
         for batch in batches:
-            chosen = torch.from_numpy(batch)
-            yield self.normalised(self.images[chosen].float()), self.labels[chosen]
+            chosen = torch.from_numpy(batch).to(images.device)
+            yield images[chosen], labels[chosen]
+
+    def _placed(self, device: torch.device | None) -> Batch:
+        """All images and labels, on a GPU where they fit, else where they are."""
+        if device is None or device.type != "cuda":
+            return self.images, self.labels
+        if not hasattr(self, "_there"):
+            fit = self.images.nbytes <= ON_GPU * _free(device)
+            self._there = (self.images.to(device), self.labels.to(device)) if fit else (self.images, self.labels)
+        return self._there
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.sub_(255 * self.mean).mul_(1 / (255 * self.std))
 
 
-class _Kept(_InMemory):
-    """Photographs that were decoded once; ``colours``: mean and deviation (C,) per channel, applied as timm does."""
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU's memory that nobody has."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+class _Coloured(_InMemory):
+    """Photographs, of which ``mean`` and ``std`` hold three channels, and which are normalised as timm does."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, mean: Sequence[float], std: Sequence[float]):
+        import torch
+
+        self.images, self.labels = images, labels
+        self.colours = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        mean, std = (colour.to(pixels.device) for colour in self.colours)
+        return pixels.div_(255).sub_(mean).div_(std)
+
+
+class _Kept(_Coloured):
+    """Photographs that were decoded once."""
 
     def __init__(self, kept: pixel_cache.Pixels, mean: Sequence[float], std: Sequence[float]):
         import torch
 
-        self.images, self.labels = torch.from_numpy(kept.images), torch.from_numpy(kept.labels)
+        super().__init__(torch.from_numpy(kept.images), torch.from_numpy(kept.labels), mean, std)
         self.digest, self.corrupt = kept.digest, kept.corrupt
-        self.colours = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        mean, std = self.colours
-        return pixels.div_(255).sub_(mean).div_(std)
+
+class _Decoded(_Coloured):
+    """Photographs that are decoded and resized one by one each time, since the cache has no room for them."""
+
+    digest = ""
+
+    def __init__(self, whole: _Photographs, mean: Sequence[float], std: Sequence[float]):
+        import torch
+
+        super().__init__(torch.empty(0), torch.empty(0), mean, std)
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def raw(self, batches: Sequence[np.ndarray], workers: int, device: torch.device | None) -> Iterator[Batch]:
+        for images, labels in self.whole.load(batches, (0, 0), workers):
+            yield images if device is None else images.to(device), labels
+
+
+class _Varied:
+    """The images of another set, each batch augmented as a whole (``on_batch``); ``copies`` of each in an epoch."""
+
+    def __init__(self, plain: _InMemory, copies: int):
+        self.plain, self.copies = plain, copies
+
+    @property
+    def digest(self) -> str:
+        return self.plain.digest
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def load(
+        self,
+        batches: Sequence[np.ndarray],
+        stream: tuple[int, int],
+        workers: int,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
+        from hiap.data import on_batch
+
+        count = len(self)
+        drawn = on_batch.draws(count * self.copies, *stream, AUGMENT)
+        raw = self.plain.raw([batch % count for batch in batches], workers, device)
+        for batch, (images, labels) in zip(batches, raw, strict=True):
+            at = on_batch.places(drawn[batch], *images.shape[2:]).to(images.device)
+            shown = self.plain.normalised(on_batch.moved(images, at).float())
+            yield on_batch.erased(shown, at), labels
 
 
 class _Photographs:
@@ -397,7 +503,13 @@ class _Photographs:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def load(self, batches: Sequence[np.ndarray], stream: tuple[int, int], workers: int) -> Iterator[Batch]:
+    def load(
+        self,
+        batches: Sequence[np.ndarray],
+        stream: tuple[int, int],
+        workers: int,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
         import torch
         from torch.utils.data import DataLoader
 
@@ -475,6 +587,15 @@ class _Augmented:
 def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) -> _Dataset:
     """The images that are trained on or measured; ``workers`` decode those that are decoded once."""
     check(data, img_size)
+    if split == "train" and data.augment == "batch":
+        return _Varied(_tensors(unchanged(data), img_size, split, workers), data.repeats)
+    if data.name in ON_DISK and split == "train" and data.augment != "none":
+        return _photographs(_source(data, split), data, img_size, split, _transform(data, img_size, split))
+    return _tensors(data, img_size, split, workers)
+
+
+def _tensors(data: DataConfig, img_size: int, split: Split, workers: int) -> _InMemory:
+    """Images that nothing changes, by batches of bytes."""
     if data.name in DIGIT_SETS:
         return _digits(data, split, img_size)
     if data.name == "fashion-mnist":
@@ -482,12 +603,18 @@ def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) ->
         count = data.train_size if split == "train" else data.test_size
         return _fashion(data.root, part_of, img_size, count, data.seed)  # type: ignore[arg-type]
     source = _source(data, split)
-    plain = split == "test" or data.augment == "none"
-    if plain and (kept := _kept(source, data, img_size, split, workers)) is not None:
-        for index in kept.corrupt:
-            _note(source, index)
-        return kept
-    return _photographs(source, data, img_size, split, _transform(data, img_size, split))
+    kept = _kept(source, data, img_size, split, workers)
+    if kept is None:
+        shown = pixels(data)
+        return _Decoded(_as_bytes(source, data, img_size, split), shown["mean"], shown["std"])
+    for index in kept.corrupt:
+        _note(source, index)
+    return kept
+
+
+def _as_bytes(source: Source, data: DataConfig, img_size: int, split: Split) -> _Photographs:
+    """Photographs decoded and resized, uint8."""
+    return _photographs(source, data, img_size, split, _transform(data, img_size, split, pixels_only=True))
 
 
 def _source(data: DataConfig, split: Split) -> Source:
@@ -511,7 +638,7 @@ def _photographs(source: Source, data: DataConfig, img_size: int, split: Split, 
 @lru_cache(maxsize=4)
 def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers: int) -> _Kept | None:
     """The images decoded and resized, mapped from the cache; None where they cannot be kept there."""
-    whole = _photographs(source, data, img_size, split, _transform(data, img_size, split, pixels_only=True))
+    whole = _as_bytes(source, data, img_size, split)
     found, shown, shape = source.contents(), pixels(data), (len(whole), 3, img_size, img_size)
 
     def make() -> Iterator[tuple[np.ndarray, np.ndarray]]:

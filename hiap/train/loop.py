@@ -105,7 +105,8 @@ class Loop:
             "start": position,
             "share": (self.world.rank, self.world.size),
         }
-        batches = data.train_batches(self.data, config.model.img_size, workers=config.run.workers, **place)
+        where = {"workers": config.run.workers, "device": self.device}
+        batches = data.train_batches(self.data, config.model.img_size, **where, **place)
         if (logits := self.lessons.logits) is None:
             return ((images, targets, None) for images, targets in batches)
         chosen = data.train_indices(self.info.train, **place)

@@ -44,6 +44,7 @@ class Measure:
             batch_size=at_once(config),
             workers=config.run.workers,
             share=(self.world.rank, self.world.size),
+            device=self.device,
         )
         batches = self._until_stopped(batches) if stoppable else batches
         return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)

@@ -48,9 +48,8 @@ def remove(gated: Any) -> Any:
 def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """``count`` training images without augmentation and their labels, in batches; each is billed as it is taken."""
     config, size = context.config, min(count, context.config.optim.batch_size)
-    plain = config.data.model_copy(update={"augment": "none", "mixup": 0.0, "cutmix": 0.0})
     batches = data.train_batches(
-        plain,
+        data.unchanged(config.data),
         config.model.img_size,
         batch_size=size,
         seed=derive(config.seed, "correct"),

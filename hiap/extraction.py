@@ -195,6 +195,8 @@ def _slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Ten
 
 def is_trained(layer: Any, name: str) -> bool:
     """Whether ``layer`` learns this tensor, or what it is computed from (``torch.nn.utils.parametrize``)."""
+    if isinstance(layer, JoinedLinear):
+        return any(p is not None and p.requires_grad for part in layer.parts for p in (getattr(part, name),))
     if name in layer._parameters:
         return bool(layer._parameters[name].requires_grad)
     return any(p.requires_grad for p in layer.parametrizations[name].parameters())

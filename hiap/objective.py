@@ -96,7 +96,7 @@ def _check_task(task: str, student: Any, taught: Any, targets: Any, teacher: Any
     for name, value in (("logits", student), ("logits", taught), ("targets", targets)):
         if not torch.is_tensor(value):
             raise ValueError(f"distillation_loss: {name} are a {type(value).__name__}; expected a tensor")
-    wrong = _wrong_shapes(task, student, targets)
+    wrong = _wrong_shapes(task, student, targets) or _wrong_numbers(task, targets)
     if not wrong and (taught.shape != student.shape):
         wrong = f"two heads of shapes {tuple(student.shape)} and {tuple(taught.shape)}"
     if not wrong and teacher is not None and (not torch.is_tensor(teacher) or teacher.shape != student.shape):
@@ -121,6 +121,22 @@ def _wrong_shapes(task: str, logits: Tensor, targets: Tensor) -> str:
         return f"targets {wanted} of floating point: expected probabilities {shape} (task='values' for regression)"
     if not targets.is_floating_point() and wanted != shape[:1]:
         return f"targets {wanted}: expected labels {shape[:1]} or probabilities {shape}"
+    return ""
+
+
+def _wrong_numbers(task: str, targets: Tensor) -> str:
+    """The same of what the targets hold, where it costs nothing to look: on a CPU."""
+    if targets.device.type != "cpu" or not targets.numel() or torch.compiler.is_compiling():
+        return ""
+    if task == "labels" and not 0 <= targets.min() <= targets.max() <= 1:
+        return f"task 'labels': targets from {targets.min():.3g} to {targets.max():.3g}; expected 0 to 1"
+    if task == "classes" and targets.is_floating_point():
+        sums = targets.float().sum(-1)
+        if not (sums - 1).abs().max() < 0.05:
+            return (
+                f"targets that sum to {sums.max():.3g} over the classes; expected probabilities, which sum to 1 "
+                "(task='labels' for several labels of an image)"
+            )
     return ""
 
 

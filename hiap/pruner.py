@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiap import cost
 from hiap.backbones.families import is_vit
@@ -230,6 +230,8 @@ class Pruner:
         self.prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
         whole, target_macs, target_params = _evened(model, target_macs, target_params)
         self._again = whole is not model
+        if self._again and any(getattr(block, "attn_constant", None) is not None for block in model.blocks):
+            self.gates = self.gates.model_copy(update={"attn_bias": "kept"})  # else what is gone would give nothing
         self.model = gate(whole, self.gates, seed=seed)
         self._gone = _close_zeros(self.model) if self._again else None
         self.steps, self.done, self.keep = steps, 0, keep
@@ -249,6 +251,7 @@ class Pruner:
         if shrink:
             shrink.begin(self.model)
         self._watch = Watch(self.model)
+        self._first = {name: p.detach().clone() for name, p in self._vectors()}
         self._ready()
 
     def param_groups(
@@ -354,6 +357,17 @@ class Pruner:
         came = torch.cat([(logit <= start / 2).flatten() for logit, start in pairs])
         return float(came.float().mean()) if came.numel() else None
 
+    def _vectors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Biases and norms that are trained, by name: small, and an optimiser step leaves none of them as it was."""
+        for name, p in self.model.named_parameters():
+            if type(p) is nn.Parameter and p.requires_grad and p.ndim == 1 and not name.endswith(".logit"):
+                yield name, p
+
+    def _untouched(self) -> bool:
+        """Whether all weights are what they were when the pruner was made."""
+        pairs = [(self._first[name], p.detach()) for name, p in self._vectors() if name in self._first]
+        return bool(pairs) and all(one.shape == two.shape and torch.equal(one.to(two), two) for one, two in pairs)
+
     def _free(self) -> Iterator[tuple[Gate, Tensor]]:
         """Every gate with those of its units that nothing holds."""
         held = open_also(self._stay, self.shrink.gone()) if self.shrink else self._stay
@@ -387,6 +401,12 @@ class Pruner:
                 "for all groups, that the penalty is added and that the network trains in train mode",
                 stacklevel=2,
             )
+        if self.done == self.steps and self._untouched():
+            warnings.warn(
+                "finish: no weight of pruner.model has changed; the task loss must be of pruner.model(images), and the "
+                "optimiser must have what pruner.param_groups gives",
+                stacklevel=2,
+            )
         self.harden()
         small = extract(self.model, layout)
         if self._again:
@@ -411,7 +431,8 @@ class Pruner:
         return replace(found, travel=self.travel(), near=self.near(), certainty=certainty)
 
     def _kept(self) -> list[BlockMask]:
-        return kept_units(self.model, self.budget.target if self.budget else None, self.keep)
+        kept = kept_units(self.model, self.budget.target if self.budget else None, self.keep)
+        return live(kept, self._gone) if self._gone else kept
 
     def _rounded(self) -> list[BlockMask]:
         return kept_units(self.model, None, self.keep, self.multiple)
@@ -466,18 +487,34 @@ def _evened(model: Any, macs: float | None, params: float | None) -> tuple[Any, 
 
 
 @torch.no_grad()
-def _close_zeros(gated: Any) -> list[BlockMask]:
-    """Close the gates of units that give nothing, for good; which they are."""
+def zeros(model: Any) -> list[BlockMask]:
+    """The heads, value dimensions and neurons of an evened network (gated or not) that give nothing."""
     gone = []
-    for block in gated.blocks:
+    for block in model.blocks:
         attn, mlp = block.attn, block.mlp
         dims = (attn.proj.weight == 0).all(0).view(attn.num_heads, attn.head_dim)
         neurons = (mlp.fc2.weight == 0).all(0)
         none = torch.zeros((), dtype=torch.bool, device=neurons.device)
         gone.append(BlockMask(heads=dims.all(-1), dims=dims, ffn=none, neurons=neurons))
+    return gone
+
+
+@torch.no_grad()
+def _close_zeros(gated: Any) -> list[BlockMask]:
+    """Close the gates of units that give nothing, for good; which they are."""
+    gone = zeros(gated)
     for one, closed in gates_with_masks(gated, gone):
         one.logit.masked_fill_(closed.to(one.logit.device), -CERTAIN)
     return gone
+
+
+def live(kept: list[BlockMask], gone: list[BlockMask]) -> list[BlockMask]:
+    """``kept`` without units that are ``gone``: they may fill what is left of a target, and give nothing."""
+    pairs = [(mask, mask.dims & ~zero.dims.to(mask.dims.device), zero) for mask, zero in zip(kept, gone, strict=True)]
+    return [
+        BlockMask(mask.heads & dims.any(-1), dims, mask.ffn, mask.neurons & ~zero.neurons.to(dims.device))
+        for mask, dims, zero in pairs
+    ]
 
 
 def param_groups(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import scatter_logits, small_vit
+from conftest import scatter_logits, small_vit, tiny
 from test_extraction import relative
+from test_families import made, random_gated, small
+from test_guard import Adapter, doubled, patched, put, twice
+from timm.models.eva import Eva
 
 import hiap
+from hiap import cost
+from hiap.train import run as train
+from hiap.train.config import Config
+from hiap.train.record import Folders
 
 IMAGE = (1, 16, 16)
 
@@ -47,6 +55,73 @@ def test_it_starts_as_it_was(images: torch.Tensor) -> None:
     assert hiap.macs(same, IMAGE) == hiap.macs(first, IMAGE)
 
 
+def hooked(module: Any) -> None:
+    module.register_forward_hook(lambda m, args, out: 2 * out)
+
+
+CHANGED = {
+    "an adapter": (lambda m: put(m, "blocks.1.attn.qkv", Adapter), "adapter; merge it first"),
+    "a subclass": (lambda m: put(m, "blocks.1.mlp.fc1", doubled), r"\(Doubled\): expected torch.nn.Linear"),
+    "a patched block": (lambda m: patched("blocks.1", twice)(m), "its forward was replaced"),
+    "a hook": (lambda m: hooked(m.blocks[1].attn), "would change what the network computes"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+@pytest.mark.parametrize(
+    "prune", [lambda m: hiap.Pruner(m, steps=2), lambda m: hiap.prune(m, torch.zeros(4, *IMAGE), target_macs=0.9)]
+)
+def test_what_its_weights_do_not_say_is_refused(case: str, prune: Any) -> None:
+    change, line = CHANGED[case]
+    first = once()
+    change(first)
+    with pytest.raises(hiap.UnsupportedModelError, match=line) as told:
+        prune(first)
+    assert "\n" not in str(told.value)
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    first = once().requires_grad_(False)
+    first.head.requires_grad_(True)
+    pruner = hiap.Pruner(first, steps=2, target_macs=0.8)
+    learns = [name for name, p in pruner.model.named_parameters() if p.requires_grad and not name.endswith("logit")]
+    assert learns == ["head.weight", "head.bias"]
+    small = hiap.extract(pruner.model, target_macs=0.8)
+    assert [name for name, p in small.named_parameters() if p.requires_grad] == learns
+
+
+@pytest.mark.parametrize("family", ["EVA", "EVA-02 plain", "DINOv3", "mixed angles", "BEiT", "SwiGLU apart"])
+def test_networks_with_positions_are_pruned_again(family: str, images: torch.Tensor) -> None:
+    dense = small(family) if family != "EVA-02 plain" else made(Eva, use_rot_pos_emb=True, qkv_fused=False).double()
+    gated = random_gated(dense, 0)
+    gated.blocks[1].mlp.block_gate.logit.data.fill_(1)
+    first, pictures = hiap.extract(gated).eval(), images.double()
+    assert first.blocks[0].attn is None
+    pruner = hiap.Pruner(first, steps=2, target_macs=0.8)
+    with torch.no_grad():
+        assert relative(pruner.model.eval()(pictures), first(pictures)) < 1e-6
+        second = hiap.extract(pruner.model, target_macs=round(0.8 * hiap.macs(first, IMAGE)))
+    assert hiap.macs(second, IMAGE) <= 0.8 * hiap.macs(first, IMAGE)
+
+
+def test_norms_over_units_are_told() -> None:
+    first = hiap.extract(random_gated(small("inner norms"), 0))
+    with pytest.raises(hiap.UnsupportedModelError, match=r"blocks\.\d\.(attn|mlp): pruned, with a norm over its"):
+        hiap.Pruner(first, steps=2)
+
+
+def test_what_attention_has_left_behind_stays(images: torch.Tensor) -> None:
+    """A branch that is gone but for its bias, as ``hiap.prune`` leaves it."""
+    gated = hiap.gate(small_vit(), attn_bias="kept")
+    gated.blocks[1].attn.head_gate.logit.data.fill_(-1)
+    first = hiap.extract(gated).eval()
+    assert first.blocks[1].attn_constant is not None
+    pruner = hiap.Pruner(first, steps=2)
+    with torch.no_grad():
+        assert relative(pruner.model.eval()(images), first(images)) < 1e-5
+        assert relative(hiap.extract(pruner.model)(images), first(images)) < 1e-5
+
+
 def test_it_lands_on_a_share_of_what_it_was(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     first = once()
@@ -67,3 +142,104 @@ def test_it_lands_on_a_share_of_what_it_was(images: torch.Tensor) -> None:
         assert relative(second(images), pruner.model.eval()(images)) < 1e-5
     third = hiap.Pruner(second, steps=1, target_macs=0.9)
     assert third.model.eval()(images).shape == (4, 10)
+
+
+# --- whole runs of every method ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("again") / "once"
+    hiap.save(once(), folder)
+    return folder
+
+
+def further(saved: Path, method: str, share: float = 0.8, **sections: Any) -> Config:
+    base: dict[str, Any] = {"optim": {"epochs": 2}, "distill": {"alpha": 0.7}, "gates": {"lr": 1.0}, **sections}
+    base["budget"] = {"target_macs": share, **base.get("budget", {})}
+    return tiny(saved.parent / "results", method=method, model={"weights": str(saved)}, **base)
+
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("hiap", {"gates": {"lr": 0.2}}),
+    ("hiap", {"gates": {"lr": 0.2}, "budget": {"settle": 0.5}}),
+    ("hiap_uniform", {}),
+    ("random", {}),
+    ("l1", {"budget": {"ranking": "global"}}),
+    ("uniform", {"budget": {"noise": True}}),
+    ("taylor", {"budget": {"rounds": 2}}),
+    ("obs", {"budget": {"correct": 128}, "options": {"images": 64}}),
+    ("magnitude", {"budget": {"head_ranking": "layer"}, "optim": {"epochs": 0}}),
+    ("vit_slim", {"search": {"epochs": 1}}),
+    ("cofi", {"search": {"epochs": 1}, "budget": {"target_macs": None, "target_params": 0.85}}),
+]
+
+
+@pytest.mark.parametrize(("method", "sections"), METHODS)
+def test_every_method_prunes_it_to_a_share_of_what_it_was(saved: Path, method: str, sections: dict[str, Any]) -> None:
+    config, first = further(saved, method, **sections), once()
+    record = train.run(config)
+    small = hiap.load(Folders.of(config).model)
+    assert record.size is not None
+    assert record.size.dense_macs == hiap.macs(first, IMAGE)
+    if config.budget.target_params:
+        assert 0.78 < record.size.params / cost.params(first) <= 0.85
+    else:
+        assert 0.73 < record.size.macs / record.size.dense_macs <= 0.8
+    assert hiap.macs(small, IMAGE) == record.size.macs
+    for block in small.blocks:
+        if block.attn is not None and method != "cofi":
+            assert not (block.attn.proj.weight == 0).all(0).any(), "nothing that was gone has come back"
+        if block.mlp is not None:
+            assert not (block.mlp.fc2.weight == 0).all(0).any()
+
+
+def test_what_is_removed_in_two_runs_is_what_is_removed_in_one(tmp_path: Path, images: torch.Tensor) -> None:
+    """Of a ranking by weights, without training in between."""
+    hiap.save(small_vit(), tmp_path / "whole")
+
+    def cut(start: Path, macs: int) -> Any:
+        given = {"budget": {"ranking": "global", "target_macs": macs}, "optim": {"epochs": 0}, "distill": {"alpha": 0}}
+        config = tiny(tmp_path / f"{start.name}-{macs}", method="l1", model={"weights": str(start)}, **given)
+        train.run(config)
+        return Folders.of(config).model
+
+    most, least = (round(share * hiap.macs(small_vit(), IMAGE)) for share in (0.85, 0.7))
+    twice, once_ = (
+        hiap.load(folder) for folder in (cut(cut(tmp_path / "whole", most), least), cut(tmp_path / "whole", least))
+    )
+    assert hiap.macs(twice, IMAGE) == hiap.macs(once_, IMAGE)
+    with torch.no_grad():
+        assert relative(twice(images), once_(images)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "line"),
+    [
+        ("peer", {}, "pruned before, which method 'peer' does not take; expected one of hiap, "),
+        (
+            "hiap",
+            {"budget": {"target_macs": None, "target_latency": 0.5}, "penalty": {"latency_table": "TABLE"}},
+            "TABLE",
+        ),
+    ],
+)
+def test_what_does_not_go_is_one_line_before_anything_is_paid(
+    saved: Path, method: str, sections: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(hiap.ConfigError, match=line) as told:
+        train.run(further(saved, method, **sections))
+    assert "\n" not in str(told.value)
+
+
+def test_an_evened_network_stays_a_run_that_resumes(saved: Path) -> None:
+    """A round leaves zeros, is kept on disk and goes on."""
+    config = further(saved, "taylor", budget={"rounds": 2}, run={"grid": "resumed"})
+    again = further(saved, "taylor", budget={"rounds": 2}, run={"grid": "undisturbed"})
+    stop = iter([False] * 15 + [True])
+    seen = train.Run(config, Folders.of(config), lambda: next(stop, False))
+    with pytest.raises(train.Interrupted):
+        seen.execute("now")
+    one, two = train.run(config), train.run(again)
+    assert one.resumed
+    assert one.metrics.extracted == two.metrics.extracted

@@ -306,3 +306,21 @@ def test_copies_of_the_case_stay_apart(images: Tensor) -> None:
         gated.head.weight.zero_()
     assert model.head.weight.abs().sum() > 0
     assert copy.deepcopy(gated)(images).shape == (4, 10)
+
+
+@pytest.mark.parametrize("case", ["patched block", "patched network", "patched and bound"])
+def test_what_weights_do_not_say_is_not_saved(case: str, tmp_path: Any) -> None:
+    model = hiap.extract(hiap.gate(small_vit()))
+    act, line = REFUSED[case]
+    act(model)
+    with pytest.raises(hiap.UnsupportedModelError, match=line.replace(r"\(Block\)", r"\(PrunedBlock\)")) as error:
+        hiap.save(model, tmp_path / "net")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_hook_is_told_when_a_network_is_saved(tmp_path: Any) -> None:
+    model = hiap.extract(hiap.gate(small_vit()))
+    hooked("blocks.1.attn")(model)
+    with pytest.warns(UserWarning, match=r"save: hooks of blocks\.1\.attn are not taken along"):
+        hiap.save(model, tmp_path / "net")

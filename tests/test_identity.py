@@ -168,7 +168,10 @@ def test_edited_modules_that_all_methods_share_are_told_of(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(identity, "core_digest", lambda: "other")
     assert train.main(given) == 0
-    assert "modules of hiap/ have changed since" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "was finished" in told
+    assert "other modules of hiap/, which all methods share" in told
+    assert told.endswith("now); it counts, and --rerun trains it again\n")
 
 
 def test_an_old_record_says_nothing_and_counts(folders: tuple[Path, Path], tmp_path: Path) -> None:

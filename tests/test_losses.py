@@ -40,6 +40,9 @@ Z, LABELS, ONE = torch.randn(B, K), torch.arange(B) % K, torch.randn(B, 1)
         ((Z, LABELS), {"task": "labels"}, "expected (B, labels) of both"),
         ((ONE[:, 0], torch.randn(B, 1)), {"task": "values"}, "expected one shape"),
         ((Z, LABELS), {"task": "boxes"}, "task 'boxes'"),
+        ((Z, torch.ones(B, K)), {}, "targets that sum to 5 over the classes"),
+        ((Z, torch.full((B, K), torch.nan)), {}, "targets that sum to nan"),
+        ((Z, 2 * torch.ones(B, K)), {"task": "labels"}, "targets from 2 to 2; expected 0 to 1"),
     ],
 )
 def test_a_loss_that_would_be_wrong_is_one_line(arguments: Any, options: Any, line: str) -> None:

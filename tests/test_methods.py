@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from conftest import tiny
@@ -112,3 +113,25 @@ def test_without_a_checkout_our_methods_work_and_the_others_are_refused(monkeypa
 def test_a_mistyped_method_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'taylor'"):
         from_dict({"method": "tayler"})
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"method": "dense", "budget": {"target_macs": 0.5}}, "method 'dense' prunes nothing, so budget.target_macs"),
+        ({"method": "dense", "budget": {"correct": 64}}, "budget.correct means nothing"),
+        ({"method": "hiap", "budget": {"rounds": 3}}, "budget.rounds is for methods that rank: l1, "),
+        ({"method": "cofi", "budget": {"rounds": 3}}, "budget.rounds is for methods that rank"),
+        (
+            {"method": "taylor", "budget": {"ranking": "global"}},
+            "budget.ranking is for method 'l1'",
+        ),
+        ({"method": "l1", "budget": {"head_ranking": "layer"}}, "budget.head_ranking is for method 'magnitude'"),
+        ({"method": "hiap", "shrink": {"below": 0.1}}, "shrink.below is for shrink.after > 0"),
+    ],
+)
+def test_what_the_method_does_not_look_at_is_refused(values: dict[str, Any], line: str) -> None:
+    base = {"model": {"weights": "run:dense"} if values["method"] != "dense" else {}, "data": {"name": "digits"}}
+    with pytest.raises(ConfigError, match=line) as told:
+        check_needs(from_dict({**base, **values}))
+    assert "\n" not in str(told.value)

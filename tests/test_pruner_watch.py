@@ -105,6 +105,53 @@ def test_a_control_without_prices_has_none_to_add() -> None:
     assert told == []
 
 
+def test_a_loss_of_the_network_that_was_given_is_told() -> None:
+    """The gates learn their price and nothing of the task, since ``Pruner`` works on a copy."""
+    given = small_vit().train()
+    pruner = hiap.Pruner(given, steps=STEPS, target_macs=0.5, multiple=1)
+    optimizer = torch.optim.AdamW(pruner.param_groups(lr=1e-3, gate_lr=0.6))
+    for _ in range(STEPS):
+        (hiap.distillation_loss(given(torch.randn(8, 1, 16, 16)), torch.arange(8)) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    with pytest.warns(UserWarning, match=r"finish: no weight of pruner\.model has changed; the task loss must be of"):
+        pruner.finish()
+
+
+def test_one_cycle_with_a_rate_for_each_group_prunes() -> None:
+    def cycle(optimizer: Any) -> Any:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=STEPS)
+
+    pruner, told = loop(scheduler=cycle, gate_lr=1.2)
+    assert told == []
+    assert pruner.near() > 0
+    assert hiap.macs(pruner.small, (1, 16, 16)) <= 0.5 * hiap.macs(small_vit(), (1, 16, 16))
+
+
+def test_layer_decay_prunes_and_layers_learn_at_their_rates() -> None:
+    torch.manual_seed(0)
+    pruner = hiap.Pruner(small_vit().train(), steps=STEPS, target_macs=0.5, multiple=1)
+    before = {name: p.detach().clone() for name, p in pruner.model.named_parameters()}
+    groups = pruner.param_groups(1e-3, 0.05, gate_lr=0.6, layer_decay=0.25)
+    optimizer = torch.optim.AdamW(groups)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=[group["lr"] for group in groups], total_steps=STEPS, pct_start=0.1
+    )
+    for _ in range(STEPS):
+        loss = hiap.distillation_loss(pruner.model(torch.randn(8, 1, 16, 16)), torch.arange(8)) + pruner.penalty()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        pruner.step()
+    ways = {name: (p - before[name]).abs().max().item() for name, p in pruner.model.named_parameters()}
+    assert ways["blocks.0.norm1.bias"] < ways["blocks.1.norm1.bias"] < ways["blocks.2.norm1.bias"]
+    assert pruner.travel() > 1.5, "the gates keep their rate"
+    assert hiap.macs(pruner.finish(), (1, 16, 16)) <= 0.5 * hiap.macs(small_vit(), (1, 16, 16))
+
+
 def test_one_rate_for_all_groups_is_told_at_the_end() -> None:
     """torch's OneCycleLR with one max_lr overrides the gates' own."""
     _, told = loop(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,19 @@ def test_a_way_that_only_a_steady_pull_can_go_is_warned_of() -> None:
     assert "pulled the same way" in reach.check_reach(run("hiap", gates={"travel": 3.1}), 195)
     with pytest.raises(ConfigError, match=r"sum to 2\.9;"):
         reach.check_reach(run("hiap", gates={"travel": 2.9}), 195)
+
+
+def test_few_steps_to_a_target_are_told() -> None:
+    def told(method: str = "hiap", epochs: int = 2, per_epoch: int = 99, **sections: Any) -> str:
+        target = {"target_macs": 0.5} | sections.pop("budget", {})
+        return reach.few_steps(run(method, epochs=epochs, budget=target, **sections), per_epoch)
+
+    assert told().startswith("198 steps are few")
+    assert told(per_epoch=100) == ""
+    assert told(epochs=4, per_epoch=99, budget={"settle": 0.5}).startswith("198 steps"), "those that train gates"
+    assert told(budget={"target_macs": None}) == "", "the paper's rule has no target to miss"
+    assert told("taylor") == ""
+    assert told(penalty={"lambda_macro": 0.0, "lambda_micro": 0.0}) == "", "a control"
 
 
 def test_a_run_that_is_to_show_gates_closing_early_must_let_them() -> None:

@@ -85,8 +85,9 @@ def require_dropout(name: str, layer: Any) -> None:
 
 
 def hooked(model: Any, kept: Any) -> list[str]:
-    """Modules within the blocks of ``model`` whose hooks the blocks of ``kept`` no longer have, by name."""
-    still = dict(kept.blocks.named_modules())
+    """Modules within the blocks of ``model`` whose hooks the blocks of ``kept`` (None: nothing) no longer have, by
+    name."""
+    still = {} if kept is None else dict(kept.blocks.named_modules())
     lost = []
     for name, module in model.blocks.named_modules():
         if type(module).__name__.startswith("FSDP"):
@@ -99,7 +100,7 @@ def hooked(model: Any, kept: Any) -> list[str]:
 def tell_hooks(model: Any, kept: Any, action: str) -> None:
     """Warn of hooks, and of a forward, that ``action`` left behind; those hooks that change outputs are refused by
     ``require_same``."""
-    if "forward" in vars(model) and "forward" not in vars(kept):
+    if "forward" in vars(model) and kept is not None and "forward" not in vars(kept):
         warnings.warn(f"{action}: a forward that was put on the network (accelerate?) is not taken along", stacklevel=4)
     if lost := hooked(model, kept):
         some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")

@@ -80,6 +80,10 @@ class Position(nn.Module):
         """The same for these heads of an attention only, in this order."""
         raise NotImplementedError
 
+    def padded(self, heads: int) -> Position:
+        """The same for so many heads, of which those that are new give nothing."""
+        raise NotImplementedError
+
     def set_window_size(self, window: tuple[int, int]) -> None:
         """For images of so many patches; what the model itself makes anew needs nothing."""
 
@@ -109,6 +113,10 @@ class Rotary(Position):
 
     def of_heads(self, heads: list[int]) -> Rotary:
         return Rotary(self.prefix, self.halves, None if self.heads is None else [self.heads[h] for h in heads])
+
+    def padded(self, heads: int) -> Rotary:
+        own = self.heads
+        return Rotary(self.prefix, self.halves, own and own + own[:1] * (heads - len(own)))
 
     def extra_repr(self) -> str:
         return f"prefix={self.prefix}, halves={self.halves}, heads={self.heads}"
@@ -149,10 +157,17 @@ class RelativeBias(Position):
         self.index = gen_relative_position_index(self.window).to(self.index.device)
 
     def of_heads(self, heads: list[int]) -> RelativeBias:
-        chosen = RelativeBias(self.window, len(heads))
-        chosen.to(self.relative_position_bias_table).index = self.index
-        table = self.relative_position_bias_table
-        chosen.relative_position_bias_table = nn.Parameter(table.detach()[:, heads].clone(), table.requires_grad)
+        return self._with(self.relative_position_bias_table.detach()[:, heads].clone())
+
+    def padded(self, heads: int) -> RelativeBias:
+        table = self.relative_position_bias_table.detach()
+        return self._with(F.pad(table, (0, heads - table.shape[1])))
+
+    def _with(self, table: Tensor) -> RelativeBias:
+        own = self.relative_position_bias_table
+        chosen = RelativeBias(self.window, table.shape[1]).to(own)
+        chosen.index = self.index
+        chosen.relative_position_bias_table = nn.Parameter(table, own.requires_grad)
         return chosen
 
 

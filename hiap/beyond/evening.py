@@ -13,7 +13,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
+from hiap.backbones.guard import require_linear, require_plain, require_same
+from hiap.backbones.parts import JoinedLinear, biases
 from hiap.cost import qk_dims, value_dims
+from hiap.extraction import is_trained
 from hiap.pruned_vit import PrunedAttention, PrunedBlock, set_layout
 
 PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
@@ -22,16 +25,15 @@ PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp",
 @torch.no_grad()
 def even(model: Any) -> Any:
     """``model`` itself if its blocks are alike, else a copy with zeros. Raises ``UnsupportedModelError`` for a pruned
-    network with norms over its units or positions of its heads, and for one that has no FFN or no attention at all."""
-    if not any(isinstance(block, PrunedBlock) for block in model.blocks) or _alike(model.blocks):
+    network with norms over its units, for one that has no FFN or no attention at all, and for
+    layers that do more than their weights say (``hiap.backbones.guard``)."""
+    if not any(isinstance(block, PrunedBlock) for block in model.blocks) or alike(model.blocks):
         return model
+    require_plain(model)
     for i, block in enumerate(model.blocks):
         attn, mlp = block.attn, block.mlp
-        odd = getattr(attn, "position", None) or getattr(attn, "norm", None)
-        if odd is not None and not isinstance(odd, nn.Identity):
-            raise UnsupportedModelError(
-                f"blocks.{i}.attn: pruned, with {type(odd).__name__}; expected neither positions nor norms of its heads"
-            )
+        if not isinstance(getattr(attn, "norm", None) or nn.Identity(), nn.Identity):
+            raise UnsupportedModelError(f"blocks.{i}.attn: pruned, with a norm over its heads; expected none")
         if mlp is not None and not isinstance(mlp.norm, nn.Identity):
             raise UnsupportedModelError(f"blocks.{i}.mlp: pruned, with a norm over its neurons; expected none")
     donors = {branch: next((b for b in model.blocks if getattr(b, branch) is not None), None) for branch in PARTS}
@@ -44,10 +46,12 @@ def even(model: Any) -> Any:
     whole = copy.deepcopy(model, {id(model.blocks): model.blocks})
     whole.blocks = nn.Sequential(*(_block(block, donors, heads, width, neurons) for block in model.blocks))
     set_layout(whole, "padded")
-    return whole.train(model.training)
+    require_same(model, whole.train(model.training), "evening")
+    return whole
 
 
-def _alike(blocks: Any) -> bool:
+def alike(blocks: Any) -> bool:
+    """Whether all blocks have as many heads, of one width, and neurons."""
     if any(block.attn is None or block.mlp is None for block in blocks):
         return False
     sizes = {(tuple(qk_dims(b)), tuple(value_dims(b)), b.mlp.fc2.in_features) for b in blocks}
@@ -71,35 +75,42 @@ def _block(block: Any, donors: dict[str, Any], heads: int, width: int, neurons: 
 def _silence(part: Any, scale: Any, constant: Tensor | None) -> None:
     """A branch that gives ``constant`` alone."""
     output = part.proj if isinstance(part, PrunedAttention) else part.fc2
-    for layer in (part.qkv, output) if isinstance(part, PrunedAttention) else (part.fc1, output):
-        layer.weight.zero_()
-        if layer.bias is not None:
-            layer.bias.zero_()
+    for layer in part.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
     if hasattr(scale, "gamma"):
         scale.gamma.fill_(1.0)
     if constant is not None:
-        output.bias.copy_(constant)
+        output.bias.requires_grad_(constant.requires_grad).copy_(constant)
 
 
 def _attention(attn: Any, heads: int, width: int) -> PrunedAttention:
-    qk, values = list(getattr(attn, "qk_dims", [])), list(getattr(attn, "value_dims", []))
-    if not values:  # timm's own
-        qk = values = [attn.head_dim] * attn.num_heads
+    qk, values = attn.qk_dims, attn.value_dims
     whole = PrunedAttention(
         attn.qkv.in_features,
         [width] * heads,
         [width] * heads,
         attn.scale,
-        qkv_bias=attn.qkv.bias is not None,
+        qkv_bias=biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
         q_norm=copy.deepcopy(attn.q_norm),
         k_norm=copy.deepcopy(attn.k_norm),
         attn_drop=attn.attn_drop.p,
         proj_drop=attn.proj_drop.p,
+        position=attn.position and attn.position.padded(heads),
     ).to(attn.proj.weight)
-    rows = [torch.cat([h * width + torch.arange(w) for h, w in enumerate(widths)]) for widths in (qk, qk, values)]
-    places = torch.cat([i * heads * width + place for i, place in enumerate(rows)]).to(attn.proj.weight.device)
-    _placed(whole.qkv, attn.qkv, rows=places)
-    _placed(whole.proj, attn.proj, columns=rows[2].to(places))
+    device = attn.proj.weight.device
+    rows = [
+        torch.cat([h * width + torch.arange(w, device=device) for h, w in enumerate(widths)])
+        for widths in (qk, qk, values)
+    ]
+    if isinstance(attn.qkv, JoinedLinear):
+        for to, source, places in zip(whole.qkv.parts, attn.qkv.parts, rows, strict=True):
+            _placed(to, source, rows=places)
+    else:
+        _placed(whole.qkv, attn.qkv, rows=torch.cat([i * heads * width + places for i, places in enumerate(rows)]))
+    _placed(whole.proj, attn.proj, columns=rows[2])
     return whole
 
 
@@ -118,10 +129,11 @@ def _ffn(mlp: Any, neurons: int) -> Any:
 
 
 def _placed(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    """``source``'s rows or columns at these places of ``to``, zeros everywhere else."""
-    to.weight.zero_()
+    """``source``'s rows or columns at these places of ``to``, zeros everywhere else, trained where it was."""
+    require_linear("a layer that was pruned", source)
+    to.weight.requires_grad_(is_trained(source, "weight")).zero_()
     if to.bias is not None:
-        to.bias.zero_()
+        to.bias.requires_grad_(to.weight.requires_grad if source.bias is None else is_trained(source, "bias")).zero_()
     if rows is not None:
         to.weight[rows] = source.weight
         if source.bias is not None:
@@ -170,9 +182,7 @@ def _trimmed(attn: PrunedAttention) -> PrunedAttention:
         norm=attn.norm,
     )
     narrow = narrow.to(attn.proj.weight)
-    narrow.layout = attn.layout
-    narrow.qkv.weight.copy_(attn.qkv.weight[rows])
-    if attn.qkv.bias is not None:
-        narrow.qkv.bias.copy_(attn.qkv.bias[rows])
-    narrow.proj.load_state_dict(attn.proj.state_dict())
+    narrow.layout, narrow.proj = attn.layout, attn.proj
+    for name, p in narrow.qkv.named_parameters():
+        p.requires_grad_(is_trained(attn.qkv, name)).copy_(getattr(attn.qkv, name)[rows])
     return narrow

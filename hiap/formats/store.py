@@ -38,7 +38,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from hiap.backbones.families import channels, classes, copied, heads, standard
-from hiap.backbones.guard import require_linear
+from hiap.backbones.guard import require_linear, require_plain, tell_hooks
 from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
@@ -220,7 +220,10 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     folder = Path(folder)
     if folder.exists() and (others := others_files(folder)):
         raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
-    spec, model = describe(model), _in_form(model)
+    spec = describe(model)
+    require_plain(model)
+    tell_hooks(model, None, "save")
+    model = _in_form(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _check_same(build(spec, meta=True), model, state)
     described = None if card is None else cards.text(cards.checked(card), model)

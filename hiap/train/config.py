@@ -354,6 +354,7 @@ def check_needs(config: Config) -> None:
         raise ConfigError(f"data.name '{config.data.name}' is in scikit-learn: pip install 'hiap-reproduction[study]'")
     _check_data(config)
     kind = methods.kind(config.method)
+    _check_unused(config, kind)
     cuts = kind in ("ranking", "cutting") and config.budget.rounds == 1 and not config.budget.noise
     if not config.optim.epochs and not cuts:
         raise ConfigError("optim.epochs 0 is for methods that cut at once, without budget.noise")
@@ -410,6 +411,22 @@ def check_needs(config: Config) -> None:
     if config.method == "hiap" and config.budget.has_target and config.gates.harden == "sample":
         raise ConfigError("gates.harden 'sample' draws what is kept; with budget.target_macs it must be 'probability'")
     _check_latency(config)
+
+
+def _check_unused(config: Config, kind: str) -> None:
+    """Raise ``ConfigError`` for options that only other methods look at: ignored, they would be believed."""
+    budget = config.budget
+    if config.method == "dense" and (budget.has_target or budget.correct):
+        key = "budget.correct" if budget.correct else budget._targets[0]
+        raise ConfigError(f"method 'dense' prunes nothing, so {key} means nothing; leave it out, or choose a method")
+    if not methods.is_path(config.method):
+        if budget.rounds > 1 and kind != "ranking":
+            raise ConfigError(f"budget.rounds is for methods that rank: {', '.join(methods.of_kind('ranking'))}")
+        for key, taker in (("ranking", "l1"), ("head_ranking", "magnitude")):
+            if getattr(budget, key) != BudgetConfig.model_fields[key].default and config.method != taker:
+                raise ConfigError(f"budget.{key} is for method '{taker}'; '{config.name}' has its own")
+    if config.shrink != ShrinkConfig() and not config.shrink.after:
+        raise ConfigError("shrink.below is for shrink.after > 0")
 
 
 def _check_latency(config: Config) -> None:

@@ -20,7 +20,7 @@ from hiap.formats import store
 from hiap.ledger import PICOSECONDS, LatencyTable
 from hiap.pruned_vit import LAYOUTS, set_layout
 from hiap.selection import Target, target_of
-from hiap.train import card, checkpoint, compilation, curves, identity, probe
+from hiap.train import again, card, checkpoint, compilation, curves, identity, probe
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -28,7 +28,7 @@ from hiap.train.hidden import check_fits
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
-from hiap.train.reach import check_reach
+from hiap.train.reach import check_reach, few_steps
 from hiap.train.record import (
     BlockShape,
     Folders,
@@ -148,9 +148,10 @@ class Run:
             self.dense_macs = self._macs(self.start)
         except ValueError as error:
             raise ConfigError(f"model.name '{config.model.name}': {error}") from None
+        self.whole = again.evened(self.start, config)
         path = config.penalty.latency_table
         self.latency = cost.latency_table(self.start, path) if path else None
-        target = _target(config, folders, self.start, self.latency)
+        target = _target(config, folders, self.start, self.whole, self.latency)
         self.context = Context(config.model_copy(update={"data": self.data}), target, self._steps_per_epoch())
         lessons = Lessons(self.context.config, self.start, self.dense_macs, info, folders, self.device)
         if lessons.adapted and world.first:
@@ -218,10 +219,10 @@ class Run:
             self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
         metrics = Metrics(dense=journal.dense, probe=journal.probe)
         self.loop.lessons.precompute()
-        model = self.start if first == 0 else store.load(self.folders.stage(first - 1))
+        model = self._begin() if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
-            model = stage.prepare(model, self.context).to(self.device)
+            model = self._lean(stage.prepare(model, self.context)).to(self.device)
             set_drop_path(model, config.model.drop_path)
             self.loop.train(index, stage, model, state if index == first else None)
             stage.harden(model)
@@ -229,7 +230,7 @@ class Run:
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft = self.measure.soft_score(model)
                 metrics.hardened = without_hits(self.measure.score(model, "the gated network"))
-            model = stage.finish(model)
+            model = self._lean(stage.finish(model))
             self.journal.bill_scored(self.context)
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self.folders.stage(index))
@@ -258,6 +259,14 @@ class Run:
         journal.dense = self.measure.dense_score(self.start)
         journal.probe = journal.dense if config.model.probe else None
         self.measure.check_start(journal.dense, self.published)
+
+    def _begin(self) -> Any:
+        """What the first stage prepares: HiAP's pruner evens a network by itself, and closes the gates of zeros."""
+        return self.start if self.config.method == "hiap" else self.whole
+
+    def _lean(self, model: Any) -> Any:
+        """Without the zeros that a network which was pruned before has been filled up with."""
+        return model if self.whole is self.start else again.without_zeros(model)
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return record_of(
@@ -309,10 +318,12 @@ class Run:
         return data.steps_per_epoch(self.data, self.config.model.img_size, self.config.optim.batch_size)
 
 
-def _target(config: Config, folders: Folders, start: Any, latency: LatencyTable | None) -> Target | None:
+def _target(config: Config, folders: Folders, start: Any, whole: Any, latency: LatencyTable | None) -> Target | None:
     """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it, or
-    ``.target_latency``."""
+    ``.target_latency``. ``whole``: ``start`` with zeros where it was pruned before."""
     of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
+    if whole is not start:
+        return again.target(start, whole, *of_size, config.budget.multiple)
     return target_of(start, *of_size, config.budget.target_latency, latency, config.budget.multiple)
 
 
@@ -338,7 +349,8 @@ def _preflight(config: Config, folders: Folders) -> None:
     check_table(config)
     curves.check(config)
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
-    for warning in filter(None, (check_reach(config, per_epoch), data.doubts(config.data, config.model.img_size))):
+    of_data = data.doubts(config.data, config.model.img_size)
+    for warning in filter(None, (check_reach(config, per_epoch), few_steps(config, per_epoch), of_data)):
         print(f"{config.run_id}: {warning}", file=sys.stderr)
     for folder in (folders.runs, folders.work):
         require_writable(folder, f"run.results '{config.run.results}'")

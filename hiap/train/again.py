@@ -1,0 +1,81 @@
+"""A run that prunes a network which was pruned before (iterative pruning). Its units are ranked, gated and closed in a
+network whose blocks are alike, with zeros where units are gone (``even``); those go first whatever their rank, and what
+is left loses them. Shares of a target are of the network that was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiap import cost, gated_vit
+from hiap.beyond.evening import alike, even, trimmed
+from hiap.gated_vit import BlockMask
+from hiap.pruner import live, zeros
+from hiap.selection import Ranking, Target, target_of
+from hiap.train import methods
+from hiap.train.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Again(Target):
+    """A target of an evened network. ``gone``: of each block what is zeros."""
+
+    gone: tuple[BlockMask, ...] = field(default=(), compare=False)
+
+    def keep_best(self, ranking: Ranking) -> list[BlockMask]:
+        kept = live(super().keep_best(self._behind(ranking)), list(self.gone))
+        # An FFN that was gone may have left a constant, which costs nothing.
+        return [
+            replace(mask, ffn=mask.neurons.any() | zero.neurons.all())
+            for mask, zero in zip(kept, self.gone, strict=True)
+        ]
+
+    def require_reachable(self, ranking: Ranking) -> None:
+        super().require_reachable(self._behind(ranking))
+
+    def _behind(self, ranking: Ranking) -> Ranking:
+        """``ranking`` with units that are gone behind all others, those too of a kind that it does not rank."""
+        keys, stay = list[Tensor](), list[Tensor]()
+        both = [torch.stack([getattr(mask, part).cpu() for mask in self.gone]) for part in ("dims", "neurons")]
+        for given, gone in zip((ranking.dims, ranking.neurons), both, strict=True):
+            known = torch.zeros(gone.shape) if given is None else given.detach().cpu().float()
+            keys.append(known.masked_fill(gone, -torch.inf))
+            stay.append((~gone if given is None else torch.zeros_like(gone)).flatten())
+        also = torch.cat(stay) if ranking.stay is None else ranking.stay | torch.cat(stay)
+        return replace(ranking, dims=keys[0], neurons=keys[1], stay=also)
+
+
+def evened(start: Any, config: Config) -> Any:
+    """The network that a method which removes units works on: ``start`` itself if its blocks are alike. Raises
+    ``ConfigError`` (one line) where a method cannot, ``UnsupportedModelError`` where no method can."""
+    whole = even(start) if config.method != "dense" else start
+    if whole is start:
+        return start
+    before = f"model.weights {config.model.weights}: pruned before"
+    if methods.kind(config.method) == "cutting":
+        names = ", ".join(["hiap", *methods.of_kind("ranking"), *methods.of_kind("searching")])
+        raise ConfigError(f"{before}, which method '{config.name}' does not take; expected one of {names}")
+    if config.budget.target_latency is not None or config.penalty.latency_table:
+        raise ConfigError(f"{before}, for which there is no table of times; set budget.target_macs or target_params")
+    constants = any(getattr(block, "attn_constant", None) is not None for block in start.blocks)
+    if constants and config.method != "hiap" and config.gates.attn_bias == "gated":
+        raise ConfigError(f"{before}, with constants where attention was; set gates.attn_bias=kept, else they are lost")
+    return whole
+
+
+def target(start: Any, whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
+    """What is to be left of ``whole``, which is ``start`` evened."""
+    if macs is not None and macs < 1:
+        macs = round(macs * cost.macs(start, cost.image_of(start)))
+    if params is not None and params < 1:
+        params = round(params * cost.params(start))
+    found = target_of(whole, macs, params, multiple=multiple)
+    return found and Again(found.dims, found.prices, found.amount, found.multiple, tuple(zeros(whole)))
+
+
+def without_zeros(model: Any) -> Any:
+    """What a stage has left, without rows of Q and K that are zeros; as it is, a network that is ranked once more."""
+    return model if gated_vit.is_gated(model) or alike(model.blocks) else trimmed(model)

@@ -105,8 +105,9 @@ class Loop:
             "start": position,
             "share": (self.world.rank, self.world.size),
         }
-        where = {"workers": config.run.workers, "device": self.device}
-        batches = data.train_batches(self.data, config.model.img_size, **where, **place)
+        batches = data.train_batches(
+            self.data, config.model.img_size, workers=config.run.workers, device=self.device, **place
+        )
         if (logits := self.lessons.logits) is None:
             return ((images, targets, None) for images, targets in batches)
         chosen = data.train_indices(self.info.train, **place)

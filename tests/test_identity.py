@@ -174,6 +174,21 @@ def test_edited_modules_that_all_methods_share_are_told_of(
     assert told.endswith("now); it counts, and --rerun trains it again\n")
 
 
+@pytest.mark.parametrize("module", ["gates.py", "beyond/obs.py", "backbones/families.py"])
+def test_whatever_methods_are_made_of_is_looked_at(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (identity.PACKAGE / module).is_file()
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
+    digests = []
+    for text in ("A = 1\n", "A = 1  # said in other words\n", "A = 22\n"):
+        (tmp_path / module).write_text(text)
+        digests.append(identity.core_digest())
+        identity._said.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_an_old_record_says_nothing_and_counts(folders: tuple[Path, Path], tmp_path: Path) -> None:
     given = arguments(folders[0], tmp_path)
     assert train.main(given) == 0

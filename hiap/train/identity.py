@@ -18,6 +18,7 @@ from hiap.train.record import PACKAGE, Folders, Record, made
 
 WEIGHTS = "weights.safetensors"  # in a folder of hiap.save
 Known = dict[tuple[str, ...], str]  # digests of data sets' files, by their names and places
+CORE = ("", "backbones", "beyond", "budget")  # folders of the package with what methods share
 SHOWN = 12  # digits of a digest that a person reads
 
 
@@ -37,8 +38,9 @@ def _file(method: str) -> Path | None:
 
 
 def core_digest() -> str:
-    """The same of the modules of ``hiap`` that every method is made of."""
-    return _digest([_said(path, path.stat().st_mtime_ns) for path in sorted(PACKAGE.glob("*.py"))])
+    """The same of the modules of ``hiap`` that methods are made of."""
+    files = sorted(path for folder in CORE for path in (PACKAGE / folder).glob("*.py"))
+    return _digest([_said(path, path.stat().st_mtime_ns) for path in files])
 
 
 def _with_imports(file: Path) -> list[Path]:

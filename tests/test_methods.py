@@ -120,7 +120,7 @@ def test_a_mistyped_method_is_answered_with_the_nearest():
     [
         ({"method": "dense", "budget": {"target_macs": 0.5}}, "method 'dense' prunes nothing, so budget.target_macs"),
         ({"method": "dense", "budget": {"correct": 64}}, "budget.correct means nothing"),
-        ({"method": "hiap", "budget": {"rounds": 3}}, "budget.rounds is for methods that rank: l1, "),
+        ({"method": "hiap", "budget": {"rounds": 3}}, "budget.rounds is for methods that rank"),
         ({"method": "cofi", "budget": {"rounds": 3}}, "budget.rounds is for methods that rank"),
         (
             {"method": "taylor", "budget": {"ranking": "global"}},

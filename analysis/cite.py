@@ -18,7 +18,7 @@ from analysis.records.results import Results
 from analysis.stats import seeds
 from analysis.studies import paired
 from hiap.cli import parsers
-from hiap.train.arguments import told
+from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError, unknown_key
 from hiap.train.record import git_state
 from slurm import grid as grids
@@ -125,7 +125,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not pd.isna(value)
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     options = parsers.cite().parse_args(arguments)
     name, _, commit = options.id.partition("@")

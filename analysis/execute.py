@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 from analysis.records.published import FOLDER as PUBLISHED
 from analysis.records.results import REPOSITORY, Results
 from hiap.files import atomic_write, write_json
-from hiap.train.arguments import Parser, results_root, told
+from hiap.train.arguments import Parser, one_line_errors, results_root
 from hiap.train.config import ConfigError, unknown_key
 
 FOLDER = Path(__file__).parent
@@ -137,7 +137,7 @@ async def execute_all(paths: list[Path], results: Path, out: Path) -> tuple[list
     return through, errors
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.execute", description="Run the notebooks headless.")
     parser.add_argument(

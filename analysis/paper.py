@@ -19,7 +19,7 @@ from analysis.report import prose
 from analysis.report.numbers import Answers, Numbers, numbers
 from analysis.tables import ours, render
 from hiap.files import atomic_write
-from hiap.train.arguments import Parser, results_root, told
+from hiap.train.arguments import Parser, one_line_errors, results_root
 from hiap.train.config import ConfigError
 
 PAPER = REPOSITORY / "paper"
@@ -51,7 +51,7 @@ def parts(answers: Answers) -> dict[str, str]:
     }
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.paper", description="Write what paper.tex includes.")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")

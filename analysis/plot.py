@@ -23,7 +23,7 @@ from analysis.records.results import REPOSITORY, Results, dense_units, gate_traj
 from analysis.stats import seeds
 from analysis.tables.render import save_frame
 from hiap.cli import parsers
-from hiap.train.arguments import told
+from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError, did_you_mean
 from hiap.train.record import Record
 from slurm import grid as grids
@@ -164,7 +164,7 @@ def draw(results: Results, name: str, out: Path, against: str | None = None) -> 
     return written
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     given = parsers.plot().parse_args(arguments)
     results, name = find(given.grid, given.results)

@@ -25,13 +25,14 @@ import hiap
 from analysis.records.results import REPOSITORY, Results
 from analysis.studies import calibrate
 from hiap import gated_vit
+from hiap.backbones.seeds import derive
+from hiap.beyond.tasks import distillation_loss
 from hiap.data import loader as data
 from hiap.files import write_json
-from hiap.objective import distillation_loss, penalties
-from hiap.train.arguments import Parser, results_root, told
+from hiap.objective import penalties
+from hiap.train.arguments import Parser, one_line_errors, results_root
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders, environment
-from hiap.train.seeds import derive
 from hiap.train.start import build
 from slurm import grid
 
@@ -136,7 +137,7 @@ def load(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.pull", description="Measure the pull on each gate.")
     parser.add_argument("--results", type=results_root, default=REPOSITORY / "results")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from hiap import gated_vit
+from hiap.budget.controller import Multipliers
+from hiap.budget.selection import Ranking, joint_ranking
 from hiap.gates import Gate, logistic_noise
-from hiap.pruner import Multipliers
-from hiap.selection import Ranking, joint_ranking
 from hiap.train.config import Config
 from hiap.train.reach import HARD_CONCRETE
 from hiap.train.stages import Context, Stage, TargetedStage

@@ -14,7 +14,7 @@ from typing import Any
 
 from baselines.ranking import within_layer_rank
 from hiap import gated_vit
-from hiap.selection import joint_ranking
+from hiap.budget.selection import joint_ranking
 from hiap.train.config import Config
 from hiap.train.stages import SinglePhase, Stage, corrected, remove
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from baselines.ranking import l1_neurons, prune_then_tune, within_layer_rank
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config
 from hiap.train.stages import Context, Stage
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from baselines.ranking import global_rank, prune_then_tune, value_dim_sums, within_layer_rank
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config
 from hiap.train.stages import Context, Stage
 

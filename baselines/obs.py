@@ -19,9 +19,9 @@ from typing import Any
 
 from baselines.ranking import FixedGate, Round, prune_then_tune, require_plain
 from hiap import gated_vit
+from hiap.backbones.evening import trimmed
 from hiap.beyond import obs, query_key
-from hiap.beyond.evening import trimmed
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import pick_device
 from hiap.train.stages import Context, Stage, corrected, looked_at, options, remove

@@ -13,9 +13,9 @@ import torch
 
 from baselines.ranking import prune_then_tune
 from hiap import cost
-from hiap.selection import Ranking
+from hiap.backbones.seeds import derive
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config
-from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 
 KIND = "ranking"

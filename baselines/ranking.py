@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hiap import gated_vit
 from hiap.backbones.families import standard
+from hiap.budget.selection import Ranking
 from hiap.gated_vit import BlockMask
 from hiap.gates import Gate
-from hiap.selection import Ranking
 from hiap.train.config import Config, ConfigError, GateConfig
 from hiap.train.stages import Context, Stage, corrected, remove
 

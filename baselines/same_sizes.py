@@ -18,10 +18,10 @@ from torch import Tensor
 
 from baselines.ranking import FixedGate, Round
 from hiap import gated_vit
+from hiap.backbones.seeds import derive
 from hiap.gated_vit import BlockMask
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders, read
-from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage, corrected, options, remove
 
 KIND = "cutting"

@@ -21,7 +21,7 @@ from torch import Tensor
 from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
 from hiap import cost, ledger
 from hiap.beyond import obs
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import pick_device
 from hiap.train.stages import Context, Stage, looked_at, options

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
 from hiap import cost, ledger
+from hiap.backbones.seeds import derive
+from hiap.budget.selection import Ranking
 from hiap.data import loader as data
-from hiap.selection import Ranking
 from hiap.train.config import Config
 from hiap.train.device import pick_device
-from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 
 KIND = "ranking"

@@ -19,8 +19,9 @@ from torch import nn
 from baselines.ranking import require_plain
 from baselines.taylor import with_gradients
 from hiap import cost
-from hiap.pruned_vit import PrunedAttention, PrunedBlock
-from hiap.selection import Target
+from hiap.backbones.pruned import PrunedAttention, PrunedBlock
+from hiap.budget.prices import million, priced
+from hiap.budget.selection import Target
 from hiap.train.config import Config, ConfigError
 from hiap.train.stages import Context, Stage, corrected, options
 
@@ -87,7 +88,7 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: s
 
     def size() -> int:
         if prices.unit == "ps":
-            return cost.priced(model, prices, target.dims.head_dim)
+            return priced(model, prices, target.dims.head_dim)
         return cost.macs(model, image) if prices.unit == "MACs" else cost.params(model)
 
     ignored: list[nn.Module] = [model.head, *(block.mlp.fc2 for block in model.blocks)]
@@ -121,7 +122,7 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: s
                 group.prune()
                 _tell_attention(model, pruner.num_heads)
     raise ConfigError(
-        f"Torch-Pruning does not reach a target of {target.amount / 1e6:.2f} {prices.million}; "
+        f"Torch-Pruning does not reach a target of {target.amount / 1e6:.2f} {million(prices)}; "
         f"it stopped at {size() / 1e6:.2f}"
     )
 

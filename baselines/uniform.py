@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from baselines.ranking import l1_neurons, l1_value_dims, prune_then_tune, within_layer_rank
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.config import Config
 from hiap.train.stages import Context, Stage
 

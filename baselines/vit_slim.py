@@ -18,8 +18,8 @@ from torch import Tensor
 
 from baselines.ranking import global_rank
 from hiap import gated_vit
+from hiap.budget.selection import Ranking
 from hiap.gates import Gate
-from hiap.selection import Ranking
 from hiap.train.config import Config, GateConfig
 from hiap.train.stages import Context, Stage, TargetedStage
 

@@ -8,7 +8,7 @@ import copy
 import torch
 
 from baselines.ranking import prune_then_tune
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.stages import looked_at, options
 
 KIND = "ranking"  # ranks units, removes them, fine-tunes

@@ -16,7 +16,7 @@ CERTAIN = 20.0  # a logit beyond the noise: open in every sample
 
 
 class Gate(nn.Module):
-    """A tensor of gates with one learnable ``logit`` (alpha in the paper) each.
+    """Tensor of gates with one learnable ``logit`` (alpha in the paper) each.
 
     ``level`` is 'macro' (heads, FFN blocks) or 'micro' (value dimensions, neurons). Calling the module returns gates of
     the logit's shape: sampled in training mode, hardened to 0 or 1 in eval mode, so that a gated model in eval mode
@@ -41,8 +41,10 @@ class Gate(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """The logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
-        logit = whole(self._parameters.get("logit"))
+        """Logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
+        logit = self._parameters.get("logit")
+        if hasattr(logit, "full_tensor"):
+            logit = whole(logit)
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
                 "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2) or "
@@ -53,7 +55,7 @@ class Gate(nn.Module):
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)
-        noise = logistic_noise(torch.rand_like(self.logit))
+        noise = torch.logit(torch.rand_like(self.logit), eps=CLIP)  # ``logistic_noise``, at every step
         gate = torch.sigmoid((self.logit + noise) / self.tau)  # Eq. 6
         if not self.soft:
             # A1: the 0-1 value forward, the soft sample's gradient backward. `gate - gate.detach()` is exactly 0.
@@ -81,39 +83,53 @@ class Gate(nn.Module):
         super()._load_from_state_dict(state, prefix, *args)
 
     @torch.no_grad()
-    def harden_to(self, keep: Tensor) -> None:
+    def harden_to(self, stay: Tensor) -> None:
         """Decide by hand what ``hardened`` and eval mode give; the logit, so sampling and expectation, stays."""
-        self.offset.copy_(torch.where(keep.to(self.offset.device), CERTAIN, -CERTAIN) - self.alpha)
+        self.offset.copy_(torch.where(stay.to(self.offset.device), CERTAIN, -CERTAIN) - self.alpha)
 
     @torch.no_grad()
-    def fix(self, keep: Tensor) -> None:
+    def fix(self, stay: Tensor) -> None:
         """Close and open by hand for good: logits become +-``CERTAIN``."""
-        value = torch.where(keep.to(self.logit.device), CERTAIN, -CERTAIN)
+        value = torch.where(stay.to(self.logit.device), CERTAIN, -CERTAIN)
         write(self.logit, value.expand_as(self.alpha))
 
     def hardened(self) -> Tensor:
-        """Boolean gates: sigma(alpha) > 1/2 (or the one stored sample > 1/2, A5)."""
+        """Return booleans: sigma(alpha) > 1/2 (or the one stored sample > 1/2, A5)."""
         return self.alpha.detach() + self.offset > 0
 
     def expected(self) -> Tensor:
-        """E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, so the mean of thresholded samples (of
-        soft ones it is not), or the last sample itself (A2)."""
+        """Return E[gate] in Eq. 5: sigma(alpha) = P(sample > 1/2) at every temperature, so the mean of thresholded
+        samples (of soft ones it is not), or the last sample itself (A2)."""
         if self.sampled_expectation and self.training and self.sample is not None:
             return self.sample
-        return torch.sigmoid(self.alpha)
+        logit = self._parameters.get("logit")
+        plain = type(logit) is nn.Parameter and logit.shape == self.offset.shape
+        return torch.sigmoid(logit if plain else self.alpha)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f"{tuple(self.logit.shape)}, {self.level}, {'soft' if self.soft else 'straight-through'}"
 
 
 def logistic_noise(uniform: Tensor) -> Tensor:
-    """Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1).
+    """Return Logistic(0, 1) noise, the difference of two Gumbels, from uniform numbers in [0, 1).
 
-    The clip keeps 0 finite. P(noise > -alpha) = sigma(alpha) stays exact while ``|alpha| < 13.8`` (A2); beyond it a
+    The clip holds 0 finite. P(noise > -alpha) = sigma(alpha) stays exact while ``|alpha| < 13.8`` (A2); beyond it a
     gate is open in every sample or in none, where sigma differs from 1 or 0 by less than 1e-6."""
     return torch.logit(uniform, eps=CLIP)
 
 
 def temperature(config: GateConfig, progress: float) -> float:
-    """Exponential annealing (section 3.4): tau_start at ``progress`` 0, tau_end at 1."""
+    """Return the temperature, annealed exponentially (section 3.4): tau_start at ``progress`` 0, tau_end at 1."""
     return config.tau_start * (config.tau_end / config.tau_start) ** progress
+
+
+def set_temperature(gated: nn.Module, tau: float) -> None:
+    for module in gated.modules():
+        if isinstance(module, Gate):
+            module.tau.fill_(tau)
+
+
+def anneal(gated: nn.Module, config: GateConfig, progress: float) -> float:
+    """Set and return the temperature at ``progress`` in [0, 1]."""
+    set_temperature(gated, tau := temperature(config, progress))
+    return tau

@@ -1,27 +1,17 @@
-"""The options of the method, each with the gap in the paper that it fills (A1 ... A12: docs/open_points.md)."""
+"""The options of the method, each with the gap in the paper that it fills (docs/open_points.md numbers them): A1 to A10
+here, A12 in ``objective.distillation_loss``, A11, the CIFAR-10 network, in ``hiap.train.config``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line and says what was expected."""
-
-
-def one_line(error: object, most: int | None = 200) -> str:
-    """What is said, without line breaks, and not more than ``most`` characters of it (None: all)."""
-    return " ".join(str(error).split())[:most]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from hiap.backbones.errors import ConfigError, Section, checked, first_error, one_line  # noqa: F401
 
 
 class GateConfig(Section):
-    """The gates (Eqs. 1-4, 6) and how they harden."""
+    """Gates (Eqs. 1-4, 6) and how they harden."""
 
     # A1: Eq. 6 defines a soft sample, yet names a straight-through estimator, which has a meaning only if the forward
     # pass is discrete. Default: hard 0-1 forward, gradient of the soft sample.
@@ -48,9 +38,6 @@ class GateConfig(Section):
     travel: float | None = Field(None, gt=0)
     # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
     weight_decay: float = Field(0.0, ge=0)
-    # Ours, off in faithful runs: a rule that has closed every head keeps the best one, so that a run always leaves a
-    # network that sees its image.
-    keep_head: bool = False
     # A9: 'gated' multiplies the attention's output bias by "any head open", so that a layer whose gates are all closed
     # is the identity, as section 3 says; 'kept' leaves the bias (which belongs to no head) in place.
     attn_bias: Literal["gated", "kept"] = "gated"
@@ -62,8 +49,14 @@ class GateConfig(Section):
     tau_end: float = Field(0.5, gt=0)
 
     def start(self, level: str) -> float:
-        """The first logit of a 'macro' or 'micro' gate."""
+        """Return the first logit of a 'macro' or 'micro' gate."""
         return self.init_macro if level == "macro" and self.init_macro is not None else self.init_logit
+
+    def rate_scale(self, lr: float, summed: float) -> float:
+        """Return the gates' rate over the weights', whose highest is ``lr`` and which sum to ``summed``."""
+        if self.travel is not None:
+            return self.travel / summed
+        return (self.lr or lr) / lr
 
     @model_validator(mode="after")
     def _one_rate(self) -> GateConfig:
@@ -75,18 +68,14 @@ class GateConfig(Section):
 class PenaltyConfig(Section):
     """Eq. 7. ``lambda_macro`` prices the C1 part of Eq. 5, ``lambda_micro`` the C2 and C3 parts."""
 
-    lambda_macro: float = Field(0.9, ge=0)  # price of heads and FFN blocks; with a target, only the ratio counts
+    lambda_macro: float = Field(0.9, ge=0)  # price of heads and FFN blocks; 0.9 and 0.45 are Fig. 5's
     lambda_micro: float = Field(0.45, ge=0)  # price of value dimensions and neurons
-    # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total keeps the relative prices of Eq. 5;
+    # A3: strengths of order 1 rule out raw FLOPs. Dividing both by the dense total leaves the relative prices of Eq. 5;
     # 'own' divides each by its own dense value.
     scale: Literal["total", "own", "raw"] = "total"
     # 'paper': the constants of Eq. 5, which bill V's projection to the head. 'physical': what a removed unit saves (the
     # true ledger; not named 'true' because YAML would read a boolean).
-    # 'latency' (ours, the paper's future work): measured time, from the table in ``latency_table``.
-    ledger: Literal["paper", "physical", "latency"] = "paper"
-    # A report of `python -m hiap.bench latency` of this network: prices for that ledger, and for a target in time.
-    # Its path is part of a run's id, its contents are not: the record has their SHA-256.
-    latency_table: str = ""
+    ledger: Literal["paper", "physical"] = "paper"
 
 
 class FeasibilityConfig(Section):
@@ -101,21 +90,8 @@ class FeasibilityConfig(Section):
     beta_ffn: float = Field(1e-3, ge=0)  # strength of the floor of neurons; 0: off
 
 
-Some = TypeVar("Some", bound=BaseModel)
-
-
-def checked(section: type[Some], values: dict[str, Any]) -> Some:
-    """``section(**values)``; what is wrong with them is one line."""
-    try:
-        return section(**values)
-    except ValidationError as error:
-        raise ConfigError(first_error(error)) from None
-
-
-def first_error(error: ValidationError) -> str:
-    """One line for the first problem: the dotted key, what is wrong, and what was given."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("float", "str", "int"))
-    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}{given}" if key else message
+def distance_to_threshold(gates: GateConfig, penalty: PenaltyConfig, nearest: bool = False) -> float | None:
+    """Return how far a logit starts from where its gate closes: the kind of priced gate that starts farthest, or
+    ``nearest``. None where nothing is priced (controls)."""
+    kinds = ["macro"] * (penalty.lambda_macro > 0) + ["macro", "micro"] * (penalty.lambda_micro > 0)
+    return (min if nearest else max)((gates.start(kind) for kind in kinds), default=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def forward(gated: Any, images: Tensor, gates: list[dict[str, Tensor]]) -> Tensor:
-    """Logits of a gated ViT whose block l uses ``gates[l]``: g (H,), d (H, Dh), b (), c (Dffn,)."""
+    """Return the logits of a gated ViT whose block l uses ``gates[l]``: g (H,), d (H, Dh), b (), c (Dffn,)."""
     x = gated.patch_embed(images)
     x = gated.norm_pre(gated.patch_drop(gated._pos_embed(x)))
     for block, gate in zip(gated.blocks, gates, strict=True):

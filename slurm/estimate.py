@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hiap.budget.sizes import amount, dense_params, known_dims
 from hiap.data.loader import published_size
-from hiap.ledger import Dims, amount, dense_macs, dense_params, known_dims
+from hiap.ledger import Dims, dense_macs
 from hiap.train import methods, record
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.files import alone, write_json
+from hiap.files import file_lock, write_json
 from hiap.train.config import Config
 from hiap.train.record import Folders, read_status, write_status
 from hiap.train.rendezvous import join_slurm
@@ -45,7 +45,7 @@ class Job:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         rank, folders = _join(), Folders.of(self.config)
         data = self.config.data.model_copy(update={"root": os.path.expandvars(self.config.data.root)})
-        with _stop_signals(folders, rank) as requeue, alone(folders.work / f"lock.{rank}"):
+        with _stop_signals(folders, rank) as requeue, file_lock(folders.work / f"lock.{rank}"):
             # After the environment is as it should be: torch reads it when imported.
             from hiap.train.run import Interrupted, run
 

@@ -177,7 +177,8 @@ def _on_gpu(array: list[Run]) -> bool:
 
 def snapshot(logs: Path) -> Path:
     """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
-    files = {path: path.read_bytes() for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py"))}
+    code = (path for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py*")) if path.suffix != ".pyc")
+    files = {path: path.read_bytes() for path in code}
     digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
     folder = logs / f"code-{digest.hexdigest()[:10]}"
     for path, content in files.items():

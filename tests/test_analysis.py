@@ -24,7 +24,8 @@ from analysis.records import names, published, results
 from analysis.records.results import REPOSITORY, Results, dense_units, gate_trajectory, topology
 from analysis.studies import comparisons
 from analysis.tables import ours, render, theirs
-from hiap.ledger import Dims, dense_params
+from hiap.budget.sizes import dense_params
+from hiap.ledger import Dims
 from hiap.train.config import ConfigError, from_dict
 from hiap.train.record import (
     BlockShape,

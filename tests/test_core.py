@@ -13,7 +13,17 @@ from hiap.train.record import git_state
 from slurm import submission
 
 PACKAGE = Path(hiap.__file__).parent
-REST = ("hiap.beyond", "hiap.train", "hiap.data", "hiap.bench", "hiap.formats", "baselines", "slurm", "analysis")
+REST = (
+    "hiap.budget",
+    "hiap.beyond",
+    "hiap.train",
+    "hiap.data",
+    "hiap.bench",
+    "hiap.formats",
+    "baselines",
+    "slurm",
+    "analysis",
+)
 
 
 def method() -> list[str]:

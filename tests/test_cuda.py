@@ -10,7 +10,7 @@ from conftest import small_vit, tiny
 from test_baselines import METHODS
 
 import hiap
-from hiap.pruned_vit import LAYOUTS, PrunedAttention
+from hiap.backbones.pruned import LAYOUTS, PrunedAttention
 from hiap.train import run as train
 from hiap.train.config import Config, from_dict, merge
 from hiap.train.device import autocast

@@ -20,6 +20,7 @@ from analysis.figures import costs, style
 from analysis.records import bench
 from analysis.records.results import REPOSITORY, Results
 from analysis.studies import words
+from hiap.backbones.pruned import PrunedAttention
 from hiap.bench import clock, deploy, gpu, run, runtimes
 from hiap.bench.report import Deployed, DeployReport, DeploySettings
 from hiap.bench.runtimes import Network, missing
@@ -93,7 +94,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def prepare(runtime: str, network: Network, precision: str, batch: int) -> Any:
-        pruned = any(isinstance(m, hiap.pruned_vit.PrunedAttention) for m in network.model.modules())
+        pruned = any(isinstance(m, PrunedAttention) for m in network.model.modules())
 
         def call(images: torch.Tensor) -> torch.Tensor:
             now[0] += SECONDS[runtime, precision][pruned] * batch

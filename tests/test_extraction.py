@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hiap
 from hiap import cost, gated_vit, ledger
+from hiap.budget.prices import kept_cost
 from hiap.formats.store import ARCHITECTURE, WEIGHTS, StoreError
 
 MODES = ("v", "qkv", "v-cut-qkv")
@@ -134,7 +135,7 @@ def test_expected_macs_of_decided_gates_are_the_extracted_macs(mode):
     counted = hiap.macs(small, (1, 16, 16))
     assert hiap.expected_cost(gated).macs.item() == pytest.approx(counted, rel=1e-5)
     dims = cost.dims_of(gated)
-    assert cost.kept_cost(ledger.mac_prices(dims), kept, dims.head_dim, mode != "v") == counted
+    assert kept_cost(ledger.mac_prices(dims), kept, dims.head_dim, mode != "v") == counted
 
 
 def test_expected_cost_is_eq_5_and_linear_in_the_joint_gates():

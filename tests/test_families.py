@@ -20,10 +20,11 @@ from timm.models.vitamin import GeGluMlp
 
 import hiap
 from hiap import cost, gated_vit, ledger
-from hiap.backbones import supported
 from hiap.backbones.parts import TokenAndMean, open_norm
-from hiap.extraction import kept_units
-from hiap.formats import export
+from hiap.budget.prices import hardened_macs, kept_cost, param_prices
+from hiap.budget.selection import kept_units
+from hiap.budget.summary import block_shapes
+from hiap.formats import export, supported
 from hiap.formats.store import StoreError
 
 SIZES: dict[str, Any] = {
@@ -123,7 +124,7 @@ def test_rounded_to_multiples_masked_is_extracted(family, pictures):
     gated_vit.harden_to(gated, kept_units(gated, multiple=4))
     with torch.no_grad():
         assert relative(small_net(pictures), gated(pictures)) < 1e-10
-    assert all(width % 4 == 0 for block in cost.left(small_net) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small_net) for width in (*block.dims, block.neurons))
 
 
 @pytest.mark.parametrize("attn_bias", ["gated", "kept"])
@@ -132,8 +133,8 @@ def test_prices_are_what_is_left(family, attn_bias):
     model = small(family).float()
     gated, dims = random_gated(model, 3, attn_bias=attn_bias), cost.dims_of(model)
     kept, left = gated_vit.masks(gated), hiap.extract(gated)
-    assert cost.kept_cost(ledger.mac_prices(dims), kept, dims.head_dim) == hiap.macs(left, (1, 16, 16))
-    assert cost.kept_cost(cost.param_prices(gated), kept, dims.head_dim) == hiap.params(left)
+    assert kept_cost(ledger.mac_prices(dims), kept, dims.head_dim) == hiap.macs(left, (1, 16, 16))
+    assert kept_cost(param_prices(gated), kept, dims.head_dim) == hiap.params(left)
     assert ledger.dense_macs(dims) == hiap.macs(model, (1, 16, 16)) == counted_macs(model, (1, 16, 16))
     assert hiap.params(gated) == hiap.params(model)
     gated_vit.set_masks(gated, kept)
@@ -248,7 +249,7 @@ def test_images_need_not_be_square():
     model = VisionTransformer(**{**SIZES, "img_size": (16, 24)}).eval()
     gated = random_gated(model, 0).float()
     left = hiap.extract(gated)
-    assert hiap.macs(left, (1, 16, 24)) == cost.hardened_macs(gated)
+    assert hiap.macs(left, (1, 16, 24)) == hardened_macs(gated)
     assert ledger.dense_macs(cost.dims_of(model)) == counted_macs(model, (1, 16, 24))
 
 

@@ -11,8 +11,8 @@ from conftest import scatter_logits, small_vit
 from test_extraction import relative
 
 import hiap
-from hiap.backbones.huggingface import _place
 from hiap.formats.export import ExportError
+from hiap.formats.huggingface import _place
 
 transformers = pytest.importorskip("transformers")
 

@@ -283,3 +283,17 @@ def test_a_grid_refuses_and_runs_again_what_has_changed_and_what_starts_from_it(
     status, says = launch()
     assert status == 2
     assert "--results names another folder" in says
+
+
+def test_a_baseline_whose_imports_alone_have_moved_is_the_same(
+    folders: tuple[Path, Path], methods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(folders[0], tmp_path, "method=uniform", "budget.target_macs=0.7", "distill.alpha=0")
+    assert train.main(given) == 0
+    before = identity.code_digest("uniform")[: identity.SHOWN]
+    source = (methods / "uniform.py").read_text()
+    (methods / "uniform.py").write_text(source + "\nMOVED = True\n")
+    assert train.main(given) == 2
+    now = identity.code_digest("uniform")[: identity.SHOWN]
+    monkeypatch.setitem(identity.MOVED, now, before)
+    assert train.main(given) == 0

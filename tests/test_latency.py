@@ -16,19 +16,23 @@ from test_baselines import METHODS, pruned, start  # noqa: F401
 from test_extraction import MODES, random_gated
 
 import hiap
-from hiap import cost, gated_vit, ledger, selection
+from hiap import cost, gated_vit, ledger
 from hiap.bench import latency as bench
 from hiap.bench import run
 from hiap.bench.report import LatencyReport
+from hiap.budget import selection
+from hiap.budget.latency import LatencyTable, latency_prices, read_latency
+from hiap.budget.options import PenaltyConfig
+from hiap.budget.prices import kept_cost, priced
+from hiap.budget.sizes import known_dims
 from hiap.objective import penalties
-from hiap.options import PenaltyConfig
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict, merge
 from hiap.train.record import Folders
 
 # Microseconds of a batch, unlike MACs: a branch is dear, a value dimension is nearly free.
 TIMES = {"head": 40.0, "value_dim": 0.5, "neuron": 1.25, "attention": 90.0, "ffn": 60.0, "constant": 200.0}
-DEIT = ledger.known_dims("deit_small_patch16_224")
+DEIT = known_dims("deit_small_patch16_224")
 
 
 def write_table(folder: Path, model: Any, **changes: Any) -> str:
@@ -38,9 +42,9 @@ def write_table(folder: Path, model: Any, **changes: Any) -> str:
     return str(path)
 
 
-def table_of(model: Any) -> ledger.LatencyTable:
+def table_of(model: Any) -> LatencyTable:
     dims = cost.dims_of(model)
-    return ledger.LatencyTable(dims, ledger.latency_prices(dims.head_dim, TIMES))
+    return LatencyTable(dims, latency_prices(dims.head_dim, TIMES))
 
 
 def simulated(times: dict[str, float], noise: float, count: int = 48) -> bench.Table:
@@ -87,13 +91,13 @@ def test_expected_time_of_decided_gates_is_what_the_extracted_network_is_priced_
     model = small_vit()
     table = table_of(model)
     gated = random_gated(model, dims=mode)
-    kept = cost.kept_cost(table.prices, gated_vit.masks(gated), 8, gated.blocks[0].attn.cuts_qk)
+    kept = kept_cost(table.prices, gated_vit.masks(gated), 8, gated.blocks[0].attn.cuts_qk)
     small = hiap.extract(gated)
     for _, gate in hiap.named_gates(gated):
         gate.fix(gate.hardened())
     assert cost.expected(gated, table.prices).item() == pytest.approx(kept, rel=1e-5)
-    assert cost.priced(small, table.prices, 8) == kept
-    assert cost.priced(model, table.prices, 8) == selection.Target(table.dims, table.prices, 0).dense
+    assert priced(small, table.prices, 8) == kept
+    assert priced(model, table.prices, 8) == selection.Target(table.dims, table.prices, 0).dense
 
 
 def test_the_penalty_is_normalised_and_every_gate_feels_it() -> None:
@@ -144,9 +148,9 @@ def test_a_target_in_time_is_met_within_a_unit_by_table_or_by_file(share: float,
     model = small_vit()
     table, gated = table_of(model), hiap.gate(model)
     scatter_logits(gated)
-    dense = cost.priced(model, table.prices, 8)
+    dense = priced(model, table.prices, 8)
     small = hiap.extract(gated, multiple=1, target_latency=share, latency=table)
-    assert share * dense - 1e6 * missed < cost.priced(small, table.prices, 8) <= share * dense
+    assert share * dense - 1e6 * missed < priced(small, table.prices, 8) <= share * dense
     in_microseconds = hiap.extract(
         gated, multiple=1, target_latency=share * dense / 1e6, latency=write_table(tmp_path, model)
     )
@@ -161,7 +165,7 @@ def test_a_dear_branch_goes_where_time_is_the_price() -> None:
     for ledger_name, lambdas in (("physical", 3.0), ("latency", 3.0)):
         torch.manual_seed(0)
         model, dear = small_vit(), replace(table_of(small_vit()).prices, ffn=10**10)
-        table = ledger.LatencyTable(cost.dims_of(model), dear)
+        table = LatencyTable(cost.dims_of(model), dear)
         pruner = hiap.Pruner(
             model.train(), steps=20, lambda_macro=lambdas, lambda_micro=0, latency=table,
             penalty=PenaltyConfig(ledger=ledger_name), gates=hiap.GateConfig(init_logit=0.5),
@@ -188,8 +192,8 @@ def test_every_method_meets_a_target_in_time(start: Config, method: str, section
     record = train.run(config)
     assert record.latency is not None
     assert 0.7 * record.latency.dense < record.latency.predicted <= 0.8 * record.latency.dense
-    small, table = hiap.load(Folders.of(config).model), ledger.read_latency(tmp_path / "table.json")
-    assert cost.priced(small, table.prices, table.dims.head_dim) / 1e6 == pytest.approx(record.latency.predicted)
+    small, table = hiap.load(Folders.of(config).model), read_latency(tmp_path / "table.json")
+    assert priced(small, table.prices, table.dims.head_dim) / 1e6 == pytest.approx(record.latency.predicted)
     assert record.latency.table_sha256 == table.sha256
 
 
@@ -207,12 +211,12 @@ def test_the_bench_measures_a_table_that_a_run_can_use(
     found = report.latency
     assert found is not None
     assert (len(found.fitted), len(found.held_out)) == (13, 20)
-    table = ledger.read_latency(tmp_path / "quick.json")
+    table = read_latency(tmp_path / "quick.json")
     assert table.dims == cost.dims_of(model)
-    assert cost.priced(model, table.prices, 8) / 1e6 == pytest.approx(found.fitted[0].predicted, rel=1e-3)
+    assert priced(model, table.prices, 8) / 1e6 == pytest.approx(found.fitted[0].predicted, rel=1e-3)
     assert found.fitted[0].measured == pytest.approx(1e6 * report.rows[0].seconds[1])
     small = hiap.extract(hiap.gate(model), target_latency=0.9, latency=table)
-    assert cost.priced(small, table.prices, 8) <= 0.9 * cost.priced(model, table.prices, 8)
+    assert priced(small, table.prices, 8) <= 0.9 * priced(model, table.prices, 8)
     processes_of_equal_times_give_the_same_table(report, monkeypatch)
 
 

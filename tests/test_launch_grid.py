@@ -23,11 +23,12 @@ import fake_train
 import pytest
 import yaml
 
+from hiap.budget.sizes import dense_params
 from hiap.data import fashion_mnist
 from hiap.data import loader as data
 from hiap.files import write_json
 from hiap.formats import store
-from hiap.ledger import dense_macs, dense_params
+from hiap.ledger import dense_macs
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, from_dict
 from hiap.train.reach import check_reach
 from hiap.train.record import EpochLog, Folders, GateLog, Metrics, Record, read, summary, write

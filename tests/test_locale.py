@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hiap.train.arguments import told
+from hiap.train.arguments import one_line_errors
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("hiap", "baselines", "slurm", "analysis", "examples")
@@ -46,6 +46,6 @@ def test_every_text_names_its_encoding() -> None:
 def test_what_a_terminal_cannot_show_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
-    assert told(lambda arguments: print("λ of 3 µs"))([]) == 0
+    assert one_line_errors(lambda arguments: print("λ of 3 µs"))([]) == 0
     sys.stdout.flush()
     assert out.getvalue() == b"? of 3 ?s\n"

@@ -15,7 +15,7 @@ from hiap.train.config import ConfigError, check_needs, from_dict
 MINE = '''"""Keeps the first units of each layer: a baseline of one's own."""
 
 from baselines.ranking import prune_then_tune
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 from hiap.train.stages import options
 import torch
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 import hiap
 from hiap import cost, gated_vit, ledger
-from hiap.extraction import kept_units
+from hiap.budget.prices import kept_cost, param_prices
+from hiap.budget.selection import Ranking, joint_ranking, keep_best, kept_units, rounded, target_of
+from hiap.budget.summary import block_shapes, summary_of
 from hiap.gated_vit import BlockMask
 from hiap.ledger import Prices
-from hiap.selection import Ranking, joint_ranking, keep_best, rounded, target_of
 from hiap.train import run as train
 from hiap.train.config import Config, from_dict
 from hiap.train.record import Folders
@@ -53,7 +54,7 @@ def cut_alike() -> Any:
 def ranked(kind: str, gated: Any, cut_alike: Any) -> tuple[Ranking, Prices]:
     """A ranking of DeiT-Small's units, and what they cost."""
     dims, layers = cost.dims_of(gated), (12, 6, 64)
-    prices, params = ledger.mac_prices(dims), cost.param_prices(gated)
+    prices, params = ledger.mac_prices(dims), param_prices(gated)
     ties = Ranking(dims=draw(*layers, seed=1).round(decimals=1), neurons=draw(12, 1536, seed=2).round(decimals=1))
     if kind.startswith("joint"):
         return joint_ranking(scatter(gated, int(kind[-1]))), prices
@@ -130,7 +131,7 @@ def test_in_sixteens_it_is_on_target_and_the_best_stay(share: float, macro: floa
         assert target is not None
         assert target.multiple == 16
         kept = target.keep_best(ranking)
-        found = cost.kept_cost(target.prices, kept, dims.head_dim)
+        found = kept_cost(target.prices, kept, dims.head_dim)
         assert target.amount - 0.005 * target.dense <= found <= target.amount
         assert all(width % 16 == 0 for width in widths(kept))
         assert the_best_stay(kept, ranking)
@@ -142,7 +143,7 @@ def test_so_it_is_with_every_kind_of_ranking(kind: str, share: float, gated: Any
     ranking, prices = ranked(kind, gated, cut_alike)
     dims, target = cost.dims_of(gated), round(share * dense_of(gated, prices))
     kept = keep_best(dims, ranking, target, prices, 16)
-    assert 0.995 * target <= cost.kept_cost(prices, kept, dims.head_dim, ranking.cut_qk) <= target
+    assert 0.995 * target <= kept_cost(prices, kept, dims.head_dim, ranking.cut_qk) <= target
     assert all(width % 16 == 0 for width in widths(kept))
     if kind != "keep":
         assert the_best_stay(kept, ranking)
@@ -268,9 +269,7 @@ def test_masked_is_extracted_and_the_summary_says_both_numbers(options: Any, dim
     scatter_logits(pruner.model)
     pruner.step()
     goal = {key: value for key, value in options.items() if key != "keep"}
-    alone = cost.summary_of(
-        pruner.model, kept_units(pruner.model, target_of(pruner.model, **goal), options.get("keep"))
-    )
+    alone = summary_of(pruner.model, kept_units(pruner.model, target_of(pruner.model, **goal), options.get("keep")))
     summaries = [pruner.summary()]
     pruner.harden()
     with torch.no_grad():
@@ -278,7 +277,7 @@ def test_masked_is_extracted_and_the_summary_says_both_numbers(options: Any, dim
         summaries.append(pruner.summary())
         small = pruner.finish().eval()
         assert torch.allclose(small(images), masked, atol=1e-5)
-    assert all(width % 4 == 0 for block in cost.left(small) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.dims, block.neurons))
     by_target = any(name.startswith("target") for name in options)
     for summary in summaries:
         assert (summary.macs, summary.params) == (hiap.macs(small, IMAGE), hiap.params(small))
@@ -325,7 +324,7 @@ def test_a_run_cuts_every_method_in_multiples(start: Config, method: str, sectio
     assert record.size is not None
     assert 0.6 * record.size.dense_macs < record.size.macs <= 0.7 * record.size.dense_macs
     small = hiap.load(Folders.of(config).model)
-    assert all(width % 4 == 0 for block in cost.left(small) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.dims, block.neurons))
 
 
 def test_a_run_id_hears_of_multiples_only_where_they_are_set() -> None:

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from conftest import scatter_logits, small_vit
 
 import hiap
-from hiap.objective import distillation_loss, feasibility, penalties
-from hiap.options import FeasibilityConfig, PenaltyConfig
+from hiap.beyond.tasks import distillation_loss
+from hiap.budget.options import PenaltyConfig
+from hiap.objective import feasibility, penalties
+from hiap.options import FeasibilityConfig
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from baselines.ranking import FixedGate
 from hiap import gated_vit, ledger
 from hiap.beyond import obs
 from hiap.beyond.obs import Moments
+from hiap.budget.selection import Ranking, target_of
 from hiap.data import loader as data
-from hiap.selection import Ranking, target_of
 from hiap.train.config import Config
 from hiap.train.record import Folders
 from hiap.train.stages import Context

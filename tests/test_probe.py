@@ -11,11 +11,12 @@ import torch
 from conftest import small_vit, tiny
 
 import hiap
+from hiap.backbones.groups import param_groups
 from hiap.data import loader as data
 from hiap.train import probe
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError
-from hiap.train.phase import layer_scales, make_optimizer
+from hiap.train.phase import adamw, layer_scales
 from hiap.train.record import Folders, Metrics, Score
 
 
@@ -118,7 +119,7 @@ def test_rates_fall_from_layer_to_layer_as_timms_do() -> None:
 def test_classifier_blocks_and_gates_have_rates_of_their_own(tmp_path: Path) -> None:
     config = tiny(tmp_path, optim={"lr": 1e-3, "head_lr": 1e-2, "layer_decay": 0.5})
     model = hiap.gate(small_vit())
-    optimizer = make_optimizer(model, config, gate_scale=7.0)
+    optimizer = adamw(param_groups(model, 1e-3, 0.05, 0.0, gate_lr_scale=7.0), model, config)
     names = {p: name for name, p in model.named_parameters()}
     rates = {names[p]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert set(rates) == set(names.values()), "each parameter once"

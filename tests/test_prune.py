@@ -13,9 +13,9 @@ from torch import nn
 
 import hiap
 from hiap import cost
-from hiap.beyond.evening import even, trimmed
+from hiap.backbones.evening import even, trimmed
+from hiap.backbones.pruned import PrunedAttention
 from hiap.gated_vit import masks, set_masks
-from hiap.pruned_vit import PrunedAttention
 
 IMAGE = (1, 16, 16)
 

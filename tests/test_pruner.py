@@ -17,12 +17,17 @@ from torch import Tensor
 
 import hiap
 from hiap import cost, ledger
+from hiap import pruner as papers
+from hiap.backbones.seeds import derive
+from hiap.budget.options import GateConfig
+from hiap.budget.prices import param_prices
+from hiap.budget.summary import summary_of
 from hiap.data import loader as data
+from hiap.gated_vit import harden_to, masks, set_masks
 from hiap.train import run as train
 from hiap.train.config import Config
-from hiap.train.reach import learning_rate
+from hiap.train.reach import learning_rate, summed_rate
 from hiap.train.record import Folders
-from hiap.train.seeds import derive
 
 IMAGE = (1, 16, 16)
 REPOSITORY = Path(__file__).parents[1]
@@ -50,7 +55,8 @@ class Loop:
             gates=config.gates,
             multiple=1,  # as in the trainer
         )
-        groups = self.pruner.param_groups(lr=config.optim.lr, weight_decay=0.05)
+        summed = summed_rate(config, self.steps, self.per_epoch, self.steps)
+        groups = self.pruner.param_groups(lr=config.optim.lr, weight_decay=0.05, summed=summed)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
 
     def run(self, until: int | None = None) -> None:
@@ -62,7 +68,7 @@ class Loop:
                 group["lr"] = group["lr_scale"] * learning_rate(
                     self.config, self.pruner.done, self.per_epoch, self.steps
                 )
-            torch.manual_seed(derive(0, "step", 0, self.pruner.done))
+            self.pruner.seed_noise()
             with torch.no_grad():
                 taught = self.teacher(images)
             loss = hiap.distillation_loss(self.pruner.model(images), labels, taught) + self.pruner.penalty()
@@ -98,9 +104,10 @@ def same_weights(a: Any, b: Any) -> None:
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
-@pytest.mark.parametrize("budget", [{}, {"target_macs": 0.5}])
+@pytest.mark.parametrize("budget", [{}, {"target_macs": 0.5}, {"travel": 3.0}])
 def test_a_plain_loop_ends_with_the_weights_of_our_trainer(dense: Config, budget: dict[str, float]) -> None:
-    config = hiap_run(dense, budget=budget)
+    """Also where the logits' rate follows from how far they are to travel (A6), under a schedule of rates."""
+    config = hiap_run(dense, gates={"lr": None, **budget}) if "travel" in budget else hiap_run(dense, budget=budget)
     record = train.run(config)
     loop = fresh(config, dense)
     loop.run()
@@ -242,7 +249,7 @@ def test_a_target_of_parameters_is_met_within_a_unit(share: float, changes: dict
     model = small_vit(**changes)
     gated = hiap.gate(model)
     scatter_logits(gated, seed=2)
-    prices = cost.param_prices(model)
+    prices = param_prices(model)
     target = round(share * hiap.params(model))
     assert (
         target - max(prices.neuron, prices.value_dim) < hiap.params(hiap.extract(gated, target_params=share)) <= target
@@ -257,13 +264,13 @@ def test_parameters_are_priced_as_they_are_removed(dims: Any, attn_bias: Any) ->
     scatter_logits(gated)
     gated.blocks[0].attn.head_gate.logit.data.fill_(-1)
     gated.blocks[1].mlp.block_gate.logit.data.fill_(-1)
-    pruner_view = cost.summary_of(gated, hiap.gated_vit.masks(gated))
+    pruner_view = summary_of(gated, hiap.gated_vit.masks(gated))
     small = hiap.extract(gated)
     assert (pruner_view.macs, pruner_view.params) == (hiap.macs(small, IMAGE), hiap.params(small))
     assert pruner_view.dense_params == hiap.params(gated)
     for _, gate in hiap.named_gates(gated):
         gate.fix(gate.hardened())
-    assert cost.expected(gated, cost.param_prices(gated)).item() == pytest.approx(hiap.params(small), rel=1e-5)
+    assert cost.expected(gated, param_prices(gated)).item() == pytest.approx(hiap.params(small), rel=1e-5)
 
 
 def test_a_budget_of_parameters_in_the_single_phase() -> None:
@@ -374,3 +381,64 @@ def test_a_state_of_another_phase_or_model_is_refused() -> None:
         with pytest.raises(hiap.PrunerError, match=line) as error:
             other.load_state_dict(state)
         assert "\n" not in str(error.value)
+
+
+def test_the_papers_pruner_is_ours_without_a_target() -> None:
+    """Losses, logits and the network that is left, bit for bit."""
+    left = []
+    for make in (hiap.Pruner, papers.Pruner):
+        pruner = make(small_vit().train(), steps=8, gates=GateConfig(init_logit=0.5), seed=3)
+        optimizer = torch.optim.AdamW(pruner.param_groups(lr=1e-3, gate_lr=0.3))
+        images, labels = torch.randn(8, *IMAGE, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+        for _ in range(8):
+            pruner.seed_noise()
+            (hiap.distillation_loss(pruner.model(images), labels) + pruner.penalty()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.step()
+        left.append(pruner.finish())
+    same_weights(*left)
+
+
+class Thrifty(papers.Policy):
+    """Doubles the price of everything, counts its steps, and keeps the first head of each layer whatever its gate."""
+
+    def __init__(self, gated: Any):
+        super().__init__(gated)
+        self.told: list[float] = []
+
+    def scale(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: 2 * term for name, term in terms.items()}
+
+    def update(self, gated: Any, progress: float) -> None:
+        self.told.append(progress)
+
+    def harden(self, gated: Any) -> None:
+        kept = masks(gated)
+        for mask in kept:
+            mask.heads[0] = mask.dims[0, 0] = True
+        harden_to(gated, kept)
+
+
+def test_a_policy_scales_the_penalty_is_told_each_step_and_chooses_the_masks() -> None:
+    plain, thrifty = papers.Pruner(small_vit(), steps=2), papers.Pruner(small_vit(), steps=2, policy=Thrifty)
+    for name, term in plain.terms().items():
+        assert thrifty.terms()[name] == (term if name == "feasibility" else 2 * term)
+    set_masks(thrifty.model, [type(m)(*(torch.zeros_like(t) for t in vars(m).values())) for m in masks(thrifty.model)])
+    thrifty.step()
+    thrifty.step()
+    assert isinstance(thrifty.policy, Thrifty)
+    assert thrifty.policy.told == [0, 0.5, 1]
+    assert [block.attn.value_dims for block in thrifty.finish().blocks] == [[1]] * 3
+
+
+def test_noise_is_the_parts_own_or_shared() -> None:
+    draws = {}
+    for noise in ("own", "shared"):
+        pruner = papers.Pruner(small_vit(), steps=2, gates=GateConfig(noise=noise))
+        for part in (0, 1):
+            pruner.seed_noise(part)
+            draws[noise, part] = torch.rand(4)
+    assert torch.equal(draws["shared", 0], draws["shared", 1])
+    assert torch.equal(draws["shared", 0], draws["own", 0])
+    assert not torch.equal(draws["own", 0], draws["own", 1])

@@ -13,7 +13,7 @@ import torch
 from conftest import tiny
 
 from baselines import cofi
-from hiap.pruner import Budget
+from hiap.budget.controller import Budget
 from hiap.train import reach
 from hiap.train.config import Config, ConfigError, GateConfig, from_dict
 from hiap.train.run import run as training
@@ -184,7 +184,7 @@ def test_cofis_gates_go_to_where_they_are_open_half_of_the_time() -> None:
     assert (cofi.LOW, cofi.HIGH, cofi.TEMPERATURE) == reach.HARD_CONCRETE == (-0.1, 1.1, 2 / 3)
     config = run("cofi", epochs=40, search={"epochs": 20})
     gate = cofi.HardConcrete((1,), "micro", config.gates, torch.Generator())
-    distance = reach.way(config)
+    distance = reach.distance(config)
     assert distance is not None
     gate.logit.data.sub_(2 * distance)
     assert gate.expected().item() == pytest.approx(0.5, abs=1e-6)

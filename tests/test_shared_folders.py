@@ -171,7 +171,7 @@ def test_whatever_a_file_system_without_locks_answers(
         raise OSError(number, "whatever")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with files.alone(tmp_path / "a"):
+    with files.file_lock(tmp_path / "a"):
         assert "has no locks; going on without" in capsys.readouterr().err
     with locks.locked(tmp_path / "b.lock", wait=False):
         assert (tmp_path / "b.held").exists()

@@ -14,7 +14,7 @@ from conftest import small_vit
 from test_extraction import random_gated
 
 import hiap
-from hiap import cost
+from hiap.budget.summary import BlockShape, block_shapes
 from hiap.formats import shape
 from hiap.formats.cli import main
 from hiap.formats.show import PICTURES, Shown
@@ -38,7 +38,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_the_rows_add_up_to_the_network(pruned):
     shown = hiap.show(pruned)
     model, table = hiap.load(pruned), rows(str(shown))
-    blocks = cost.left(model)
+    blocks = block_shapes(model)
     stem = 16 * 16 * 32 + 32 * 10  # patch embedding and classifier
     assert sum(b.macs for b in blocks) == hiap.macs(model, (1, 16, 16)) - stem
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
@@ -68,7 +68,7 @@ def test_every_line_fits_a_terminal(name, depth, heads):
     with torch.device("meta"):
         dense = timm.create_model(name)
     block = shape.Dense.of(dense)
-    odd = cost.Left(tuple(range(64, 64 - heads, -1)), 777, block.block_macs // 2, block.block_params // 2)
+    odd = BlockShape(tuple(range(64, 64 - heads, -1)), 777, block.block_macs // 2, block.block_params // 2)
     text = shape.table_of([odd] * depth, block.macs // 2, block.params // 2, block)
     assert max(map(len, text.splitlines())) <= shape.COLUMNS
     written = " ".join(text.split())
@@ -95,7 +95,10 @@ def test_a_notebook_shows_the_picture_and_a_branch_that_is_gone_is_drawn(pruned)
     assert shown._repr_png_()[1:4] == b"PNG"
     assert rows(str(shown))["1"][:2] == ["0/4", "-"]
     panels = shown.figure().axes
-    assert [len(panels[0].patches), len(panels[1].patches)] == [12 + sum(len(b.dims) for b in cost.left(model)), 6]
+    assert [len(panels[0].patches), len(panels[1].patches)] == [
+        12 + sum(len(b.dims) for b in block_shapes(model)),
+        6,
+    ]
 
 
 def test_the_command_prints_the_table_and_the_pictures_name(pruned, tmp_path, capsys):

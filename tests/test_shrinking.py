@@ -15,7 +15,9 @@ from test_train import kill_at, killed_at, same_result, weights  # noqa: F401
 import hiap
 from hiap import cost
 from hiap.beyond.shrinking import carry_over
-from hiap.gated_vit import gates_with_masks, still_there
+from hiap.budget.prices import hardened_macs
+from hiap.budget.selection import drop_removed
+from hiap.gated_layers import gates_with_masks
 from hiap.gates import CERTAIN
 from hiap.options import ConfigError
 from hiap.pruner import PrunerError
@@ -85,7 +87,7 @@ def test_a_cut_leaves_the_function_and_the_counts(family: str, dims: str) -> Non
     image = cost.image_of(model)
     images = torch.randn(4, *image)
     before, dense = model(images), hiap.macs(model, image)
-    expected, hardened, summary = cost.expected_cost(model), cost.hardened_macs(model), pruner.summary()
+    expected, hardened, summary = cost.expected_cost(model), hardened_macs(model), pruner.summary()
     mass = sum(float(torch.sigmoid(g.logit.detach()[g.logit < -5]).sum()) for _, g in hiap.named_gates(model))
     assert pruner.cut(optimizer)
     assert torch.allclose(model(images), before, atol=1e-5)
@@ -96,7 +98,7 @@ def test_a_cut_leaves_the_function_and_the_counts(family: str, dims: str) -> Non
         lost = float((getattr(expected, name) - getattr(after, name)).detach())
         assert -1e-6 * all_blocks <= lost <= mass * all_blocks / len(model.blocks)
     assert (after.dense_macro, after.dense_micro) == (expected.dense_macro, expected.dense_micro)
-    assert cost.hardened_macs(model) == hardened
+    assert hardened_macs(model) == hardened
     assert str(pruner.summary()) == str(summary)
     attn = model.blocks[0].attn
     assert attn.left.tolist() == [1]
@@ -106,7 +108,8 @@ def test_a_cut_leaves_the_function_and_the_counts(family: str, dims: str) -> Non
     small = hiap.extract(model)
     assert torch.allclose(small(images), before, atol=1e-5)
     assert hiap.macs(small, image) == hardened < hiap.macs(model, image) < dense
-    assert not hasattr(small, "uncut")
+    assert not hasattr(small, "dense_dims")
+    assert not hasattr(small, "dense_param_prices")
     again = hiap.extract(model, target_macs=0.99)
     assert hiap.macs(again, image) <= hiap.macs(model, image), "what is gone does not come back"
 
@@ -182,7 +185,7 @@ def test_what_is_gone_stays_gone_whatever_a_mask_says() -> None:
     pruner, optimizer = begun(small_vit(), keep={"blocks.2": True})
     pruner.cut(optimizer)
     every = [type(mask)(*(torch.ones_like(t) for t in vars(mask).values())) for mask in pruner.shrink.gone()]
-    there = still_there(pruner.model, every)
+    there = drop_removed(pruner.model, every)
     assert there[0].dims.any(-1).tolist() == [False, True, False, False]
     assert not there[1].neurons.any()
     assert all(bool(t.all()) for t in vars(there[2]).values())

@@ -185,7 +185,7 @@ def test_another_error_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for lock in (files.alone(tmp_path / "a"), locks.locked(tmp_path / "b", wait=True)):
+    for lock in (files.file_lock(tmp_path / "a"), locks.locked(tmp_path / "b", wait=True)):
         with pytest.raises(OSError, match="Input/output"), lock:
             pass
 

@@ -18,6 +18,7 @@ from hiap.bench import run as bench
 from hiap.bench import topologies
 from hiap.bench.clock import alternate
 from hiap.bench.report import Timing
+from hiap.budget.sizes import known_dims
 from hiap.objective import penalties
 from hiap.train.config import Config, PenaltyConfig
 
@@ -120,13 +121,13 @@ def test_a_topology_is_rounded_up_to_no_more_than_there_is(multiple):
 
 
 def test_figures_scale_to_wider_backbones():
-    small, base = (ledger.known_dims(f"deit_{size}_patch16_224") for size in ("small", "base"))
+    small, base = (known_dims(f"deit_{size}_patch16_224") for size in ("small", "base"))
     for wide, narrow in zip(topologies.digitised("fig5", base), topologies.digitised("fig5", small), strict=True):
         assert wide == [2 * n for n in narrow]
 
 
 def test_the_last_epochs_are_those_of_the_published_heat_maps() -> None:
-    deit = ledger.known_dims("deit_small_patch16_224")
+    deit = known_dims("deit_small_patch16_224")
     assert deit is not None
     for figure in published.HEAT_MAPS:
         last = published.last_state(figure)

@@ -28,8 +28,9 @@ from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.train.distributed import World
 from hiap.train.loop import Loop
-from hiap.train.phase import make_optimizer
+from hiap.train.phase import adamw
 from hiap.train.record import Folders, Record, read
+from hiap.train.stages import Stage
 
 KILLS = 20
 
@@ -322,8 +323,8 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
 
 def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     config = tiny("unused", gates={"lr": 0.3})
-    scale = reach.gate_scale(config, 10, 100)
-    groups = make_optimizer(hiap.gate(small_vit()), config, scale).param_groups
+    model = hiap.gate(small_vit())
+    groups = adamw(Stage("train", 10).param_groups(model, config, 10, 100), model, config).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
     assert groups[2]["lr_scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)

@@ -8,10 +8,10 @@ from analysis.claims import blocks, ledger
 from analysis.records.results import REPOSITORY, Results
 from analysis.tables import render
 from hiap.cli import parsers
-from hiap.train.arguments import told
+from hiap.train.arguments import one_line_errors
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     options = parsers.claims().parse_args(arguments)
     found = ledger.verdicts(Results(options.results))

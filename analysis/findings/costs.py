@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hiap.ledger import Dims, constant_macs, dense_cost, dense_macs, dense_params, known_dims, paper_prices, true_prices
+from hiap.budget.sizes import dense_params, known_dims
+from hiap.ledger import Dims, constant_macs, dense_cost, dense_macs, paper_prices, true_prices
 
 DEIT_SMALL: Dims = known_dims("deit_small_patch16_224")  # type: ignore[assignment]
 WHOLE = {"heads": DEIT_SMALL.depth * DEIT_SMALL.heads, "neurons": DEIT_SMALL.depth * DEIT_SMALL.hidden}  # its units

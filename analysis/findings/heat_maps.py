@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 
 from analysis.findings.costs import DEIT_SMALL, PAPER, TRUE
 from analysis.records import published
-from hiap.ledger import attention_macs, constant_macs, dense_params, ffn_macs
+from hiap.budget.sizes import dense_params
+from hiap.ledger import attention_macs, constant_macs, ffn_macs
 
 READ_AS_FULL = 1520  # the colour scale does not separate 1520 from 1536 neurons
 READING = 0.005  # G, how exactly Fig. 4 was read off

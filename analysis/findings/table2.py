@@ -12,7 +12,8 @@ from scipy.optimize import linprog
 
 from analysis.findings.costs import DEIT_SMALL, TRUE
 from analysis.records import published
-from hiap.ledger import constant_macs, dense_params
+from hiap.budget.sizes import dense_params
+from hiap.ledger import constant_macs
 
 ROUNDING = 0.05  # half a unit of the last digit of 3.1 G and 15.0 M
 

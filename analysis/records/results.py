@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from hiap.ledger import Dims, share
+from hiap.budget.sizes import share
+from hiap.ledger import Dims
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Record, read
 from slurm import estimate

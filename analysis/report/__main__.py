@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from analysis.records.results import REPOSITORY
 from hiap.files import atomic_write
-from hiap.train.arguments import Parser, told
+from hiap.train.arguments import Parser, one_line_errors
 
 TITLE = "HiAP, reproduced in the open"
 STYLE = """<style>
@@ -52,7 +52,7 @@ def page(paths: list[Path]) -> str:
     return re.sub(r'<script src="https?://[^>]*>\s*</script>', "", html)
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int | None:
     parser = Parser(prog="python -m analysis.report", description="The notebooks as one HTML page.")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "local" / "report.html")

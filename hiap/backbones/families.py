@@ -22,13 +22,12 @@ import torch
 from timm.layers import Attention, AttentionPoolLatent, LayerScale, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from hiap.backbones.guard import UnsupportedModelError, require_dropout, require_linear
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.backbones.guard import require_dropout, require_linear, require_plain
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
+from hiap.backbones.pruned import PrunedAttention, PrunedBlock
 from hiap.backbones.sharded import own_type
-from hiap.options import one_line
-from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 # By name: older versions of timm lack some of these classes. A subclass may compute something else and is not meant.
 _OTHER_MODELS = ("timm.models.eva.Eva", "timm.models.beit.Beit")
@@ -72,12 +71,49 @@ def standard(model: Any) -> Any:
 
 
 def copied(model: Any) -> Any:
-    """A copy of ``model`` in the method's form, its joined layers made one where they agree about a bias."""
+    """Return a copy of ``model`` in the method's form, its joined layers made one where they agree about a bias."""
     own = copy.deepcopy(standard(model))
     for block in own.blocks:
         block.attn.qkv, block.mlp.fc1 = _merged(block.attn.qkv), _merged(block.mlp.fc1)
     own.num_classes = classes(own)
     return own
+
+
+class Names:
+    """Gated network's ``no_weight_decay``: timm's optimisers ask it, and logits have their own decay (A6)."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+
+    def __call__(self) -> set[str]:
+        return set(self.names)
+
+
+def require_alike(model: Any, cut: str | None) -> None:
+    """Raise ``UnsupportedModelError`` unless ``model`` has a form here, with blocks that are alike and, where ``cut``
+    names what asks for it, Q and K that may lose dimensions."""
+    form = standard(model)
+    require_plain(model)
+    given: Any = list(model.blocks)  # type: ignore[arg-type]
+    sizes: Any = None
+    for i, block in enumerate(form.blocks):
+        if not block.attn.head_dim:
+            raise UnsupportedModelError(
+                f"blocks.{i}.attn: heads of different widths, as pruning left them; prune it again by hiap.Pruner or "
+                "hiap.prune, or make it even first: hiap.backbones.evening.even"
+            )
+        if any(given[i] is given[j] for j in range(i)):
+            raise UnsupportedModelError(f"blocks.{i}: the same module as an earlier block; expected one for each")
+        size = block.attn.num_heads, block.attn.head_dim, block.mlp.fc2.in_features
+        sizes = sizes or size
+        if size != sizes:
+            raise UnsupportedModelError(f"blocks.{i}: {size} heads, their width and neurons; blocks.0 has {sizes}")
+        if not cut:
+            continue
+        if not isinstance(block.attn.q_norm, nn.Identity):
+            raise UnsupportedModelError(f"blocks.{i}.attn.q_norm: {cut} cannot cut normalised Q, K")
+        if getattr(block.attn, "position", None) is not None:
+            raise UnsupportedModelError(f"blocks.{i}.attn.position: {cut} cannot cut Q, K that depend on the position")
 
 
 def _merged(layer: Any) -> Any:
@@ -87,76 +123,24 @@ def _merged(layer: Any) -> Any:
     return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), trained)
 
 
-def heads(model: Any) -> list[nn.Module]:
-    """What stands behind the pooling: none, one, or two of a distilled DeiT."""
+def classifiers(model: Any) -> list[nn.Module]:
+    """Return what stands behind the pooling: none, one, or two of a distilled DeiT."""
     found = (model.head, getattr(model, "head_dist", None))
     return [head for head in found if head is not None and not isinstance(head, nn.Identity)]
 
 
 def classes(model: Any) -> int:
-    """How many numbers the network gives as logits, counted from its head, which somebody may have replaced; 0 of a
-    network without one, which gives features."""
-    if not heads(model):
+    """Return how many numbers the network gives as logits, counted from its head, which somebody may have replaced; 0
+    of a network without one, which gives features."""
+    if not classifiers(model):
         return 0
     layers = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)]
     return layers[-1].out_features if layers else model.num_classes
 
 
-def head_macs(model: Any, tokens: int) -> int:
-    """MACs of the heads for one image, whose ``tokens`` are pooled first unless the network does not pool."""
-    rows = 1 if getattr(model, "attn_pool", None) is not None or model.global_pool else tokens
-    return rows * sum(_row_macs(head, model) for head in heads(model))
-
-
-def _row_macs(head: nn.Module, model: Any) -> int:
-    leaves = [layer for layer in head.modules() if not list(layer.children())]
-    known = type(head) in (nn.Linear, nn.Sequential)
-    if known and all(isinstance(layer, nn.Linear) or is_norm(layer) or not [*layer.parameters()] for layer in leaves):
-        return sum(layer.weight.numel() for layer in leaves if isinstance(layer, nn.Linear))
-    width = model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1)
-    try:
-        own = copy.deepcopy(head).to("meta", torch.float32).eval()
-        return counted_macs(own, torch.zeros(1, width, device="meta"))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        line = f"head ({type(head).__name__}): its cost cannot be counted ({one_line(error, 80)})"
-        raise UnsupportedModelError(f"{line}; expected layers that take (images, {width})") from None
-
-
 def channels(embed: Any) -> int:
-    """Of the images."""
-    return embed.proj.in_channels if isinstance(embed.proj, nn.Conv2d) and _is_patches(embed) else embed.in_chans
-
-
-def stem_macs(embed: Any, image: tuple[int, int, int]) -> int:
-    """MACs of one image (channels, height, width) up to the tokens. A convolutional stem is counted once, by torch."""
-    if _is_patches(embed):
-        rows, columns = embed.dynamic_feat_size(image[1:])
-        return rows * columns * embed.proj.weight.numel()
-    known = embed.__dict__.setdefault("_counted_macs", {})
-    if image not in known:
-        known[image] = counted_macs(copy.deepcopy(embed).to("meta").eval(), torch.zeros(1, *image, device="meta"))
-    return known[image]
-
-
-@torch.no_grad()
-def counted_macs(module: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of the matrix products and convolutions that torch sees."""
-    with FlopCounterMode(display=False) as counter:
-        module(images)
-    return counter.get_total_flops() // 2
-
-
-def pool_macs(model: Any, tokens: int) -> int:
-    """MACs of pooling by attention, 0 for any other."""
-    pool = getattr(model, "attn_pool", None)
-    if not isinstance(pool, AttentionPoolLatent):
-        return 0
-    if not getattr(model, "pool_include_prefix", True):
-        tokens -= model.num_prefix_tokens
-    layers = [pool.q, pool.proj] + ([] if pool.mlp is None else [pool.mlp.fc1, pool.mlp.fc2])
-    each = sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
-    scores = 2 * tokens * pool.num_heads * pool.head_dim
-    return pool.latent_len * (each + scores) + tokens * pool.kv.weight.numel()
+    """Return the number of channels of the images."""
+    return embed.proj.in_channels if isinstance(embed.proj, nn.Conv2d) and is_patches(embed) else embed.in_chans
 
 
 def fc1_rows(mlp: Any) -> int:
@@ -255,8 +239,8 @@ def _qkv(attn: Any) -> Any:
 
 
 def linear(weight: Tensor, bias: Tensor | None, trained: bool = True) -> nn.Linear:
-    """A layer of these weights (out, in), which are not copied; ``trained``: whether those that are no parameters yet
-    ask for a gradient."""
+    """Return a layer of these weights (out, in), which are not copied; ``trained``: whether those that are no
+    parameters yet ask for a gradient."""
     layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=trained)
     layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=trained)
@@ -313,7 +297,7 @@ def _ffn(name: str, mlp: Any) -> Any:
     return view
 
 
-def _is_patches(embed: Any) -> bool:
+def is_patches(embed: Any) -> bool:
     return hasattr(embed, "norm") and not hasattr(embed, "backbone")
 
 

@@ -18,19 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from hiap.backbones.errors import UnsupportedModelError, one_line
 from hiap.backbones.parts import JoinedLinear
 from hiap.backbones.sharded import own_type
-from hiap.options import one_line
 
 IMAGES = 2
 # How far two ways to compute one branch may be apart, relative to it; where products run in less than float32, more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 _REDUCED = 2e-2
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-class UnsupportedModelError(ValueError):
-    """The network holds a module that has no gated form here; the message names it."""
 
 
 def require_plain(model: nn.Module) -> None:

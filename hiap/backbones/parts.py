@@ -208,3 +208,25 @@ def narrowed_norm(norm: Any, units: Tensor) -> Any:
     for name, value in norm.named_parameters():
         getattr(narrow, name).requires_grad_(value.requires_grad).data.copy_(value[units])
     return narrow
+
+
+def slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Give ``to`` these rows and columns of ``source``, of its type, and trained where they were."""
+    for name in ("weight", "bias"):
+        value = getattr(source, name)
+        if value is None or (name == "bias" and to.bias is None):
+            setattr(to, name, None)
+            continue
+        value = value if rows is None else value[rows]
+        value = value if columns is None or name == "bias" else value[:, columns]
+        setattr(to, name, nn.Parameter(value.detach().clone(), is_trained(source, name)))
+    to.out_features, to.in_features = to.weight.shape
+
+
+def is_trained(layer: Any, name: str) -> bool:
+    """Whether ``layer`` learns this tensor, or what it is computed from (``torch.nn.utils.parametrize``)."""
+    if isinstance(layer, JoinedLinear):
+        return any(p is not None and p.requires_grad for part in layer.parts for p in (getattr(part, name),))
+    if name in layer._parameters:
+        return bool(layer._parameters[name].requires_grad)
+    return any(p.requires_grad for p in layer.parametrizations[name].parameters())

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,19 +59,19 @@ class Asked(NamedTuple):
     rehearse: bool
 
 
-def main(arguments: list[str]) -> int:
-    """Exit status: 0, or 1 if a report failed; reports that the time did not suffice for are named, and no failure.
-    Raises ``ConfigError``."""
+def main(arguments: list[str], one: Callable[[list[str]], int]) -> int:
+    """Make all reports, each by ``one`` (arguments, exit status). Returns 0, or 1 if a report failed; reports that the
+    time did not suffice for are named, and no failure. Raises ``ConfigError``."""
     asked = _parsed(arguments)
     if asked.rehearse:
         with _rehearsed(asked) as (folder, reports):
-            return _all(reports, folder, asked, "cpu")
+            return _all(reports, folder, asked, "cpu", one)
     if why := _without():
         raise ConfigError(f"gpu: {why}")
-    return _all(REPORTS, asked.folder or Path("results/local/bench"), asked, DEVICE)
+    return _all(REPORTS, asked.folder or Path("results/local/bench"), asked, DEVICE, one)
 
 
-def _all(reports: dict[str, str], folder: Path, asked: Asked, device: str) -> int:
+def _all(reports: dict[str, str], folder: Path, asked: Asked, device: str, one: Callable[[list[str]], int]) -> int:
     require_writable(folder, f"folder '{folder}'")
     begun = time.monotonic()
     failed: list[str] = []
@@ -82,7 +82,8 @@ def _all(reports: dict[str, str], folder: Path, asked: Asked, device: str) -> in
             continue
         start = time.monotonic()
         rest = asked.seconds - (start - begun)
-        why = OVER if rest <= 0 else _run([*call.split(), f"device={device}", f"name={name}", f"out={folder}"], rest)
+        call_of = [*call.split(), f"device={device}", f"name={name}", f"out={folder}"]
+        why = OVER if rest <= 0 else _run(one, call_of, rest)
         if why == OVER:
             left.append(name)
         elif why:
@@ -96,14 +97,14 @@ def _all(reports: dict[str, str], folder: Path, asked: Asked, device: str) -> in
     return 1 if failed else 0
 
 
-def _run(arguments: list[str], seconds: float) -> str:
+def _run(one: Callable[[list[str]], int], arguments: list[str], seconds: float) -> str:
     """One report, in a process of its own; why there is none, if so."""
     print(" ".join(["python -m hiap.bench", *arguments]), flush=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiap.bench.run"])
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "stderr"
-        process = context.Process(target=_child, args=(arguments, errors))
+        process = context.Process(target=_child, args=(one, arguments, errors))
         process.start()
         try:
             process.join(seconds)
@@ -119,16 +120,16 @@ def _run(arguments: list[str], seconds: float) -> str:
         return one_line((said or [f"exit status {process.exitcode}"])[-1]) if process.exitcode else ""
 
 
-def _child(arguments: list[str], errors: Path) -> None:
+def _child(one: Callable[[list[str]], int], arguments: list[str], errors: Path) -> None:
     """In the process of one report: what it says of errors goes to a file."""
     os.setsid()  # with the processes that it starts it can be ended as one
     with errors.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
-    from hiap.bench import report, run
+    from hiap.bench import report
 
     sys.argv = ["hiap.bench", *arguments]
     report.begin()
-    sys.exit(run.main(arguments))
+    sys.exit(one(arguments))
 
 
 @contextmanager
@@ -152,8 +153,9 @@ def _small(depth: int) -> tuple[Any, float]:
     import timm
 
     from hiap import cost, ledger
+    from hiap.budget.sizes import known_dims
 
-    whole = ledger.known_dims("deit_small_patch16_224")
+    whole = known_dims("deit_small_patch16_224")
     assert whole is not None
     network = timm.create_model("deit_small_patch16_224", img_size=32, depth=depth).eval()
     return network, cost.macs(network, (3, 32, 32)) / ledger.dense_macs(whole)

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from hiap import cost
-from hiap.ledger import PRICED, Dims
+from hiap.budget.latency import PRICED
+from hiap.budget.summary import block_shapes
+from hiap.ledger import Dims
 
 HELD_OUT = 20  # networks that are measured and not fitted
 
@@ -93,7 +94,7 @@ def shape(dims: Dims, rng: np.random.Generator) -> tuple[list[list[int]], list[i
 
 def network(name: str, model: Any) -> Network:
     """A dense or extracted network, not yet measured."""
-    left = cost.left(model)
+    left = block_shapes(model)
     return Network(
         name=name,
         heads=sum(len(block.dims) for block in left),

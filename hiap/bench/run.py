@@ -34,6 +34,7 @@ from PIL import Image
 
 import hiap
 from hiap import cost, gated_vit
+from hiap.backbones.pruned import LAYOUTS, set_layout
 from hiap.bench import deploy, gpu, report, runtimes, topologies, train
 from hiap.bench import latency as timed
 from hiap.bench.clock import alternate, peak_memory, quartiles, share
@@ -49,13 +50,12 @@ from hiap.bench.report import (
     TrainSettings,
     framed,
 )
+from hiap.budget.selection import target_of
 from hiap.files import write_json
 from hiap.formats import store
 from hiap.ledger import Dims
 from hiap.objective import penalties
 from hiap.options import checked
-from hiap.pruned_vit import LAYOUTS, set_layout
-from hiap.selection import target_of
 from hiap.train.config import ConfigError, DataConfig, PenaltyConfig, parse_overrides, require_name, unknown_key
 from hiap.train.record import require_writable
 
@@ -390,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["gpu"]:
-            return gpu.main(arguments[1:])
+            return gpu.main(arguments[1:], main)
         name, settings = parse(arguments)
         mode = MODES[name]
         torch.set_num_threads(settings.threads)

@@ -22,7 +22,7 @@ import timm
 import torch
 
 from hiap import cost, gated_vit, ledger
-from hiap.extraction import extract
+from hiap.budget.pruner import extract
 from hiap.formats import store
 from hiap.gated_vit import BlockMask
 from hiap.train.config import ConfigError, GateConfig

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import UnsupportedModelError, standard
 from hiap.backbones.parts import is_norm
+from hiap.backbones.pruned import PrunedBlock
 from hiap.gated_vit import is_gated, sampling
-from hiap.pruned_vit import PrunedBlock
 
 RIDGE = 0.01  # of the mean square of the inputs
 

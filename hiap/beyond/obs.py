@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hiap import cost, ledger
 from hiap.beyond.correction import RIDGE
-from hiap.selection import Ranking
+from hiap.budget.selection import Ranking
 
 FISHER = ("own", "labels", "none")
 AT_ONCE = 64  # removals between two updates of the whole inverse

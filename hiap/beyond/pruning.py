@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit, ledger
+from hiap.backbones.evening import even, trimmed
 from hiap.backbones.families import UnsupportedModelError, copied, is_vit
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
-from hiap.beyond.evening import even, trimmed
-from hiap.extraction import extract
-from hiap.ledger import LatencyTable
+from hiap.budget.latency import LatencyTable
+from hiap.budget.pruner import extract
+from hiap.budget.selection import Target, target_of
 from hiap.options import ConfigError
-from hiap.selection import Target, target_of
 
 AT_ONCE = 64  # images of one tensor that go through the network together
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiap import cost
 from hiap.backbones.families import copied
+from hiap.budget.prices import kept_cost
+from hiap.budget.selection import Ranking, Target
 from hiap.gated_vit import BlockMask
-from hiap.selection import Ranking, Target
 
 RIDGE = 1e-4  # of F's mean diagonal
 TINY = 1e-30  # of a head that nothing depends on
@@ -121,7 +121,7 @@ def _widths(target: Target, ranking: Ranking, bases: Sequence[Basis], kept: list
 
 
 def _cost(target: Target, kept: list[BlockMask], widths: list[int]) -> int:
-    whole = cost.kept_cost(target.prices, kept, target.dims.head_dim)
+    whole = kept_cost(target.prices, kept, target.dims.head_dim)
     gone = sum(len(mask.head_widths()) * (target.dims.head_dim - w) for mask, w in zip(kept, widths, strict=True))
     return whole - target.prices.head // target.dims.head_dim * gone
 
@@ -129,7 +129,7 @@ def _cost(target: Target, kept: list[BlockMask], widths: list[int]) -> int:
 @torch.no_grad()
 def narrowed(model: Any, bases: Sequence[Basis], widths: Sequence[int]) -> Any:
     """A copy of ``model`` with Q and K in these bases and zeros behind the first ``widths`` dimensions of every head:
-    the same function if nothing is left out. ``hiap.beyond.evening.trimmed`` removes the zeros."""
+    the same function if nothing is left out. ``hiap.backbones.evening.trimmed`` removes the zeros."""
     model = copied(model)
     for block, basis, width in zip(model.blocks, bases, widths, strict=True):
         qkv, shape = block.attn.qkv, basis.query.shape[:2]

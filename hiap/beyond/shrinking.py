@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from hiap.backbones.parts import JoinedLinear
-from hiap.cost import remember_uncut
-from hiap.gated_vit import BlockMask, gates_with_masks, present
+from hiap.budget.prices import remember_param_prices
+from hiap.budget.selection import present
+from hiap.gated_layers import gates_with_masks
+from hiap.gated_vit import BlockMask
 from hiap.gates import CERTAIN, Gate
 from hiap.options import ConfigError
 from hiap.pruner import PrunerError
@@ -200,7 +202,7 @@ class _Knife:
         keep = stay[before].nonzero().flatten()
         if len(keep) == len(before):
             return None
-        remember_uncut(self.gated)
+        remember_param_prices(self.gated)
         device = next(self.gated.parameters()).device
         part.left = before[keep].to(device)
         return keep.to(device)

@@ -21,9 +21,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from hiap import cost
+from hiap.backbones import count
 from hiap.backbones.families import UnsupportedModelError
+from hiap.backbones.pruned import PrunedAttention, PrunedBlock
 from hiap.gated_vit import is_gated
-from hiap.pruned_vit import PrunedAttention, PrunedBlock
 
 
 def merge_tokens(model: Any, r: int | Sequence[int]) -> Any:
@@ -52,12 +53,12 @@ def macs(model: Any, r: int | Sequence[int], executed: bool = False) -> int:
     prefix, patches = model.num_prefix_tokens, rows * columns
     total = cost.constant_macs(model, cost.image_of(model), prefix + patches)
     for block, wanted in zip(model.blocks, _schedule(model, r), strict=True):
-        total += cost.attention_macs(block, prefix + patches, executed)
+        total += count.attention_macs(block, prefix + patches, executed)
         if gone := mergeable(patches, wanted):
             first = (patches + 1) // 2
             total += first * (patches - first) * _compared_width(block, model.embed_dim)
         patches -= gone
-        total += cost.ffn_macs(block, prefix + patches)
+        total += count.ffn_macs(block, prefix + patches)
     return total
 
 
@@ -141,7 +142,7 @@ def _branch(block: Any, name: str, norm: Any, scale: Any, drop: Any, x: Tensor, 
 
 def _compared_width(block: Any, tokens: int) -> int:
     """Numbers by which a token is compared: its keys of all heads; ``tokens`` where there are none."""
-    return sum(cost.qk_dims(block)) or tokens
+    return sum(count.qk_dims(block)) or tokens
 
 
 def _schedule(model: Any, r: int | Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hiap.cli import parsers
 from hiap.options import ConfigError
-from hiap.train.arguments import told
+from hiap.train.arguments import one_line_errors
 from hiap.train.config import did_you_mean
 
 HELP = ("--help", "-h", "help")
@@ -78,7 +78,7 @@ def overview() -> str:
     return "\n".join([*HEAD, *lines, *more, "", "hiap COMMAND --help lists the options of each."])
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in HELP:

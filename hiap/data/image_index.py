@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hiap.data import downloads, parquet
-from hiap.files import alone, atomic_write
+from hiap.files import atomic_write, file_lock
 
 VERSION = 2  # of what is written
 # Folders of fewer images are walked in no more time than an index takes to read.
@@ -101,7 +101,7 @@ def _keep(place: Place, scan: Callable[[Place], Indexed]) -> Indexed:
     except OSError as error:
         _tell_unkept(file, error)
         return scan(place)
-    with alone(lock):
+    with file_lock(lock):
         if (kept := load(place)) is not None:  # another process was first
             return kept
         stamp, found = _stamp(place), scan(place)

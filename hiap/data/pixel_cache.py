@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from hiap.data import downloads
-from hiap.files import alone, atomic_folder, write_json
+from hiap.files import atomic_folder, file_lock, write_json
 
 VERSION = 1  # of what is written
 MOST = 16 * 2**30  # bytes of one folder: larger sets are decoded image by image, every time
@@ -70,7 +70,7 @@ def opened(
     except OSError as error:
         _tell(folder.parent, str(error.strerror))
         return None
-    with alone(lock):
+    with file_lock(lock):
         if (kept := _load(folder, shape)) is not None:  # another process was first
             return kept
         if shape[0] >= WORTH_A_WORD:

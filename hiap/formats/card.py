@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from torch import nn
 
 from hiap import cost
+from hiap.budget.summary import block_shapes
 from hiap.formats import shape
 from hiap.formats.shape import Dense, quantity
 from hiap.options import ConfigError, Section, first_error
@@ -90,7 +91,7 @@ def checked(given: Any) -> Card:
 def text(card: Card, model: Any) -> str:
     """The whole file. Raises ``ConfigError`` if ``card.dense`` cannot be what ``model`` was pruned from."""
     if card.dense:
-        shape.require_fit(card.dense, cost.left(model), "card.dense")
+        shape.require_fit(card.dense, block_shapes(model), "card.dense")
     front = yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True, width=1000)
     parts = [f"---\n{front}---", f"# {_title(card)}", _opening(card), _sizes(card, model)]
     parts += [_left(card, model), _bill(card), _origin(card)]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from hiap.train.arguments import Parser, told
+from hiap.train.arguments import Parser, one_line_errors
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     _run(_parser().parse_args(arguments))
 

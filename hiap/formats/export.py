@@ -21,8 +21,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hiap.backbones.parts import is_norm
+from hiap.backbones.pruned import PrunedAttention
 from hiap.cost import image_of
-from hiap.pruned_vit import PrunedAttention
 
 OPSET = 18
 

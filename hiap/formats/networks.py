@@ -89,7 +89,7 @@ def _of_transformers(folder: Path) -> Any:
         from transformers import AutoModelForImageClassification
     except ImportError:
         raise ConfigError(f"{folder}: needs the package transformers") from None
-    from hiap.backbones.huggingface import from_transformers
+    from hiap.formats.huggingface import from_transformers
 
     try:
         theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

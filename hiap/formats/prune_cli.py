@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiap.options import ConfigError
-from hiap.train.arguments import Parser, told
+from hiap.train.arguments import Parser, one_line_errors
 
 if TYPE_CHECKING:
     from hiap.formats.pictures import Batch
@@ -19,7 +19,7 @@ FORMS = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxs
 TIMED = 16  # images of a call that is timed
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     run(_parser().parse_args(arguments))
 
@@ -122,7 +122,7 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
 def _trained(model: Any, options: argparse.Namespace) -> Any:
     """Cut, correct and train on from the start, as a run of this project, whose record lies beside the folder."""
     import hiap
-    from hiap.beyond.evening import even
+    from hiap.backbones.evening import even
     from hiap.cost import image_of
     from hiap.train import run
     from hiap.train.config import from_dict

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import PositiveInt
 
 from hiap import cost
+from hiap.backbones.pruned import runs
+from hiap.budget.summary import BlockShape, block_shapes
 from hiap.options import ConfigError, Section
-from hiap.pruned_vit import runs
 
 COLUMNS = 80
 LEAST = 12  # characters for the dimensions of a block's heads, however wide the other columns are
@@ -33,7 +34,7 @@ class Dense(Section):
     def of(cls, model: Any) -> Dense:
         """Raises ``ConfigError`` if ``model`` is none, or has itself been pruned: its blocks are not alike."""
         try:
-            macs, blocks = total_macs(model), cost.left(model)
+            macs, blocks = total_macs(model), block_shapes(model)
         except (AttributeError, ValueError):
             raise ConfigError(f"dense: {type(model).__name__}: expected a Vision Transformer of timm's") from None
         first = blocks[0] if blocks else None
@@ -50,12 +51,12 @@ class Dense(Section):
             params=cost.params(model),
         )
 
-    def block(self) -> cost.Left:
-        return cost.Left((self.head_dim,) * self.heads, self.neurons, self.block_macs, self.block_params)
+    def block(self) -> BlockShape:
+        return BlockShape((self.head_dim,) * self.heads, self.neurons, self.block_macs, self.block_params)
 
-    def whole(self) -> cost.Left:
+    def whole(self) -> BlockShape:
         dims = (self.head_dim,) * (self.heads * self.depth)
-        return cost.Left(dims, self.neurons * self.depth, self.macs, self.params)
+        return BlockShape(dims, self.neurons * self.depth, self.macs, self.params)
 
 
 def total_macs(model: Any) -> int:
@@ -63,7 +64,7 @@ def total_macs(model: Any) -> int:
     return cost.macs(model, cost.image_of(model))
 
 
-def require_fit(dense: Dense, blocks: list[cost.Left], source: str) -> None:
+def require_fit(dense: Dense, blocks: list[BlockShape], source: str) -> None:
     """Raises ``ConfigError`` naming ``source`` if ``blocks`` cannot be what is left of ``dense``."""
     if len(blocks) != dense.depth:
         raise ConfigError(f"{source}: {dense.depth} blocks, but the network has {len(blocks)}; expected its dense one")
@@ -110,10 +111,10 @@ class Unit(NamedTuple):
 def table(model: Any, dense: Dense | None = None) -> str:
     """One row per block, what no block holds, and all. 'heads 4/6': four of six; 'dims 2x64 40': two heads keep 64
     value dimensions and one keeps 40; per cent are of the dense network's."""
-    return table_of(cost.left(model), total_macs(model), cost.params(model), dense)
+    return table_of(block_shapes(model), total_macs(model), cost.params(model), dense)
 
 
-def table_of(blocks: list[cost.Left], macs: int, params: int, dense: Dense | None) -> str:
+def table_of(blocks: list[BlockShape], macs: int, params: int, dense: Dense | None) -> str:
     """The same of sizes; ``macs`` and ``params`` are the whole network's."""
     units = [Unit.of(max(b.macs for b in blocks)), Unit.of(max(b.params for b in blocks))]
     rows = [_row(str(i), block, dense.block() if dense else None, units) for i, block in enumerate(blocks)]
@@ -121,14 +122,14 @@ def table_of(blocks: list[cost.Left], macs: int, params: int, dense: Dense | Non
     shares = SHARE if dense else ""
     rows.append(["rest", "", "", "", *(unit.text(value) + shares for unit, value in zip(units, rest, strict=True))])
     dims = tuple(d for b in blocks for d in b.dims)
-    whole = cost.Left(dims, sum(b.neurons for b in blocks), macs, params)
+    whole = BlockShape(dims, sum(b.neurons for b in blocks), macs, params)
     rows.append(_row("all", whole, dense.whole() if dense else None, units))
     rows[-1][2] = f"{sum(dims)}/{sum(dense.whole().dims)}" if dense else str(sum(dims))
     names = [f"{unit.name} {name}".strip() for unit, name in zip(units, ("MACs", "params"), strict=True)]
     return _laid_out([["block", "heads", "value dims per head", "neurons", *names], *rows])
 
 
-def _row(name: str, block: cost.Left, full: cost.Left | None, units: list[Unit]) -> list[str]:
+def _row(name: str, block: BlockShape, full: BlockShape | None, units: list[Unit]) -> list[str]:
     """Cells of one block, or of all, beside the dense one's."""
     heads, neurons = str(len(block.dims)), str(block.neurons)
     macs, params = units[0].text(block.macs), units[1].text(block.params)

@@ -15,7 +15,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap import cost
+from hiap.budget.summary import BlockShape, block_shapes
 from hiap.files import atomic_write
 from hiap.formats import card, shape, store
 from hiap.formats.shape import Dense, Unit
@@ -81,7 +81,9 @@ def show(network: Any, dense: Any = None) -> Shown:
     if dense is not None:
         known = Dense.of(_network(dense))
     if known is not None:
-        shape.require_fit(known, cost.left(model), "dense" if dense is not None else "the model card's dense network")
+        shape.require_fit(
+            known, block_shapes(model), "dense" if dense is not None else "the model card's dense network"
+        )
     return Shown(model, known)
 
 
@@ -114,7 +116,7 @@ def figure(model: Any, dense: Dense | None = None) -> Figure:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    blocks = cost.left(model)
+    blocks = block_shapes(model)
     with rc_context(STYLE):
         fig = Figure(figsize=(WIDTH, 0.85 + 0.135 * max(len(blocks), 4)), layout="constrained")
         axes = fig.subplots(1, 4, sharey=True, width_ratios=[2.4, 1, 1, 1])
@@ -129,7 +131,7 @@ def figure(model: Any, dense: Dense | None = None) -> Figure:
     return fig
 
 
-def _heads(ax: Axes, blocks: list[cost.Left], dense: Dense | None) -> None:
+def _heads(ax: Axes, blocks: list[BlockShape], dense: Dense | None) -> None:
     """A cell a head, as wide as the dense head; dimensions that are left, in colour, from its left edge."""
     heads = dense.heads if dense else max((len(b.dims) for b in blocks), default=1) or 1
     width = dense.head_dim if dense else max((d for b in blocks for d in b.dims), default=1)

@@ -37,18 +37,19 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from hiap.backbones.families import channels, classes, copied, heads, standard
+from hiap.backbones.families import channels, classes, classifiers, copied, standard
 from hiap.backbones.guard import require_linear, require_plain, tell_hooks
 from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
+from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
+from hiap.formats import hub
+from hiap.formats.folder import ARCHITECTURE, WEIGHTS, StoreError
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.options import one_line
-from hiap.pruned_vit import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 
 FORMAT: Literal["hiap-vit"] = "hiap-vit"
 VERSION: Literal[1] = 1
-ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -58,10 +59,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 _NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "torch_layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
-
-
-class StoreError(ValueError):
-    """A folder that is not a network of this format, or a damaged one; one line."""
 
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -248,8 +245,6 @@ def others_files(folder: Path) -> list[str]:
 
 def folder_of(name: str | Path) -> Path:
     """A folder as it is; where there is none, the hub's ``owner/name``, fetched. Raises ``StoreError`` (one line)."""
-    from hiap.formats import hub
-
     if isinstance(name, str) and not Path(name).exists() and hub.is_name(name):
         return hub.fetch(name)
     return Path(name)
@@ -417,7 +412,7 @@ def _head_spec(model: Any) -> list[LayerSpec] | None:
         model.head,
         model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1),
     )
-    if not heads(model) or (type(head) is nn.Linear and head.bias is not None and head.in_features == width):
+    if not classifiers(model) or (type(head) is nn.Linear and head.bias is not None and head.in_features == width):
         return None
     layers = list(head) if type(head) is nn.Sequential else [head]
     if type(head) is nn.Sequential and len(layers) == 1:

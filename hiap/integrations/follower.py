@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from hiap.budget.pruner import Pruner
 from hiap.gated_vit import named_gates
-from hiap.pruner import Pruner, PrunerError
+from hiap.pruner import PrunerError
 
 
 class Follower:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
-from hiap.beyond.evening import alike, even, trimmed
+from hiap.backbones.evening import alike, even, trimmed
+from hiap.budget.selection import Ranking, Target, live, target_of, zeros
 from hiap.gated_vit import BlockMask
-from hiap.pruner import live, zeros
-from hiap.selection import Ranking, Target, target_of
 from hiap.train import methods
 from hiap.train.config import Config, ConfigError
 

@@ -41,7 +41,7 @@ def results_root(text: str) -> Path:
     return Path(text)
 
 
-def told(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
+def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
     """Of a command: its exit status (None: 0). What it refuses, and files that cannot be read or written, are one line
     on standard error, and 2."""
 

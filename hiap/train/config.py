@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from hiap.ledger import read_latency
-from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, Section, first_error
+from hiap.budget.latency import read_latency
+from hiap.budget.options import GateConfig, PenaltyConfig
+from hiap.options import ConfigError, FeasibilityConfig, Section, first_error
 from hiap.train import methods
 
 # Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hiap import cost, gated_vit
+from hiap.budget.prices import hardened_macs
 from hiap.train.config import Config
 from hiap.train.curves import Curves
 from hiap.train.device import pick_device
@@ -108,7 +109,7 @@ class Journal:
             log.head_dims = [m.head_widths() for m in kept]
             log.heads = [len(block) for block in log.head_dims]
             log.neurons = [m.neuron_count() for m in kept]
-            log.macs = cost.hardened_macs(phase.model)
+            log.macs = hardened_macs(phase.model)
             if not any(log.heads):
                 print(
                     f"{self.config.run_id}: after epoch {log.epoch + 1} every head is closed; unless one opens again "
@@ -133,7 +134,7 @@ class Journal:
                 steps=phase.total,
                 heads=[len(m.head_widths()) for m in kept],
                 neurons=[m.neuron_count() for m in kept],
-                macs=cost.hardened_macs(model),
+                macs=hardened_macs(model),
                 expected_macs=round(float(cost.expected_cost(model).macs)),
             )
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
+from hiap.backbones.seeds import derive
 from hiap.data import loader as data
 from hiap.data.loader import Info
 from hiap.train import checkpoint
@@ -30,11 +31,10 @@ from hiap.train.measure import Measure
 from hiap.train.phase import Phase
 from hiap.train.reach import learning_rate
 from hiap.train.record import Folders
-from hiap.train.seeds import derive
 from hiap.train.stages import Context, Stage
 from hiap.train.step import Step
 from hiap.train.stopping import Interrupted
-from hiap.train.teachers import Lessons
+from hiap.train.teachers import Distillation
 
 CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device)
 
@@ -53,7 +53,7 @@ class Loop:
     stopping: Callable[[], bool]
     stages: list[Stage]
     context: Context
-    lessons: Lessons
+    lessons: Distillation
     journal: Journal
     measure: Measure
     begun: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hiap import gated_vit
+from hiap.backbones.seeds import derive
 from hiap.data import loader as data
 from hiap.data.loader import Batch, Info
 from hiap.train.config import Config, ConfigError, DataConfig
@@ -16,7 +17,6 @@ from hiap.train.distributed import World
 from hiap.train.evaluate import at_once, evaluate
 from hiap.train.journal import Journal
 from hiap.train.record import Folders, Score, environment, read
-from hiap.train.seeds import derive
 from hiap.train.stopping import Interrupted
 
 

@@ -11,12 +11,10 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor
 
-from hiap.pruner import param_groups
 from hiap.train.average import Average
 from hiap.train.config import Config, ConfigError
 from hiap.train.distributed import World
 from hiap.train.hidden import HiddenMatch
-from hiap.train.reach import gate_scale
 from hiap.train.stages import Stage
 
 
@@ -44,7 +42,8 @@ class Phase:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.model, self.config, gate_scale(self.config, self.per_epoch, self.schedule))
+        groups = self.stage.param_groups(self.model, self.config, self.per_epoch, self.schedule)
+        self.optimizer = adamw(groups, self.model, self.config)
         if self.match:
             self.optimizer.add_param_group(self.match.group(self.config.optim.lr))
         self.ema = Average(self.model, self.config.optim.ema) if self.config.optim.ema else None
@@ -133,10 +132,8 @@ class Phase:
         self.sums = {k: v.to(device) for k, v in state["sums"].items()}
 
 
-def make_optimizer(model: Any, config: Config, gate_scale: float) -> torch.optim.Optimizer:
-    """AdamW; the gates' rate is ``gate_scale`` times the weights' (A6)."""
-    optim = config.optim
-    groups = param_groups(model, optim.lr, optim.weight_decay, config.gates, gate_scale)
+def adamw(groups: list[dict[str, Any]], model: Any, config: Config) -> torch.optim.Optimizer:
+    """Return the optimiser of a stage, its ``groups`` split by the rates that the run's options give to layers."""
     return torch.optim.AdamW(_with_rates(groups, model, config), fused=True)
 
 

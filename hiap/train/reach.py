@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hiap.options import distance_to_threshold
 from hiap.train import methods
 from hiap.train.config import Config, ConfigError, OptimConfig
 
@@ -50,9 +51,8 @@ def _summed(optim: OptimConfig, steps: int, per_epoch: int, total: int) -> float
 
 def gate_scale(config: Config, per_epoch: int, total: int) -> float:
     """The gates' rate over the weights': 1 unless ``gates.lr`` or ``gates.travel`` says otherwise (A6)."""
-    if config.gates.travel is not None:
-        return config.gates.travel / summed_rate(config, total, per_epoch, total)
-    return (config.gates.lr or config.optim.lr) / config.optim.lr
+    summed = summed_rate(config, total, per_epoch, total) if config.gates.travel is not None else 0.0
+    return config.gates.rate_scale(config.optim.lr, summed)
 
 
 def travel(config: Config, per_epoch: int, total: int, steps: int | None = None) -> float:
@@ -98,12 +98,11 @@ def gate_phase(config: Config) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update=optim)})
 
 
-def way(config: Config, nearest: bool = False) -> float | None:
+def distance(config: Config, nearest: bool = False) -> float | None:
     """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask): the kind of gate that
     starts farthest, or ``nearest``. None for a method without learned gates, or where nothing is priced (controls)."""
     if config.method == "hiap":
-        kinds = ["macro"] * (config.penalty.lambda_macro > 0) + ["macro", "micro"] * (config.penalty.lambda_micro > 0)
-        return (min if nearest else max)((config.gates.start(kind) for kind in kinds), default=None)
+        return distance_to_threshold(config.gates, config.penalty, nearest)
     if config.method == "cofi":  # half of the way to where it is open half of the time: ranks decide, not a threshold
         low, high, temperature = HARD_CONCRETE
         return (config.gates.init_logit - temperature * math.log(-low / high)) / 2
@@ -122,10 +121,10 @@ def check_reach(config: Config, per_epoch: int, closes_by: int | None = None) ->
     steps some do close so. Such a run shows its rate and not its method, so it is refused as well."""
     phase = gate_phase(config)
     whole = round((config.budget.settle or 1.0) * phase.optim.epochs)
-    warning = _look(phase, way(config), per_epoch, whole, "")
+    warning = _look(phase, distance(config), per_epoch, whole, "")
     if closes_by is not None:
         within = f" within {closes_by} epoch{'s' if closes_by > 1 else ''}, as it is meant to"
-        _look(phase, way(config, nearest=True), per_epoch, min(closes_by, whole), within)
+        _look(phase, distance(config, nearest=True), per_epoch, min(closes_by, whole), within)
     return warning
 
 
@@ -134,7 +133,7 @@ def few_steps(config: Config, per_epoch: int) -> str:
     ranking: at half of the MACs runs of 234 steps are 0.1 points behind, at a third 4.7, and of 465 steps 0.3 (grids
     study and evidence). How long a network and its data need is not known beforehand, so it is no refusal."""
     steps = round((config.budget.settle or 1.0) * config.optim.epochs) * per_epoch
-    if config.method != "hiap" or not config.budget.has_target or not way(config) or steps >= FEW:
+    if config.method != "hiap" or not config.budget.has_target or not distance(config) or steps >= FEW:
         return ""
     return (
         f"{steps:,} steps are few for gates to learn what to keep: from {FEW} on HiAP came near a ranking that cuts at "

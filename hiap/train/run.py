@@ -15,11 +15,14 @@ from typing import Any
 import torch
 
 from hiap import cost, gated_vit
+from hiap.backbones.pruned import LAYOUTS, set_layout
+from hiap.backbones.seeds import derive
+from hiap.budget.latency import PICOSECONDS, LatencyTable
+from hiap.budget.prices import latency_table, priced
+from hiap.budget.selection import Target, target_of
+from hiap.budget.summary import block_shapes
 from hiap.data import loader as data
 from hiap.formats import store
-from hiap.ledger import PICOSECONDS, LatencyTable
-from hiap.pruned_vit import LAYOUTS, set_layout
-from hiap.selection import Target, target_of
 from hiap.train import again, card, checkpoint, compilation, curves, identity, probe
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
@@ -44,11 +47,10 @@ from hiap.train.record import (
     write,
     write_status,
 )
-from hiap.train.seeds import derive
 from hiap.train.stages import Context, stages
 from hiap.train.start import Start, build, published_top1, set_drop_path, weights_sha256
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
-from hiap.train.teachers import Lessons
+from hiap.train.teachers import Distillation
 
 RERUN = "--rerun"
 
@@ -91,13 +93,13 @@ def run(config: Config, rerun: bool = False) -> Record:
         if world.first:
             write(record, folders)
             write_status(folders, state="finished")
-            _forget_the_way(folders)
+            _delete_checkpoints(folders)
             if rerun:
                 folders.earlier.unlink(missing_ok=True)
     return record
 
 
-def _forget_the_way(folders: Folders) -> None:
+def _delete_checkpoints(folders: Folders) -> None:
     """What a finished run would have resumed from: several times its network's size, and there may be hundreds."""
     for folder in folders.on_the_way():
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,10 +152,10 @@ class Run:
             raise ConfigError(f"model.name '{config.model.name}': {error}") from None
         self.whole = again.evened(self.start, config)
         path = config.penalty.latency_table
-        self.latency = cost.latency_table(self.start, path) if path else None
+        self.latency = latency_table(self.start, path) if path else None
         target = _target(config, folders, self.start, self.whole, self.latency)
         self.context = Context(config.model_copy(update={"data": self.data}), target, self._steps_per_epoch())
-        lessons = Lessons(self.context.config, self.start, self.dense_macs, info, folders, self.device)
+        lessons = Distillation(self.context.config, self.start, self.dense_macs, info, folders, self.device)
         if lessons.adapted and world.first:
             print(f"{config.run_id}: teacher: {'; '.join(lessons.adapted)}", file=sys.stderr)
         if config.method != "dense" and config.model.weights.startswith("run:"):
@@ -331,7 +333,7 @@ def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:
     if table is None:
         return None
     return Latency(
-        predicted=cost.priced(model, table.prices, table.dims.head_dim) / PICOSECONDS,
+        predicted=priced(model, table.prices, table.dims.head_dim) / PICOSECONDS,
         dense=Target(table.dims, table.prices, 0).dense / PICOSECONDS,
         table_sha256=table.sha256,
     )
@@ -339,7 +341,7 @@ def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:
 
 def shape_of(model: Any) -> list[BlockShape]:
     """What is left of each block of a dense or extracted network."""
-    return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in cost.left(model)]
+    return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in block_shapes(model)]
 
 
 def _preflight(config: Config, folders: Folders) -> None:

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from hiap import cost, gated_vit
+from hiap.backbones import groups
+from hiap.backbones.seeds import derive
 from hiap.beyond.correction import correct
 from hiap.beyond.shrinking import Shrink
+from hiap.budget.pruner import Pruner, extract
+from hiap.budget.selection import Ranking, Target
 from hiap.data import loader as data
-from hiap.extraction import extract
-from hiap.pruner import Pruner
-from hiap.selection import Ranking, Target
 from hiap.train import methods
 from hiap.train.config import Config
-from hiap.train.seeds import derive
+from hiap.train.reach import gate_scale, summed_rate
 
 
 @dataclass
@@ -85,6 +86,11 @@ class Stage:
     def recipe(self, config: Config) -> Config:
         """The configuration that this stage trains with, where a method has a schedule of its own."""
         return config
+
+    def param_groups(self, model: Any, config: Config, per_epoch: int, total: int) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; the schedule of rates has ``total`` steps, ``per_epoch`` an epoch."""
+        optim, scale = config.optim, gate_scale(config, per_epoch, total)
+        return groups.param_groups(model, optim.lr, optim.weight_decay, config.gates.weight_decay, scale)
 
     def anneal(self, model: Any, progress: float) -> float | None:
         """Called before each step with ``progress`` in [0, 1); returns the temperature if there is one."""
@@ -179,6 +185,10 @@ class SinglePhase(Stage):
             shrink=Shrink(config.shrink.below, config.shrink.after) if config.shrink.after else None,
         )
         return self.pruner.model
+
+    def param_groups(self, model: Any, config: Config, per_epoch: int, total: int) -> list[dict[str, Any]]:
+        summed = summed_rate(config, total, per_epoch, total)
+        return self.pruner.param_groups(config.optim.lr, config.optim.weight_decay, summed=summed)
 
     def anneal(self, model: Any, progress: float) -> float:
         # The loop calls this before a step and a plain loop steps after it. Between the two nothing changes but that

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.seeds import noise_seed
+from hiap.beyond.tasks import distillation_loss
 from hiap.data import loader as data
-from hiap.objective import distillation_loss
 from hiap.train import compilation
 from hiap.train.config import Config
 from hiap.train.device import autocast
 from hiap.train.distributed import World
 from hiap.train.phase import Phase
-from hiap.train.seeds import derive
 
 
 @dataclass
@@ -99,7 +99,4 @@ class Step:
 
     def _seed_noise(self, phase: Phase, part: int) -> None:
         """Gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says so."""
-        place: tuple[int, ...] = (phase.index, phase.step)
-        if part and self.config.gates.noise == "own":
-            place += (part,)
-        torch.manual_seed(derive(self.config.seed, "step", *place))
+        torch.manual_seed(noise_seed(self.config.seed, self.config.gates.noise, phase.index, phase.step, part))

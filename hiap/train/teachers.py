@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiap import cost
-from hiap.backbones.families import counted_macs
+from hiap.backbones.count import counted_macs
 from hiap.data import loader as data
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import autocast
@@ -46,7 +46,7 @@ class Teacher(nn.Module):
             return counted_macs(self.model, torch.zeros(1, *image))
 
 
-class Lessons:
+class Distillation:
     """What a run learns from besides labels. ``network``: the one that it starts from, frozen (paper, section 5), or
     another that was asked for; None for dense runs and at alpha 0. ``logits``: its own of every training image, float32
     (n, classes), where they are computed once."""

@@ -1,7 +1,7 @@
 """Every ViT of timm: supported, or the module that is not.
 
-    python -m hiap.backbones.supported             writes hiap/backbones/supported.csv, from networks without storage
-    python -m hiap.backbones.supported --run       goes the whole way with each, at small sizes: gate, extract, count,
+    python -m hiap.formats.supported             writes hiap/backbones/supported.csv, from networks without storage
+    python -m hiap.formats.supported --run       goes the whole way with each, at small sizes: gate, extract, count,
                                                    save, load; with --onnx also that, once for every kind of network
 
 An entry counts as a ViT if it makes a ``VisionTransformer``, an ``Eva`` or a ``Beit``.
@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 
 from hiap import cost
-from hiap.backbones.families import UnsupportedModelError, counted_macs, is_vit
-from hiap.extraction import extract
+from hiap.backbones import families
+from hiap.backbones.count import counted_macs
+from hiap.backbones.families import UnsupportedModelError, is_vit
+from hiap.budget.prices import kept_cost, param_prices
+from hiap.budget.pruner import extract
 from hiap.files import atomic_write
 from hiap.formats import export, store
 from hiap.gated_vit import check_supported, gate, masks, named_gates
 from hiap.options import one_line
 
-TABLE = Path(__file__).with_name("supported.csv")
+TABLE = Path(families.__file__).with_name("supported.csv")
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit", "vitamin")
 # Small enough for seconds, with heads of 24 dimensions, which rotary angles divide.
 SMALL: dict[str, Any] = {"depth": 2, "num_classes": 10, "embed_dim": 96, "num_heads": 4}
@@ -87,7 +90,7 @@ def go(net: Any, folder: Path, onnx: bool = False) -> dict[str, float]:
     logits = left(images)
     store.save(left, folder)
     loaded = store.load(folder).requires_grad_(False)
-    kept = cost.kept_cost(cost.param_prices(gated), masks(gated), cost.dims_of(gated).head_dim)
+    kept = kept_cost(param_prices(gated), masks(gated), cost.dims_of(gated).head_dim)
     found = {
         "extracted": relative(logits, gated(images)),
         "MACs": cost.macs(loaded, size, executed=True) - counted_macs(copy.deepcopy(loaded), torch.zeros(1, *size)),
@@ -168,7 +171,7 @@ def _run(onnx: bool) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m hiap.backbones.supported", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m hiap.formats.supported", description=__doc__.split("\n")[0])
     parser.add_argument("--run", action="store_true", help="go the whole way with every supported entry")
     parser.add_argument("--onnx", action="store_true", help="with --run: export one of each kind as well")
     options = parser.parse_args()

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from hiap import cost, ledger
-from hiap.gated_vit import BlockMask, masks, stack_gates
+from hiap.backbones.sharded import write
+from hiap.budget import sizes
+from hiap.budget.latency import PICOSECONDS, LatencyTable
+from hiap.budget.prices import kept_cost, latency_table, million, param_prices
+from hiap.gated_layers import BlockMask, gates_with_masks, masks, stack_gates
+from hiap.gated_vit import harden_to
+from hiap.gates import CERTAIN
 from hiap.ledger import Prices
 from hiap.options import ConfigError
 
@@ -62,7 +68,7 @@ class Target:
 
     @torch.no_grad()
     def expected(self, gated: Any) -> float:
-        """What the gates expect it to cost."""
+        """Return what the gates expect it to cost."""
         return float(cost.expected(gated, self.prices))
 
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
@@ -77,13 +83,13 @@ def target_of(
     target_macs: float | None = None,
     target_params: float | None = None,
     target_latency: float | None = None,
-    latency: ledger.LatencyTable | str | os.PathLike[str] | None = None,
+    latency: LatencyTable | str | os.PathLike[str] | None = None,
     multiple: int | None = 1,
 ) -> Target | None:
-    """What a dense or gated ViT is to be pruned to: at most so many MACs of an image, so many parameters, or so many
-    microseconds of a batch as the table ``latency`` predicts them; a number below 1 is a share of the dense network's.
-    ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for two at once, a number that is none, or a table
-    that is not of this network."""
+    """Return what a dense or gated ViT is to be pruned to: at most so many MACs of an image, so many parameters, or so
+    many microseconds of a batch as the table ``latency`` predicts them; a number below 1 is a share of the dense
+    network's. ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for two at once, a number that is none,
+    or a table that is not of this network."""
     if multiple is not None and (not hasattr(multiple, "__index__") or multiple < 1):
         raise ConfigError(f"multiple {multiple!r}: expected a number of units, 1 or more")
     given = {"target_macs": target_macs, "target_params": target_params, "target_latency": target_latency}
@@ -97,20 +103,20 @@ def target_of(
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
     dims = cost.dims_of(model)
     if name == "target_latency":
-        prices = cost.latency_table(model, latency).prices
-        wanted = wanted if wanted < 1 else wanted * ledger.PICOSECONDS
+        prices = latency_table(model, latency).prices
+        wanted = wanted if wanted < 1 else wanted * PICOSECONDS
     else:
-        prices = ledger.mac_prices(dims) if name == "target_macs" else cost.param_prices(model)
+        prices = ledger.mac_prices(dims) if name == "target_macs" else param_prices(model)
     whole = Target(dims, prices, 0)
     if multiple is None:
         multiple = fitting_multiple(whole, getattr(model.blocks[0].attn, "cuts_qk", False))
-    return replace(whole, amount=ledger.amount(wanted, whole.dense), multiple=multiple)
+    return replace(whole, amount=sizes.amount(wanted, whole.dense), multiple=multiple)
 
 
 def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
-    """In how many units at a time a network made for use is cut: the largest power of two up to ``MULTIPLE`` of which
-    so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST`` of dense.
-    That is 16 from DeiT-Tiny upwards and 1 where a network has a few hundred neurons in all."""
+    """Return in how many units at a time a network made for use is cut: the largest power of two up to ``MULTIPLE`` of
+    which so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST`` of
+    dense. That is 16 from DeiT-Tiny upwards and 1 where a network has a few hundred neurons in all."""
     prices = target.prices
     unit = max(prices.neuron, prices.value_dim + (prices.head // target.dims.head_dim if cut_qk else 0))
     multiple = MULTIPLE
@@ -122,18 +128,18 @@ def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
 def keep_best(
     dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
 ) -> list[BlockMask]:
-    """Masks that keep the highest-ranked units such that the extracted model costs at most ``target`` (MACs, unless
-    ``prices`` count something else), and no further unit would fit. A head or FFN whose macro gate the threshold splits
-    is closed, and units of open ones fill what is left; only if there are too few of them does it come back, as narrow
-    as it must. The best value dimension stays whatever its rank: with no head at all the image would not reach the
-    classifier. Each head and FFN keeps a ``multiple`` of units, its best, or all or none: with 1 whatever the threshold
-    leaves, else what is nearest to that. Raises ``ConfigError`` if the target is out of reach."""
+    """Return masks that keep the highest-ranked units such that the extracted model costs at most ``target`` (MACs,
+    unless ``prices`` count something else), and no further unit would fit. A head or FFN whose macro gate the threshold
+    splits is closed, and units of open ones fill what is left; only if there are too few of them does it come back, as
+    narrow as it must. The best value dimension stays whatever its rank: with no head at all the image would not reach
+    the classifier. Each head and FFN keeps a ``multiple`` of units, its best, or all or none: with 1 whatever the
+    threshold leaves, else what is nearest to that. Raises ``ConfigError`` if the target is out of reach."""
     prices = prices or ledger.mac_prices(dims)
     portions = _portions(dims, ranking, multiple)
     _require_reachable(dims, ranking, target, prices, portions)
 
     def left(chosen: Tensor) -> int:
-        return cost.kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
+        return kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
 
     low, high = portions.fixed, len(portions.order)  # the longest prefix of the order that fits
     while low < high:
@@ -155,25 +161,36 @@ def require_reachable(
 
 def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices, portions: _Portions) -> None:
     kept = _masks(dims, ranking, portions.first(portions.fixed)[portions.of])
-    least = cost.kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
+    least = kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
     if least > target:
         most = prices.constant + ledger.dense_cost(dims, prices)
+        name = million(prices)
         meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
         raise ConfigError(
-            f"a target of {target / 1e6:.2f} {prices.million} cannot be reached by removing these units; "
-            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {prices.million.split()[0]}{meant}"
+            f"a target of {target / 1e6:.2f} {name} cannot be reached by removing these units; "
+            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {name.split()[0]}{meant}"
         )
 
 
+def kept_units(
+    gated: Any, target: Target | None = None, keep: Mapping[str, Any] | None = None, multiple: int = 1
+) -> list[BlockMask]:
+    """Return what stays of a gated model: with a target the units that one threshold common to all logits leaves within
+    it, else its hardened gates, to the nearest ``multiple``; the units of ``keep`` in any case."""
+    if target:
+        return drop_removed(gated, target.keep_best(joint_ranking(gated, keep)))
+    return drop_removed(gated, rounded(gated, thresholded(gated, keep), multiple, keep))
+
+
 def thresholded(gated: Any, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
-    """The hardened gates, and the units of ``keep`` in any case."""
-    return open_also(masks(gated), protected(gated, keep)) if keep else masks(gated)
+    """Return the hardened gates, and the units of ``keep`` in any case."""
+    return union(masks(gated), protected(gated, keep)) if keep else masks(gated)
 
 
 def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
-    """``kept`` with the nearest ``multiple`` of units, or all of them, in each head and FFN that is open: its best of
-    those that are open, then of those that are closed. Half a multiple is rounded up; fewer units than that go, unless
-    ``keep`` has one of them or no head were left at all. Macro gates stay as they are."""
+    """Return ``kept`` with the nearest ``multiple`` of units, or all of them, in each head and FFN that is open: its
+    best of those that are open, then of those that are closed. Half a multiple is rounded up; fewer units than that go,
+    unless ``keep`` has one of them or no head were left at all. Macro gates stay as they are."""
     if multiple == 1:
         return kept
     ranking = joint_ranking(gated, keep)
@@ -198,8 +215,9 @@ def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str,
 
 
 def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
-    """A unit's key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold common
-    to all gates keeps. Units that a macro gate ties are ordered by their own logit. ``keep``: see ``protected``."""
+    """Rank units: a key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold
+    common to all gates keeps. Units that a macro gate ties are ordered by their own logit. ``keep``: see
+    ``protected``."""
     g, d, b, c = stack_gates(gated, lambda gate: gate.alpha.detach().cpu())
     g, b = g[..., None], b[:, None]
     own = torch.cat([d.flatten(), c.flatten()])
@@ -220,8 +238,9 @@ def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
 
 
 def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
-    """Units that must stay. ``keep`` maps 'blocks.<i>.attn' to head numbers or True (all of them, with all dimensions),
-    'blocks.<i>.mlp' to neuron numbers or True, 'blocks.<i>' to True. Raises ``ConfigError`` for anything else."""
+    """Return the units that must stay. ``keep`` maps 'blocks.<i>.attn' to head numbers or True (all of them, with all
+    dimensions), 'blocks.<i>.mlp' to neuron numbers or True, 'blocks.<i>' to True. Raises ``ConfigError`` for anything
+    else."""
     stay = [BlockMask(*(torch.zeros_like(t, device="cpu") for t in vars(mask).values())) for mask in masks(gated)]
     for name, units in keep.items():
         found = re.fullmatch(r"blocks\.(\d+)(?:\.(attn|mlp))?", name)
@@ -243,21 +262,89 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
     return stay
 
 
-def open_also(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
-    """The units of both."""
+def drop_removed(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
+    """Return ``kept`` without the units whose weights are gone. A head or FFN without units keeps its gate, which may
+    hold an output bias open (A9)."""
+    there = []
+    for block, mask in zip(gated.blocks, kept, strict=True):
+        attn, mlp = block.attn, block.mlp
+        heads, neurons = present(attn.left, mask.heads), present(mlp.left, mask.neurons)
+        there.append(
+            BlockMask(
+                heads=mask.heads & (heads | attn.head_gate.hardened().to(heads.device)),
+                dims=mask.dims & heads[:, None],
+                ffn=mask.ffn & (neurons.any() | mlp.block_gate.hardened().squeeze().to(neurons.device)),
+                neurons=mask.neurons & neurons,
+            )
+        )
+    return there
+
+
+def present(left: Tensor | None, like: Tensor) -> Tensor:
+    """Booleans (K,) as ``like``: whose weights are there, by ``GatedAttention.left`` or ``GatedMlp.left``."""
+    if left is None:
+        return torch.ones_like(like)
+    return torch.zeros_like(like).index_fill(0, left.to(like.device), True)
+
+
+@torch.no_grad()
+def force_open(gated: Any, stay: list[BlockMask]) -> None:
+    """Open the gates of these units in every sample; the others are left as they are."""
+    for g, mask in gates_with_masks(gated, stay):
+        write(g.logit, g.alpha.masked_fill(mask.to(g.logit.device), CERTAIN))
+
+
+def keep_one_head(gated: Any) -> None:
+    """Harden, if no head is left, to the one with the largest logit, with the dimensions of it that are open (its best
+    one, if none is)."""
+    kept = masks(gated)
+    if any(bool((m.heads & m.dims.any(-1)).any()) for m in kept):
+        return
+    logits = stack_gates(gated, lambda gate: gate.alpha.detach())[0]
+    block, head = divmod(int(logits.argmax()), logits.shape[1])
+    kept[block].heads[head] = True
+    if not kept[block].dims[head].any():
+        kept[block].dims[head, gated.blocks[block].attn.value_gate.alpha[head].argmax()] = True
+    harden_to(gated, kept)
+
+
+def union(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
+    """Return the units of both."""
     return [
         BlockMask(*(a | b.to(a.device) for a, b in zip(vars(one).values(), vars(two).values(), strict=True)))
         for one, two in zip(kept, stay, strict=True)
     ]
 
 
+@torch.no_grad()
+def zeros(model: Any) -> list[BlockMask]:
+    """Return the heads, value dimensions and neurons of an evened network (gated or not) that give nothing."""
+    gone = []
+    for block in model.blocks:
+        attn, mlp = block.attn, block.mlp
+        dims = (attn.proj.weight == 0).all(0).view(attn.num_heads, attn.head_dim)
+        neurons = (mlp.fc2.weight == 0).all(0)
+        none = torch.zeros((), dtype=torch.bool, device=neurons.device)
+        gone.append(BlockMask(heads=dims.all(-1), dims=dims, ffn=none, neurons=neurons))
+    return gone
+
+
+def live(kept: list[BlockMask], gone: list[BlockMask]) -> list[BlockMask]:
+    """Return ``kept`` without units that are ``gone``: they may fill what is left of a target, and give nothing."""
+    pairs = [(mask, mask.dims & ~zero.dims.to(mask.dims.device), zero) for mask, zero in zip(kept, gone, strict=True)]
+    return [
+        BlockMask(mask.heads & dims.any(-1), dims, mask.ffn, mask.neurons & ~zero.neurons.to(dims.device))
+        for mask, dims, zero in pairs
+    ]
+
+
 @dataclass
 class _Portions:
-    """What stays or goes as one: so many units of a head or FFN as it keeps a multiple of, neighbours in its ranking;
-    the last portion of each has what is left over as well. ``of`` (units,): which one a unit is in. Of each portion:
-    ``group``, the head (numbered from 0) or FFN (after the heads) that it belongs to, ``size`` and ``tied``. ``order``:
-    best first, by their middle units, so that a threshold within a portion falls to the nearer side; the first
-    ``fixed`` of them stay whatever the target: those of ``ranking.stay``, and the best dimension's."""
+    """Units that stay or go as one: so many units of a head or FFN as it keeps a multiple of, neighbours in its
+    ranking; the last portion of each has what is left over as well. ``of`` (units,): which one a unit is in. Of each
+    portion: ``group``, the head (numbered from 0) or FFN (after the heads) that it belongs to, ``size`` and ``tied``.
+    ``order``: best first, by their middle units, so that a threshold within a portion falls to the nearer side; the
+    first ``fixed`` of them stay whatever the target: those of ``ranking.stay``, and the best dimension's."""
 
     of: Tensor
     group: Tensor
@@ -267,7 +354,7 @@ class _Portions:
     fixed: int
 
     def first(self, count: int) -> Tensor:
-        """Which ones are the best so many."""
+        """Return which ones are the best so many."""
         chosen = torch.zeros(len(self.order), dtype=torch.bool)
         chosen[self.order[:count]] = True
         return chosen
@@ -300,7 +387,7 @@ def _portions(dims: ledger.Dims, ranking: Ranking, multiple: int) -> _Portions:
 
 
 def _groups(dims: ledger.Dims, ranking: Ranking) -> Tensor:
-    """Which head (numbered from 0) or FFN (after the heads) each unit belongs to."""
+    """Return which head (numbered from 0) or FFN (after the heads) each unit belongs to."""
     heads = torch.arange(dims.depth * dims.heads).repeat_interleave(dims.head_dim)
     ffns = torch.arange(dims.depth).repeat_interleave(dims.hidden) + dims.depth * dims.heads
     return torch.cat([heads] * (ranking.dims is not None) + [ffns] * (ranking.neurons is not None))

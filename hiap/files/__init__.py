@@ -78,7 +78,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Within, no other process has this lock; waits for it. The kernel gives it back, however the process ends. Where
     there are no locks it says so and goes on: two processes would then write the same files twice, each whole."""
     with open_lock(path) as file:

@@ -14,3 +14,10 @@ def derive(*parts: int | str) -> int:
     """A 63-bit seed for the place named by ``parts``, e.g. ``derive(seed, 'gates', stage, step)``."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def noise_seed(seed: int, noise: str, phase: int, step: int, part: int) -> int:
+    """Return the seed of all noise of one forward pass (A10): ``part``, which process or which share of an accumulated
+    batch it is, counts where ``noise`` is 'own'."""
+    own = (part,) if part and noise == "own" else ()
+    return derive(seed, "step", phase, step, *own)

@@ -12,12 +12,11 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from hiap.backbones.count import qk_dims, value_dims
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.guard import require_linear, require_plain, require_same
-from hiap.backbones.parts import JoinedLinear, biases
-from hiap.cost import qk_dims, value_dims
-from hiap.extraction import is_trained
-from hiap.pruned_vit import PrunedAttention, PrunedBlock, set_layout
+from hiap.backbones.parts import JoinedLinear, biases, is_trained
+from hiap.backbones.pruned import PrunedAttention, PrunedBlock, set_layout
 
 PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
 

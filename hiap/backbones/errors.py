@@ -1,0 +1,46 @@
+"""Errors that are one line, and sections of options that raise them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line and says what was expected."""
+
+
+class UnsupportedModelError(ValueError):
+    """The network holds a module that has no gated form here; the message names it."""
+
+
+class Section(BaseModel):
+    """Options, frozen once they are checked; an unknown one is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Some = TypeVar("Some", bound=BaseModel)
+
+
+def one_line(error: object, most: int | None = 200) -> str:
+    """Return what is said, without line breaks, and not more than ``most`` characters of it (None: all)."""
+    return " ".join(str(error).split())[:most]
+
+
+def checked(section: type[Some], values: dict[str, Any]) -> Some:
+    """Return ``section(**values)``. Raises ``ConfigError`` (one line) for values that it does not take."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        raise ConfigError(first_error(error)) from None
+
+
+def first_error(error: ValidationError) -> str:
+    """Return one line for the first problem: the dotted key, what is wrong, and what was given."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part not in ("float", "str", "int"))
+    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}{given}" if key else message

@@ -1,0 +1,60 @@
+"""A network's parameters as groups for an optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hiap.backbones.errors import ConfigError
+
+
+def param_groups(
+    model: Any,
+    lr: float,
+    weight_decay: float,
+    gate_decay: float = 0.0,
+    gate_lr_scale: float = 1.0,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Return groups for an optimiser, as ``hiap.Pruner.param_groups`` explains them; ``model`` may be dense. Decay is
+    on matrices only, timm's usual rule."""
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if layer_decay is not None:
+        return _layer_groups(model, lr, weight_decay, gate_decay, gate_lr_scale, layer_decay, skip)
+    decay, plain, logits = [], [], []
+    for name, p in model.named_parameters():
+        if name.endswith(".logit"):
+            logits.append(p)
+        elif p.ndim < 2 or name in skip:
+            plain.append(p)
+        else:
+            decay.append(p)
+    groups = ((decay, weight_decay, 1.0), (plain, 0.0, 1.0), (logits, gate_decay, gate_lr_scale))
+    return [
+        {"params": params, "weight_decay": decayed, "lr": lr * scale, "lr_scale": scale}
+        for params, decayed, scale in groups
+        if params
+    ]
+
+
+def _layer_groups(
+    model: Any,
+    lr: float,
+    weight_decay: float,
+    gate_decay: float,
+    gate_lr_scale: float,
+    layer_decay: float,
+    skip: set[str],
+) -> list[dict[str, Any]]:
+    """Return timm's groups of layer decay, with the gates' logits in one of their own."""
+    from timm.optim import param_groups_layer_decay
+
+    if not 0 < layer_decay <= 1:
+        raise ConfigError(f"layer_decay {layer_decay!r}: expected a factor in (0, 1]")
+    logits = [p for name, p in model.named_parameters() if name.endswith(".logit") and p.requires_grad]
+    ours = {id(p) for p in logits}
+    groups = []
+    for group in param_groups_layer_decay(model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay):
+        if params := [p for p in group["params"] if id(p) not in ours]:
+            groups.append({**group, "params": params, "lr": lr * group["lr_scale"]})
+    own = {"weight_decay": gate_decay, "lr": lr * gate_lr_scale, "lr_scale": gate_lr_scale}
+    return groups + ([{"params": logits, **own}] if logits else [])

@@ -1,0 +1,264 @@
+"""``hiap.Pruner`` and ``hiap.extract``: the paper's phase and its extraction, with targets and what else is ours."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiap import cost, extraction, options, pruner
+from hiap.backbones.evening import even, trimmed
+from hiap.backbones.families import is_vit
+from hiap.backbones.pruned import LAYOUTS
+from hiap.backbones.sharded import gathered
+from hiap.budget.latency import LatencyTable
+from hiap.budget.options import GateConfig, PenaltyConfig
+from hiap.budget.policy import Policy
+from hiap.budget.selection import kept_units, target_of
+from hiap.budget.summary import Summary
+from hiap.budget.watch import LOOK, Watch
+from hiap.gated_layers import is_gated
+from hiap.options import ConfigError, FeasibilityConfig, checked
+from hiap.pruner import PrunerError
+
+
+class Pruner(pruner.Pruner):
+    """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
+    the smaller network. ``hiap.pruner`` has the paper's; here are its targets, its checks and what else is ours.
+
+    ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
+    compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
+    batches that accumulates. Raises ``ConfigError`` (one line) for options that do not go together, for a target out of
+    reach, and for a table of another network.
+
+    Args:
+        model: a timm ViT (``hiap/backbones/supported.csv`` has a list), or one that was pruned before, of which shares
+            then are; anything else is an ``UnsupportedModelError`` that names the module.
+        steps: optimiser steps of the phase.
+        target_macs, target_params, target_latency: what the end must have at most (microseconds of a batch for the
+            last), a number or, below 1, a share of dense; the penalties' strength is then found, and ``lambda_macro``
+            and ``lambda_micro`` say only its ratio. Without one it is the paper's rule: the two strengths decide what
+            is left.
+        latency: the table, or its file, that predicts time (else ``penalty.latency_table``), for that target and for
+            ``penalty.ledger='latency'``.
+        lambda_macro, lambda_micro: the strengths of ``penalty``.
+        gates, penalty, feasibility: the options of ``hiap.budget.options`` and ``hiap.options``.
+        ramp: share of the phase over which the wanted cost falls to the target (``hiap.budget.controller``).
+        keep, multiple: units that must stay, and in how many units at a time the end is cut, as in ``hiap.extract``.
+        seed: of the noise of ``gates.harden='sample'``, and of ``seed_noise``.
+        shrink: a ``hiap.Shrink`` of its own, see ``cut``.
+    """
+
+    policy: Policy
+    prices: PenaltyConfig
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        steps: int,
+        target_macs: float | None = None,
+        target_params: float | None = None,
+        target_latency: float | None = None,
+        latency: LatencyTable | str | os.PathLike[str] | None = None,
+        lambda_macro: float | None = None,
+        lambda_micro: float | None = None,
+        gates: options.GateConfig | None = None,
+        penalty: options.PenaltyConfig | None = None,
+        feasibility: FeasibilityConfig | None = None,
+        ramp: float = 0.5,
+        keep: Mapping[str, Any] | None = None,
+        multiple: int | None = None,
+        seed: int = 0,
+        shrink: Any = None,
+    ):
+        if not 0 < ramp <= 1:
+            raise ConfigError(f"ramp {ramp!r}: expected a share of the phase in (0, 1]")
+        given = {"lambda_macro": lambda_macro, "lambda_micro": lambda_micro}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
+        gates = gates or GateConfig()
+        whole, target_macs, target_params = _evened(model, target_macs, target_params)
+        self._again, self._finished = whole is not model, False
+        if self._again and any(getattr(block, "attn_constant", None) is not None for block in model.blocks):
+            gates = gates.model_copy(update={"attn_bias": "kept"})  # else what is gone would give nothing
+        targets = {"target_macs": target_macs, "target_params": target_params, "target_latency": target_latency}
+        policy = partial(
+            Policy,
+            gates=gates,
+            penalty=prices,
+            targets=targets,
+            latency=latency,
+            ramp=ramp,
+            keep=keep,
+            multiple=multiple,
+            shrink=shrink,
+            zeros=self._again,
+        )
+        super().__init__(whole, steps, gates, prices, feasibility, seed, policy)
+        self.budget, self.shrink, self.multiple = self.policy.budget, shrink, self.policy.multiple
+        self._priced = bool(prices.lambda_macro or prices.lambda_micro)  # not so in controls
+        self._watch = Watch(self.model)
+        self._first = {name: p.detach().clone() for name, p in self._vectors()}
+
+    def terms(self) -> dict[str, Tensor]:
+        terms = super().terms()
+        self._watch.listen(terms, self.done)
+        return terms
+
+    def step(self) -> None:
+        """Set temperature and strength for the next step; to be called after each optimiser step. Warns, after some of
+        them, of a loop that does not prune."""
+        self._watch.before()
+        super().step()
+        look = min(LOOK, self.steps)
+        self._watch.after(look, self._priced)
+        if self.done == look and self.travel() == 0:
+            raise PrunerError(
+                f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
+            )
+
+    def cut(self, optimizer: torch.optim.Optimizer | None = None) -> list[Any]:
+        """Remove, with ``shrink``, from ``model`` what is closed with certainty, at the end of an epoch, say. Return
+        what was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
+        if not self.shrink:
+            raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
+        gone = self.shrink.look(self.model, optimizer)
+        self._watch.seen()
+        return gone
+
+    @torch.no_grad()
+    def travel(self) -> float:
+        """Return how far the logit that has gone farthest is from where it started; held ones do not count."""
+        ways = ((gate.alpha - self.gates.start(gate.level))[free].abs() for gate, free in self.policy.free(self.model))
+        return max((float(way.max()) for way in ways if way.numel()), default=0.0)
+
+    @torch.no_grad()
+    def near(self) -> float | None:
+        """Return the share of gates that have come half of their way to the threshold, or farther; None where they
+        start closed."""
+        pairs = [(gate.alpha[free], self.gates.start(gate.level)) for gate, free in self.policy.free(self.model)]
+        if any(start <= 0 for _, start in pairs):
+            return None
+        came = torch.cat([(logit <= start / 2).flatten() for logit, start in pairs])
+        return float(came.float().mean()) if came.numel() else None
+
+    def _vectors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield biases and norms that are trained, by name: small, and an optimiser step leaves none of them as it
+        was."""
+        for name, p in self.model.named_parameters():
+            if type(p) is nn.Parameter and p.requires_grad and p.ndim == 1 and not name.endswith(".logit"):
+                yield name, p
+
+    def _untouched(self) -> bool:
+        """Tell whether all weights are what they were when the pruner was made."""
+        pairs = [(self._first[name], p.detach()) for name, p in self._vectors() if name in self._first]
+        return bool(pairs) and all(one.shape == two.shape and torch.equal(one.to(two), two) for one, two in pairs)
+
+    def finish(self, layout: str = LAYOUTS[0]) -> Any:
+        """Return the smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``,
+        run in this layout (``hiap.backbones.pruned``). Raises ``ValueError`` if the paper's rule has closed every head.
+        Warns if no gate came near its threshold: what is kept was then decided by chance."""
+        if self._finished:
+            raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
+        if self.done < self.steps:
+            warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=2)
+        elif self._priced and self.near() == 0:
+            start = min(self.gates.start("macro"), self.gates.start("micro"))
+            warnings.warn(
+                f"finish: no gate came half of its way to the threshold (the farthest went {self.travel():.2g} of "
+                f"{start:.2g}), so what is kept was hardly learned; raise gate_lr, see that no scheduler sets one rate "
+                "for all groups, that the penalty is added and that the network trains in train mode",
+                stacklevel=2,
+            )
+        if self.done == self.steps and self._untouched():
+            warnings.warn(
+                "finish: no weight of pruner.model has changed; the task loss must be of pruner.model(images), and the "
+                "optimiser must have what pruner.param_groups gives",
+                stacklevel=2,
+            )
+        self.harden()
+        small = extract(self.model, layout)
+        self._finished = True
+        return trimmed(small) if self._again else small
+
+    def summary(self) -> Summary:
+        """Return sizes of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple``
+        rounds it; and how far the gates have come and how certain they are, 1 where each is open or closed in every
+        sample (without ``shrink``)."""
+        found = self.policy.summary(self.model)
+        if self.shrink:  # what it holds closed has gone nowhere by itself
+            return found
+        logits = torch.cat([gate.alpha.detach()[free].flatten() for gate, free in self.policy.free(self.model)])
+        certainty = float((2 * torch.sigmoid(logits) - 1).abs().mean()) if len(logits) else 1.0
+        return replace(found, travel=self.travel(), near=self.near(), certainty=certainty)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken. With ``shrink`` the network takes the state's sizes: make the optimiser
+        afterwards. Raises ``PrunerError`` if it is of another model or phase."""
+        if state["steps"] != self.steps or ("budget" in state) != (self.budget is not None):
+            phase = f"{state['steps']} steps {'with' if 'budget' in state else 'without'} a target"
+            raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")
+        if ("shrink" in state) != bool(self.shrink):
+            raise PrunerError(f"load_state_dict: the state is {'not ' * bool(self.shrink)}of a pruner with shrink")
+        super().load_state_dict(state)
+        self._watch = Watch(self.model)
+
+
+def _evened(model: Any, macs: float | None, params: float | None) -> tuple[Any, float | None, float | None]:
+    """Return a network that was pruned before with zeros where units are gone, so that its blocks are alike, and shares
+    of it as numbers; any other, and its targets, as they are."""
+    if not is_vit(model) or is_gated(model):  # refused by ``gate``
+        return model, macs, params
+    whole = even(model)
+    if whole is not model:
+        if isinstance(macs, float) and 0 < macs < 1:
+            macs = round(macs * cost.macs(model, cost.image_of(model)))
+        if isinstance(params, float) and 0 < params < 1:
+            params = round(params * cost.params(model))
+    return whole, macs, params
+
+
+@torch.no_grad()
+def extract(
+    gated: Any,
+    layout: str = LAYOUTS[0],
+    multiple: int | None = None,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_latency: float | None = None,
+    latency: LatencyTable | str | os.PathLike[str] | None = None,
+    keep: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the plain, smaller ViT, of the class that was gated, that computes what ``gated.eval()`` computes. No
+    fine-tuning, and the gated model is left alone, so one trained model serves any number of targets. Raises
+    ``ValueError`` if the model carries no gates, or if no head is left anywhere (nothing would look at the image),
+    ``ConfigError`` for a target out of reach, and ``UnsupportedModelError`` if what is left computes something else
+    (``hiap.backbones.guard``).
+
+    Args:
+        gated: from ``hiap.gate`` or ``pruner.model``.
+        layout: see ``hiap.backbones.pruned``; can be changed later with ``set_layout``.
+        multiple: each head keeps a multiple of so many value dimensions and each FFN of so many neurons, the best, or
+            all of them: matrix kernels lose time to odd sizes. Unset, with a target it is 16, fewer in small networks
+            (``hiap.budget.selection.fitting_multiple``), and without one it is 1. Set without a target, the threshold's
+            numbers go to the nearest multiple; units just below it stay or just above it go, with their own weights, so
+            that the function is no longer that of ``gated.eval()``.
+        target_macs, target_params, target_latency: a number (of microseconds of a batch, as the table ``latency``, or
+            the file that has it, predicts them) or a share of dense below 1: instead of the threshold of 1/2 the one
+            that lands at most ``multiple`` units below the target (the first of a branch pays for the branch).
+        keep: protects units: ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two heads, an
+            FFN and a whole block.
+    """
+    if not is_gated(gated):
+        raise ValueError("extract: the model carries no gates; call hiap.gate first")
+    plain = gathered(gated)
+    target = target_of(plain, target_macs, target_params, target_latency, latency, multiple)
+    return extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)

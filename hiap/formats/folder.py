@@ -1,0 +1,9 @@
+"""What a folder of ``hiap.save`` holds, and the error of one that does not."""
+
+from __future__ import annotations
+
+ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+
+
+class StoreError(ValueError):
+    """A folder that is not a network of this format, or a damaged one; one line."""

@@ -1,0 +1,30 @@
+"""``hiap.push("folder", "owner/name")``: a saved network to a model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hiap.formats.folder import StoreError
+from hiap.formats.hub import NAMES, is_name, why
+from hiap.formats.store import load
+
+
+def push(folder: str | Path, name: str, private: bool = False) -> str:
+    """Upload a folder of ``hiap.save`` to the hub's repository ``owner/name``, which is made (``private`` or not) if it
+    is not there. Returns its address. Raises ``StoreError`` (one line), before anything is sent if the folder holds no
+    network that loads or the name is none."""
+    if not is_name(name):
+        raise StoreError(f"{name!r}: not a name of the hub; expected owner/name")
+    if not Path(folder).is_dir():
+        raise StoreError(f"{folder}: no such folder; expected one of hiap.save")
+    load(Path(folder))
+    import huggingface_hub as hub
+
+    try:
+        address = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=NAMES, commit_message="A network of hiap.save"
+        )
+    except Exception as error:  # huggingface_hub and the client under it raise dozens of kinds
+        raise StoreError(f"{name}: the hub did not take it ({why(error)}); {folder} is as it was") from None
+    return str(address)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from analysis.figures.style import DASHED, EDGED, LOOKS, RATIOS, Ink, entry, narrow, styled, wide
+from analysis.figures.style import DASHED, EDGED, LOOKS, RATIOS, Ink, entry, look, narrow, styled, wide
 
 
 def fig4(lines: pd.DataFrame, xlabel: str, ylabel: str, points: pd.DataFrame | None = None) -> Figure:
@@ -44,6 +44,33 @@ def ahead(rows: pd.DataFrame) -> Figure:
     ax.set(xlabel="GFLOPs, as printed", ylabel="top-1 above the 2:1 line (points)")
     ax.grid(True)
     fig.legend(loc="outside upper center", ncols=4, columnspacing=1.0, handletextpad=0.3)
+    return fig
+
+
+def after_cut(rows: pd.DataFrame, dense: float) -> Figure:
+    """Top-1 right after a cut, alone (hollow) and with the maps behind it corrected (filled): a line per method, a
+    panel per target. ``rows``: ``target``, ``title``, ``method``, ``after`` ("cut" or "corrected"), ``top1``,
+    ``test_images``; ``dense``: top-1 of the network that was cut."""
+    targets = sorted(rows["target"].unique(), reverse=True)
+    corrected = rows[rows["after"] == "corrected"]
+    order = list(corrected.groupby("title")["top1"].mean().sort_values(ascending=False).index)
+    fig, axes = wide(0.95 + 0.17 * len(order), 1, len(targets), sharey=True, sharex=True, squeeze=False)
+    for ax, target in zip(axes[0], targets, strict=True):
+        ax.axvline(dense, **DASHED, zorder=1)
+        for (title, method), pair in rows[rows["target"] == target].groupby(["title", "method"]):
+            (colour, marker), place = look(str(method)), order.index(title)
+            ends = pair.set_index("after")["top1"]
+            ax.plot(ends, [place] * len(ends), color=colour, linewidth=0.8, zorder=1)
+            for after, top1 in ends.items():
+                ax.plot(top1, place, marker, color=colour, mfc="white" if after == "cut" else colour, markersize=4.5)
+        ax.set(title=f"{100 * target:.0f} % of the MACs", xlim=(0, 100))
+        ax.grid(True, axis="x")
+    axes[0, 0].set_yticks(range(len(order)), order)
+    axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    fig.supxlabel(f"top-1 on {rows['test_images'].max():,} validation images (%)", fontsize=7)
+    kinds = [entry(Ink.GREY, "o", mfc="white", label="cut"), entry(Ink.GREY, "o", label="cut and corrected")]
+    kinds.append(entry("black", linewidth=0.7, linestyle="--", label=f"dense, {dense:.2f} %"))
+    fig.legend(handles=kinds, loc="outside upper center", ncols=3)
     return fig
 
 

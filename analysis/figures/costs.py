@@ -113,11 +113,11 @@ def reach(rows: pd.DataFrame) -> Figure:
 
 
 def training_per_target(rows: pd.DataFrame) -> Figure:
-    """What one network of each variant took to train (``training.totals``), a panel per target; hatched: its start."""
+    """What one network of each variant took to train (``training.totals``), a panel per target."""
     rows = rows.dropna(subset="target")
     targets = sorted(rows["target"].unique(), reverse=True)
     variants = list(dict.fromkeys(rows.sort_values("train_macs")["title"]))
-    size = 0.7 + 0.15 * len(variants)
+    size = 0.9 + 0.15 * len(variants)
     fig, axes = wide(size, 1, max(1, len(targets)), sharey=True, sharex=True, squeeze=False)
     for ax, target in zip(axes[0], targets, strict=False):
         for row in rows[rows["target"] == target].to_dict("records"):
@@ -128,6 +128,9 @@ def training_per_target(rows: pd.DataFrame) -> Figure:
         ax.grid(True, axis="x")
     axes[0, 0].set_yticks(range(len(variants)), variants)
     axes[0, 0].invert_yaxis()
+    kinds = [Patch(**INHERITED, linewidth=0.3, label="the dense network that it starts from")]
+    kinds.append(Patch(color=Ink.GREY, label="the method itself"))
+    fig.legend(handles=kinds, loc="outside upper center", ncols=2)
     return fig
 
 
@@ -174,7 +177,8 @@ def deploy(rows: pd.DataFrame) -> Figure:
         lower = 0.8 * ((here.index(network) + 0.5) / len(here) - 0.5)
         places = [lines[str(report)].index(line) + lower for line in group["line"]]
         errors = [group["best"] - group["best_low"], group["best_high"] - group["best"]]
-        marks = {"fmt": style.marker, "color": style.colour, "markersize": 3.5, "elinewidth": 0.5, **EDGED}
+        size = 6 if style.marker == "*" else 3.5  # a star has little ink
+        marks = {"fmt": style.marker, "color": style.colour, "markersize": size, "elinewidth": 0.5, **EDGED}
         ax.errorbar(group["best"], places, xerr=errors, label=names.network(str(network)), **marks)
         ax.set_title(f"{group['subject'].iloc[0]}, batch {batch}", fontsize=6.5)
     for ax in axes.flat:

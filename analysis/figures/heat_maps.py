@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def heat_map(
     sns.heatmap(grid.astype(float), ax=ax, annot=written, **style, **labels)
     ax.hlines(range(1, len(values)), 0, values.shape[1], color="white", linewidth=0.4)
     ax.tick_params(length=2, rotation=0)
+    ax.tick_params(axis="y", length=0)  # a tick before a number reads as a minus sign
     for text in ax.texts:
         if text.get_transform() == ax.transData:  # in a cell
             column, row = map(int, text.get_position())
@@ -100,7 +102,8 @@ def widths(shape: pd.DataFrame, full: dict[str, int], title: str = "") -> Figure
     ratios = [0.17 * heads + 0.1, 0.9]
     fig, (top, bottom) = narrow(1.6 + 0.17 * heads, 2, 1, sharex=True, height_ratios=ratios)
     image = heat_map(top, dims, full["mean_dims"], "{:.0f}", width=2.5)
-    top.set(title=title, xlabel="", ylabel="Head,\nby size")
+    fig.suptitle(textwrap.fill(title, 44), fontsize=STYLE["axes.titlesize"])
+    top.set(xlabel="", ylabel="Head,\nby size")
     top.tick_params(length=0)
     colour_bar(image, [top], full["mean_dims"], "dims kept", ends=True, aspect=8)
     centres = shape["block"] + 0.5
@@ -188,7 +191,7 @@ def fig3(networks: list[Topology]) -> Figure:
     column per network; the dense network is dotted. Where dimensions are not known the panel says so."""
     fig, axes = wide(3.0, 3, len(networks), sharex="col", squeeze=False)
     for column, network in zip(axes.T, networks, strict=True):
-        column[0].set_title(network.title)
+        column[0].set_title(textwrap.fill(network.title, 36))
         column[-1].set_xlabel("block")
         for ax, (quantity, (_, colour)) in zip(column, BARS.items(), strict=True):
             full = network.full[quantity]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import DASHED, Ink, entry, narrow, styled, wide
-from analysis.records.names import TARGETED, count
+from analysis.records.names import TARGETED, count, reading
 
 FAR = 3.0  # points of top-1: a method this far from HiAP at the same target would hide the others
 MARGIN = 0.2  # points of top-1 around what an axis shows
-ROOM = 0.9  # of an axis, for what is written off its scale beside zero
+BESIDE = 1.07  # where a bill stands, in widths of its axes
+ROOM = 1.15  # of an axis, for what is written off its scale beside zero
 OURS = TARGETED.removesuffix(" (ours)")  # where there is little room
 
 
@@ -71,9 +73,12 @@ def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
         ends = {column: "middle", f"{column}_low": "low", f"{column}_high": "high"}
         rows = spread.rename(columns={"label": "title", **ends})
         default = rows.loc[rows["title"] == "default", "middle"]
-        title = "" if panels else f"n = {count(spread['n'])}"
-        panels.append(Dots(title, unit, rows, line=default.iloc[0] if len(default) else None))
-    return dots(panels, list(spread["label"]))
+        panels.append(Dots("", unit, rows, line=default.iloc[0] if len(default) else None))
+    lines = sorted(spread["label"], key=lambda label: [int(number) for number in re.findall(r"A(\d+)", label)])
+    fig = dots(panels, lines)  # the default first, A12 last
+    fig.axes[0].set_yticklabels(map(reading, lines))
+    fig.supxlabel(f"95 % over n = {count(spread['n'])} seeds; dashed: the default", fontsize=6.5)
+    return fig
 
 
 def forest(rows: pd.DataFrame) -> Figure:
@@ -91,7 +96,7 @@ def forest(rows: pd.DataFrame) -> Figure:
         for row in mine.to_dict("records"):
             _line(ax, row, place[row["group"], row["title"]], limits)
         _beside(ax, place["", OURS], mine["reference_train_macs"].iloc[0])
-        ax.text(1.03, -0.6, "TMACs", transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
+        ax.text(BESIDE, -0.6, "TMACs", transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
         ax.set(xlim=limits)
         ax.set_title(f"{100 * target:.0f} % of the MACs", fontsize=6.5, loc="left")
         ax.grid(True, axis="x")
@@ -128,16 +133,17 @@ def _line(ax: Axes, row: dict[Any, Any], y: int, limits: tuple[float, float]) ->
         text = f"{'← ' if left else ''}{row['middle']:+.1f}{ends}{'' if left else ' →'}"
         x, side, step = (limits[0], "left", 1) if left else (limits[1], "right", -1)
         inset = step * 0.05 * (limits[1] - limits[0])
-        ax.plot(x + inset / 2, y, look.marker, color=look.colour, markerfacecolor=look.face, markersize=3.5)
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        ax.text(x + 1.4 * inset, y, text, ha=side, va="center", fontsize=5.5, color=look.colour, bbox=ground)
+        marks: dict[str, Any] = {"markerfacecolor": look.face, "markersize": 3.5, "clip_on": False, "zorder": 4}
+        ax.plot(x + 0.4 * inset, y, look.marker, color=look.colour, **marks)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.0}
+        ax.text(x + 1.3 * inset, y, text, ha=side, va="center", fontsize=5.2, color=look.colour, bbox=ground)
     _beside(ax, y, row["train_macs"])
 
 
 def _beside(ax: Axes, y: int, macs: float) -> None:
     """A bill in TMACs at the right of a line."""
     bill = f"{macs / 1e12:.{1 if macs >= 1e13 else 2}f}"
-    ax.text(1.03, y, bill, transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
+    ax.text(BESIDE, y, bill, transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
 
 
 def _look_of(row: dict[Any, Any]) -> Mark:

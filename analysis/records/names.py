@@ -30,6 +30,7 @@ RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "
 
 
 RULE = "The paper's rule, our reading"
+PRICED = re.compile(r"(rule|[\d.]+to1|macro-only|micro-only)-([\d.]+)")  # one run of a scan over strengths
 CONTROL = "control"
 CONTROLS = {  # what no one would choose: they say what training, a teacher or noise alone do
     "dense-continued": "Dense, trained on",
@@ -47,6 +48,9 @@ def title(label: str, method: str, target: float | None = None, steps: float | N
     for what runs them: 'dense-noise' of method hiap is no HiAP."""
     if label in CONTROLS:
         return f"{CONTROLS[label]} ({CONTROL})"
+    if priced := PRICED.fullmatch(label):
+        ratio = priced[1].replace("to", ":") if priced[1] != "rule" else RULE
+        return f"{ratio}, strength {priced[2]}"
     for key in (method, "dense"):
         if label == key or label.startswith(f"{key}-"):
             rest = label[len(key) + 1 :]
@@ -86,6 +90,15 @@ def titles(rows: pd.DataFrame, column: str = "label") -> list[str]:
     """The ``title`` of each row by ``column``, ``method``, and, where it has them, ``target`` and ``steps``."""
     nothing = [None] * len(rows)
     return list(map(title, rows[column], rows["method"], rows.get("target", nothing), rows.get("steps", nothing)))
+
+
+def reading(label: str) -> str:
+    """A reading of an open point, as grid sensitivity labels it: 'A6-rate-0.2' is 'A6: rate 0.2'."""
+    points = re.match(r"(?:A\d+-)+", label)
+    if not points:
+        return label
+    rest = label[points.end() :].replace("no-t2", "without T²").replace("-", " ")
+    return f"{', '.join(points[0].rstrip('-').split('-'))}: {rest}"
 
 
 def run_title(record: Record) -> str:

@@ -53,6 +53,15 @@ def taken(results: Results) -> dict[int, Record]:
     return {number: record for (reading, number), record in places.items() if reading == TAKEN}
 
 
+def words(reading: str) -> str:
+    """A reading's label spelt out: 'm0.2-s3-t6-total-no-t2' is 'start 3 (macro 0.2), travel 6, scale total, no T²'."""
+    label, squared = reading.removesuffix("-no-t2").removesuffix("-t2"), not reading.endswith("-no-t2")
+    *marks, scale = label.split("-")
+    found = {mark[0]: mark[1:] for mark in marks}
+    macro = f" (macro {found['m']})" if "m" in found else ""
+    return f"start {found['s']}{macro}, travel {found['t']}, scale {scale}, {'T²' if squared else 'no T²'}"
+
+
 def _place(record: Record) -> tuple[str, int]:
     """Reading and figure, as a label names them; the dense start has neither."""
     reading, _, number = record.label.rpartition("-fig")

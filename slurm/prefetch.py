@@ -19,7 +19,10 @@ from slurm.site import Site
 from slurm.submission import cache_variables
 
 INDEX = "import sys\nfrom hiap.data.loader import make_index\nmake_index(sys.argv[1])"
-HUB = "import sys, timm\ntimm.create_model(sys.argv[1], pretrained=True)"
+HUB = (
+    "import sys, timm\nfrom hiap.formats import hub\n"
+    "with hub.at_hand():\n    timm.create_model(sys.argv[1], pretrained=True)"
+)
 
 
 def prefetch(runs: list[Run], site: Site) -> list[str]:

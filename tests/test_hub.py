@@ -52,6 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for function in (create_repo, upload_folder, snapshot_download):
         monkeypatch.setattr(huggingface_hub, function.__name__, function)
+    monkeypatch.setattr("hiap.formats.hub._answers", lambda address: True)
     monkeypatch.chdir(tmp_path)
     return root
 
@@ -140,6 +141,59 @@ def test_without_a_stand_in_it_is_one_line_too(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
     with pytest.raises(StoreError, match=r"somebody/not-there: the hub did not take it"):
         hiap.push(tmp_path / "net", "somebody/not-there")
+
+
+@pytest.mark.parametrize("where", ["closed", "silent", "proxy"])
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(where, tmp_path, monkeypatch, capsys):
+    """Nothing listens, or something does and says nothing: huggingface_hub alone would ask again for minutes."""
+    import socket
+
+    from hiap.cli.commands import main as command
+    from hiap.formats import hub as ours
+
+    waits: list[float] = []
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", waits.append)  # between one try and the next
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ours, "PATIENCE", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        if where == "silent":
+            silent.listen()
+        if where == "proxy":
+            monkeypatch.setenv("https_proxy", address)
+            address = "https://hub.example"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        (tmp_path / "images").mkdir()
+        prune = ["prune", "deit_tiny_patch16_224", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+        assert command(prune) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: deit_tiny_\w+: its weights cannot be fetched .*; offline, --weights FILE\n", error)
+    assert not waits
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_whatever_answers_is_asked(monkeypatch):
+    """An error of the server, or a certificate that is not ours to judge, is an answer."""
+    import ssl
+    import urllib.error
+
+    from hiap.formats.hub import _answers
+
+    def raises(error: Exception) -> Any:
+        def urlopen(*_: Any, **__: Any) -> None:
+            raise error
+
+        return urlopen
+
+    for error, answer in (
+        (urllib.error.HTTPError("https://x", 405, "no HEAD", None, None), True),  # type: ignore[arg-type]
+        (urllib.error.URLError(ssl.SSLError("certificate")), True),
+        (urllib.error.URLError(OSError("no route")), False),
+        (TimeoutError(), False),
+    ):
+        monkeypatch.setattr("urllib.request.urlopen", raises(error))
+        assert _answers("https://x") is answer
 
 
 @pytest.mark.parametrize("name", ["", "small", "a/b/c", "a b/c", "-/x", "../up", "a/..", "a/" + "b" * 96])

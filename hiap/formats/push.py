@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hiap.formats.folder import StoreError
-from hiap.formats.hub import NAMES, is_name, why
+from hiap.formats.hub import NAMES, at_hand, is_name, why
 from hiap.formats.store import load
 
 
@@ -21,10 +21,11 @@ def push(folder: str | Path, name: str, private: bool = False) -> str:
     import huggingface_hub as hub
 
     try:
-        address = hub.create_repo(name, private=private, exist_ok=True)
-        hub.upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=NAMES, commit_message="A network of hiap.save"
-        )
+        with at_hand():
+            address = hub.create_repo(name, private=private, exist_ok=True)
+            hub.upload_folder(
+                repo_id=name, folder_path=folder, allow_patterns=NAMES, commit_message="A network of hiap.save"
+            )
     except Exception as error:  # huggingface_hub and the client under it raise dozens of kinds
         raise StoreError(f"{name}: the hub did not take it ({why(error)}); {folder} is as it was") from None
     return str(address)

@@ -4,6 +4,7 @@ DeiT included."""
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from hiap import cost
 from hiap.backbones.count import counted_macs
 from hiap.data import loader as data
+from hiap.formats import hub
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import autocast
 from hiap.train.evaluate import at_once
@@ -128,10 +130,11 @@ def _created(config: Config, **options: Any) -> Any:
     """At the student's size, where the architecture has one."""
     name = config.distill.teacher
     try:
-        try:
-            return timm.create_model(name, img_size=config.model.img_size, **options)
-        except TypeError:
-            return timm.create_model(name, **options)
+        with hub.at_hand() if options.get("pretrained") else nullcontext():
+            try:
+                return timm.create_model(name, img_size=config.model.img_size, **options)
+            except TypeError:
+                return timm.create_model(name, **options)
     except Exception as error:  # huggingface_hub raises a dozen kinds, offline or not
         raise ConfigError(
             f"distill.teacher '{name}': cannot be made or fetched ({type(error).__name__}); offline, set "

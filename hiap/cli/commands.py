@@ -52,6 +52,7 @@ COMMANDS = {
     "export": Command("write a saved network as ONNX, torch.export's or stock timm's", "hiap.formats.cli", named=True),
     "push": Command("upload a saved network to a model hub", "hiap.formats.cli", named=True),
     "launch": Command("run a grid of experiments, here or on SLURM", "slurm.launch_grid", study=True),
+    "join": Command("a method of your own beside all others", "analysis.join", study=True),
     "plot": Command("draw a grid: top-1 against MACs, differences, gates", "analysis.plot", study=True),
     "cite": Command("what stands behind a result, with BibTeX", "analysis.cite", study=True),
     "claims": Command("the verdicts on the paper's claims, recomputed", "analysis.claims.__main__", study=True),

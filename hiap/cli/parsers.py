@@ -45,6 +45,21 @@ def launch() -> Parser:
     return parser
 
 
+def join() -> Parser:
+    about = "Tune a method of your own, run it, and set its row beside all others: intervals, cost, verdicts."
+    parser = Parser(prog="hiap join", description=about)
+    parser.add_argument("method", help="the path of its .py file (docs/join.md)")
+    parser.add_argument("--grid", default="join", help="a name in slurm/grids, or a .yaml file (default: join)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only these seeds (default: all)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: the grid's hint)")
+    where = ("auto", "slurm", "local", "debug")
+    parser.add_argument("--cluster", default="auto", choices=where, help="as of hiap launch (default: auto)")
+    parser.add_argument("--results", default="results/local", metavar="DIR", help="default: results/local")
+    parser.add_argument("--rerun", action="store_true", help="train again what was made by another version of the file")
+    parser.add_argument("--dry-run", action="store_true", help="list runs and cost, start nothing")
+    return parser
+
+
 def cite() -> Parser:
     parser = Parser(prog="hiap cite", description="What stands behind a result: interval, runs, commit, BibTeX.")
     example = "<grid>/<label>, e.g. study/hiap-20, or a claim, e.g. T2-10; @<commit> behind makes it a permalink"

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 project = "HiAP, reproduced in the open"
 author = "The HiAP reproduction contributors"
-project_copyright = "MIT licence"
+project_copyright = "The HiAP reproduction contributors, MIT licence"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "HiAP, reproduced"
@@ -49,8 +49,12 @@ def write_generated(app: Any) -> None:
 
 
 def link_files(app: Any, name: str, source: list[str]) -> None:
-    """Markdown that lies outside this folder is no page of the site: a link to it leads to the file."""
-    source[0] = re.sub(r"\]\((\.\./[^)]+\.md)\)", r"](path:\1)", source[0])
+    """Markdown that lies outside this folder is no page of the site: a link to it leads to the file, which is a folder
+    further up from a copied notebook than from the notebook itself."""
+    up = "../" if name.startswith("_generated/") else ""
+    if not up:  # notebooks are pages: their copies
+        source[0] = re.sub(r"\]\(\.\./analysis/(\w+\.ipynb)\)", r"](_generated/\1)", source[0])
+    source[0] = re.sub(r"\]\((\.\./[^)]+\.md)\)", rf"](path:{up}\1)", source[0])
 
 
 def _write(path: Path, text: str) -> None:

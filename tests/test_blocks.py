@@ -10,7 +10,7 @@ from test_evidence import few, root  # noqa: F401  (fixtures: made-up records of
 from analysis.claims import blocks, ledger
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.studies import overview
+from analysis.studies import evidence, overview
 from hiap.train.config import ConfigError
 
 
@@ -51,6 +51,18 @@ def test_the_table_has_the_papers_number_beside_ours_and_on_what(root: Path) -> 
     assert names.TARGETED in half[3]
     assert "Fashion-MNIST" in half[3]
     assert "3 seeds" in half[3]
+
+
+def test_readme_has_the_newest_pair_with_records(root: Path, monkeypatch) -> None:  # noqa: F811
+    results, other = Results(root), evidence.FIRST._replace(grid="later", data="photographs")
+    assert overview.newest(results) == (evidence.FIRST,)
+    monkeypatch.setattr(evidence, "PAIRS", (evidence.FIRST, other))
+    assert overview.newest(results) == (evidence.FIRST,), "without a record it is not there"
+    known = blocks.parts(ledger.load(), results)
+    assert known["verdict-newest"]() == known["verdict"]()
+    assert known["evidence-later"]().startswith("Not run yet")
+    monkeypatch.setattr(evidence, "PAIRS", (other, evidence.FIRST))
+    assert overview.newest(results) == (evidence.FIRST,)
 
 
 def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:

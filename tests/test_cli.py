@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ import pytest
 
 from hiap.bench import run as bench
 from hiap.bench import settings
-from hiap.cli import commands, options
+from hiap.cli import commands, options, parsers
 from hiap.cli.commands import main
+from hiap.formats import cli as formats
+from hiap.formats import prune_cli
 from hiap.train.config import Config, did_you_mean, valid_keys
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +71,22 @@ def test_every_option_has_a_sentence_a_default_and_its_values(option):
     assert len(option.text.split()) > 1, option
     assert option.default, option
     assert option.values != "value", option
+
+
+def every_argument() -> list[tuple[str, str, argparse.Action]]:
+    """Command, its whole help, and each argument of those that argparse reads."""
+    saved = formats._parser()._subparsers._group_actions[0].choices.values()
+    made = [getattr(parsers, name)() for name, command in commands.COMMANDS.items() if command.study]
+    found = [prune_cli._parser(), *saved, *made]
+    return [(p.prog, " ".join(p.format_help().split()), a) for p in found for a in p._actions if a.dest != "help"]
+
+
+@pytest.mark.parametrize(("command", "shown", "argument"), every_argument(), ids=lambda v: getattr(v, "dest", ""))
+def test_every_argument_has_a_sentence_and_its_default(command, shown, argument):
+    assert len((argument.help or "").split()) > 1 or argument.help == "owner/name", (command, argument.dest)
+    if argument.option_strings and argument.default not in (None, False, []):
+        said = shown.partition(argument.option_strings[0] + " ")[2]
+        assert "default" in said.split(" --", 1)[-1], (command, argument.dest)
 
 
 def test_every_key_that_runs_take_is_in_the_help(capsys):

@@ -64,7 +64,7 @@ def readers(tmp_path, monkeypatch) -> dict[str, Any]:
     }
 
 
-PYTHON = [page for page in with_code("python") if page.name not in ("baselines.md", "integrations.md")]
+PYTHON = [page for page in with_code("python") if page.name not in ("baselines.md", "integrations.md", "join.md")]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -197,6 +197,12 @@ def test_examples_run(path, tmp_path, monkeypatch, dense):
     )
     assert done.returncode == 0, done.stderr[-800:]
     assert re.search(r"(49\.\d|50\.0)% of the multiply-adds are left", done.stdout), done.stdout
+
+
+def test_the_page_on_joining_shows_the_example_as_it_is():
+    (text,) = blocks(ROOT / "docs" / "join.md", "python")
+    assert text == (ROOT / "examples" / "own_baseline.py").read_text()
+    assert len(text.splitlines()) <= 45
 
 
 def test_every_example_is_listed():

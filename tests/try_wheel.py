@@ -85,7 +85,8 @@ def prune() -> None:
 
 def commands() -> None:
     hiap = Path(sys.executable).parent / "hiap"
-    for words in ([], ["train", "--help"], ["bench", "--help"], ["show", "--help"], ["export", "--help"]):
+    helps = ([name, "--help"] for name in ("train", "bench", "prune", "show", "export", "push"))
+    for words in ([], *helps):
         subprocess.run([hiap, *words], check=True, stdout=subprocess.DEVNULL)
     for words in (["cite", "T2-10"], ["train", "method=taylor"], ["train", "method=dense"]):
         done = subprocess.run([hiap, *words], capture_output=True, text=True)

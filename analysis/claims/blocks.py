@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import cuts, overview, words
+from analysis.studies import cuts, evidence, overview, words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.config import ConfigError
@@ -23,14 +23,21 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
     """Every block by name; computed when a page asks for it. ``found``: the ledger's verdicts."""
     return {
         "results": lambda: overview.table(results),
+        "results-newest": lambda: overview.table(results, overview.newest(results)),
         "verdict": lambda: overview.verdict(results),
+        "verdict-newest": lambda: overview.verdict(results, overview.newest(results)),
         "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading
         "evidence": lambda: words.at_papers_shape(results),
+        **{f"evidence-{pair.grid}": _at(results, pair) for pair in list(evidence.PAIRS)[1:]},  # one for each
         "digits": lambda: words.on_digits(results),
         "realised": lambda: words.realised(results),
         "deploy": lambda: words.deployed(results),
         "cuts": lambda: cuts.table(results),
     }
+
+
+def _at(results: Results, pair: evidence.Pair) -> Callable[[], str]:
+    return lambda: words.at_papers_shape(results, pair)
 
 
 def fill(text: str, computed: Parts) -> str:
@@ -48,7 +55,7 @@ def fill(text: str, computed: Parts) -> str:
 def _plain(text: str) -> str:
     """``text`` without a line that begins with '%', which is a comment in MyST, and without words that are parted at
     their hyphen, which would be shown with a gap: the rest moves to the line before."""
-    return re.sub(r"(?<=\w)-\n(\S+) ?", r"-\1\n", re.sub(r"\n(%\S*) ?", r" \1\n", text))
+    return re.sub(r"(?<=\w)-\n( *)(\S+) ?", r"-\2\n\1", re.sub(r"\n( *)(%\S*) ?", r" \2\n\1", text))
 
 
 def pages() -> Iterator[Path]:

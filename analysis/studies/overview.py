@@ -4,7 +4,7 @@ measured here, and one sentence on who is ahead of whom. Every number and every 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -30,15 +30,20 @@ class Line(NamedTuple):
     on: str
 
 
-def table(results: Results) -> str:
+def newest(results: Results) -> tuple[evidence.Pair, ...]:
+    """The last of the pairs that have records, which is all that README has room for."""
+    return tuple(pair for pair in evidence.PAIRS if len(results.runs(pair.grid)))[-1:]
+
+
+def table(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
     """The lines as Markdown; what no record answers is left out."""
-    lines = [HEAD, (":---",) * len(HEAD), *_lines(results)]
+    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, pairs)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _lines(results: Results) -> Iterator[Line]:
+def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
     yield from _counted()
-    for pair in evidence.PAIRS:
+    for pair in pairs:
         runs = evidence.load(results, pair.grid)
         if len(runs):
             yield from _trained(results, runs, pair)
@@ -130,10 +135,10 @@ def _timed(results: Results) -> Iterator[Line]:
 # The sentence
 
 
-def verdict(results: Results) -> str:
+def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
     """One sentence per pair: what HiAP + target (ours) is ahead of, and what it is not ahead of, with its training
     bill beside the others'."""
-    said = [_sided(evidence.load(results, pair.grid), pair) for pair in evidence.PAIRS]
+    said = [_sided(evidence.load(results, pair.grid), pair) for pair in pairs]
     return textwrap.fill(" ".join(filter(None, said)) or "No comparison has been run yet.", WIDTH)
 
 

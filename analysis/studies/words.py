@@ -38,8 +38,13 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
         f"correction for {len(pair.primary)} tests; TMACs of training, the method's : its own. "
         f"{len(runs)} runs on one {machines(runs['device_name'])}.*"
     )
-    said = " ".join([_levels(means), *_shape(results, pair), *_explored(runs), *_edges(results, pair)])
-    return "\n\n".join(["\n".join(lines), *(textwrap.fill(text, WIDTH) for text in (caption, said))])
+    said = [_levels(means), *_shape(results, pair), *_explored(runs), *_edges(results, pair)]
+    return "\n\n".join(["\n".join(lines), textwrap.fill(caption, WIDTH), _items(said)])
+
+
+def _items(sentences: list[str]) -> str:
+    """A list, since nobody reads eight sentences of numbers in one paragraph."""
+    return "\n".join(textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ") for text in sentences)
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
@@ -57,8 +62,13 @@ def _levels(means: Means) -> str:
     rule = means.get("hiap-faithful")
     said = f"The dense network has {_top1(means, 'dense')}, {TARGETED} {', '.join(hiap)} of its MACs"
     if rule is not None:
-        said += f", {rule['title']} {rule['top1']:.2f} % at {100 * rule['macs_share']:.0f} %"
+        said += f", {_inside(rule['title'])} {rule['top1']:.2f} % at {100 * rule['macs_share']:.0f} %"
     return said + "."
+
+
+def _inside(title: str) -> str:
+    """'The paper's rule' where it does not begin a sentence."""
+    return title.replace("The ", "the ", 1) if title.startswith("The ") else title
 
 
 def _top1(means: Means, label: str) -> str:
@@ -178,7 +188,7 @@ def on_digits(results: Results) -> str:
         ]
         if parts:
             sentences.append(f"After Holm's correction {TARGETED} is, {said}, {'; '.join(parts)} pruned variants.")
-    return textwrap.fill(" ".join([*sentences, *_faster_gates(short)]), WIDTH)
+    return _items([*sentences, *_faster_gates(short)])
 
 
 def _faster_gates(runs: pd.DataFrame) -> list[str]:

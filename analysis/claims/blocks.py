@@ -59,9 +59,9 @@ def _plain(text: str) -> str:
 
 
 def pages() -> Iterator[Path]:
-    """What may hold marks: README.md and all of docs/."""
+    """What may hold marks: README.md and the pages of docs/, without what ``make docs`` builds below them."""
     yield REPOSITORY / "README.md"
-    yield from sorted((REPOSITORY / "docs").rglob("*.md"))
+    yield from sorted((REPOSITORY / "docs").glob("*.md"))
 
 
 def write(found: pd.DataFrame, results: Results) -> list[Path]:

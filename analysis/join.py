@@ -24,7 +24,6 @@ from analysis.tables.render import Column, Panel, Table, number, per_target, sav
 from hiap.cli import parsers
 from hiap.files import atomic_write
 from hiap.train import methods
-from hiap.train.arguments import told
 from hiap.train.config import ConfigError
 from slurm import grid as grids
 from slurm import launch_grid

@@ -24,6 +24,7 @@ from analysis.tables.render import Column, Panel, Table, number, per_target, sav
 from hiap.cli import parsers
 from hiap.files import atomic_write
 from hiap.train import methods
+from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError
 from slurm import grid as grids
 from slurm import launch_grid
@@ -202,7 +203,7 @@ def starts(place: Place) -> str:
     )
 
 
-@told
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     given = parsers.join().parse_args(arguments)
     name = methods.name_of(given.method)

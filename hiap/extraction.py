@@ -47,7 +47,7 @@ def built(gated: Any, kept: list[BlockMask]) -> Any:
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
-    for ours in ("dense_dims", "dense_param_prices", "no_weight_decay", "forward", "_original_forward"):
+    for ours in ("dense_dims", "dense_param_prices", "given", "no_weight_decay", "forward", "_original_forward"):
         vars(model).pop(ours, None)
     return model.train(gated.training)
 

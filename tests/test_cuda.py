@@ -8,9 +8,12 @@ import pytest
 import torch
 from conftest import small_vit, tiny
 from test_baselines import METHODS
+from test_choice import made
+from test_data import own_cache  # noqa: F401
 
 import hiap
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention
+from hiap.data import loader as data
 from hiap.train import run as train
 from hiap.train.config import Config, from_dict, merge
 from hiap.train.device import autocast
@@ -102,3 +105,21 @@ def test_masked_is_extracted():
     x = torch.randn(4, 1, 16, 16, device=GPU)
     with torch.no_grad():
         assert torch.allclose(gated.eval()(x), hiap.extract(gated).eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "batch"])
+def test_images_that_fit_lie_on_the_gpu_and_are_those_of_the_cpu(augment, tmp_path, monkeypatch):
+    config = made(tmp_path, "tars").model_copy(update={"augment": augment, "mixup": 0.4})
+    place = {"batch_size": 8, "seed": 1, "epoch": 0}
+    here = [*data.train_batches(config, 32, **place)]
+    there = [*data.train_batches(config, 32, device=GPU, **place)]
+    again = [*data.train_batches(config, 32, device=GPU, **place)]
+    monkeypatch.setattr(data, "ON_GPU", 0.0)
+    data._kept.cache_clear()
+    elsewhere = [*data.train_batches(config, 32, device=GPU, **place)]
+    for (images, labels), (moved, told), (same, _), (left, _) in zip(here, there, again, elsewhere, strict=True):
+        assert moved.is_cuda
+        assert not left.is_cuda, "those that do not fit come from the CPU"
+        assert torch.equal(moved, same), "itself, to the bit"
+        torch.testing.assert_close(moved.cpu(), images, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(told.cpu(), labels)

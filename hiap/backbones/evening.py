@@ -12,10 +12,10 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from hiap.backbones.count import qk_dims, value_dims
+from hiap.backbones.count import image_of, macs, params, qk_dims, value_dims
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.guard import require_linear, require_plain, require_same
-from hiap.backbones.parts import JoinedLinear, biases, is_trained
+from hiap.backbones.parts import JoinedLinear, biases, is_norm, is_trained
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock, set_layout
 
 PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
@@ -45,6 +45,8 @@ def even(model: Any) -> Any:
     whole = copy.deepcopy(model, {id(model.blocks): model.blocks})
     whole.blocks = nn.Sequential(*(_block(block, donors, heads, width, neurons) for block in model.blocks))
     set_layout(whole, "padded")
+    # Of what was given shares of a target are, and not of the zeros.
+    whole.given = {"target_macs": macs(model, image_of(model)), "target_params": params(model)}
     require_same(model, whole.train(model.training), "evening")
     return whole
 
@@ -81,7 +83,11 @@ def _silence(part: Any, scale: Any, constant: Tensor | None) -> None:
                 layer.bias.zero_()
     if hasattr(scale, "gamma"):
         scale.gamma.fill_(1.0)
-    if constant is not None:
+    if is_norm(scale):  # behind the branch: what it made of nothing is part of the constant
+        scale.weight.zero_()
+        if getattr(scale, "bias", None) is not None:
+            scale.bias.copy_(torch.zeros_like(scale.bias) if constant is None else constant)
+    elif constant is not None:
         output.bias.requires_grad_(constant.requires_grad).copy_(constant)
 
 

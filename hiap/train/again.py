@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap import cost, gated_vit
+from hiap import gated_vit
 from hiap.backbones.evening import alike, even, trimmed
 from hiap.budget.selection import Ranking, Target, live, target_of, zeros
 from hiap.gated_vit import BlockMask
@@ -65,12 +65,8 @@ def evened(start: Any, config: Config) -> Any:
     return whole
 
 
-def target(start: Any, whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
-    """What is to be left of ``whole``, which is ``start`` evened."""
-    if macs is not None and macs < 1:
-        macs = round(macs * cost.macs(start, cost.image_of(start)))
-    if params is not None and params < 1:
-        params = round(params * cost.params(start))
+def target(whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
+    """What is to be left of an evened network."""
     found = target_of(whole, macs, params, multiple=multiple)
     return found and Again(found.dims, found.prices, found.amount, found.multiple, tuple(zeros(whole)))
 

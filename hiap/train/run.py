@@ -325,7 +325,7 @@ def _target(config: Config, folders: Folders, start: Any, whole: Any, latency: L
     ``.target_latency``. ``whole``: ``start`` with zeros where it was pruned before."""
     of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
     if whole is not start:
-        return again.target(start, whole, *of_size, config.budget.multiple)
+        return again.target(whole, *of_size, config.budget.multiple)
     return target_of(start, *of_size, config.budget.target_latency, latency, config.budget.multiple)
 
 

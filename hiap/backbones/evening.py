@@ -23,7 +23,8 @@ PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp",
 
 @torch.no_grad()
 def even(model: Any) -> Any:
-    """``model`` itself if its blocks are alike, else a copy with zeros. Raises ``UnsupportedModelError`` for a pruned
+    """``model`` itself if its blocks are alike, else a copy with zeros, of which shares of a target are those of
+    ``model`` (``hiap.budget.selection.target_of``). Raises ``UnsupportedModelError`` for a pruned
     network with norms over its units, for one that has no FFN or no attention at all, and for
     layers that do more than their weights say (``hiap.backbones.guard``)."""
     if not any(isinstance(block, PrunedBlock) for block in model.blocks) or alike(model.blocks):

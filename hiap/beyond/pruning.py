@@ -58,8 +58,7 @@ def prune(
     whole = even(model)
     require_correctable(whole)
     gated = gated_vit.gate(whole, attn_bias="kept")  # what a branch gave on the mean stays as a constant
-    wanted = _absolute(model, whole, target_macs, target_params)
-    target = target_of(gated, *wanted, target_latency, latency, multiple)
+    target = target_of(gated, target_macs, target_params, target_latency, latency, multiple)
     if target is None:
         raise ConfigError("set target_macs, target_params or target_latency, e.g. target_macs=0.5")
     target = _constants_stay(target, whole)
@@ -78,17 +77,6 @@ def prune(
     small = extract(gated.eval())
     correct(small, form, (x for x, _ in batches), ridge)
     return trimmed(small)
-
-
-def _absolute(model: Any, whole: Any, macs: float | None, params: float | None) -> tuple[float | None, float | None]:
-    """Shares of a network that was pruned before as numbers: they are not of the whole that it is evened to."""
-    if whole is model:
-        return macs, params
-    if macs is not None and 0 < macs < 1:
-        macs = round(macs * cost.macs(model, cost.image_of(model)))
-    if params is not None and 0 < params < 1:
-        params = round(params * cost.params(model))
-    return macs, params
 
 
 def _constants_stay(target: Target, model: Any) -> Target:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiap import cost, extraction, options, pruner
+from hiap import extraction, options, pruner
 from hiap.backbones.evening import even, trimmed
 from hiap.backbones.families import is_vit
 from hiap.backbones.pruned import LAYOUTS
@@ -84,7 +84,7 @@ class Pruner(pruner.Pruner):
         chosen = {name: value for name, value in given.items() if value is not None}
         prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
         gates = gates or GateConfig()
-        whole, target_macs, target_params = _evened(model, target_macs, target_params)
+        whole = even(model) if is_vit(model) and not is_gated(model) else model  # what is none is refused by ``gate``
         self._again, self._finished = whole is not model, False
         if self._again and any(getattr(block, "attn_constant", None) is not None for block in model.blocks):
             gates = gates.model_copy(update={"attn_bias": "kept"})  # else what is gone would give nothing
@@ -209,20 +209,6 @@ class Pruner(pruner.Pruner):
             raise PrunerError(f"load_state_dict: the state is {'not ' * bool(self.shrink)}of a pruner with shrink")
         super().load_state_dict(state)
         self._watch = Watch(self.model)
-
-
-def _evened(model: Any, macs: float | None, params: float | None) -> tuple[Any, float | None, float | None]:
-    """Return a network that was pruned before with zeros where units are gone, so that its blocks are alike, and shares
-    of it as numbers; any other, and its targets, as they are."""
-    if not is_vit(model) or is_gated(model):  # refused by ``gate``
-        return model, macs, params
-    whole = even(model)
-    if whole is not model:
-        if isinstance(macs, float) and 0 < macs < 1:
-            macs = round(macs * cost.macs(model, cost.image_of(model)))
-        if isinstance(params, float) and 0 < params < 1:
-            params = round(params * cost.params(model))
-    return whole, macs, params
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from conftest import small_vit
 from torch import nn
 
 import hiap
-from hiap import cost
+from hiap.backbones.count import value_dims
 from hiap.backbones.evening import even, trimmed
 from hiap.backbones.pruned import PrunedAttention
 from hiap.gated_vit import masks, set_masks
@@ -70,7 +70,7 @@ def test_a_network_with_uneven_heads_is_evened_without_a_change_and_pruned_furth
     model = uneven(answering())
     whole = even(model)
     assert torch.allclose(whole(images()), model(images()), atol=1e-5)
-    assert len({(tuple(cost.value_dims(b)), b.mlp.fc2.in_features) for b in whole.blocks}) == 1
+    assert len({(tuple(value_dims(b)), b.mlp.fc2.in_features) for b in whole.blocks}) == 1
     small = hiap.prune(model, images(), target_macs=0.7)
     share = hiap.macs(small, IMAGE) / hiap.macs(model, IMAGE)
     assert 0.6 < share <= 0.7

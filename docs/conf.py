@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 project = "HiAP, reproduced in the open"
 author = "The HiAP reproduction contributors"
 project_copyright = "The HiAP reproduction contributors, MIT licence"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "HiAP, reproduced"
 html_static_path: list[str] = []

@@ -18,7 +18,7 @@ import hiap
 COMMANDS = {
     "train": "hiap.train.run",
     "bench": "hiap.bench.run",
-    "hiap": "hiap.formats.cli",
+    "hiap": "hiap.cli.networks",
     "grid": "slurm.launch_grid",
     "analysis.claims": "analysis.claims.__main__",
     "analysis.report": "analysis.report.__main__",

@@ -13,9 +13,9 @@ import pytest
 from hiap.bench import run as bench
 from hiap.bench import settings
 from hiap.cli import commands, options, parsers
+from hiap.cli import networks as formats
+from hiap.cli import prune as prune_cli
 from hiap.cli.commands import main
-from hiap.formats import cli as formats
-from hiap.formats import prune_cli
 from hiap.train.config import Config, did_you_mean, valid_keys
 
 ROOT = Path(__file__).parents[1]

@@ -135,7 +135,7 @@ def check(command: str, rest: list[str]) -> None:
     elif hasattr(parsers, command):
         getattr(parsers, command)().parse_args(rest)
     elif command in ("show", "export", "push"):
-        from hiap.formats.cli import _parser
+        from hiap.cli.networks import _parser
 
         _parser().parse_args([command, *rest])
 

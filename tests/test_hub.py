@@ -20,7 +20,7 @@ from huggingface_hub.utils import filter_repo_objects
 from test_card import FILES, names, pruned
 
 import hiap
-from hiap.formats.cli import main
+from hiap.cli.networks import main
 from hiap.formats.store import ARCHITECTURE, WEIGHTS, StoreError
 
 NAME = "somebody/small.vit"

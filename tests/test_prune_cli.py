@@ -16,7 +16,8 @@ from torch import nn
 
 import hiap
 from hiap.cli import main
-from hiap.formats import card, networks, prune_cli
+from hiap.cli import prune as prune_cli
+from hiap.formats import card, networks
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
 

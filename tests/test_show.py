@@ -15,8 +15,8 @@ from test_extraction import random_gated
 
 import hiap
 from hiap.budget.summary import BlockShape, block_shapes
+from hiap.cli.networks import main
 from hiap.formats import shape
-from hiap.formats.cli import main
 from hiap.formats.show import PICTURES, Shown
 from hiap.formats.store import StoreError
 
@@ -126,7 +126,7 @@ def test_a_dense_network_that_is_none_is_one_line(pruned, tmp_path, capsys):
 
 def test_looking_needs_no_plotting_library(pruned):
     code = (
-        "import sys, hiap.formats.cli; hiap.formats.cli.main(sys.argv[1:]);"
+        "import sys, hiap.cli.networks; hiap.cli.networks.main(sys.argv[1:]);"
         "bad = {'matplotlib', 'pandas', 'seaborn', 'analysis'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code, "show", str(pruned)], check=True, stdout=subprocess.DEVNULL)

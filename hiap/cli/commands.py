@@ -45,12 +45,12 @@ def _bench_help(arguments: list[str]) -> str:
 
 
 COMMANDS = {
-    "prune": Command("prune a network of your own on a folder of images", "hiap.formats.prune_cli"),
+    "prune": Command("prune a network of your own on a folder of images", "hiap.cli.prune"),
     "train": Command("one run: train, prune, measure, leave a record", "hiap.train.run", _train_help),
     "bench": Command("time networks; measure a table of times for a device", "hiap.bench.run", _bench_help),
-    "show": Command("what is left of a saved network, per block", "hiap.formats.cli", named=True),
-    "export": Command("write a saved network as ONNX, torch.export's or stock timm's", "hiap.formats.cli", named=True),
-    "push": Command("upload a saved network to a model hub", "hiap.formats.cli", named=True),
+    "show": Command("what is left of a saved network, per block", "hiap.cli.networks", named=True),
+    "export": Command("write a saved network as ONNX, torch.export's or stock timm's", "hiap.cli.networks", named=True),
+    "push": Command("upload a saved network to a model hub", "hiap.cli.networks", named=True),
     "launch": Command("run a grid of experiments, here or on SLURM", "slurm.launch_grid", study=True),
     "join": Command("a method of your own beside all others", "analysis.join", study=True),
     "plot": Command("draw a grid: top-1 against MACs, differences, gates", "analysis.plot", study=True),

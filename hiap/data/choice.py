@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from hiap.train.config import ConfigError, DataConfig
+from hiap.data.config import DataConfig
+from hiap.options import ConfigError
 
 Role = Literal["train", "test"]
 

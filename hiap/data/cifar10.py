@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hiap.data import contents, layouts
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image

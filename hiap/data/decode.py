@@ -6,8 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hiap.options import one_line
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image

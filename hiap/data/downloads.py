@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError
 
 
 def folder() -> Path:

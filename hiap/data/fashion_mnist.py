@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hiap.data import downloads
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ import numpy as np
 
 from hiap.data import parquet
 from hiap.data.image_index import Indexed, Place
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError
 
 Split = Literal["train", "test"]
 

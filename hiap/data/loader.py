@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hiap.data import choice, cifar10, contents, decode, fashion_mnist, image_index, layouts, pixel_cache
-from hiap.train.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, SIZES, ConfigError, DataConfig
+from hiap.data.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, SIZES, DataConfig
+from hiap.options import ConfigError
 
 if TYPE_CHECKING:
     import torch

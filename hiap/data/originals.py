@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hiap.data import downloads
-from hiap.options import one_line
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError, one_line
 
 # Name here: torchvision's class, what it takes for each split, the folder that data.root must name, what reads it.
 ORIGINALS: dict[str, tuple[str, list[dict[str, Any]], str, str]] = {

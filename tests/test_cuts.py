@@ -47,3 +47,16 @@ def test_differences_are_image_by_image_and_of_corrected_cuts_alone(root: Path) 
 
 def test_without_records_it_says_how_to_make_them(tmp_path: Path) -> None:
     assert "--grid cifar10_cut" in cuts.table(Results(tmp_path))
+
+
+def test_one_sentence_says_what_a_prune_leaves(root: Path) -> None:
+    assert "--grid cifar10_cut" in cuts.sentence(Results(root)), "nothing yet"
+    for share, cut, level in ((0.5, 50, 82), (0.25, 75, 60)):
+        for ranking, method, lost in (("obs_qk", "obs", 0), ("taylor", "taylor", 8)):
+            for seed in range(2):
+                budget = {"target_macs": share, "correct": 512}
+                put(root, f"{ranking}-{cut}-ls", method, seed, level - lost, grid=cuts.GRID, budget=budget)
+    said = " ".join(cuts.sentence(Results(root)).split())
+    assert "2 networks" in said
+    assert "% at 50 % and" in said
+    assert said.endswith("%.")

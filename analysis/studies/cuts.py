@@ -6,6 +6,7 @@ A label is '<ranking>-<what goes, in %>' and ends in '-ls' where least squares c
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,23 @@ def table(results: Results, grid: str = GRID) -> str:
         "In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over networks and images."
     )
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
+
+
+def sentence(results: Results, grid: str = GRID) -> str:
+    """What ``hiap prune`` leaves without training, beside the dense network and Taylor with the same correction."""
+    runs = load(results, grid)
+    found = accuracies(runs[runs["corrected"]]).set_index(["ranking", "target"])
+    pairs = [(t, found["top1"].get(("obs_qk", t)), found["top1"].get(("taylor", t))) for t in (0.5, 0.25)]
+    if any(value is None for _, *values in pairs for value in values):
+        return names.nothing(grid)
+    own = " and ".join(f"{ours:.1f} % at {100 * t:.0f} %" for t, ours, _ in pairs) + " of the MACs"
+    other = " and ".join(f"{theirs:.1f} %" for *_, theirs in pairs)
+    n = found["n"].get(("obs_qk", 0.5))
+    data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {n} networks of {dense(results, grid):.1f} %)"
+    text = (
+        f"Without training, on {data}, what `hiap prune` does leaves {own}; Taylor, with the same correction, {other}."
+    )
+    return textwrap.fill(text, width=125)
 
 
 def _cell(row: Mapping[Any, float], ahead: pd.DataFrame, target: float) -> str:

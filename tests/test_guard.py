@@ -324,3 +324,34 @@ def test_a_hook_is_told_when_a_network_is_saved(tmp_path: Any) -> None:
     hooked("blocks.1.attn")(model)
     with pytest.warns(UserWarning, match=r"save: hooks of blocks\.1\.attn are not taken along"):
         hiap.save(model, tmp_path / "net")
+
+
+class Adapted(nn.Module):
+    """A map with an adapter beside it, as peft's: it has the map's sizes."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base_layer, self.down = base, nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+        self.in_features, self.out_features, self.bias, self.weight = (
+            base.in_features,
+            base.out_features,
+            base.bias,
+            base.weight,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("place", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_a_pruned_network_with_an_adapter_is_not_counted_as_one_without(place: str) -> None:
+    small = hiap.extract(hiap.gate(small_vit()).eval())
+    before = hiap.macs(small, (1, 16, 16))
+    branch, name = place.split(".")
+    part = getattr(small.blocks[1], branch)
+    setattr(part, name, Adapted(getattr(part, name)))
+    with pytest.raises(hiap.UnsupportedModelError, match=rf"blocks\.1\.{branch}\.{name} .*merge") as error:
+        hiap.macs(small, (1, 16, 16))
+    assert "\n" not in str(error.value)
+    assert before > 0

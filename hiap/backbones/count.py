@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiap.backbones import products
 from hiap.backbones.errors import UnsupportedModelError, one_line
 from hiap.backbones.families import channels, classifiers, fc1_rows, is_patches, is_vit, standard
-from hiap.backbones.parts import TokenAndMean, is_norm
+from hiap.backbones.parts import JoinedLinear, TokenAndMean, is_norm
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock
 
 # torch's counter knows the fused attention kernels of CUDA but not the CPU's, and would count those products as free.
@@ -47,8 +48,24 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
 
 def blocks_of(model: Any) -> Any:
-    """Blocks with the names that are counted here, of a dense or extracted ViT."""
-    return model.blocks if any(isinstance(block, PrunedBlock) for block in model.blocks) else standard(model).blocks
+    """Blocks with the names that are counted here, of a dense or extracted ViT. Raises ``UnsupportedModelError`` where
+    a map has layers of its own (an adapter), which the sizes of the map say nothing of."""
+    if not any(isinstance(block, PrunedBlock) for block in model.blocks):
+        return standard(model).blocks
+    for i, block in enumerate(model.blocks):
+        for branch, names in (("attn", ("qkv", "proj")), ("mlp", ("fc1", "fc2"))):
+            part = getattr(block, branch)
+            for name in names if part is not None else ():
+                _require_bare(f"blocks.{i}.{branch}.{name}", getattr(part, name))
+    return model.blocks
+
+
+def _require_bare(name: str, layer: Any) -> None:
+    if isinstance(layer, JoinedLinear) or parametrize.is_parametrized(layer):
+        return
+    if any(True for part in layer.children() for _ in part.parameters()):
+        cure = "merge an adapter first: model.merge_and_unload()"
+        raise UnsupportedModelError(f"{name} ({type(layer).__name__}): has layers of its own; {cure}")
 
 
 def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:

@@ -18,6 +18,7 @@ GRIDS = REPOSITORY / "slurm" / "grids"
 BUDGETS = {"33": 0.67, "50": 0.5, "65": 0.35, "75": 0.25, "85": 0.15}
 PRIMARY = ("hiap", "obs", "taylor", "vit_slim")
 RANKINGS = ("obs", "taylor", "uniform", "l1", "random", "group_taylor")
+OUT_OF_REACH = ("75", "85")  # of l1, which removes neurons alone: a third of the MACs stays
 STUDY = ("cifar10_tune", "cifar10_cut", "cifar10", "imagenette")
 
 
@@ -52,12 +53,12 @@ def test_primary_cells_have_five_seeds_and_others_three() -> None:
 
 def test_every_untrained_cell_is_there() -> None:
     found = seeds("cifar10_cut")
-    for ranking in RANKINGS:
-        for cut in BUDGETS:
-            assert found[f"{ranking}-{cut}-ls"] == {0, 1, 2}
-            assert found[f"{ranking}-{cut}"] == {0}
+    cells = [(ranking, cut) for ranking in RANKINGS for cut in BUDGETS if ranking != "l1" or cut not in OUT_OF_REACH]
+    for ranking, cut in cells:
+        assert found[f"{ranking}-{cut}-ls"] == {0, 1, 2}
+        assert found[f"{ranking}-{cut}"] == {0}
     small = seeds("imagenette")
-    assert all(small[f"cut-{ranking}-{cut}"] == {0} for ranking in RANKINGS for cut in BUDGETS)
+    assert all(small[f"cut-{ranking}-{cut}"] == {0} for ranking, cut in cells)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenette"])

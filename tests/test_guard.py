@@ -355,3 +355,13 @@ def test_a_pruned_network_with_an_adapter_is_not_counted_as_one_without(place: s
         hiap.macs(small, (1, 16, 16))
     assert "\n" not in str(error.value)
     assert before > 0
+
+
+@pytest.mark.parametrize("place", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_an_adapter_inside_a_network_names_its_cure(place: str) -> None:
+    model = small_vit()
+    branch, name = place.split(".")
+    part = getattr(model.blocks[1], branch)
+    setattr(part, name, Adapted(getattr(part, name)))
+    with pytest.raises(hiap.UnsupportedModelError, match=rf"blocks\.1\.{branch}\.{name} \(Adapted\).*merge_and_unload"):
+        hiap.gate(model)

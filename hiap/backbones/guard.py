@@ -60,11 +60,13 @@ def require_linear(name: str, layer: Any) -> None:
         return
     kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else own_type(layer)
     if kind is not nn.Linear:
-        module = type(layer).__module__
-        cure = ""
-        if "quant" in module or "quant" in type(layer).__name__.lower() or "bitsandbytes" in module:
+        module, cure = type(layer).__module__, ""
+        if hasattr(layer, "base_layer") or hasattr(layer, "merge"):  # peft's, and others made like it
+            cure = "; merge the adapter first: model.merge_and_unload()"
+        elif "quant" in module or "quant" in type(layer).__name__.lower() or "bitsandbytes" in module:
             cure = "; prune first, quantise afterwards"
-        raise UnsupportedModelError(f"{name} ({type(layer).__name__}): expected torch.nn.Linear{cure}")
+        kind_of = type(layer).__name__ if type(layer).__name__ != "Linear" else f"{module}.Linear"
+        raise UnsupportedModelError(f"{name} ({kind_of}): expected torch.nn.Linear{cure}")
     if layer.weight is None and not layer.in_features:  # emptied by shrinking: its branch is gone
         return
     if not isinstance(layer.weight, Tensor) or not layer.weight.is_floating_point():

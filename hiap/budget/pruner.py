@@ -167,21 +167,22 @@ class Pruner(pruner.Pruner):
         Warns if no gate came near its threshold: what is kept was then decided by chance."""
         if self._finished:
             raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
+        # Warnings are of this file: whoever calls this may be a framework's loop, which says nothing to its reader.
         if self.done < self.steps:
-            warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=2)
+            warnings.warn(f"finish: after {self.done} of {self.steps} steps the gates are not annealed", stacklevel=1)
         elif self._priced and self.near() == 0:
             start = min(self.gates.start("macro"), self.gates.start("micro"))
             warnings.warn(
                 f"finish: no gate came half of its way to the threshold (the farthest went {self.travel():.2g} of "
                 f"{start:.2g}), so what is kept was hardly learned; raise gate_lr, see that no scheduler sets one rate "
                 "for all groups, that the penalty is added and that the network trains in train mode",
-                stacklevel=2,
+                stacklevel=1,
             )
         if self.done == self.steps and self._untouched():
             warnings.warn(
                 "finish: no weight of pruner.model has changed; the task loss must be of pruner.model(images), and the "
                 "optimiser must have what pruner.param_groups gives",
-                stacklevel=2,
+                stacklevel=1,
             )
         self.harden()
         small = extract(self.model, layout)

@@ -88,4 +88,4 @@ class Watch:
     def _tell(self, line: str) -> None:
         if line not in self.told:
             self.told.add(line)
-            warnings.warn(line, stacklevel=4)
+            warnings.warn(line, stacklevel=1)

@@ -20,8 +20,8 @@ from slurm.submission import cache_variables
 
 INDEX = "import sys\nfrom hiap.data.loader import make_index\nmake_index(sys.argv[1])"
 HUB = (
-    "import sys, timm\nfrom hiap.formats import hub\n"
-    "with hub.at_hand():\n    timm.create_model(sys.argv[1], pretrained=True)"
+    "import sys, timm\nfrom hiap.formats.online import at_hand\n"
+    "with at_hand():\n    timm.create_model(sys.argv[1], pretrained=True)"
 )
 
 

@@ -12,6 +12,7 @@ from baselines import magnitude, random, taylor, torch_pruning, uniform, vit_sli
 from baselines.ranking import FixedGate, fold
 from hiap import cost, gated_vit, ledger
 from hiap.budget import selection
+from hiap.budget.prices import kept_cost
 from hiap.budget.selection import Ranking, joint_ranking, keep_best, target_of
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict
@@ -95,7 +96,7 @@ def test_baselines_land_less_than_a_neuron_below_the_target(rank, share, images)
     dims, prices, dense = sizes(model)
     target = round(share * dense)
     kept = keep_best(dims, rank(model, Context(Config())), target)
-    assert target - prices.neuron < prices.kept_cost(ledger.mac_prices(dims), kept, dims.head_dim) <= target
+    assert target - prices.neuron < kept_cost(ledger.mac_prices(dims), kept, dims.head_dim) <= target
 
 
 @pytest.mark.parametrize("share", [0.9, 0.8, 0.75])
@@ -107,7 +108,7 @@ def test_heads_go_whole_but_for_the_one_at_the_boundary(share):
     kept = keep_best(dims, ranking, target)
     assert sum(int((m.dims.any(-1) & ~m.dims.all(-1)).sum()) for m in kept) <= 1
     per_dim = prices.head // dims.head_dim + prices.value_dim
-    assert target - per_dim < prices.kept_cost(ledger.mac_prices(dims), kept, dims.head_dim, cut_qk=True) <= target
+    assert target - per_dim < kept_cost(ledger.mac_prices(dims), kept, dims.head_dim, cut_qk=True) <= target
     with pytest.raises(ConfigError, match="reachable"):
         keep_best(dims, ranking, round(0.3 * dense))
 

@@ -135,8 +135,16 @@ def test_a_cut_can_be_measured_before_any_training(tmp_path: Path) -> None:
     assert torch.equal(small.head.weight, start.head.weight)
 
 
-@pytest.mark.parametrize("changes", [{"method": "hiap"}, {"method": "dense"}, {"method": "vit_slim"},
-                                     {"budget": {"rounds": 2}}, {"budget": {"noise": True}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "hiap"},
+        {"method": "dense", "budget": {"target_macs": None}},
+        {"method": "vit_slim"},
+        {"budget": {"rounds": 2}},
+        {"budget": {"noise": True}},
+    ],
+)
 def test_what_must_train_cannot_go_without_epochs(changes: dict[str, Any], tmp_path: Path) -> None:
     hiap.save(small_vit(), tmp_path / "net")
     values = {"method": "uniform", "data": {"name": "digits"}, "optim": {"epochs": 0},

@@ -52,7 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for function in (create_repo, upload_folder, snapshot_download):
         monkeypatch.setattr(huggingface_hub, function.__name__, function)
-    monkeypatch.setattr("hiap.formats.hub._answers", lambda address: True)
+    monkeypatch.setattr("hiap.formats.online._answers", lambda address: True)
     monkeypatch.chdir(tmp_path)
     return root
 
@@ -149,7 +149,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(where, tmp_path, 
     import socket
 
     from hiap.cli.commands import main as command
-    from hiap.formats import hub as ours
+    from hiap.formats import online as ours
 
     waits: list[float] = []
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", waits.append)  # between one try and the next
@@ -178,7 +178,7 @@ def test_whatever_answers_is_asked(monkeypatch):
     import ssl
     import urllib.error
 
-    from hiap.formats.hub import _answers
+    from hiap.formats.online import _answers
 
     def raises(error: Exception) -> Any:
         def urlopen(*_: Any, **__: Any) -> None:

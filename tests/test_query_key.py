@@ -16,6 +16,7 @@ from hiap import cost, gated_vit, ledger
 from hiap.backbones.evening import trimmed
 from hiap.backbones.families import standard
 from hiap.beyond import obs, query_key
+from hiap.budget.prices import priced
 from hiap.budget.pruner import extract
 from hiap.budget.selection import target_of
 from hiap.train.config import Config, ConfigError
@@ -89,7 +90,7 @@ def test_it_stays_within_its_target_and_costs_what_is_counted(share: float) -> N
     counted, dense = hiap.macs(small, (1, 16, 16)), hiap.macs(model, (1, 16, 16))
     assert 0.95 * share < counted / dense <= share
     prices = ledger.mac_prices(cost.dims_of(model))
-    assert prices.priced(small, prices, model.blocks[0].attn.head_dim) == counted
+    assert priced(small, prices, model.blocks[0].attn.head_dim) == counted
 
 
 def test_nothing_is_left_out_where_queries_are_normed_or_there_is_a_table_of_times(tmp_path: Any) -> None:

@@ -268,7 +268,7 @@ def test_longer_recipes_are_held_against_the_short_single_phase(runs):
         ("hiap-faithful", "hiap", "The paper's rule, our reading"),
         ("dense-noise", "hiap", "Dense, gate noise (control)"),
         ("dense", "dense", "Dense"),
-        ("2to1-1.8", "hiap", "2to1-1.8"),
+        ("2to1-1.8", "hiap", "2:1, strength 1.8"),
         ("uniform-noise", "uniform", "Uniform, gate noise (control)"),
         ("hiap-faithful-soft", "hiap", "The paper's rule, our reading, soft"),
         ("taylor-rounds", "taylor", "Taylor (in rounds)"),

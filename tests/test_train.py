@@ -365,7 +365,7 @@ BAD = {
     "settling without a target": (["budget.settle=0.5"], "budget.settle is for method 'hiap' with"),
     "noise of a search": (
         ["budget.noise=true"],
-        "budget.noise is for methods l1, magnitude, obs, random, taylor, uniform, which rank",
+        "budget.noise is for methods amp, l1, magnitude, obs, random, snapvit, taylor, uniform, which rank",
     ),
     "target form": (["budget.target_macs=half"], "must be a share, a number of MACs or 'run:<run_id>'"),
 }

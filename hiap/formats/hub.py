@@ -7,58 +7,15 @@ one line after seconds, and a folder can be copied by hand.
 from __future__ import annotations
 
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hiap.formats import card
 from hiap.formats.folder import ARCHITECTURE, WEIGHTS, StoreError
+from hiap.formats.online import at_hand
 from hiap.options import one_line
 
 NAMES = [ARCHITECTURE, WEIGHTS, card.NAME]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-PATIENCE = 5.0  # seconds in which a hub that is there has answered
-
-
-@contextmanager
-def at_hand() -> Iterator[None]:
-    """Where no hub answers, what is asked of it inside comes from the cache on this disk or fails at once:
-    huggingface_hub would ask again for minutes."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _answers(address: str) -> bool:
-    """Whether anything is there, through a proxy where the environment names one. Names are looked up in a thread of
-    its own, since nothing bounds how long that takes."""
-    found: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
-        except urllib.error.HTTPError:  # an answer, if not a friendly one
-            found.append(True)
-        except OSError as error:  # certificates are the hub's own client's to judge
-            found.append(isinstance(getattr(error, "reason", error), ssl.SSLError))
-        else:
-            found.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE + 1)
-    return bool(found and found[0])
 
 
 def fetch(name: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hiap.backbones.families import standard
-from hiap.formats import checkpoints, hub, store
+from hiap.formats import checkpoints, online, store
 from hiap.gated_vit import UnsupportedModelError
 from hiap.options import ConfigError, one_line
 
@@ -54,7 +54,7 @@ def _of_timm(name: str, weights: str, img_size: int | None, averaged: bool | Non
     sizes: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     if not weights:
         try:
-            with hub.at_hand():
+            with online.at_hand():
                 return _supported(timm.create_model(name, pretrained=True, **sizes))
         except (UnsupportedModelError, TypeError) as error:
             raise UnsupportedModelError(f"{name}: {one_line(error)}") from None

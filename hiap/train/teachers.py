@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hiap import cost
 from hiap.backbones.count import counted_macs
 from hiap.data import loader as data
-from hiap.formats import hub
+from hiap.formats import online
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import autocast
 from hiap.train.evaluate import at_once
@@ -130,7 +130,7 @@ def _created(config: Config, **options: Any) -> Any:
     """At the student's size, where the architecture has one."""
     name = config.distill.teacher
     try:
-        with hub.at_hand() if options.get("pretrained") else nullcontext():
+        with online.at_hand() if options.get("pretrained") else nullcontext():
             try:
                 return timm.create_model(name, img_size=config.model.img_size, **options)
             except TypeError:

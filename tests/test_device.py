@@ -13,7 +13,7 @@ from hiap.train import run as train
 from hiap.train.config import ConfigError
 from hiap.train.loop import Loop
 from hiap.train.phase import Phase
-from hiap.train.record import Folders
+from hiap.train.record import Folders, environment
 
 
 @pytest.fixture
@@ -64,6 +64,24 @@ def test_a_gpu_that_this_pytorch_has_no_code_for_is_an_error(monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"Tesla V100 has none; set optim\.precision=fp16"):
         device.check_precision("bf16", torch.device("cuda"))
     device.check_precision("fp16", torch.device("cuda"))
+
+
+def test_a_processor_without_bf16_says_so_and_is_told_from_one_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    cpu = torch.device("cpu")
+    device.check_precision("bf16", cpu)
+    with_it = environment(cpu, "").device_name
+    assert with_it.endswith(", bf16)")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    device.check_precision("fp32", cpu)
+    assert not capsys.readouterr().err
+    device.check_precision("bf16", cpu)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert environment(cpu, "").device_name == with_it.replace(", bf16)", ")")
 
 
 def test_code_runs_within_its_generation_and_intermediate_code_on_later_ones() -> None:

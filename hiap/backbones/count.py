@@ -61,8 +61,8 @@ def blocks_of(model: Any) -> Any:
 
 
 def _require_bare(name: str, layer: Any) -> None:
-    if isinstance(layer, JoinedLinear) or parametrize.is_parametrized(layer):
-        return
+    if layer is None or isinstance(layer, JoinedLinear) or parametrize.is_parametrized(layer):
+        return  # None: a gated branch that shrinking has emptied
     if any(True for part in layer.children() for _ in part.parameters()):
         cure = "merge an adapter first: model.merge_and_unload()"
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): has layers of its own; {cure}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -88,12 +90,30 @@ def has_bf16() -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ``ConfigError`` for bf16 on a GPU that has none: PyTorch would emulate it, at a fraction of the speed."""
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16. One that only emulates it takes tens of times as long as in fp32."""
     import torch
 
-    if precision == "bf16" and device.type == "cuda" and not has_bf16():
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ``ConfigError`` for bf16 on a GPU that has none: PyTorch would emulate it, at a fraction of the speed. On
+    such a CPU it is told, since a run may have been begun elsewhere, or be short."""
+    import torch
+
+    if precision != "bf16":
+        return
+    if device.type == "cuda" and not has_bf16():
         raise ConfigError(f"optim.precision 'bf16': {torch.cuda.get_device_name()} has none; set optim.precision=fp16")
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not cpu_has_bf16():
+        print(
+            f"optim.precision 'bf16': this processor ({torch.backends.cpu.get_cpu_capability()}) has no instructions "
+            "for it and may take 40 times as long; optim.precision=fp32 is another run, with another id",
+            file=sys.stderr,
+        )
 
 
 def _complaint() -> str:

@@ -71,6 +71,9 @@ class Measure:
             )
             if same and other.metrics.extracted:
                 return without_hits(other.metrics.extracted)
+            if other.environment.device_name != here.device_name:
+                there, now = other.environment.device_name, here.device_name
+                self.journal.progress.say(f"the start was trained on {there}, this is {now}: last digits differ")
         score = without_hits(self.score(start, "the start"))
         self.journal.progress.say(f"the start has top-1 {score.top1:.2f} %")
         return score

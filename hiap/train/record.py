@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hiap.files import write_json
 from hiap.options import one_line
 from hiap.train.config import SIZES, Config, ConfigError
+from hiap.train.device import cpu_has_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -418,8 +419,13 @@ def _git(*args: str) -> str:
 
 
 def _cpu_name() -> str:
+    """Name of the processor and the vector instructions that PyTorch uses on it: generations that compute other last
+    digits, at another speed, may be sold under one name."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}{', bf16' if cpu_has_bf16() else ''})"

@@ -17,7 +17,7 @@ from torch import nn
 import hiap
 from hiap.cli import main
 from hiap.cli import prune as prune_cli
-from hiap.formats import card, networks
+from hiap.formats import card, networks, pictures
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
 
@@ -128,13 +128,35 @@ def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(whole, (3, 16, 16))
 
 
-def test_trained_on_where_there_are_splits(saved: Path, photographs: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / split).symlink_to(photographs)
-    assert prune(saved, "--data", tmp_path / "data", "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 0
+def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: Path) -> None:
+    assert prune(saved, "--data", splits, "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 0
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(hiap.load(saved), (3, 16, 16))
     assert len(list((tmp_path / "small-run" / "runs").rglob("*.json"))) == 1
+
+
+@pytest.fixture
+def splits(photographs: Path, tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).symlink_to(photographs)
+    return tmp_path / "data"
+
+
+def test_where_there_are_fewer_images_than_by_default_all_are_taken(splits: Path, photographs: Path) -> None:
+    """A fifth of training images validates: 39 of 48 are left; of files, half are measured on."""
+    model = answering()
+    for folder, there in ((splits, 39), (photographs, 24)):
+        found = pictures.read(str(folder), model, None, 512, 2000)
+        assert sum(len(x) for x, _ in found.calibration) == there
+        assert sum(len(x) for x, _ in pictures.read(str(folder), model, None, 5, 2000).calibration) == 5
+
+
+def test_the_seed_says_which_images(splits: Path, photographs: Path) -> None:
+    model = answering()
+    for folder in (splits, photographs):
+        one, same, other = (pictures.read(str(folder), model, 10, 512, 5, seed).calibration[0][0] for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert not torch.equal(one.sum((1, 2, 3)).sort()[0], other.sum((1, 2, 3)).sort()[0])
 
 
 def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
@@ -156,6 +178,12 @@ def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
         (["{net}", "--data", "{data}", "--target", "0.5", "--target-params", "0.5"], "set one of them"),
         (["{net}", "--data", "{data}", "--target-latency", "0.5"], "latency: expected a table"),
         (["{net}", "--data", "{data}", "--images", "0"], "--images 0: expected 1 or more"),
+        (
+            ["{net}", "--data", "{data}", "--images", "25"],
+            "--images 25: of 48 images in {data} half are kept to measure",
+        ),
+        (["{net}", "--data", "{data}/a", "--images", "17"], "--images 17: {data}/a holds 16; without --images all"),
+        (["{net}", "--data", "{splits}", "--images", "40"], "--images 40: there are 39 training images in {splits}"),
         (["{net}", "--data", "{data}", "--epochs", "1"], "needs labels"),
         (["{net}", "--data", "{data}", "--arch", "vit_tiny_patch16_224"], "is for a file of weights"),
         (["{net}", "--data", "{data}", "--out", "{data}"], "expected a new folder"),
@@ -166,16 +194,16 @@ def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], line: str, saved: Path, photographs: Path, tmp_path: Path, capsys: Any
+    arguments: list[str], line: str, saved: Path, photographs: Path, splits: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "empty").mkdir()
     file = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.zeros(3, 4), "head.weight": torch.zeros(3, 4)}, file)
-    places = {"net": saved, "data": photographs, "empty": tmp_path / "empty", "file": file}
+    places = {"net": saved, "data": photographs, "splits": splits, "empty": tmp_path / "empty", "file": file}
     given = [argument.format(**places) for argument in arguments]
     out = [] if "--out" in given else ["--out", str(tmp_path / "small")]
     assert prune(*given, *out) == 2
     told = capsys.readouterr().err.strip()
-    assert line in told
+    assert line.format(**places) in told
     assert "\n" not in told
     assert not (tmp_path / "small").exists()

@@ -15,6 +15,7 @@ from hiap.train.arguments import Parser, one_line_errors
 if TYPE_CHECKING:
     from hiap.formats.pictures import Batch
 
+IMAGES = 512
 FORMS = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
 TIMED = 16  # images of a call that is timed
 
@@ -36,7 +37,9 @@ def _parser() -> Parser:
     parser.add_argument("--target-latency", type=float, metavar="X", help="a share or microseconds, by --latency")
     parser.add_argument("--latency", metavar="FILE", help="a report of python -m hiap.bench latency of this network")
     parser.add_argument("--multiple", type=int, metavar="N", help="units that go together (default: 16 or what fits)")
-    parser.add_argument("--images", type=int, default=512, metavar="N", help="to prune by (default: 512)")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="to prune by (default: 512, or all where there are fewer)"
+    )
     parser.add_argument("--measure", type=int, default=2000, metavar="N", help="to measure on, at most (default: 2000)")
     parser.add_argument(
         "--epochs", type=int, default=0, metavar="N", help="then train on: needs FOLDER/train, FOLDER/val"
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     model = networks.load(options.model, options.weights, options.arch, options.img_size, averaged)
     if (others := store.others_files(Path(options.out))) if Path(options.out).exists() else []:
         raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
-    found = pictures.read(options.data, model, options.images, options.measure, options.seed)
+    found = pictures.read(options.data, model, options.images, IMAGES, options.measure, options.seed)
     small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))
     if options.epochs:
         small = _trained(model, options)
@@ -139,8 +142,8 @@ def _trained(model: Any, options: argparse.Namespace) -> Any:
         "model": {"name": "vit", "img_size": image_of(model)[1], "weights": str(root / "dense")},
         "data": {"name": "folder", "root": options.data},
         "optim": {"epochs": options.epochs, "batch_size": 64, "lr": 5e-5, "warmup_epochs": 0.1 * options.epochs},
-        "budget": {**budget, "correct": options.images, "multiple": options.multiple or 16},
-        "options": {"images": options.images, "queries": True},
+        "budget": {**budget, "correct": options.images or IMAGES, "multiple": options.multiple or 16},
+        "options": {"images": options.images or IMAGES, "queries": True},
         "penalty": {"latency_table": options.latency or ""},
         "run": {"results": str(root), "tensorboard": False},
     }

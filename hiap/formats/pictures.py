@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hiap.cost import image_of
-from hiap.data import layouts, loader
+from hiap.data import choice, layouts, loader
 from hiap.data.config import DataConfig
 from hiap.data.decode import photograph
 from hiap.options import ConfigError
@@ -35,8 +35,9 @@ class Pictures:
     why: str = ""
 
 
-def read(folder: str, model: Any, count: int, measured: int, seed: int = 0) -> Pictures:
-    """``count`` images of ``folder`` and up to ``measured`` others. Raises ``ConfigError`` (one line)."""
+def read(folder: str, model: Any, wanted: int | None, most: int, measured: int, seed: int = 0) -> Pictures:
+    """``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. Raises ``ConfigError`` (one
+    line), also if there are fewer than are wanted."""
     channels, height, width = image_of(model)
     if channels != 3 or height != width:
         raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
@@ -44,19 +45,27 @@ def read(folder: str, model: Any, count: int, measured: int, seed: int = 0) -> P
     if not root.is_dir():
         raise ConfigError(f"--data {folder}: no such folder")
     split = any((root / name).exists() for name in ("train", "train.tar")) or any(root.glob("*.parquet"))
-    return (_of_splits if split else _of_files)(root, model, count, measured, seed)
+    return (_of_splits if split else _of_files)(root, model, wanted, most, measured, seed)
 
 
-def _of_splits(root: Path, model: Any, count: int, measured: int, seed: int) -> Pictures:
+def _count(wanted: int | None, most: int, there: int, what: str) -> int:
+    """How many of the images that are ``there`` to prune by."""
+    if wanted is not None and wanted > there:
+        raise ConfigError(f"--images {wanted}: {what}; without --images all of them are used, up to {most}")
+    return min(wanted or most, there)
+
+
+def _of_splits(root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int) -> Pictures:
     side = image_of(model)[1]
     data = DataConfig(name="folder", root=str(root))
     data = data.model_copy(update=loader.pixels(data, getattr(model, "pretrained_cfg", None)))
     loader.check(data, side)
     found = loader.info(data, side)
-    most = min(count, found.train)
-    known = data.model_copy(update={"train_size": most, "test_size": min(measured, found.test)})
-    size = min(BATCH, most)
-    batches = list(loader.train_batches(known, side, batch_size=size, seed=seed, epoch=0))
+    left = found.train - choice.apart(found.train)  # a subset is never of those that validate
+    what = f"there are {left} training images in {root}, beside the fifth that is set apart for validation"
+    count = _count(wanted, most, left, what)
+    known = data.model_copy(update={"train_size": count, "seed": seed, "test_size": min(measured, found.test)})
+    batches = list(loader.in_order(known, side, BATCH))
     if found.classes != model.num_classes:
         return Pictures(batches, why=_mismatch(found.classes, model))
     return Pictures(batches, list(loader.test_batches(known, side, batch_size=BATCH)))
@@ -66,7 +75,7 @@ def _mismatch(classes: int, model: Any) -> str:
     return f"the folder has {classes} classes and the network answers with {model.num_classes}"
 
 
-def _of_files(root: Path, model: Any, count: int, measured: int, seed: int) -> Pictures:
+def _of_files(root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int) -> Pictures:
     files = sorted(
         (path for path in root.rglob("*") if path.suffix.lower() in layouts.ENDINGS and path.is_file()),
         key=lambda path: path.relative_to(root).as_posix().encode(),
@@ -80,7 +89,9 @@ def _of_files(root: Path, model: Any, count: int, measured: int, seed: int) -> P
     random.Random(seed).shuffle(order)
     labelled = labels is not None and len(names) == model.num_classes
     # Where there are few, half of them are kept to measure on.
-    count = min(count, len(files) if not labelled else max(1, len(files) // 2))
+    there = max(1, len(files) // 2) if labelled else len(files)
+    what = f"of {len(files)} images in {root} half are kept to measure on" if labelled else f"{root} holds {there}"
+    count = _count(wanted, most, there, what)
     chosen, others = order[:count], order[count : count + measured]
     calibration = _batches(files, labels, chosen, model)
     if not labelled:

@@ -10,7 +10,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
-from hiap.backbones.guard import require_same, tell_hooks
+from hiap.backbones.guard import require_same, tell_lost
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm, slice_linear
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.backbones.sharded import gathered
@@ -34,7 +34,7 @@ def extract(gated: Any, kept: list[BlockMask] | None = None, layout: str = LAYOU
     if not any((m.heads[:, None] & m.dims).any() for m in kept):
         raise ValueError("extract: no head is left in any layer, so no patch would reach the classifier")
     small = built(gated, kept)
-    tell_hooks(given, small, "extract")
+    tell_lost(given, small, "extract")
     require_same(gated, small, "extraction", lambda model: decided(model, kept))
     set_layout(small, layout)
     return small

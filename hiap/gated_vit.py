@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.families import Names, copied, require_alike
-from hiap.backbones.guard import require_same, tell_hooks
+from hiap.backbones.guard import require_same, tell_lost
 from hiap.extraction import built
 from hiap.gated_layers import (
     BlockMask,
@@ -56,7 +56,7 @@ def gate(
         {*gated.no_weight_decay(), *(name for name, _ in gated.named_parameters() if name.endswith(".logit"))}
     )
     gated.train(model.training)
-    tell_hooks(model, gated, "gate")
+    tell_lost(model, gated, "gate")
     require_same(model, gated, "gating", open_gates)
     require_removable(gated)
     return gated

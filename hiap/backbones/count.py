@@ -36,6 +36,8 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
     """
     if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
+    if not isinstance(image, (tuple, list)) or len(image) != 3:
+        raise ValueError(f"image {image}: expected (channels, height, width)")
     vit: Any = model
     (depth, height, width), embed = image, vit.patch_embed
     if depth != channels(embed):

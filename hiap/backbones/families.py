@@ -51,7 +51,10 @@ def standard(model: Any) -> Any:
     if type(model).__module__.startswith("transformers."):
         raise UnsupportedModelError(f"{type(model).__name__}: make it timm's first: hiap.from_transformers(model)")
     if not is_vit(model):
-        cure = "; merge the adapter first: model.merge_and_unload()" if hasattr(model, "merge_and_unload") else ""
+        inner = next((name for name in ("module", "_orig_mod") if is_vit(getattr(model, name, None))), "")
+        cure = f"; give what it wraps: model.{inner}" if inner else ""
+        if hasattr(model, "merge_and_unload"):
+            cure = "; merge the adapter first: model.merge_and_unload()"
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit{cure}")
     pool = getattr(model, "attn_pool", None)
     if pool is not None and not isinstance(pool, (AttentionPoolLatent, TokenAndMean)):
@@ -95,6 +98,8 @@ def require_alike(model: Any, cut: str | None) -> None:
     form = standard(model)
     require_plain(model)
     given: Any = list(model.blocks)  # type: ignore[arg-type]
+    if not given:
+        raise UnsupportedModelError("blocks: there are none; expected at least one")
     sizes: Any = None
     for i, block in enumerate(form.blocks):
         if not block.attn.head_dim:

@@ -38,6 +38,9 @@ def require_plain(model: nn.Module) -> None:
             if {"_original_forward", "_hf_hook"} & vars(module).keys():
                 cure = "accelerate did; take accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
             raise UnsupportedModelError(f"{where}: its forward was replaced on this instance; {cure}")
+        if odd := _foreign_methods(module):
+            cure = "a copy would still call the old network; bind it (types.MethodType) or write a subclass"
+            raise UnsupportedModelError(f"{where}: its {odd[0]} was replaced on this instance; {cure}")
         if hasattr(module, "lora_A") or (hasattr(module, "base_layer") and hasattr(module, "merge")):
             raise UnsupportedModelError(f"{where}: an adapter; merge it first (peft: model.merge_and_unload())")
         if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()):
@@ -46,6 +49,16 @@ def require_plain(model: nn.Module) -> None:
         if made := [k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
             cure = "expected a parameter (of old weight_norm: torch.nn.utils.remove_weight_norm first)"
             raise UnsupportedModelError(f"{where}: {made[0]} is computed by a hook; {cure}")
+
+
+def _foreign_methods(module: nn.Module) -> list[str]:
+    """Methods that a function on the instance replaces: a copy of the module shares it, and what it has closed over."""
+    return [
+        name
+        for name, own in vars(module).items()
+        if callable(own) and not isinstance(own, nn.Module) and callable(getattr(type(module), name, None))
+        if getattr(own, "__self__", None) is not module
+    ]
 
 
 def require_linear(name: str, layer: Any) -> None:
@@ -95,7 +108,15 @@ def hooked(model: Any, kept: Any) -> list[str]:
     return lost
 
 
-def tell_hooks(model: Any, kept: Any, action: str) -> None:
+def _tied(blocks: nn.Module) -> set[str]:
+    """Names of parameters that are another name's too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in blocks.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
+
+
+def tell_lost(model: Any, kept: Any, action: str) -> None:
     """Warn of hooks, and of a forward, that ``action`` left behind; those hooks that change outputs are refused by
     ``require_same``."""
     if "forward" in vars(model) and kept is not None and "forward" not in vars(kept):
@@ -103,6 +124,9 @@ def tell_hooks(model: Any, kept: Any, action: str) -> None:
     if lost := hooked(model, kept):
         some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
         warnings.warn(f"{action}: hooks of {some} are not taken along; register them on the new network", stacklevel=4)
+    if kept is not None and (names := sorted(_tied(model.blocks) - _tied(kept.blocks))):
+        some = ", ".join(f"blocks.{name}" for name in names[:3])
+        warnings.warn(f"{action}: {some} shared a weight with others and have one of their own now", stacklevel=4)
 
 
 @dataclass
@@ -120,6 +144,8 @@ def require_same(wanted: Any, found: Any, action: str, masks: Callable[[Any], An
     parameters = [*wanted.parameters(), *found.parameters()]
     if any(p.is_meta or type(p) is not nn.Parameter for p in parameters):
         return
+    if bad := next((name for name, p in wanted.named_parameters() if not p.isfinite().all()), ""):
+        raise UnsupportedModelError(f"{bad}: has numbers that are not finite; expected a network that did not diverge")
     first = next(p for p in wanted.parameters() if p.is_floating_point())
     images = _images(wanted, first)
     with ExitStack() as stack:
@@ -131,7 +157,8 @@ def require_same(wanted: Any, found: Any, action: str, masks: Callable[[Any], An
     if isinstance(difference, Exception):
         line = one_line(difference, 120)
         warnings.warn(
-            f"{action}: not verified, as the network does not take {tuple(images.shape)}: {line}", stacklevel=3
+            f"{action}: not verified on random images {tuple(images.shape)}, as the network fails on them: {line}",
+            stacklevel=3,
         )
     elif difference:
         raise UnsupportedModelError(
@@ -148,7 +175,10 @@ def _compared(wanted: Any, found: Any, images: Tensor) -> str | Exception:
     except Exception as error:
         return error
     torch.set_rng_state(state)
-    return _difference(found, images, trace)
+    difference = _difference(found, images, trace)
+    if not difference and torch.is_tensor(trace.output) and not trace.output.isfinite().all():
+        return ArithmeticError(f"numbers that are not finite in {trace.output.dtype}")
+    return difference
 
 
 def _images(model: Any, like: Tensor) -> Tensor:

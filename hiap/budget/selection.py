@@ -164,10 +164,15 @@ def require_reachable(
 def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices, portions: _Portions) -> None:
     kept = _masks(dims, ranking, portions.first(portions.fixed)[portions.of])
     least = kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
+    most, name = prices.constant + ledger.dense_cost(dims, prices), million(prices)
+    if target > most:
+        raise ConfigError(
+            f"a target of {target / 1e6:.2f} {name} is above the {most / 1e6:.2f} of this network; expected less, or a "
+            "share in (0, 1)"
+        )
     if least > target:
-        most = prices.constant + ledger.dense_cost(dims, prices)
-        name = million(prices)
         meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
+        meant = meant or ("; a share is less than 1" if target == 1 else "")
         raise ConfigError(
             f"a target of {target / 1e6:.2f} {name} cannot be reached by removing these units; "
             f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {name.split()[0]}{meant}"

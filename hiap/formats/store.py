@@ -38,7 +38,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from hiap.backbones.families import channels, classes, classifiers, copied, standard
-from hiap.backbones.guard import require_linear, require_plain, tell_hooks
+from hiap.backbones.guard import require_linear, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.files import atomic_folder, atomic_write
@@ -219,7 +219,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
         raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
     spec = describe(model)
     require_plain(model)
-    tell_hooks(model, None, "save")
+    tell_lost(model, None, "save")
     model = _in_form(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _check_same(build(spec, meta=True), model, state)

@@ -32,7 +32,8 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
     Counted analytically from the modules. ``executed`` adds the zeros that layout 'padded' multiplies and then equals
     ``torch.utils.flop_counter`` / 2 to the last MAC; without it, what is left of the network however it is run. A gated
-    model executes all weights that it has, so closed ones count. Raises ``ValueError`` if the image does not fit.
+    model executes all weights that it has, so closed ones count. Raises ``ValueError`` if the image does not fit, and
+    ``UnsupportedModelError`` where a layer has layers of its own.
     """
     if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
@@ -50,8 +51,9 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
 
 def blocks_of(model: Any) -> Any:
-    """Blocks with the names that are counted here, of a dense or extracted ViT. Raises ``UnsupportedModelError`` where
-    a map has layers of its own (an adapter), which the sizes of the map say nothing of."""
+    """Return the blocks of a dense or extracted ViT, with the names that are counted here. Raises
+    ``UnsupportedModelError`` where a map has layers of its own (an adapter), which the sizes of the map say nothing of.
+    """
     if not any(isinstance(block, PrunedBlock) for block in model.blocks):
         return standard(model).blocks
     for i, block in enumerate(model.blocks):
@@ -76,12 +78,12 @@ def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:
 
 
 def image_of(model: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of the images that a ViT was built for."""
+    """Return the (channels, height, width) of the images that a ViT was built for."""
     return (channels(model.patch_embed), *model.patch_embed.img_size)
 
 
 def value_dims(block: Any) -> list[int]:
-    """Value dimensions of each head of a dense or extracted block; [] if its attention is gone."""
+    """Return the value dimensions of each head of a dense or extracted block; [] if its attention is gone."""
     attn = block.attn
     if attn is None:
         return []
@@ -89,7 +91,7 @@ def value_dims(block: Any) -> list[int]:
 
 
 def qk_dims(block: Any) -> list[int]:
-    """Query (or key) dimensions of each head of a dense or extracted block; [] if its attention is gone."""
+    """Return the query (or key) dimensions of each head of a dense or extracted block; [] if its attention is gone."""
     attn = block.attn
     return [] if attn is None else getattr(attn, "qk_dims", None) or [attn.head_dim] * attn.num_heads
 
@@ -113,7 +115,7 @@ def attention_macs(block: Any, n: int, executed: bool = False) -> int:
 
 
 def ffn_macs(block: Any, n: int) -> int:
-    """Count the MACs of its FFN with ``n`` tokens."""
+    """Count the MACs of the FFN of a dense, gated or extracted block with ``n`` tokens."""
     mlp = block.mlp
     if mlp is None or not mlp.fc2.in_features:
         return 0
@@ -121,7 +123,7 @@ def ffn_macs(block: Any, n: int) -> int:
 
 
 def classifier_count(model: Any) -> int:
-    """Classifiers of one pooled token; one that looks at two counts twice."""
+    """Count the classifiers of one pooled token; one that looks at two counts twice."""
     linear = (head for head in classifiers(model) if isinstance(head, nn.Linear))
     return sum(head.in_features // model.embed_dim for head in linear)
 

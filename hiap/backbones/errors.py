@@ -25,7 +25,7 @@ Some = TypeVar("Some", bound=BaseModel)
 
 
 def one_line(error: object, most: int | None = 200) -> str:
-    """Return what is said, without line breaks, and not more than ``most`` characters of it (None: all)."""
+    """Return ``error`` in words without line breaks, and not more than ``most`` characters of it (None: all)."""
     return " ".join(str(error).split())[:most]
 
 

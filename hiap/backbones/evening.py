@@ -23,10 +23,10 @@ PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp",
 
 @torch.no_grad()
 def even(model: Any) -> Any:
-    """``model`` itself if its blocks are alike, else a copy with zeros, of which shares of a target are those of
-    ``model`` (``hiap.budget.selection.target_of``). Raises ``UnsupportedModelError`` for a pruned
-    network with norms over its units, for one that has no FFN or no attention at all, and for
-    layers that do more than their weights say (``hiap.backbones.guard``)."""
+    """Return ``model`` itself if its blocks are alike, else a copy with zeros where units are gone; shares of a target
+    are then still those of ``model`` (``hiap.budget.selection.target_of``). Raises ``UnsupportedModelError`` for a
+    pruned network with norms over its units, for one that has no FFN or no attention at all, and for layers that do
+    more than their weights say (``hiap.backbones.guard``)."""
     if not any(isinstance(block, PrunedBlock) for block in model.blocks) or alike(model.blocks):
         return model
     require_plain(model)
@@ -53,7 +53,7 @@ def even(model: Any) -> Any:
 
 
 def alike(blocks: Any) -> bool:
-    """Whether all blocks have as many heads, of one width, and neurons."""
+    """Tell whether all blocks have equally many heads, all of one width, and equally many neurons."""
     if any(block.attn is None or block.mlp is None for block in blocks):
         return False
     sizes = {(tuple(qk_dims(b)), tuple(value_dims(b)), b.mlp.fc2.in_features) for b in blocks}
@@ -75,7 +75,7 @@ def _block(block: Any, donors: dict[str, Any], heads: int, width: int, neurons: 
 
 
 def _silence(part: Any, scale: Any, constant: Tensor | None) -> None:
-    """A branch that gives ``constant`` alone."""
+    """Let a branch give ``constant`` alone."""
     output = part.proj if isinstance(part, PrunedAttention) else part.fc2
     for layer in part.modules():
         if isinstance(layer, nn.Linear):
@@ -135,7 +135,8 @@ def _ffn(mlp: Any, neurons: int) -> Any:
 
 
 def _placed(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    """``source``'s rows or columns at these places of ``to``, zeros everywhere else, trained where it was."""
+    """Copy ``source``'s rows or columns to these places of ``to``, with zeros everywhere else, trained where they
+    were."""
     require_linear("a layer that was pruned", source)
     to.weight.requires_grad_(is_trained(source, "weight")).zero_()
     if to.bias is not None:
@@ -152,7 +153,8 @@ def _placed(to: Any, source: Any, rows: Tensor | None = None, columns: Tensor | 
 
 @torch.no_grad()
 def trimmed(model: Any) -> Any:
-    """``model``, extracted, without dimensions of Q and K that are zero in both, one of each head at the least."""
+    """Remove from ``model``, which is extracted, the dimensions of Q and K that are zero in both, all but one of each
+    head; return it."""
     for block in model.blocks:
         attn = block.attn
         plain = isinstance(attn, PrunedAttention) and isinstance(attn.qkv, nn.Linear) and attn.position is None

@@ -42,12 +42,13 @@ _ATTENTIONS = (
 
 
 def is_vit(model: Any) -> bool:
+    """Tell whether ``model`` is of a class that is read here: timm's VisionTransformer, Eva or Beit."""
     return isinstance(model, VisionTransformer) or _kind(model) in _OTHER_MODELS
 
 
 def standard(model: Any) -> Any:
-    """``model`` with every block in the method's form: itself where they are, else a view of it on the same parameters,
-    to be read. Raises ``UnsupportedModelError`` naming the first module without a form."""
+    """Return ``model`` with every block in the method's form: itself where they are, else a view of it on the same
+    parameters, to be read only. Raises ``UnsupportedModelError`` naming the first module without a form."""
     if type(model).__module__.startswith("transformers."):
         raise UnsupportedModelError(f"{type(model).__name__}: make it timm's first: hiap.from_transformers(model)")
     if not is_vit(model):
@@ -83,7 +84,8 @@ def copied(model: Any) -> Any:
 
 
 class Names:
-    """Gated network's ``no_weight_decay``: timm's optimisers ask it, and logits have their own decay (A6)."""
+    """Callable that a gated network has as ``no_weight_decay``: timm's optimisers ask it, and logits have their own
+    decay (A6)."""
 
     def __init__(self, names: set[str]):
         self.names = names
@@ -149,12 +151,12 @@ def channels(embed: Any) -> int:
 
 
 def fc1_rows(mlp: Any) -> int:
-    """Rows of fc1 that make one neuron: 2 in a gated FFN."""
+    """Return how many rows of fc1 make one neuron: 2 in a gated FFN."""
     return mlp.fc1.out_features // mlp.fc2.in_features
 
 
 def rows_of(mlp: Any, neurons: Tensor) -> Tensor:
-    """fc1's rows of these neurons."""
+    """Return fc1's rows of these neurons."""
     return torch.cat([neurons + i * mlp.fc2.in_features for i in range(fc1_rows(mlp))])
 
 
@@ -186,7 +188,8 @@ def _block(name: str, block: Any, model: Any) -> Any:
 
 
 def _require_known(name: str, attn: Any, mlp: Any) -> None:
-    """The layers that are read by their weights, or by their rate, are torch's own."""
+    """Raise ``UnsupportedModelError`` unless the layers that are read by their weights, or by their rate, are torch's
+    own."""
     for part, module, layers in (("attn", attn, ("qkv", "proj")), ("mlp", mlp, ("fc1", "fc2"))):
         for layer in layers:
             if getattr(module, layer) is not None:  # a network that is being cut has lost some
@@ -303,6 +306,7 @@ def _ffn(name: str, mlp: Any) -> Any:
 
 
 def is_patches(embed: Any) -> bool:
+    """Tell whether ``embed`` cuts an image into patches by one layer, with no convolutional stem."""
     return hasattr(embed, "norm") and not hasattr(embed, "backbone")
 
 

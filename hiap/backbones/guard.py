@@ -96,8 +96,8 @@ def require_dropout(name: str, layer: Any) -> None:
 
 
 def hooked(model: Any, kept: Any) -> list[str]:
-    """Modules within the blocks of ``model`` whose hooks the blocks of ``kept`` (None: nothing) no longer have, by
-    name."""
+    """Name the modules within the blocks of ``model`` whose hooks the blocks of ``kept`` (None: nothing) no longer
+    have."""
     still = {} if kept is None else dict(kept.blocks.named_modules())
     lost = []
     for name, module in model.blocks.named_modules():
@@ -131,7 +131,8 @@ def tell_lost(model: Any, kept: Any, action: str) -> None:
 
 @dataclass
 class _Trace:
-    """What the blocks of a network got and gave on some images, call by call, and what the network gave."""
+    """Record of what the blocks of a network got and gave on some images, call by call, and of what the network
+    gave."""
 
     calls: list[tuple[int, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     output: Any = None
@@ -168,7 +169,7 @@ def require_same(wanted: Any, found: Any, action: str, masks: Callable[[Any], An
 
 
 def _compared(wanted: Any, found: Any, images: Tensor) -> str | Exception:
-    """What differs, '' if nothing does, or what stops the first one, which may be anything."""
+    """Return what differs, '' if nothing does, or the error that stops the first network, which may be any."""
     state = torch.get_rng_state()
     try:
         trace = _recorded(wanted, images)
@@ -192,7 +193,7 @@ def _images(model: Any, like: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
-    """Within, ``model`` evaluates, eagerly, by its class's forward, without gradients; afterwards all is as before."""
+    """Let ``model`` evaluate eagerly, by its class's forward, without gradients; afterwards all is as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     own = vars(model).pop("forward", None)  # accelerate's, with autocast of its own
@@ -219,7 +220,7 @@ def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
 
 
 def _parts(block: Any) -> list[tuple[str, Any]]:
-    """The branches of a block and the block itself, in the order in which they finish."""
+    """Return the branches of a block and the block itself, in the order in which they finish."""
     branches = [(name, getattr(block, name, None)) for name in ("attn", "mlp")]
     return [(name, part) for name, part in branches if isinstance(part, nn.Module)] + [("", block)]
 
@@ -253,8 +254,8 @@ class _DifferenceError(Exception):
 
 
 def _difference(model: Any, images: Tensor, trace: _Trace) -> str:
-    """The first module of ``model`` that gives something else than ``trace`` has, each block on the inputs recorded
-    there; '' if there is none."""
+    """Return the first module of ``model`` that gives something else than ``trace`` has, each block on the inputs
+    recorded there; '' if there is none."""
     calls, handles = iter(trace.calls), []
     now: dict[str, Any] = {"call": None}
 
@@ -295,7 +296,7 @@ def _difference(model: Any, images: Tensor, trace: _Trace) -> str:
 
 
 def _close(out: Any, wanted: Any, base: Any = None, moved: Any = None) -> bool:
-    """Whether two results are the same but for rounding. ``base`` is what a block adds ``moved`` to, else None."""
+    """Tell whether two results are the same but for rounding. ``base`` is what a block adds ``moved`` to, else None."""
     if isinstance(wanted, (tuple, list)):
         return len(out) == len(wanted) and all(map(_close, out, wanted))
     if not torch.is_tensor(wanted):

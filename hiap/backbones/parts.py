@@ -34,7 +34,7 @@ class JoinedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """Zeros where a part has none; None if no part has one."""
+        """Return the joined bias, with zeros where a part has none; None if no part has one."""
         if all(part.bias is None for part in self.parts):
             return None
         missing = [part.weight.new_zeros(part.out_features) for part in self.parts]
@@ -47,7 +47,7 @@ class JoinedLinear(nn.Module):
 
 
 def biases(qkv: Any) -> tuple[bool, bool, bool]:
-    """Whether Q, K and V of a linear map to all three have a bias."""
+    """Tell for Q, K and V of a linear map to all three whether it has a bias."""
     if isinstance(qkv, JoinedLinear):
         query, key, value = (part.bias is not None for part in qkv.parts)
         return query, key, value
@@ -55,7 +55,7 @@ def biases(qkv: Any) -> tuple[bool, bool, bool]:
 
 
 class Glu(nn.Module):
-    """The activation of a gated FFN: (..., 2 K) to (..., K), one half times the other, which ``act`` has bent."""
+    """Activation of a gated FFN: (..., 2 K) to (..., K), one half times the other, which goes through ``act``."""
 
     def __init__(self, act: nn.Module, gate_last: bool):
         super().__init__()
@@ -67,9 +67,9 @@ class Glu(nn.Module):
 
 
 class Position(nn.Module):
-    """What tells attention where a token is, beside the embedding. Called with q, k (B, H, N, Dh), the mask that there
-    is and the angles that the model made for the block; returns q, k and mask. ``at`` is which of the heads these are.
-    """
+    """Base of what tells attention, beside the embedding, where a token is. Called with q, k (B, H, N, Dh), the mask
+    that there is and the angles that the model made for the block; returns q, k and mask. ``at`` says which of the
+    heads these are."""
 
     def forward(
         self, q: Tensor, k: Tensor, mask: Tensor | None, rope: Tensor | None, at: slice = slice(None)
@@ -77,15 +77,15 @@ class Position(nn.Module):
         raise NotImplementedError
 
     def of_heads(self, heads: list[int]) -> Position:
-        """The same for these heads of an attention only, in this order."""
+        """Return the same for these heads of an attention only, in this order."""
         raise NotImplementedError
 
     def padded(self, heads: int) -> Position:
-        """The same for so many heads, of which those that are new give nothing."""
+        """Return the same for so many heads, of which the new ones give nothing."""
         raise NotImplementedError
 
     def set_window_size(self, window: tuple[int, int]) -> None:
-        """For images of so many patches; what the model itself makes anew needs nothing."""
+        """Fit to images of so many patches; what the model itself makes anew needs nothing."""
 
 
 class Rotary(Position):
@@ -123,8 +123,8 @@ class Rotary(Position):
 
 
 class RelativeBias(Position):
-    """BEiT's bias of the scores: a table (distances, H), read by how far apart two tokens of the ``window`` are. It has
-    timm's name, by which timm keeps it from decaying."""
+    """Bias that BEiT adds to the scores: a table (distances, H), read by how far apart two tokens of the ``window``
+    are. It has timm's name, by which timm keeps it from decaying."""
 
     index: Tensor
 
@@ -176,7 +176,8 @@ def _distances(window: tuple[int, int]) -> int:
 
 
 class TokenAndMean(nn.Module):
-    """DINOv2's classifier looks at the class token beside the mean of the patches: (B, N, D) to (B, 2 D)."""
+    """Pooling of DINOv2, whose classifier looks at the class token beside the mean of the patches: (B, N, D) to (B, 2
+    D)."""
 
     def __init__(self, prefix: int):
         super().__init__()
@@ -187,9 +188,9 @@ class TokenAndMean(nn.Module):
 
 
 def open_norm(norm: Any, x: Tensor, openness: Tensor) -> Tensor:
-    """``norm`` (LayerNorm or RmsNorm over K units) of x (..., K) with each unit counted in mean and variance as far as
-    it is open, in [0, 1] (K,): for gates of 0 and 1 the norm over the units that are left, which is what extraction
-    leaves; with all open the norm itself."""
+    """Apply ``norm`` (LayerNorm or RmsNorm over K units) to x (..., K) with each unit counted in mean and variance as
+    far as it is open, in [0, 1] (K,). With gates of 0 and 1 that is the norm over the units that are left, as
+    extraction leaves it; with all open it is the norm itself."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     share = openness.to(wide.dtype) / openness.sum().clamp_min(1e-6)
     mean = (wide * share).sum(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else 0.0
@@ -199,11 +200,12 @@ def open_norm(norm: Any, x: Tensor, openness: Tensor) -> Tensor:
 
 
 def is_norm(module: Any) -> bool:
+    """Tell whether ``module`` is a LayerNorm or an RmsNorm."""
     return isinstance(module, (nn.LayerNorm, RmsNorm))
 
 
 def narrowed_norm(norm: Any, units: Tensor) -> Any:
-    """A copy of ``norm`` over these of its units."""
+    """Return a copy of ``norm`` over these of its units."""
     narrow = type(norm)(len(units), eps=norm.eps).to(norm.weight)
     for name, value in norm.named_parameters():
         getattr(narrow, name).requires_grad_(value.requires_grad).data.copy_(value[units])
@@ -224,7 +226,7 @@ def slice_linear(to: Any, source: Any, rows: Tensor | None = None, columns: Tens
 
 
 def is_trained(layer: Any, name: str) -> bool:
-    """Whether ``layer`` learns this tensor, or what it is computed from (``torch.nn.utils.parametrize``)."""
+    """Tell whether ``layer`` learns this tensor, or what it is computed from (``torch.nn.utils.parametrize``)."""
     if isinstance(layer, JoinedLinear):
         return any(p is not None and p.requires_grad for part in layer.parts for p in (getattr(part, name),))
     if name in layer._parameters:

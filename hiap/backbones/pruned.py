@@ -79,7 +79,7 @@ class PrunedAttention(nn.Module):
 
     @property
     def head_dim(self) -> int:
-        """What the heads have in common; 0 where they differ."""
+        """Return the width that all heads have in common; 0 where they differ."""
         widths = {*self.qk_dims, *self.value_dims}
         return widths.pop() if len(widths) == 1 else 0
 
@@ -121,7 +121,8 @@ class PrunedAttention(nn.Module):
         return width, width
 
     def padding(self) -> int:
-        """Columns of zeros that the attention products run over in the present layout, in q, k (counted once) and v."""
+        """Count the columns of zeros that the attention products run over in the present layout, in q, k (counted once)
+        and v."""
         if self.layout == "ragged":
             return 0
         qk_width, v_width = self._padded_widths()
@@ -130,7 +131,7 @@ class PrunedAttention(nn.Module):
     def _attend_flat(
         self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
     ) -> Tensor:
-        """``_attend`` for heads of which one stands beside the other, (B, N, sum of widths)."""
+        """Attend as ``_attend`` does, with heads that stand side by side, (B, N, sum of widths)."""
         if self._unaligned:
             q, k, v = _aligned(q), _aligned(k), _aligned(v)
         q, k, v = (_heads(t, at.stop - at.start) for t in (q, k, v))
@@ -139,7 +140,7 @@ class PrunedAttention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None
     ) -> Tensor:
-        """q, k, v (B, H, N, width) of the heads ``at``, to (B, N, sum of v's widths)."""
+        """Attend with q, k, v (B, H, N, width) of the heads ``at``; return (B, N, sum of v's widths)."""
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
@@ -148,7 +149,7 @@ class PrunedAttention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """As timm's: for images of another size; nothing unless scores have a bias by position."""
+        """Fit to images of another size, as timm's do; changes nothing unless scores have a bias by position."""
         if self.position is not None:
             self.position.set_window_size(window_size)
 
@@ -222,7 +223,8 @@ def _scores_times_values(
 
 
 def set_layout(model: nn.Module, layout: str) -> None:
-    """How an extracted model runs heads of different widths: 'padded' or 'ragged'."""
+    """Choose how an extracted model runs heads of different widths: 'padded' or 'ragged'. Raises ``ValueError`` for
+    another."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     for module in model.modules():
@@ -231,17 +233,17 @@ def set_layout(model: nn.Module, layout: str) -> None:
 
 
 def runs(widths: Iterable[Width]) -> list[tuple[int, Width]]:
-    """Run lengths: [(64, 64), (64, 32), (64, 32)] -> [(1, (64, 64)), (2, (64, 32))]."""
+    """Return run lengths: [(64, 64), (64, 32), (64, 32)] -> [(1, (64, 64)), (2, (64, 32))]."""
     return [(len(list(same)), width) for width, same in groupby(widths)]
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
-    """(B, N, H * width) to (B, H, N, width)."""
+    """Bring (B, N, H * width) to (B, H, N, width)."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
 def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:
-    """(B, N, sum(widths)), head after head, to (B, N, H * width) with zeros behind each head's columns."""
+    """Bring (B, N, sum(widths)), head after head, to (B, N, H * width) with zeros behind each head's columns."""
     if min(widths) == width:
         return x
     if min(widths) == max(widths):
@@ -252,7 +254,7 @@ def _widen(x: Tensor, widths: list[int], width: int) -> Tensor:
 
 
 def _narrow(x: Tensor, widths: list[int], width: int) -> Tensor:
-    """The inverse of ``_widen``."""
+    """Undo ``_widen``."""
     if min(widths) == width:
         return x
     heads = x.unflatten(-1, (len(widths), width))

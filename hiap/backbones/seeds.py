@@ -11,7 +11,7 @@ import hashlib
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed for the place named by ``parts``, e.g. ``derive(seed, 'gates', stage, step)``."""
+    """Return a 63-bit seed for the place named by ``parts``, e.g. ``derive(seed, 'gates', stage, step)``."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -14,13 +14,13 @@ PER_INSTANCE = ("_parameters", "_buffers", "_modules", "forward", "_original_for
 
 
 def own_type(module: Any) -> type:
-    """The class of a module before FSDP2."""
+    """Return the class that a module had before FSDP2."""
     kind = type(module)
     return kind.__bases__[1] if kind.__name__.startswith("FSDP") and len(kind.__bases__) == 2 else kind
 
 
 def whole(tensor: Any) -> Any:
-    """``tensor``, gathered if this process holds a part of it; gradients go back to the parts."""
+    """Gather ``tensor`` if this process holds a part of it; gradients go back to the parts."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -35,8 +35,8 @@ def write(tensor: Any, value: Tensor) -> None:
 
 @torch.no_grad()
 def gathered(module: Any) -> Any:
-    """The module itself; a plain copy with all weights where this process holds parts of them, and a view of it as it
-    was before accelerate put mixed precision around its forward."""
+    """Return the module itself; where this process holds parts of its weights, a plain copy with all of them; and where
+    accelerate put mixed precision around its forward, a view of it as it was before."""
     if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
         return _plain(module)
     if "_original_forward" not in vars(module):

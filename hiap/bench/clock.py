@@ -19,10 +19,10 @@ BLOCK = SHORT / 10  # seconds of short calls that are timed as one, so that the 
 def alternate(
     runs: dict[str, Callable[[], Any]], reference: str, settings: Timing, device: torch.device
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Seconds of each call and their ratio to the reference's, (rounds,) per name. Each has the reference right beside
-    it, before or after it in turn, so that both meet the machine in one state. Calls are timed as in service, after
-    another of the same network: a small one that follows a large one waits for its own weights, which fit into the
-    caches if nothing else runs."""
+    """Return the seconds of each call and their ratio to the reference's, (rounds,) per name. Each has the reference
+    right beside it, before or after it in turn, so that both meet the machine in one state. Calls are timed as in
+    service, after another of the same network: a small one that follows a large one waits for its own weights, which
+    fit into the caches if nothing else runs."""
     clock = time.process_time if settings.clock == "cpu" else time.perf_counter
 
     def seconds_of(run: Callable[[], Any], times: int) -> float:
@@ -62,12 +62,12 @@ def quartiles(values: Any) -> Quartiles:
 
 
 def share(ratio: float, macs: int, reference: int) -> float:
-    """Of the multiply-adds removed, how many are time saved."""
+    """Return how much of the multiply-adds removed is time saved: (1 - ratio) / (1 - macs / reference)."""
     return round((1 - ratio) / (1 - macs / reference), 4)
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that one call allocates at its peak, beyond what it found allocated."""
+    """Count the bytes that one call allocates at its peak, beyond what it found allocated."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

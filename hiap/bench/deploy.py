@@ -40,7 +40,7 @@ LIBRARIES = ("nncf", *(name for name, _, _ in NEEDS.values()))
 
 
 def check(settings: DeploySettings) -> None:
-    """What can be told without a network. Raises ``ConfigError``."""
+    """Raise ``ConfigError`` for what can be told without a network."""
     if "fp32" not in settings.precisions:
         raise ConfigError(f"precisions {settings.precisions}: expected fp32 among them, which all is compared with")
     for name in settings.networks:
@@ -59,6 +59,8 @@ def check(settings: DeploySettings) -> None:
 
 
 def deploy(settings: DeploySettings) -> DeployReport:
+    """Time networks in the runtimes and precisions that are asked for; measure their accuracy where ``data`` is
+    named."""
     models = _models(settings)
     images = _calibration(settings, models["dense"])
     left_out: dict[str, None] = {}
@@ -79,7 +81,7 @@ def deploy(settings: DeploySettings) -> DeployReport:
 
 
 def _models(settings: DeploySettings) -> dict[str, Any]:
-    """By name, the dense one first. Seeded: processes of one call share what they export."""
+    """Return the networks by name, the dense one first. Seeded: processes of one call share what they export."""
     torch.manual_seed(0)
     models = {"dense": topologies.create(settings.model).eval()}
     models |= {name: store.load(folder) for name, folder in settings.networks.items()}
@@ -97,7 +99,7 @@ def _models(settings: DeploySettings) -> dict[str, Any]:
 
 
 def _spread(pairs: float, depth: int) -> list[int]:
-    """``pairs`` a block on average, as whole numbers: 0.5 is 0, 1, 0, 1, ..."""
+    """Spread ``pairs`` a block on average over the blocks, in whole numbers: 0.5 is 0, 1, 0, 1, ..."""
     ends = [int(pairs * (i + 1) + 1e-9) for i in range(depth)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -121,7 +123,7 @@ def _data(settings: DeploySettings) -> DataConfig:
 
 
 def _calibration(settings: DeploySettings, model: Any) -> Tensor:
-    """Training images (n, C, H, W), or noise where no data set is named."""
+    """Return training images (n, C, H, W), or noise where no data set is named."""
     channels, height, width = cost.image_of(model)
     if not settings.data:
         generator = torch.Generator().manual_seed(0)
@@ -148,7 +150,8 @@ def _folder(name: str) -> Iterator[Path]:
 def _prepared(
     networks: dict[str, Network], batch: int, settings: DeploySettings, left_out: dict[str, None]
 ) -> dict[Cell, Call]:
-    """What can be run, tried once. A runtime without the dense network in fp32 has nothing to be compared with."""
+    """Return what can be run, tried once. A runtime that lacks the dense network in fp32 has nothing to compare
+    with."""
     calls: dict[Cell, Call] = {}
     image = torch.randn(batch, *networks["dense"].calibration.shape[1:], device=settings.device)
     for runtime in dict.fromkeys(settings.runtimes):
@@ -211,14 +214,14 @@ def _timed(calls: dict[Cell, Call], models: dict[str, Any], batch: int, settings
 def _alternate(
     runs: dict[Cell, Callable[[], Any]], settings: DeploySettings
 ) -> tuple[dict[Cell, np.ndarray], dict[Cell, np.ndarray]]:
-    """Seconds and ratios of cells, beside the first of them."""
+    """Return seconds and ratios of cells, beside the first of them."""
     named = {"/".join(cell): run for cell, run in runs.items()}
     seconds, ratios = alternate(named, next(iter(named)), settings, torch.device(settings.device))
     return {c: seconds["/".join(c)] for c in runs}, {c: ratios["/".join(c)] for c in runs}
 
 
 def _shared(rows: list[Deployed]) -> list[Deployed]:
-    """With what is realised of the cut, where one is made."""
+    """Add to each row what is realised of its cut, where one is made."""
     dense = next(row.macs for row in rows if row.network == "dense")
     for row in rows:
         if row.macs < dense and row.against_same:
@@ -227,7 +230,7 @@ def _shared(rows: list[Deployed]) -> list[Deployed]:
 
 
 class _Padded(nn.Module):
-    """A call that takes up to ``batch`` images."""
+    """Call that takes up to ``batch`` images."""
 
     def __init__(self, call: Call, batch: int, device: str):
         super().__init__()
@@ -241,7 +244,7 @@ class _Padded(nn.Module):
 
 
 def _score(call: Call, batch: int, model: Any, settings: DeploySettings) -> Score:
-    """Accuracy in this runtime."""
+    """Measure the accuracy in this runtime."""
     side = cost.image_of(model)[1]
     batches = loader.test_batches(_data(settings), side, batch_size=batch)
     enough = zip(range(-(-settings.test_size // batch)), batches, strict=False)
@@ -259,7 +262,8 @@ def _versions() -> dict[str, str]:
 
 
 def merged(reports: list[DeployReport]) -> DeployReport:
-    """One report of several processes'. What one of them lacks is left out; the fastest is the fastest over all."""
+    """Merge the reports of several processes into one. What one of them lacks is left out; the fastest is the fastest
+    over all."""
     tables = [{(row.name, row.batch): row for row in report.rows} for report in reports]
     common = [key for key in tables[0] if all(key in table for table in tables)]
     rows = []
@@ -280,13 +284,13 @@ def merged(reports: list[DeployReport]) -> DeployReport:
 
 
 def _fastest(tables: list[dict[tuple[str, int], Deployed]], keys: list[tuple[str, int]], batch: int) -> tuple[str, int]:
-    """The runtime in which the dense network in fp32 is the fastest, median over the processes."""
+    """Return the runtime in which the dense network in fp32 is the fastest, median over the processes."""
     dense = [key for key in keys if key[1] == batch and tables[0][key].network == "dense" and key[0].endswith("/fp32")]
     return min(dense, key=lambda key: float(np.median([table[key].against_best[1] for table in tables])))
 
 
 def told(report: DeployReport) -> list[str]:
-    """The rows, the fastest first, and what was left out."""
+    """Return lines for a terminal: the rows, the fastest first, and what was left out."""
     wide = max(len(row.network) for row in report.rows)
     head = f"{'batch':>5}  {'network':{wide}}  {'runtime':11}  {'':4}  {'ms':>9}"
     lines = [f"{head}  speed-up: own fp32  best fp32  share of the cut  top-1"]

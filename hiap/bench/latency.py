@@ -29,9 +29,9 @@ HELD_OUT = 20  # networks that are measured and not fitted
 
 
 class Network(BaseModel):
-    """How many units a network has (``attention``, ``ffn``: blocks that have one), its time as measured, the dense
-    network's time times the ratio to it, and as its units' prices add up, both in microseconds of a batch, and
-    ``error``, predicted over measured - 1."""
+    """Sampled network: how many units it has (``attention``, ``ffn``: blocks that have one); its time in microseconds
+    of a batch, ``measured`` (the dense network's time times the ratio to it) and ``predicted`` (its units' prices added
+    up); and ``error``, predicted over measured - 1."""
 
     name: str
     heads: int
@@ -48,9 +48,9 @@ class Network(BaseModel):
 
 
 class Table(BaseModel):
-    """``microseconds`` of a batch that a unit costs in a network of ``sizes`` (``hiap.ledger.Dims``). ``median_error``,
-    ``worst_error``: of the networks that were not fitted, ``fitted_error``: median of those that were; sizes of
-    relative errors. The dense network is among the fitted ones."""
+    """Table of prices: ``microseconds`` of a batch that a unit costs in a network of ``sizes`` (``hiap.ledger.Dims``).
+    ``median_error``, ``worst_error``: of the networks that were not fitted, ``fitted_error``: median of those that
+    were; sizes of relative errors. The dense network is among the fitted ones."""
 
     sizes: dict[str, int | None]
     microseconds: dict[str, float]
@@ -69,15 +69,16 @@ class Table(BaseModel):
 
 
 def shapes(dims: Dims, fitted: int) -> Iterator[tuple[str, list[list[int]], list[int]]]:
-    """Name, value dimensions of each head per block, and neurons per block: of the networks to fit and to hold out."""
+    """Yield name, value dimensions of each head per block, and neurons per block, of the networks to fit and to hold
+    out."""
     for kind, count in (("fitted", fitted), ("held-out", HELD_OUT)):
         for i in range(count):
             yield f"{kind}:{i}", *shape(dims, np.random.default_rng([kind == "held-out", i]))
 
 
 def shape(dims: Dims, rng: np.random.Generator) -> tuple[list[list[int]], list[int]]:
-    """A random shape. Shares of heads, widths and neurons, and how often a branch is gone, are a network's own, so that
-    networks differ in one from the other; blocks and heads scatter around them. Some attention is always there."""
+    """Draw a random shape. Shares of heads, widths and neurons, and how often a branch is gone, are a network's own, so
+    that networks differ in one from the other; blocks and heads scatter around them. Some attention is always there."""
     heads, width, neurons = rng.uniform(0.1, 1.0, 3)
     no_attention, no_ffn = rng.uniform(0.0, 0.5, 2)
 
@@ -93,7 +94,7 @@ def shape(dims: Dims, rng: np.random.Generator) -> tuple[list[list[int]], list[i
 
 
 def network(name: str, model: Any) -> Network:
-    """A dense or extracted network, not yet measured."""
+    """Count the units of a dense or extracted network, which is not yet measured."""
     left = block_shapes(model)
     return Network(
         name=name,
@@ -107,8 +108,8 @@ def network(name: str, model: Any) -> Network:
 
 
 def fit(units: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Prices (6,), none below 0, that come nearest to ``times`` (n,) of networks with these ``units`` (n, 6), by the
-    sum of squared relative errors."""
+    """Return the prices (6,), none below 0, that come nearest to ``times`` (n,) of networks with these ``units`` (n,
+    6), by the sum of squared relative errors."""
     from scipy.optimize import nnls  # here: the extra study, which nothing else of the package waits for
 
     relative = units / times[:, None]
@@ -118,7 +119,7 @@ def fit(units: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def table(dims: Dims, networks: Sequence[Network]) -> Table:
-    """Fit all networks but those held out, and compare."""
+    """Fit all networks but those held out; compare predicted and measured times of all."""
     fitted = [n for n in networks if not n.name.startswith("held-out")]
     prices = fit(np.array([n.units() for n in fitted], float), np.array([n.measured for n in fitted]))
     compared = {n.name: _compared(n, prices) for n in networks}

@@ -17,8 +17,8 @@ Quartiles = tuple[float, float, float]  # the median in the middle
 
 
 class Times(BaseModel):
-    """``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the reference's, median and
-    quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs)."""
+    """Times of one call. ``seconds`` per batch (or step): median and quartiles. ``ratio``: this time over the
+    reference's, median and quartiles of the rounds. ``share``: (1 - ratio) / (1 - macs / reference's macs)."""
 
     name: str
     batch: int
@@ -31,7 +31,7 @@ class Times(BaseModel):
 
 
 class Row(Times):
-    """``memory``: bytes that one call allocates at its peak, beyond weights and optimiser."""
+    """Row of a report. ``memory``: bytes that one call allocates at its peak, beyond weights and optimiser."""
 
     layout: str
     executed_macs: int
@@ -39,7 +39,7 @@ class Row(Times):
 
 
 class Deployed(Times):
-    """One network in one runtime. ``ratio`` is over the dense network's time in fp32 and the same runtime,
+    """Row of a network in one runtime. ``ratio`` is over the dense network's time in fp32 and the same runtime,
     ``against_best`` over the same in the runtime that is fastest then, ``against_same`` over the dense network's in the
     same runtime and precision, to which ``share`` refers (None: it does not run there): what pruning saves where
     precision has saved before. ``worst``: the least share of several processes."""
@@ -77,7 +77,8 @@ class TrainReport(Report):
 
 
 class DeployReport(Frame):
-    """``left_out``: a line for each runtime or precision that was asked for and is missing, with the reason."""
+    """Report of ``deploy``. ``left_out``: a line for each runtime or precision that was asked for and is missing, with
+    the reason."""
 
     settings: DeploySettings
     rows: list[Deployed]
@@ -88,13 +89,13 @@ _started = now()
 
 
 def begin() -> None:
-    """From here on what a report says of its start counts: a process may have been there before its call."""
+    """Set the start that a report names to now: a process may have been there before its call."""
     global _started
     _started = now()
 
 
 def framed(mode: str, settings: Timing, reference: str) -> dict[str, Any]:
-    """What all reports have: how, where, when."""
+    """Return what all reports have: how, where, when."""
     return {
         "mode": mode,
         "settings": settings.model_copy(update={"out": ""}),
@@ -111,7 +112,7 @@ def _command() -> str:
 
 
 def read(path: Path) -> Report | DeployReport:
-    """Any report. Raises pydantic's ``ValidationError``."""
+    """Read any report. Raises pydantic's ``ValidationError`` for what is none."""
     text = path.read_text(encoding="utf-8")
     kinds: dict[str, type[Report] | type[DeployReport]] = {
         "deploy": DeployReport,

@@ -69,7 +69,7 @@ PEERS: tuple[tuple[str, int | None, Literal["v", "qkv"]], ...] = (
 
 
 def speed(settings: Settings) -> Report:
-    """Inference: each topology, width and layout against the dense network."""
+    """Time inference: each topology, width and layout against the dense network."""
     dense = topologies.create(settings.model)
     models: dict[str, tuple[str, Any]] = {"dense": ("-", dense)}
     shape = (settings.multiple, settings.dims)
@@ -81,9 +81,9 @@ def speed(settings: Settings) -> Report:
 
 
 def against_torch_pruning(settings: Settings) -> Report:
-    """Torch-Pruning at the given GMACs, and paired with it, at the MACs that it reached and with widths that are
-    multiples of 8 as its own: Fig. 5's heads, whole and narrowed, its own kind of cut (every head, narrowed in Q, K and
-    V alike), the same in V alone, and the dense network."""
+    """Time Torch-Pruning at the given GMACs, and beside it, at the MACs that it reached and with widths in multiples of
+    8 like its own: Fig. 5's heads, whole and narrowed; its own kind of cut (every head, narrowed in Q, K and V alike);
+    the same in V alone; and the dense network."""
     from baselines.torch_pruning import prune_to
 
     rows = []
@@ -107,8 +107,8 @@ def against_torch_pruning(settings: Settings) -> Report:
 
 
 def read_images(settings: Settings) -> Report:
-    """Decoding and DeiT's augmentation at 224 pixels: ours (every image a function of seed, epoch and index) against
-    timm's data set and loader with the same transform. ``throughput``: images/s."""
+    """Time decoding and DeiT's augmentation at 224 pixels: ours (every image a function of seed, epoch and index)
+    against timm's data set and loader with the same transform. ``throughput``: images/s."""
     import itertools
 
     from timm.data import create_dataset, create_loader
@@ -142,7 +142,7 @@ def read_images(settings: Settings) -> Report:
 
 
 def latency(settings: LatencySettings) -> LatencyReport:
-    """Sampled networks, each with the dense one beside it, as they are run by default; and the prices of their units.
+    """Time sampled networks, each beside the dense one, as they are run by default, and fit the prices of their units.
     One is made, timed and dropped at a time, so that memory holds two."""
     device, dtype = torch.device(settings.device), _dtype(settings)
     dense = topologies.create(settings.model)
@@ -163,8 +163,8 @@ def latency(settings: LatencySettings) -> LatencyReport:
 
 
 def _priced(found: Report, dims: Dims, networks: list[timed.Network]) -> LatencyReport:
-    """The report with prices from its rows: a time is the dense network's times the ratio of neighbouring runs, so that
-    what drifts meanwhile cancels."""
+    """Return the report with prices from its rows: a time is the dense network's times the ratio of neighbouring runs,
+    so that what drifts meanwhile cancels."""
     dense = 1e6 * found.rows[0].seconds[1]
     ratios = {row.name: row.ratio[1] for row in found.rows}
     measured = [n.model_copy(update={"measured": round(dense * ratios[n.name], 3)}) for n in networks]
@@ -172,7 +172,7 @@ def _priced(found: Report, dims: Dims, networks: list[timed.Network]) -> Latency
 
 
 def _merged_latency(reports: list[LatencyReport]) -> LatencyReport:
-    """As ``merged``, with prices from what all of them measured."""
+    """Merge as ``merged`` does, with prices from what all processes measured."""
     found = reports[0].latency
     return _priced(merged([*reports]), Dims(**found.sizes), [*found.fitted, *found.held_out])  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ def _exhaust(batches: Iterable[Any]) -> None:
 
 
 def _write_jpegs(root: Path, count: int) -> Path:
-    """ImageNet's layout and usual size, of smooth noise, which compresses about as photographs do."""
+    """Write JPEGs in ImageNet's layout and usual size, of smooth noise, which compresses about as photographs do."""
     rng = np.random.default_rng(0)
     for split, images in (("train", count), ("val", 8)):
         for i in range(images):
@@ -195,7 +195,7 @@ def _write_jpegs(root: Path, count: int) -> Path:
 
 
 def steps(settings: Settings) -> Report:
-    """One training step (forward, penalty, backward, AdamW) of the gated network against the dense one."""
+    """Time one training step (forward, penalty, backward, AdamW) of the gated network against the dense one."""
     device = torch.device(settings.device)
     rows = []
     for batch in settings.batches:
@@ -209,7 +209,7 @@ def steps(settings: Settings) -> Report:
 
 
 def training(settings: TrainSettings) -> TrainReport:
-    """Training steps against the first of the loops."""
+    """Time training steps against the first of the loops."""
     device, reference, rows = torch.device(settings.device), settings.loops[0], []
     for batch in settings.batches:
         found = train.loops(settings, batch)
@@ -246,7 +246,7 @@ def _dtype(settings: Settings) -> torch.dtype:
 
 
 def in_processes(mode: str, arguments: list[str], settings: Timing) -> list[Any]:
-    """The reports of the same call in fresh processes, one after another."""
+    """Return the reports of the same call in fresh processes, one after another."""
     reports = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(settings.processes):
@@ -258,7 +258,7 @@ def in_processes(mode: str, arguments: list[str], settings: Timing) -> list[Any]
 
 
 def merged(reports: list[Report]) -> Report:
-    """One report of the same call in several processes."""
+    """Merge the reports of the same call in several processes into one."""
     first, rows = reports[0], []
     for same in zip(*(one.rows for one in reports), strict=True):
         row = same[0].model_copy(deep=True)
@@ -321,7 +321,7 @@ def _executed(model: Any, layout: str) -> int:
 
 
 def told(found: Report) -> list[str]:
-    """A line per row."""
+    """Return a line per row."""
     return [
         f"{row.name:24} batch {row.batch:4}  {row.macs / 1e9:.3f} G ({row.executed_macs / 1e9:.3f} executed)  "
         f"{row.seconds[1] * 1e3:9.1f} ms  ratio {row.ratio[1]:.3f} [{row.ratio[0]:.3f}, {row.ratio[2]:.3f}]  "
@@ -335,7 +335,8 @@ def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> R
 
 
 class Mode(NamedTuple):
-    """``merge``: of several processes' reports one; ``tell``: a report's rows on a terminal."""
+    """Mode of the benchmark. ``merge``: makes one report of several processes'; ``tell``: gives a report's rows as
+    lines for a terminal."""
 
     settings: type[Timing]
     run: Callable[[Any], Any]
@@ -355,6 +356,7 @@ MODES = {
 
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
+    """Return mode and settings of a command line. Raises ``ConfigError`` for what cannot be run."""
     if not arguments or arguments[0] not in MODES:
         raise ConfigError(f"first argument: expected one of {', '.join(MODES)}, gpu, e.g. python -m hiap.bench speed")
     mode, values = MODES[arguments[0]], parse_overrides(arguments[1:])
@@ -387,6 +389,7 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one mode and write its report; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["gpu"]:

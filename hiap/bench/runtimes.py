@@ -34,8 +34,8 @@ DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp"}  # int8 products that are 
 
 @dataclass
 class Network:
-    """``calibration``: images fp32 (n, C, H, W). ``files``: where exported and quantised forms go; what is there
-    already, of the same network and images, is taken."""
+    """Network to be run. ``calibration``: images fp32 (n, C, H, W). ``files``: where exported and quantised forms go;
+    what is there already, of the same network and images, is taken."""
 
     model: Any
     files: Path
@@ -49,7 +49,7 @@ class Network:
         return _digest(str(self.model), torch.__version__, *weights)
 
     def file(self, suffix: str, *inputs: Tensor) -> Path:
-        """Named by all that the file follows from."""
+        """Return a path named by all that the file follows from."""
         return self.files / f"{_digest(self.key, *inputs)[:16]}{suffix}"
 
     def onnx(self) -> Path:
@@ -65,7 +65,7 @@ def _digest(*parts: Tensor | str) -> str:
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """The file, made if it is not there: whole or not at all."""
+    """Return the file, made if it is not there: whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"part-{path.name}")
@@ -75,7 +75,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def missing(runtime: Runtime, precision: Precision, device: str) -> str:
-    """Why there is no such combination here; '' if there is."""
+    """Return why there is no such combination here; '' if there is."""
     gone = [name for name in NEEDS.get(runtime, ()) if find_spec(name) is None]
     if gone:
         return f"{gone[0]} is not installed (the extra 'runtimes' has it)"
@@ -101,7 +101,7 @@ def missing(runtime: Runtime, precision: Precision, device: str) -> str:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What the processor says that it can, on Linux; elsewhere nothing."""
+    """Return what the processor says that it can do, on Linux; elsewhere nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -124,8 +124,8 @@ def _onnxruntime_has_cuda() -> bool:
 
 
 def compiled(model: Any) -> Any:
-    """``torch.compile`` of this network alone. Dynamo keeps what it compiled by the code of ``forward``, 8 entries at
-    most, which all networks of a class share: the ninth would run eagerly, and say so in the log only."""
+    """Compile this network alone. Dynamo keeps what it compiled by the code of ``forward``, 8 entries at most, which
+    all networks of a class share: the ninth would run eagerly, and say so in the log only."""
 
     def forward(images: Tensor) -> Tensor:
         return model(images)
@@ -149,7 +149,7 @@ def in_compiled(network: Network, precision: Precision, batch: int) -> Call:
 
 
 def _in_torch(network: Network, precision: Precision) -> tuple[Any, torch.dtype]:
-    """A copy of the network in this precision, and the type of its images."""
+    """Return a copy of the network in this precision, and the type of its images."""
     model = copy.deepcopy(network.model).to(network.device)
     if precision == "bf16":
         return model.bfloat16(), torch.bfloat16
@@ -161,7 +161,7 @@ def _in_torch(network: Network, precision: Precision) -> tuple[Any, torch.dtype]
 
 
 def in_onnxruntime(network: Network, precision: Precision, batch: int) -> Call:
-    """Images and logits are bound in place, so that nothing is copied between host and GPU."""
+    """Run in ONNX Runtime. Images and logits are bound in place, so that nothing is copied between host and GPU."""
     import numpy as np
     import onnxruntime as ort
 

@@ -17,9 +17,9 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 
 class Timing(BaseModel):
-    """What every mode takes. ``model``: a timm name or a folder of ``hiap.save``. ``clock`` 'cpu' counts the process's
-    own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and take
-    quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
+    """Settings that every mode takes. ``model``: a timm name or a folder of ``hiap.save``. ``clock`` 'cpu' counts the
+    process's own seconds, for a CPU that others use too. ``processes``: repeat all in that many fresh processes, and
+    take quartiles over their medians: where a process's memory happens to lie moves times by several per cent, and more
     rounds of one process cannot average that out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +36,12 @@ class Timing(BaseModel):
     out: str = "results/local/bench"  # the folder of reports
 
     def of_process(self, index: int, shared: Path) -> list[str]:
-        """Further arguments of one of several processes; all of them may use the folder ``shared``."""
+        """Return further arguments of one of several processes; all of them may use the folder ``shared``."""
         return []
 
 
 class Settings(Timing):
-    """Of the modes that run torch alone. ``topologies``, ``widths``, ``multiple`` and ``dims`` as in
+    """Settings of the modes that run torch alone. ``topologies``, ``widths``, ``multiple`` and ``dims`` as in
     ``hiap.bench.topologies``."""
 
     topologies: list[str] = Field(["fig5"], min_length=1)  # 'fig5' ... 'fig9', 'fig5@3.1', 'uniform@3.1', a folder
@@ -58,13 +58,13 @@ class Settings(Timing):
 
 
 class LatencySettings(Settings):
-    """``networks``: sampled and fitted; 20 more are held out."""
+    """Settings of ``latency``. ``networks``: sampled and fitted; 20 more are held out."""
 
     networks: int = Field(48, ge=LEAST)  # that are sampled and fitted
 
 
 class TrainSettings(Settings):
-    """See ``hiap.bench.train``."""
+    """Settings of ``train``; see ``hiap.bench.train``."""
 
     # What is timed beside the first of them.
     loops: list[Literal["timm", "timm/compiled", "dense", "dense/compiled", "gated", "gated/compiled"]] = Field(
@@ -75,12 +75,12 @@ class TrainSettings(Settings):
 
 
 class DeploySettings(Timing):
-    """``networks``: folders of ``hiap.save`` by the names that rows give them; ``topologies`` come beside them, or,
-    where neither is given, Fig. 5. ``data``: accuracy on ``test_size`` images (Fashion-MNIST: of the validation split;
-    0: none is measured), and int8 is calibrated on ``calibration`` training images instead of noise. ``merge``:
-    every network once more for each of these numbers of pairs of tokens that are merged in a block, 0.5 being one in
-    every second block; such a row's network is 'hiap+0.5'. ``files``: where exported and quantised networks are kept;
-    by default they are not."""
+    """Settings of ``deploy``. ``networks``: folders of ``hiap.save`` by the names that rows give them; ``topologies``
+    come beside them, or, where neither is given, Fig. 5. ``data``: accuracy on ``test_size`` images (Fashion-MNIST: of
+    the validation split; 0: none is measured), and int8 is calibrated on ``calibration`` training images instead of
+    noise. ``merge``: every network once more for each of these numbers of pairs of tokens that are merged in a block,
+    0.5 being one in every second block; such a row's network is 'hiap+0.5'. ``files``: where exported and quantised
+    networks are kept; by default they are not."""
 
     networks: dict[str, str] = {}  # folders of hiap.save by the names that rows give them: 'networks={mine: FOLDER}'
     topologies: list[str] = []  # beside them, or, where neither is given, Fig. 5
@@ -98,12 +98,13 @@ class DeploySettings(Timing):
     files: str = ""  # where exported networks are kept; '': nowhere
 
     def of_process(self, index: int, shared: Path) -> list[str]:
-        """Networks are exported once, and accuracy, which no process changes, is measured once."""
+        """Return arguments by which networks are exported once, and accuracy, which no process changes, is measured
+        once."""
         return [f"files={self.files or shared / 'files'}", *(["test_size=0"] if index else [])]
 
 
 class Mode(NamedTuple):
-    """A mode in words, for ``hiap bench --help``; ``usage`` where it takes other arguments than key=value."""
+    """Mode in words, for ``hiap bench --help``; ``usage`` where it takes other arguments than key=value."""
 
     about: str
     settings: type[Timing] | None

@@ -56,27 +56,27 @@ Width = int | Literal["mixed"] | None
 
 
 def create(name: str) -> Any:
-    """The dense network: timm's of this name, or the one in a folder of ``hiap.save``."""
+    """Return the dense network: timm's of this name, or the one in a folder of ``hiap.save``."""
     return store.load(name) if Path(name).is_dir() else timm.create_model(name).eval()
 
 
 def each(
     names: Iterable[str], widths: Iterable[Width], dense: Any, multiple: int, removed: Literal["v", "qkv"]
 ) -> Iterator[tuple[str, Any]]:
-    """Every topology by its name, and where it leaves the heads' widths open, in each of ``widths``: 'fig5/48'."""
+    """Yield every topology by its name; where it leaves the heads' widths open, in each of ``widths``: 'fig5/48'."""
     for name in names:
         for width in widths if takes_width(name) else [None]:
             yield name if width is None else f"{name}/{width}", load(name, width, dense, multiple, removed)
 
 
 def takes_width(name: str) -> bool:
-    """Whether the topology leaves the heads' widths open."""
+    """Tell whether the topology leaves the heads' widths open."""
     return name.startswith("fig") and not Path(name).is_dir()
 
 
 def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Literal["v", "qkv"] = "v") -> Any:
-    """The extracted network of a named topology or folder; ``removed``: what a closed dimension takes along (A4).
-    Raises ``ConfigError`` for a name that is none, or that does not fit the backbone."""
+    """Return the extracted network of a named topology or folder; ``removed``: what a closed dimension takes along
+    (A4). Raises ``ConfigError`` for a name that is none, or that does not fit the backbone."""
     if Path(name).is_dir():
         return store.load(name).eval()
     gated = gated_vit.gate(dense, GateConfig(dims=removed))
@@ -103,7 +103,7 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
 
 
 def check(names: list[str]) -> None:
-    """What can be told of names without a network. Raises ``ConfigError``."""
+    """Raise ``ConfigError`` for what can be told of names without a network."""
     for name in names:
         if Path(name).is_dir():
             continue
@@ -115,7 +115,8 @@ def check(names: list[str]) -> None:
 
 
 def digitised(figure: str, dims: ledger.Dims) -> tuple[list[int], list[int]]:
-    """Heads and neurons per block at the last epoch of one of the paper's Figs. 5-9."""
+    """Return heads and neurons per block at the last epoch of one of the paper's Figs. 5-9. Raises ``ConfigError`` for
+    another figure or a backbone that it is not of."""
     if figure not in LAST_EPOCH:
         raise ConfigError(
             f"topology '{figure}': expected fig5 ... fig9, fig5@<GMACs>, uniform@<GMACs>, random:<seed>, full, or a "
@@ -139,7 +140,7 @@ def _macs(name: str, gmacs: str) -> float:
 
 
 def _uniform_width(dims: ledger.Dims, macs: float, multiple: int) -> int:
-    """Value dimensions of a head at the share that the whole network keeps, in multiples."""
+    """Return the value dimensions of a head at the share that the whole network keeps, in multiples."""
     fixed = ledger.constant_macs(dims)
     share = (macs - fixed) / (ledger.dense_macs(dims) - fixed)
     return max(multiple, int(share * dims.head_dim / multiple) * multiple)
@@ -153,7 +154,7 @@ def _widths(heads: list[int], width: Width) -> list[list[int]]:
 def _scaled(
     dims: ledger.Dims, widths: list[list[int]], neurons: list[int], macs: float, multiple: int, removed: str
 ) -> list[int]:
-    """Neurons in the given proportion, rounded down to multiples, so that the network has at most ``macs``."""
+    """Return neurons in the given proportion, rounded down to multiples, so that the network has at most ``macs``."""
     n, d = dims.tokens, dims.dim
     qk = [w if removed == "qkv" else [dims.head_dim] * len(w) for w in widths]
     attention = sum(ledger.attention_macs(n, d, q, v) for q, v in zip(qk, widths, strict=True))
@@ -167,7 +168,7 @@ def _scaled(
 def rounded_up(
     dims: ledger.Dims, widths: list[list[int]], neurons: list[int], multiple: int
 ) -> tuple[list[list[int]], list[int]]:
-    """In multiples, or whole."""
+    """Round widths and neurons up to multiples, to no more than there are."""
 
     def up(count: int, most: int) -> int:
         return min(most, -(-count // multiple) * multiple)
@@ -176,8 +177,8 @@ def rounded_up(
 
 
 def extracted(gated: Any, widths: list[list[int]], neurons: list[int]) -> Any:
-    """A network with so many value dimensions of each head and neurons, per block: the first ones, since which ones
-    makes no difference to time. All gates of ``gated`` are set."""
+    """Return a network with so many value dimensions of each head and neurons, per block: the first ones, since which
+    ones makes no difference to time. All gates of ``gated`` are set."""
     dims, masks = cost.dims_of(gated), []
     for block, count in zip(widths, neurons, strict=True):
         value = torch.zeros(dims.heads, dims.head_dim, dtype=torch.bool)

@@ -36,7 +36,7 @@ STEPS = 100_000  # of the schedule; few of them are made
 
 
 def check(settings: TrainSettings) -> None:
-    """What can be told without a network. Raises ``ConfigError``."""
+    """Raise ``ConfigError`` for what can be told without a network."""
     if settings.img_size and Path(settings.model).is_dir():
         raise ConfigError(f"img_size {settings.img_size}: a network of hiap.save has a size of its own")
     if len(set(settings.loops)) < len(settings.loops):
@@ -46,7 +46,7 @@ def check(settings: TrainSettings) -> None:
 
 
 def loops(settings: TrainSettings, batch: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
-    """By name: a network, and one training step of it."""
+    """Return by name a network, and one training step of it."""
     device = torch.device(settings.device)
     found: dict[str, tuple[Any, Callable[[], Any]]] = {}
     if any(name.endswith("/compiled") for name in settings.loops):

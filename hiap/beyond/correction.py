@@ -72,11 +72,12 @@ def _is_dense(model: Any) -> bool:
 
 
 class _EnoughError(Exception):
-    """Raised within a network to leave it: what was wanted of it is known."""
+    """Raised within a network to leave it: all that was wanted of it is known."""
 
 
 def _first(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, None]:
-    """The stream before the first block, and what each block is given beside it; a first batch goes all the way."""
+    """Return the stream before the first block, and what each block is given beside it; a first batch goes all the
+    way."""
     streams: Streams = []
     given: Given = []
 
@@ -98,7 +99,7 @@ def _first(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, None]:
 
 
 def _given(model: Any, batch: Tensor) -> Given:
-    """What each block is given beside the stream."""
+    """Return what each block is given beside the stream."""
     found: Given = []
     with ExitStack() as stack:
         for block in model.blocks:
@@ -114,7 +115,7 @@ def _keep_given(to: dict[str, Any], _: Any, args: tuple[Tensor], others: dict[st
 
 
 def _after(block: Any, streams: Streams, given: dict[str, Any]) -> tuple[Streams, Streams]:
-    """The stream after either branch of a block that nothing is cut from."""
+    """Return the stream after either branch of a block that nothing is cut from."""
     after: tuple[Streams, Streams] = ([], [])
     with ExitStack() as stack:
         stack.callback(block.norm2.register_forward_pre_hook(lambda _, args: after[0].append(args[0])).remove)
@@ -124,8 +125,8 @@ def _after(block: Any, streams: Streams, given: dict[str, Any]) -> tuple[Streams
 
 
 def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, list[tuple[Streams, Streams]]]:
-    """The residual stream of each batch before the first block, and of each block after either branch, all in one pass:
-    gates are sampled once."""
+    """Return the residual stream of each batch before the first block, and of each block after either branch, all in
+    one pass: gates are sampled once."""
     first: Streams = []
     given: Given = [{} for _ in model.blocks]
     after: list[tuple[Streams, Streams]] = [([], []) for _ in model.blocks]
@@ -146,7 +147,7 @@ def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, lis
 def _corrected(
     block: Any, branch: str, streams: Streams, wanted: Streams, ridge: float, given: dict[str, Any]
 ) -> Streams:
-    """Correct one branch; the stream after it."""
+    """Correct one branch; return the stream after it."""
     part, constant = getattr(block, branch), getattr(block, f"{branch}_constant", None)
     if part is None:
         if constant is not None:
@@ -178,7 +179,7 @@ class _LeastSquares:
         self.inputs = inputs
 
     def add(self, missing: Tensor, gamma: Tensor | None) -> None:
-        """``missing`` (B, N, D): what the branch should give more, behind a layer scale ``gamma`` (D,)."""
+        """Add a batch. ``missing`` (B, N, D): what the branch should give more, behind a layer scale ``gamma`` (D,)."""
         x, y = self.inputs.flatten(0, 1).double(), missing.flatten(0, 1).double()
         if gamma is not None:  # a channel that is scaled to nothing cannot be corrected
             y = torch.where(gamma.abs() > 1e-8, y / gamma, 0.0)

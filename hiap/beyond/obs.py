@@ -34,9 +34,8 @@ TINY = 1e-30  # of a branch that nothing depends on
 
 @dataclass
 class Moments:
-    """What one branch's output map (out, units) saw: ``gram`` (units, units), the second moments of its inputs per
-    image, about their mean if the map has a bias; ``channels`` (out,), the weights of squared errors of its outputs.
-    """
+    """Second moments of what one branch's output map (out, units) saw: ``gram`` (units, units), those of its inputs per
+    image, about their mean if the map has a bias; ``channels`` (out,), the weights of squared errors of its outputs."""
 
     gram: Tensor
     channels: Tensor
@@ -50,8 +49,8 @@ def rank(
     prices: ledger.Prices | None = None,
     also: Sequence[Any] = (),
 ) -> Ranking:
-    """Keys of all value dimensions and neurons of a ViT in the method's form: loss, in nats of an image, per MAC saved,
-    or per unit of other ``prices``.
+    """Rank all value dimensions and neurons of a ViT in the method's form: a key is the loss, in nats of an image, per
+    MAC saved, or per unit of other ``prices``.
 
     ``images``: batches as for ``hiap.correct``, or pairs of images and labels. ``fisher``: weights of squared errors,
     'own' from the network's own predictions, 'labels' from the images' labels, 'none' equal ones (no backward pass).
@@ -71,9 +70,9 @@ def rank(
 
 
 def per_price(errors: Tensor, prices: ledger.Prices) -> Tensor:
-    """Keys (L, H, Dh) of value dimensions from their errors: per unit of cost, where a head's own price is paid by as
-    many of its best dimensions as make the most of it. Those come and go together, any more pay for themselves alone.
-    """
+    """Return the keys (L, H, Dh) of value dimensions from their errors: per unit of cost, where a head's own price is
+    paid by as many of its best dimensions as make the most of it. Those come and go together, any more pay for
+    themselves alone."""
     best, order = errors.sort(-1, descending=True)
     count = torch.arange(1, errors.shape[-1] + 1)
     together, last = (best.cumsum(-1) / (prices.head + count * prices.value_dim).clamp(min=TINY)).max(-1, keepdim=True)
@@ -83,14 +82,14 @@ def per_price(errors: Tensor, prices: ledger.Prices) -> Tensor:
 
 
 def output_map(block: Any, branch: str) -> nn.Linear:
-    """The linear map at the end of 'attn' or 'mlp'."""
+    """Return the linear map at the end of 'attn' or 'mlp'."""
     return block.attn.proj if branch == "attn" else block.mlp.fc2
 
 
 def moments(
     model: Any, images: Iterable[Any], fisher: str = "own", also: Sequence[Any] = ()
 ) -> list[tuple[Moments, Moments]]:
-    """Of attention and FFN of each block, in one pass; arguments and errors as of ``rank``."""
+    """Collect the moments of attention and FFN of each block, in one pass; arguments and errors as of ``rank``."""
     if fisher not in FISHER:
         raise ValueError(f"fisher {fisher!r}: expected one of {', '.join(FISHER)}")
     sums = [_Sums(block, branch) for block in model.blocks for branch in ("attn", "mlp")]
@@ -119,7 +118,7 @@ def moments(
 
 
 def _pieces(model: Any, images: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The batches, in pieces whose activations fit: memory does not grow with the size of a batch."""
+    """Yield the batches, in pieces whose activations fit: memory does not grow with the size of a batch."""
     dims = cost.dims_of(model)
     of_an_image = 4 * dims.tokens * dims.depth * (10 * dims.dim + 3 * dims.hidden)
     count = max(1, ACTIVATIONS // of_an_image)
@@ -130,7 +129,7 @@ def _pieces(model: Any, images: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor 
 
 
 def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generator: torch.Generator | None) -> None:
-    """One batch, forward and, with a ``generator``, backward from the logits to what each branch gives."""
+    """Run one batch forward and, with a ``generator``, backward from the logits to what each branch gives."""
     if generator is None:
         with torch.no_grad():
             model(x)
@@ -146,9 +145,9 @@ def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generat
 
 
 def directions(logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    """(B, classes): gradients of the cross-entropy with respect to the logits. Without labels a random direction with
-    the same second moments, diag(p) - p p^T, as the gradient for labels that are drawn from the network's own answer p:
-    the Fisher information, with less noise than from labels."""
+    """Return (B, classes), gradients of the cross-entropy with respect to the logits. Without labels a random direction
+    with the same second moments, diag(p) - p p^T, as the gradient for labels that are drawn from the network's own
+    answer p: the Fisher information, with less noise than from labels."""
     p = logits.softmax(-1)
     if labels is not None:
         return p - F.one_hot(labels, p.shape[-1])
@@ -175,7 +174,7 @@ class _Sums:
         self.inputs, self.output = args[0].detach().flatten(0, -2), output
 
     def add(self, grad: Tensor | None) -> None:
-        """``grad`` (B, N, D) of the output: an output channel counts as the mean of its squares."""
+        """Add a batch. ``grad`` (B, N, D) of the output: an output channel counts as the mean of its squares."""
         x = self.inputs.float()
         if grad is not None:
             self.weighted = True
@@ -190,7 +189,7 @@ class _Sums:
         self.inputs = self.output = torch.empty(0)
 
     def moments(self, count: int) -> Moments:
-        """Per image, of ``count`` images."""
+        """Return the moments per image, of ``count`` images."""
         gram, channels = self.gram, self.channels / self.tokens
         if self.linear.bias is not None:  # which makes up for means
             gram = gram - torch.outer(self.total, self.total) / self.tokens
@@ -200,14 +199,14 @@ class _Sums:
 
 
 def removal_errors(found: Moments, weight: Tensor, ridge: float = RIDGE) -> Tensor:
-    """(units,): what the removal of each costs when its turn comes, never less than those before it."""
+    """Return (units,): what the removal of each costs when its turn comes, never less than those before it."""
     order, errors = removals(found, weight, ridge)
     return torch.empty_like(errors).scatter(0, order, errors.cummax(0).values).float()
 
 
 @torch.no_grad()
 def removals(found: Moments, weight: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """All units in the order in which the cheapest of those left goes, and what each costs (float64)."""
+    """Return all units in the order in which the cheapest of those left goes, and what each costs (float64)."""
     gram = found.gram
     strength = ridge * gram.diagonal().mean().clamp_min(TINY)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram)))
@@ -224,8 +223,8 @@ def removals(found: Moments, weight: Tensor, ridge: float = RIDGE) -> tuple[Tens
 
 
 def _some_removals(inverse: Tensor, w: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``count`` removals, in order; what each costs; the inverse and the map after all of them. Both change by products
-    ``u u^T`` and ``v u^T``, which are kept apart until the end: a step then touches vectors alone."""
+    """Return ``count`` removals, in order; what each costs; the inverse and the map after all of them. Both change by
+    products ``u u^T`` and ``v u^T``, which are kept apart until the end: a step then touches vectors alone."""
     u, v = inverse.new_zeros(len(inverse), count), inverse.new_zeros(len(w), count)
     diagonal, squares = inverse.diagonal().clone(), w.square().sum(0)
     gone, costs = torch.zeros(count, dtype=torch.long, device=w.device), inverse.new_zeros(count)

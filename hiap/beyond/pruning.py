@@ -44,7 +44,7 @@ def prune(
     fisher: str = "own",
     ridge: float = RIDGE,
 ) -> Any:
-    """A smaller copy of ``model``, a ViT as ``hiap.gate`` takes it or one that was pruned before, at the target.
+    """Return a smaller copy of ``model``, a ViT as ``hiap.gate`` takes it or one that was pruned before, at the target.
 
     ``images``: some hundred, as the network takes them and without augmentation, as one tensor (B, C, height, width) or
     as batches, which may be pairs of images and labels. The target is one of ``target_macs``, ``target_params`` and
@@ -80,7 +80,7 @@ def prune(
 
 
 def _constants_stay(target: Target, model: Any) -> Target:
-    """An FFN that goes leaves the bias of its output."""
+    """Price an FFN without the bias of its output, which it leaves behind."""
     if target.prices.unit != "parameters" or model.blocks[0].mlp is None:
         return target
     kept = target.dims.dim
@@ -89,13 +89,13 @@ def _constants_stay(target: Target, model: Any) -> Target:
 
 
 def _blank(target: Target) -> obs.Ranking:
-    """A ranking of all units, to ask what can be reached."""
+    """Return a ranking of all units, to ask what can be reached."""
     d: ledger.Dims = target.dims
     return obs.Ranking(dims=torch.zeros(d.depth, d.heads, d.head_dim), neurons=torch.zeros(d.depth, d.hidden))
 
 
 def _checked(images: Any, model: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Batches of images, in the network's precision and on its device, with labels where they come with some."""
+    """Return batches of images, in the network's precision and on its device, with labels where they come with some."""
     if isinstance(images, Tensor):
         images = images.split(AT_ONCE) if images.ndim == 4 else [images]
     if not isinstance(images, Iterable):

@@ -29,8 +29,8 @@ PRICED = ("MACs", "parameters")  # how a table of times changes with the widths 
 
 @dataclass
 class Basis:
-    """Of one block's heads: ``errors`` (H, Dh), falling, what each dimension of the basis costs if it goes;
-    ``query`` and ``key`` (H, Dh, Dh), A and A^-T, whose rows are the dimensions."""
+    """Basis of queries and keys for one block's heads: ``errors`` (H, Dh), falling, what each dimension of the basis
+    costs if it goes; ``query`` and ``key`` (H, Dh, Dh), A and A^-T, whose rows are the dimensions."""
 
     errors: Tensor
     query: Tensor
@@ -54,7 +54,7 @@ class Queries:
         self.output = output
 
     def add(self, grad: Tensor | None) -> None:
-        """``grad`` (B, N, 3 H Dh) of Q, K and V; without it nothing is learnt."""
+        """Add a batch. ``grad`` (B, N, 3 H Dh) of Q, K and V; without it nothing is learnt."""
         if grad is not None:
             self.images, self.tokens = self.images + len(grad), self.tokens + grad.shape[0] * grad.shape[1]
             for to, values in ((self.seen, self.output.detach()), (self.fisher, grad)):
@@ -63,6 +63,7 @@ class Queries:
         self.output = torch.empty(0)
 
     def basis(self) -> Basis:
+        """Return the basis that the sums give."""
         fisher = self.fisher / self.tokens
         least = RIDGE * fisher.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(TINY)
         values, vectors = torch.linalg.eigh(fisher + least[:, None, None] * torch.eye(self.shape[1]).to(fisher))
@@ -73,8 +74,8 @@ class Queries:
 
 
 def watch(model: Any) -> list[Queries]:
-    """Collectors for every block of a ViT in the method's form; none where queries or keys are normed or rotated, which
-    fixes their basis, or come from maps of their own."""
+    """Return collectors for every block of a ViT in the method's form; none where queries or keys are normed or
+    rotated, which fixes their basis, or come from maps of their own."""
     if not all(_plain(block.attn) for block in model.blocks):
         return []
     return [Queries(block.attn) for block in model.blocks]
@@ -86,8 +87,8 @@ def _plain(attn: Any) -> bool:
 
 
 def keep_best(target: Target, ranking: Ranking, bases: Sequence[Basis]) -> tuple[list[BlockMask], list[int]]:
-    """What stays within ``target``, and in how many dimensions of Q and K each block's heads stay: the threshold that
-    value dimensions and neurons meet decides on these too, a block's heads together. Without ``bases``, or with a
+    """Return what stays within ``target``, and in how many dimensions of Q and K each block's heads stay: the threshold
+    that value dimensions and neurons meet decides on these too, a block's heads together. Without ``bases``, or with a
     target in time, Q and K stay whole."""
     width = target.dims.head_dim
     kept, widths = target.keep_best(ranking), [width] * target.dims.depth
@@ -128,8 +129,8 @@ def _cost(target: Target, kept: list[BlockMask], widths: list[int]) -> int:
 
 @torch.no_grad()
 def narrowed(model: Any, bases: Sequence[Basis], widths: Sequence[int]) -> Any:
-    """A copy of ``model`` with Q and K in these bases and zeros behind the first ``widths`` dimensions of every head:
-    the same function if nothing is left out. ``hiap.backbones.evening.trimmed`` removes the zeros."""
+    """Return a copy of ``model`` with Q and K in these bases and zeros behind the first ``widths`` dimensions of every
+    head: the same function if nothing is left out. ``hiap.backbones.evening.trimmed`` removes the zeros."""
     model = copied(model)
     for block, basis, width in zip(model.blocks, bases, widths, strict=True):
         qkv, shape = block.attn.qkv, basis.query.shape[:2]

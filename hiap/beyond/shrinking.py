@@ -33,8 +33,8 @@ from hiap.pruner import PrunerError
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter that was cut, by its ``name`` in the network: ``take`` gives what ``new`` has of a tensor that is
-    shaped like ``old``. ``new`` is None where nothing is left."""
+    """Change of a parameter that was cut, by its ``name`` in the network: ``take`` gives the part of a tensor shaped
+    like ``old`` that ``new`` has. ``new`` is None where nothing is left."""
 
     name: str
     old: nn.Parameter
@@ -43,9 +43,9 @@ class Change:
 
 
 class Shrink:
-    """``hiap.Pruner(..., shrink=hiap.Shrink())``: when ``pruner.cut(optimizer)`` has found a unit closed with certainty
-    ``after`` times in a row, it goes. ``below``: the bound on the chance to be sampled open. One belongs to one pruner.
-    Raises ``ConfigError`` for numbers out of range."""
+    """Cutter for ``hiap.Pruner(..., shrink=hiap.Shrink())``: when ``pruner.cut(optimizer)`` has found a unit closed
+    with certainty ``after`` times in a row, it goes. ``below``: the bound on the chance to be sampled open. One belongs
+    to one pruner. Raises ``ConfigError`` for numbers out of range."""
 
     def __init__(self, below: float = 0.01, after: int = 2):
         if not 0 < below < 0.5:
@@ -59,7 +59,7 @@ class Shrink:
         self.head_dim = 0
 
     def begin(self, gated: Any) -> None:
-        """Of a network with all of its units. Raises ``ConfigError`` if its gates are soft."""
+        """Start on a network with all of its units. Raises ``ConfigError`` if its gates are soft."""
         if any(gate.soft for block in gated.blocks for gate in _gates(block)):
             raise ConfigError("shrink is for gates.forward 'straight-through': a soft sample is never quite closed")
         self.head_dim = gated.blocks[0].attn.head_dim
@@ -80,7 +80,7 @@ class Shrink:
         return changes
 
     def gone(self) -> list[BlockMask]:
-        """Units that are held closed; of a head that went for its dimensions, those."""
+        """Return the units that are held closed; of a head that went for its dimensions, those."""
         gone = [[count >= self.after for count in streak] for streak in self.streaks]
         return [BlockMask(h, d[:, None].expand(-1, self.head_dim), f, n) for h, d, f, n in gone]
 
@@ -106,18 +106,18 @@ class Shrink:
         self._cut(gated)
 
     def _found(self, block: Any) -> list[Tensor]:
-        """What is closed with certainty now, as ``streaks`` has it."""
+        """Return what is closed with certainty now, as ``streaks`` has it."""
         heads, dims, ffn, neurons = (self._chance(gate) for gate in _gates(block))
         some, ffn = 1 - (1 - dims).prod(-1), ffn.squeeze()
         return [chance < self.below for chance in (heads, some, ffn, neurons)]
 
     @staticmethod
     def _chance(gate: Gate) -> Tensor:
-        """To be open; 1 where the gate hardens to open."""
+        """Return the chance to be open; 1 where the gate hardens to open."""
         return torch.sigmoid(gate.logit.detach().double()).masked_fill(gate.hardened(), 1.0).cpu()
 
     def _spare_the_last_head(self, gated: Any) -> None:
-        """If no head would be left anywhere, the one with the largest logit starts its count again."""
+        """Start the count of the head with the largest logit again, if no head would be left anywhere."""
         stays = torch.stack([~_closed(streak, self.after)[0] for streak in self.streaks])
         if stays.any():
             return
@@ -144,7 +144,7 @@ def _gates(block: Any) -> tuple[Gate, Gate, Gate, Gate]:
 
 
 def _closed(streak: list[Tensor], after: int) -> tuple[Tensor, Tensor]:
-    """Heads (H,) and neurons (Dffn,) that go, by their own gates or those of their dimensions or FFN."""
+    """Return the heads (H,) and neurons (Dffn,) that go, by their own gates or those of their dimensions or FFN."""
     heads, dims, ffn, neurons = (count >= after for count in streak)
     return heads | dims, ffn | neurons
 
@@ -157,7 +157,7 @@ class _Knife:
         self.names = {id(p): name for name, p in gated.named_parameters()}
 
     def cut_attention(self, block: Any, stay: Tensor) -> None:
-        """``stay`` (H,) of all heads."""
+        """Cut an attention to its heads ``stay`` (H,), of all heads."""
         attn = block.attn
         keep = self._narrow(attn, stay)
         if keep is None:
@@ -180,7 +180,7 @@ class _Knife:
                 self._note(p, attn.position.get_parameter(name), lambda t: t[:, keep])
 
     def cut_ffn(self, block: Any, stay: Tensor) -> None:
-        """``stay`` (Dffn,) of all neurons."""
+        """Cut an FFN to its neurons ``stay`` (Dffn,), of all neurons."""
         mlp = block.mlp
         keep = self._narrow(mlp, stay)
         if keep is None:
@@ -197,7 +197,8 @@ class _Knife:
         self._norm(mlp.norm, keep)
 
     def _narrow(self, part: Any, stay: Tensor) -> Tensor | None:
-        """Set what is ``left`` of attention or FFN; which of those that were there before stay, None if all do."""
+        """Set what is ``left`` of attention or FFN; return which of those that were there before stay, None if all
+        do."""
         before = torch.arange(len(stay)) if part.left is None else part.left.cpu()
         keep = stay[before].nonzero().flatten()
         if len(keep) == len(before):
@@ -214,7 +215,7 @@ class _Knife:
             part.out_features = len(chosen)
 
     def _columns(self, layer: Any, columns: Tensor) -> None:
-        """The bias belongs to no unit and stays."""
+        """Keep these columns of a layer; the bias belongs to no unit and stays."""
         self._take(layer, lambda t: t[:, columns], ("weight",))
         layer.in_features = len(columns)
 
@@ -231,7 +232,7 @@ class _Knife:
                 self._note(old, getattr(layer, name), take)
 
     def _empty(self, block: Any, norm: str, output: Any) -> None:
-        """A branch without units: at most the output's bias is left, and nobody looks at the norm before it."""
+        """Leave of a branch without units at most the output's bias; nobody looks at the norm before it."""
         self._drop(block, norm)
         setattr(block, norm, nn.Identity())
         self._note(output.weight, None, lambda t: t)
@@ -249,7 +250,7 @@ class _Knife:
 
 
 def _check(optimizer: torch.optim.Optimizer, gated: Any) -> None:
-    """What makes ``carry_over`` fail, before anything is cut."""
+    """Raise ``PrunerError`` for what makes ``carry_over`` fail, before anything is cut."""
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, p in gated.named_parameters():
         if id(p) not in known:

@@ -65,8 +65,8 @@ def distillation_loss(
 
 
 def feature_loss(features: Tensor, wanted: Tensor) -> Tensor:
-    """Ours, for networks without a head: the mean squared difference of features (B, ..., D) to those that a teacher
-    gives of the same images, as a share of the variance of the teacher's, so that 1 is as bad as their mean. To be
+    """Return the mean squared difference of features (B, ..., D) to those that a teacher gives of the same images, as a
+    share of the variance of the teacher's, so that 1 is as bad as their mean: ours, for networks without a head. To be
     added to ``pruner.penalty()`` alone, or with the loss of whatever stands on the features. Raises ``ValueError`` (one
     line) for other shapes."""
     if not torch.is_tensor(features) or not torch.is_tensor(wanted) or features.shape != wanted.shape:
@@ -95,7 +95,8 @@ def _divergence(task: str, student: Tensor, teacher: Tensor, temperature: float)
 
 
 def _check_task(task: str, student: Any, taught: Any, targets: Any, teacher: Any) -> None:
-    """One line for shapes that torch would broadcast, or take for something else, without a word."""
+    """Raise ``ValueError`` (one line) for shapes that torch would broadcast, or take for something else, without a
+    word."""
     if task not in ("classes", "labels", "values"):
         raise ValueError(f"distillation_loss: task {task!r}: expected 'classes', 'labels' or 'values'")
     for name, value in (("logits", student), ("logits", taught), ("targets", targets)):
@@ -112,7 +113,7 @@ def _check_task(task: str, student: Any, taught: Any, targets: Any, teacher: Any
 
 
 def _wrong_shapes(task: str, logits: Tensor, targets: Tensor) -> str:
-    """What does not fit, and what was expected; '' if all does."""
+    """Return what does not fit, and what was expected; '' if all does."""
     shape, wanted = tuple(logits.shape), tuple(targets.shape)
     if task != "classes":
         if shape != wanted or (task == "labels" and logits.ndim != 2):
@@ -130,7 +131,7 @@ def _wrong_shapes(task: str, logits: Tensor, targets: Tensor) -> str:
 
 
 def _wrong_numbers(task: str, targets: Tensor) -> str:
-    """The same of what the targets hold, where it costs nothing to look: on a CPU."""
+    """Return the same for what the targets hold, where it costs nothing to look: on a CPU."""
     if targets.device.type != "cpu" or not targets.numel() or torch.compiler.is_compiling():
         return ""
     if task == "labels" and not 0 <= targets.min() <= targets.max() <= 1:

@@ -28,12 +28,13 @@ from hiap.gated_vit import is_gated
 
 
 def merge_tokens(model: Any, r: int | Sequence[int]) -> Any:
-    """A view of ``model``, on the same parameters, that merges ``r`` pairs of tokens in each block (or, block by block,
-    so many; at most half of the patches that are left). For inference; at r = 0 it computes what ``model`` computes.
+    """Return a view of ``model``, on the same parameters, that merges ``r`` pairs of tokens in each block (or, block by
+    block, so many; at most half of the patches that are left). For inference; at r = 0 it computes what ``model``
+    computes.
 
     ``model``: a dense or extracted ``VisionTransformer`` whose classifier looks at the class token; that one and other
-    prefix tokens are never merged. Anything else is an ``UnsupportedModelError`` that names what it has; ``ValueError``
-    for an ``r`` that is none.
+    prefix tokens are never merged. Raises ``UnsupportedModelError``, which names what it has, for anything else, and
+    ``ValueError`` for an ``r`` that is no number of pairs.
     """
     _check(model)
     return _with_blocks(model, MergingBlocks(model.blocks, _schedule(model, r), model.num_prefix_tokens))
@@ -46,8 +47,8 @@ def _with_blocks(model: Any, blocks: nn.Module) -> Any:
 
 
 def macs(model: Any, r: int | Sequence[int], executed: bool = False) -> int:
-    """MACs of one image of the size that ``model`` was built for through ``merge_tokens(model, r)``, with what it takes
-    to compare tokens; ``executed`` as in ``hiap.macs``."""
+    """Count the MACs of one image of the size that ``model`` was built for through ``merge_tokens(model, r)``, with
+    what it takes to compare tokens; ``executed`` as in ``hiap.macs``."""
     _check(model)
     rows, columns = model.patch_embed.grid_size
     prefix, patches = model.num_prefix_tokens, rows * columns
@@ -63,7 +64,7 @@ def macs(model: Any, r: int | Sequence[int], executed: bool = False) -> int:
 
 
 class MergingBlocks(nn.Module):
-    """The blocks of a ViT, with ``schedule[i]`` pairs of tokens merged within the i-th. (B, N, D) to (B, N', D)."""
+    """Blocks of a ViT, with ``schedule[i]`` pairs of tokens merged within the i-th. (B, N, D) to (B, N', D)."""
 
     def __init__(self, blocks: Any, schedule: Sequence[int], prefix: int):
         super().__init__()
@@ -80,7 +81,7 @@ class MergingBlocks(nn.Module):
         return x
 
     def unmerged(self, view: Any) -> Any:
-        """The network that ``view`` is one of."""
+        """Return the network that ``view`` is a view of."""
         return _with_blocks(view, self.blocks)
 
     def extra_repr(self) -> str:
@@ -88,7 +89,7 @@ class MergingBlocks(nn.Module):
 
 
 def mergeable(patches: int, wanted: int) -> int:
-    """How many pairs can be merged at once."""
+    """Return how many pairs can be merged at once."""
     return min(wanted, patches // 2)
 
 
@@ -114,8 +115,8 @@ def _wide(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _attend(block: Any, x: Tensor, size: Tensor | None, keys: bool) -> tuple[Tensor, Tensor]:
-    """Tokens after the attention branch, and what they are compared by, where ``keys`` are asked for: the tokens
-    themselves where there is no attention."""
+    """Return the tokens after the attention branch, and what they are compared by, where ``keys`` are asked for: the
+    tokens themselves where there is no attention."""
     if block.attn is None:
         x = _branch(block, "attn", None, None, None, x)
         return x, x
@@ -132,7 +133,7 @@ def _attend(block: Any, x: Tensor, size: Tensor | None, keys: bool) -> tuple[Ten
 
 
 def _branch(block: Any, name: str, norm: Any, scale: Any, drop: Any, x: Tensor, **options: Any) -> Tensor:
-    """One residual branch, as the block itself computes it."""
+    """Run one residual branch, as the block itself computes it."""
     part = getattr(block, name)
     if part is None:
         constant = getattr(block, f"{name}_constant")
@@ -141,7 +142,7 @@ def _branch(block: Any, name: str, norm: Any, scale: Any, drop: Any, x: Tensor, 
 
 
 def _compared_width(block: Any, tokens: int) -> int:
-    """Numbers by which a token is compared: its keys of all heads; ``tokens`` where there are none."""
+    """Count the numbers by which a token is compared: its keys of all heads; ``tokens`` where there are none."""
     return sum(count.qk_dims(block)) or tokens
 
 

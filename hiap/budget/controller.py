@@ -20,8 +20,8 @@ class Multipliers:
 
     @torch.no_grad()
     def ascend(self, violation: Tensor, progress: float, rate: float) -> None:
-        """Gradient ascent. A step is ``rate`` times the share of the run that went by times ``violation`` (count,), so
-        that a run ten times longer takes steps a tenth as large."""
+        """Take a step of gradient ascent: ``rate`` times the share of the run that went by times ``violation``
+        (count,), so that a run ten times longer takes steps a tenth as large."""
         self.to(violation.device)
         self.value += rate * (progress - self.progress) * violation
         self.progress.fill_(progress)
@@ -37,15 +37,17 @@ class Multipliers:
 
 
 class Budget:
-    """Target for the single phase: ours, not the paper's. A small expected cost does not make the hardened network
-    small (Proposition 2 holds only as gates turn certain), so the strength is found and the end is exact.
+    """Controller that brings the single phase to its target: ours, not the paper's. A small expected cost does not make
+    the hardened network small (Proposition 2 holds only as gates turn certain), so the strength is found and the end is
+    exact.
 
     The penalties of Eq. 7 are multiplied by one ``strength``, whose logarithm follows the excess of the expected cost;
     the ratio of macro to micro stays as set. The wanted cost falls from ``start``, what the gates expect at first, to
     the target over a share ``ramp`` of the phase, linearly. (From dense, as in CoFi, it would first lie above gates
     that start near the threshold, and what adds up meanwhile would hold the price down when it is needed.) At the end
     the threshold of 1/2 moves, alike for all gates, to where the extracted network fits; a unit below it may fill what
-    is left."""
+    is left.
+    """
 
     # log(strength) = RATE * (integral of the excess over the run) + DAMP * excess. The second term, of an augmented
     # Lagrangian, lets go as soon as the target is passed: saturated gates hardly come back. Both set by how closely the

@@ -20,10 +20,10 @@ PRICED = tuple(field.name for field in fields(Prices) if field.name != "unit")
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Times that ``python -m hiap.bench latency`` found for networks pruned from one of the sizes ``dims``, on one
-    device with one batch size: ``prices`` in picoseconds per batch (so small that integers lose nothing). ``source`` is
-    for messages. A head is priced with whole Q and K (A4 'v'); where dimensions take those along, each takes its share
-    of the head's price."""
+    """Table of times that ``python -m hiap.bench latency`` found for networks pruned from one of the sizes ``dims``, on
+    one device with one batch size: ``prices`` in picoseconds per batch (so small that integers lose nothing).
+    ``source`` is for messages. A head is priced with whole Q and K (A4 'v'); where dimensions take those along, each
+    takes its share of the head's price."""
 
     dims: Dims
     prices: Prices

@@ -47,8 +47,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Target:
-    """At most ``amount`` of what ``prices`` count, of a network of these sizes, cut in multiples of ``multiple`` units;
-    ``dense`` is what it has unpruned."""
+    """Target of a cut: at most ``amount`` of what ``prices`` count, of a network of sizes ``dims``, cut in multiples of
+    ``multiple`` units; ``dense`` is what the network has unpruned."""
 
     dims: ledger.Dims
     prices: Prices
@@ -57,6 +57,7 @@ class Target:
 
     @property
     def dense(self) -> int:
+        """Return what the network has unpruned."""
         return self.prices.constant + ledger.dense_cost(self.dims, self.prices)
 
     def excess(self, gated: Any, progress: float, start: float | None = None) -> Tensor:
@@ -72,9 +73,11 @@ class Target:
         return float(cost.expected(gated, self.prices))
 
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
+        """Return the masks of ``keep_best`` that meet this target."""
         return keep_best(self.dims, ranking, self.amount, self.prices, self.multiple)
 
     def require_reachable(self, ranking: Ranking) -> None:
+        """Raise ``ConfigError`` if removing every unit that ``ranking`` ranks is not enough."""
         require_reachable(self.dims, ranking, self.amount, self.prices, self.multiple)
 
 
@@ -288,7 +291,8 @@ def drop_removed(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:
 
 
 def present(left: Tensor | None, like: Tensor) -> Tensor:
-    """Booleans (K,) as ``like``: whose weights are there, by ``GatedAttention.left`` or ``GatedMlp.left``."""
+    """Return Booleans (K,) as ``like``: the units whose weights are there, by ``GatedAttention.left`` or
+    ``GatedMlp.left``."""
     if left is None:
         return torch.ones_like(like)
     return torch.zeros_like(like).index_fill(0, left.to(like.device), True)
@@ -325,7 +329,8 @@ def union(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
 
 @torch.no_grad()
 def zeros(model: Any) -> list[BlockMask]:
-    """Return the heads, value dimensions and neurons of an evened network (gated or not) that give nothing."""
+    """Return the heads, value dimensions and neurons that give nothing in a network that was made even (gated or
+    not)."""
     gone = []
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
@@ -401,8 +406,8 @@ def _groups(dims: ledger.Dims, ranking: Ranking) -> Tensor:
 
 
 def _without_split(portions: _Portions, chosen: Tensor) -> Tensor:
-    """``chosen`` without the heads and FFNs of which some tied units are chosen and others are not: a threshold common
-    to all gates does not cut through one gate. The groups of the units that are ``fixed`` stay."""
+    """Return ``chosen`` without the heads and FFNs of which some tied units are chosen and others are not: a threshold
+    common to all gates does not cut through one gate. The groups of the units that are ``fixed`` stay."""
     group, tied = portions.group, portions.tied
     if tied is None:
         return chosen

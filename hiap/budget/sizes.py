@@ -27,7 +27,7 @@ def amount(wanted: float, dense: int) -> int:
 
 
 def share(wanted: float, dense: int) -> float:
-    """Return the same as a share of ``dense``."""
+    """Return a target as a share of ``dense``."""
     return wanted if wanted < 1 else wanted / dense
 
 

@@ -16,8 +16,8 @@ LOOK = 10  # steps after which the logits must have moved: an optimiser's first 
 
 
 class Watch:
-    """Signs of whether a loop prunes: the mode of the gates, gradients of the penalty, steps of the optimiser. Each
-    fault is told once, as a warning."""
+    """Watcher of a loop, for signs of whether it prunes: the mode of the gates, gradients of the penalty, steps of the
+    optimiser. Each fault is told once, as a warning."""
 
     def __init__(self, model: Any):
         self.heard, self.calls, self.asleep, self.moved = False, 0, 0, 0
@@ -58,7 +58,7 @@ class Watch:
         self.heard = True
 
     def before(self) -> None:
-        """Look, at each call of ``step``, before gates are written."""
+        """Look at each call of ``step``, before gates are written."""
         self.calls += 1
         self.moved += self._version() != self.version
         for gate in self.gates:
@@ -68,7 +68,7 @@ class Watch:
         self.asleep += 1
 
     def after(self, look: int, priced: bool) -> None:
-        """Look behind it, at the first ``look`` steps."""
+        """Look after each step, at the first ``look`` of them."""
         done = self.calls
         self.seen()
         if self.asleep == look:

@@ -21,9 +21,9 @@ HEAD = ["usage: hiap COMMAND ...", "", "Prune Vision Transformers, measure what 
 
 
 class Command(NamedTuple):
-    """``module`` has ``main(arguments)``, and prints its own help unless ``help`` or ``hiap.cli.parsers`` does.
-    ``named``: it takes the command's name as its first argument. ``study``: it is part of a checkout, not of the
-    package."""
+    """Command of ``hiap``: its ``module`` has ``main(arguments)``, and prints its own help unless ``help`` or
+    ``hiap.cli.parsers`` does. ``named``: it takes the command's name as its first argument. ``study``: it is part of a
+    checkout, not of the package."""
 
     about: str
     module: str
@@ -60,7 +60,7 @@ COMMANDS = {
 
 
 def available() -> dict[str, Command]:
-    """Commands whose code is here: without a checkout those of the study are not."""
+    """Return the commands whose code is here: without a checkout those of the study are not."""
     return {name: command for name, command in COMMANDS.items() if _is_there(command.module)}
 
 
@@ -72,6 +72,7 @@ def _is_there(module: str) -> bool:
 
 
 def overview() -> str:
+    """Return the text of ``hiap --help``."""
     there = available()
     lines = [f"  {name:<8}{command.about}" for name, command in there.items()]
     away = [name for name, command in COMMANDS.items() if command.study and name not in there]
@@ -81,6 +82,7 @@ def overview() -> str:
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in HELP:
         if len(arguments) > 1 and arguments[1] in COMMANDS:  # hiap help train

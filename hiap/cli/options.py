@@ -21,7 +21,8 @@ WIDTH = 100
 
 
 class Option(NamedTuple):
-    """``values``: what it takes, in words; ``default``: as it is written on the command line; ``text``: a sentence."""
+    """Option of a command: ``values`` that it takes, in words; its ``default`` as it is written on the command line; a
+    ``text`` of one sentence."""
 
     key: str
     values: str
@@ -30,7 +31,7 @@ class Option(NamedTuple):
 
 
 def of(section: type[BaseModel], prefix: str = "") -> list[Option]:
-    """The options of a section, in their order; not those of sections within it."""
+    """Return the options of a section, in their order; not those of sections within it."""
     said = comments(section)
     return [
         Option(f"{prefix}{name}", _values(field.annotation), _written(field.default), said.get(name, ""))
@@ -41,8 +42,8 @@ def of(section: type[BaseModel], prefix: str = "") -> list[Option]:
 
 @cache
 def comments(section: type[BaseModel]) -> dict[str, str]:
-    """What the code says of each field: the comment above it, and behind that the one on its line. A field right below
-    one that has a comment above shares it, unless it has one of its own."""
+    """Return what the code says of each field: the comment above it, and behind that the one on its line. A field right
+    below one with a comment above shares that comment, unless it has one of its own."""
     found: dict[str, str] = {}
     for kind in reversed([k for k in section.__mro__ if issubclass(k, BaseModel) and k is not BaseModel]):
         above: list[str] = []
@@ -61,13 +62,13 @@ def comments(section: type[BaseModel]) -> dict[str, str]:
 
 
 def about(section: type[BaseModel]) -> str:
-    """A section's docstring, as one paragraph of plain words."""
+    """Return a section's docstring, as one paragraph of plain words."""
     return " ".join(inspect.cleandoc(section.__doc__ or "").replace("``", "").split())
 
 
 def train_help(arguments: list[str]) -> str:
-    """Of ``hiap train``; after the name of a section, or of an option, that alone. Raises ``ConfigError`` for a name
-    that is neither."""
+    """Return the help of ``hiap train``; after the name of a section, or of an option, that part alone. Raises
+    ``ConfigError`` for a name that is neither."""
     fields = Config.model_fields.items()
     sections: dict[str, Any] = {name: field.annotation for name, field in fields if _is_section(field.annotation)}
     wanted = [word.partition("=")[0].partition(".")[0] for word in arguments]
@@ -108,7 +109,8 @@ def _method(method: str) -> str:
 
 
 def bench_help(arguments: list[str]) -> str:
-    """Of ``hiap bench``; after the name of a mode, that mode's. Raises ``ConfigError`` for a mode that is none."""
+    """Return the help of ``hiap bench``; after the name of a mode, that mode's. Raises ``ConfigError`` for an unknown
+    mode."""
     from hiap.bench.settings import MODES
 
     if not arguments:
@@ -153,7 +155,8 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _values(annotation: Any) -> str:
-    """'a | b' of literals, 'number', 'whole number', 'yes or no', 'text', 'list of ...'."""
+    """Return the values that a field takes, in words: 'a | b' of literals, 'number', 'whole number', 'text', 'list of
+    ...'."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(map(str, inner))

@@ -55,15 +55,15 @@ def _parser() -> Parser:
 
 
 class Accuracy(NamedTuple):
-    """Per image whether the dense and the pruned network are right."""
+    """Accuracy of both networks: for each image whether the dense one and the pruned one are right."""
 
     dense: Any
     pruned: Any
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one line), before anything is looked at
-    where it can be known."""
+    """Prune, save, export and measure, as the command line says. Raises ``ConfigError``, ``StoreError`` or
+    ``UnsupportedModelError`` (one line), where it can be known before anything is computed."""
     forms = _checked(options)
     import hiap  # here: --help need not wait for torch
     from hiap.formats import networks, pictures, show, store
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _checked(options: argparse.Namespace) -> list[str]:
-    """Forms to export. Everything that can be refused without torch."""
+    """Return the forms to export, once everything has been refused that can be without torch."""
     forms = [form for form in options.export.split(",") if form]
     for form in forms:
         if form not in FORMS:
@@ -123,7 +123,7 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trained(model: Any, options: argparse.Namespace) -> Any:
-    """Cut, correct and train on from the start, as a run of this project, whose record lies beside the folder."""
+    """Cut, correct and train from the start, as a run of this project; its record lies beside the folder."""
     import hiap
     from hiap.backbones.evening import even
     from hiap.cost import image_of
@@ -162,7 +162,7 @@ def _measured(model: Any, small: Any, batches: Sequence[Batch]) -> Accuracy:
 
 
 def _told(model: Any, small: Any, accuracy: Accuracy | None, why: str) -> list[str]:
-    """Accuracy and time, before and after."""
+    """Return lines on accuracy and time, before and after."""
     from hiap.formats import card
 
     lines = []
@@ -197,7 +197,7 @@ def _sizes(model: Any, small: Any) -> str:
 
 
 def paired(accuracy: Accuracy) -> tuple[float, float]:
-    """Pruned minus dense in points, and half of the 95 % interval from the images on which they differ."""
+    """Return pruned minus dense in points, and half of its 95 % interval, from the images on which they differ."""
     from hiap.formats.card import Z
 
     change = accuracy.pruned.double() - accuracy.dense.double()
@@ -206,7 +206,7 @@ def paired(accuracy: Accuracy) -> tuple[float, float]:
 
 
 def _seconds(model: Any, small: Any) -> tuple[float, float]:
-    """Medians of alternating calls."""
+    """Return the medians of alternating calls, in seconds."""
     import numpy as np
     import torch
 
@@ -234,7 +234,7 @@ def _card(dense: Any, options: argparse.Namespace, accuracy: Accuracy | None) ->
 
 
 def _dense(model: Any) -> Any:
-    """Sizes of the network before, None if that was pruned itself."""
+    """Return the sizes of the network before, None if that was pruned itself."""
     from hiap.formats.shape import Dense
 
     try:
@@ -244,7 +244,7 @@ def _dense(model: Any) -> Any:
 
 
 def _exported(small: Any, out: str, forms: Sequence[str]) -> list[str]:
-    """Files beside the folder, each whole or not at all."""
+    """Write the exported files beside the folder, each whole or not at all; return their paths."""
     import torch
 
     from hiap.formats import export

@@ -36,16 +36,16 @@ NOISE = (0.02, 0.10)
 
 
 def part_of(split: Literal["train", "test"], validates: bool) -> Split:
-    """What stands for a split where validation images are measured: canvases of other originals."""
+    """Return what stands for a split where validation images are measured: canvases of other originals."""
     if not validates:
         return split
     return "fit" if split == "train" else "validation"
 
 
 def original_indices(split: Split) -> np.ndarray:
-    """Which of the 1,797 originals belong to ``split``: of each class, in scikit-learn's order, every fourth image is a
-    test image (1,352 train, 445 test). Of the training images of each class every fifth is for 'validation', the others
-    are to 'fit'. Stratified, fixed, and without a random number."""
+    """Return which of the 1,797 originals belong to ``split``: of each class, in scikit-learn's order, every fourth
+    image is a test image (1,352 train, 445 test). Of the training images of each class every fifth is for 'validation',
+    the others are to 'fit'. Stratified, fixed, and without a random number."""
     labels = _load_digits()[1]
     rank = np.zeros(len(labels), dtype=np.int64)
     for digit in range(10):
@@ -58,15 +58,16 @@ def original_indices(split: Split) -> np.ndarray:
 
 
 def originals(split: Split) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 8, 8) float32 in [0, 1], bright ink on 0, and labels (n,) int64."""
+    """Return the images (n, 1, 8, 8) of ``split``, float32 in [0, 1], bright ink on 0, and their labels (n,) int64."""
     images, labels = _load_digits()
     chosen = original_indices(split)
     return torch.from_numpy(images[chosen]).float().div(16)[:, None], torch.from_numpy(labels[chosen]).long()
 
 
 def resized(split: Split, size: int) -> tuple[Tensor, Tensor]:
-    """The originals themselves at ``size`` x ``size``, uint8 (n, 1, size, size), bilinear: between neighbours of an
-    anti-aliased scan the truth is smooth, so squares of equal pixels would only be artefacts for patches to learn."""
+    """Return the originals themselves at ``size`` x ``size``, uint8 (n, 1, size, size), bilinear: between neighbours of
+    an anti-aliased scan the truth is smooth, so squares of equal pixels would only be artefacts for patches to learn.
+    """
     images, labels = originals(split)
     with _one_thread():
         images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -74,7 +75,8 @@ def resized(split: Split, size: int) -> tuple[Tensor, Tensor]:
 
 
 def canvases(split: Split, count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``count`` canvases, uint8 (count, 1, size, size), and labels (count,) int64; a pure function of the arguments."""
+    """Draw ``count`` canvases, uint8 (count, 1, size, size), and their labels (count,) int64; a pure function of the
+    arguments."""
     images, labels = originals(split)
     # Drawn from a smooth enlargement, ink kept off its border: grid_sample then pads with background.
     source = F.pad(F.interpolate(images, scale_factor=2, mode="bicubic", align_corners=False).clamp(0, 1), (2, 2, 2, 2))
@@ -85,15 +87,15 @@ def canvases(split: Split, count: int, size: int, seed: int) -> tuple[Tensor, Te
 
 
 def shown(split: Split, count: int, seed: int) -> np.ndarray:
-    """Which original each of ``canvases``' images shows, counted within the split: pictures of one original are right
-    or wrong together, which an interval over test images has to know."""
+    """Return which original each of ``canvases``' images shows, counted within the split: pictures of one original are
+    right or wrong together, which an interval over test images has to know."""
     number = len(original_indices(split))
     chosen = [torch.randint(number, (CHUNK,), generator=g) for g in _generators(split, count, seed)]
     return torch.cat(chosen)[:count].numpy()
 
 
 def _generators(split: Split, count: int, seed: int) -> Iterator[torch.Generator]:
-    """One per chunk. The first thing that is drawn from it are the originals."""
+    """Yield a generator per chunk. The first thing that is drawn from it are the originals."""
     for chunk in range(math.ceil(count / CHUNK)):
         number = ("train", "test", "fit", "validation").index(split)
         entropy = np.random.SeedSequence([seed, number, chunk]).generate_state(1, np.uint64)
@@ -101,7 +103,7 @@ def _generators(split: Split, count: int, seed: int) -> Iterator[torch.Generator
 
 
 def _draw_chunk(source: Tensor, labels: Tensor, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CHUNK canvases: clutter under the digit, both as ink in [0, 1], laid on a background with noise."""
+    """Draw CHUNK canvases: clutter under the digit, both as ink in [0, 1], laid on a background with noise."""
     chosen = torch.randint(len(source), (CHUNK,), generator=g)
     ink = _warp(source[chosen], _digit_maps(g), size)
     clutter = torch.maximum(_fragments(source, size, g), _strokes(size, g))
@@ -114,14 +116,14 @@ def _draw_chunk(source: Tensor, labels: Tensor, size: int, g: torch.Generator) -
 
 
 def _digit_maps(g: torch.Generator) -> Tensor:
-    """Affine maps (CHUNK, 2, 3) for the digits themselves."""
+    """Draw affine maps (CHUNK, 2, 3) for the digits themselves."""
     width, height = _uniform(g, *SIDES, CHUNK), _uniform(g, *SIDES, CHUNK)
     angle, shear = _uniform(g, -ROTATION, ROTATION, CHUNK), _uniform(g, -SHEAR, SHEAR, CHUNK)
     return _inverse_maps(width, height, angle, shear, *_uniform(g, -SHIFT, SHIFT, 2, CHUNK))
 
 
 def _fragments(source: Tensor, size: int, g: torch.Generator) -> Tensor:
-    """Pieces of other originals, at any angle, (CHUNK, 1, size, size): the strongest of FRAGMENTS layers."""
+    """Draw pieces of other originals, at any angle, (CHUNK, 1, size, size): the strongest of FRAGMENTS layers."""
     n = CHUNK * FRAGMENTS
     pieces = source[torch.randint(len(source), (n,), generator=g)]
     # A piece is the part of a digit on one side of a random line through it.
@@ -137,7 +139,7 @@ def _fragments(source: Tensor, size: int, g: torch.Generator) -> Tensor:
 
 
 def _strokes(size: int, g: torch.Generator) -> Tensor:
-    """Straight pen strokes as wide as a digit's, (CHUNK, 1, size, size)."""
+    """Draw straight pen strokes as wide as a digit's, (CHUNK, 1, size, size)."""
     axis = _axis(size)
     y, x = axis.view(1, 1, size, 1), axis.view(1, 1, 1, size)
     shape = (CHUNK, STROKES, 1, 1)
@@ -151,7 +153,7 @@ def _strokes(size: int, g: torch.Generator) -> Tensor:
 
 
 def _background(size: int, g: torch.Generator) -> Tensor:
-    """Paper lit from one side, (CHUNK, 1, size, size) in [0, 0.3]."""
+    """Draw paper lit from one side, (CHUNK, 1, size, size) in [0, 0.3]."""
     axis = _axis(size)
     slope = 0.1 * _uniform(g, -1, 1, CHUNK, 2, 1, 1)
     level = _uniform(g, 0.05, 0.25, CHUNK, 1, 1, 1)
@@ -159,8 +161,8 @@ def _background(size: int, g: torch.Generator) -> Tensor:
 
 
 def _inverse_maps(width: Tensor, height: Tensor, angle: Tensor, shear: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Canvas-to-source maps (n, 2, 3) for grid_sample, of: scale, shear, rotate, then move to (x, y). Lengths are
-    shares of the canvas, positions in [-1, 1]."""
+    """Return canvas-to-source maps (n, 2, 3) for grid_sample, of: scale, shear, rotate, then move to (x, y). Lengths
+    are shares of the canvas, positions in [-1, 1]."""
     cos, sin = torch.cos(angle), torch.sin(angle)
     a, b = cos * width, (cos * shear - sin) * height
     c, d = sin * width, (sin * shear + cos) * height
@@ -193,7 +195,7 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The last bit of a vectorised kernel may depend on how threads split the work, so there is one thread here."""
+    """Run with one thread: the last bit of a vectorised kernel may depend on how threads split the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,8 +21,8 @@ FIXED = 0  # the seed of what is the same for every run
 
 
 def spread(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The images (n,) of ``labels`` (n,) in an order whose every beginning holds of each class its share; ``seed``
-    chooses which of a class come first. A small choice is the beginning of a larger one."""
+    """Order the images (n,) of ``labels`` (n,) such that every beginning of the order holds its share of each class;
+    ``seed`` chooses which of a class come first. A small choice is the beginning of a larger one."""
     order = np.random.Generator(np.random.PCG64([seed])).permutation(len(labels))
     shuffled, counts = labels[order], np.bincount(labels)
     by_class = np.argsort(shuffled, kind="stable")
@@ -32,13 +32,13 @@ def spread(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def apart(count: int) -> int:
-    """How many of ``count`` training images are validation images."""
+    """Return how many of ``count`` training images are validation images."""
     return min(count // APART, MOST_APART)
 
 
 def counts(data: DataConfig, train: int, test: int) -> tuple[int, int]:
-    """How many images are trained on and measured, of a set of ``train`` and ``test`` images. Raises ``ConfigError`` if
-    there are not so many."""
+    """Return how many images are trained on and measured, of a set of ``train`` and ``test`` images. Raises
+    ``ConfigError`` if there are not so many."""
     validates = data.measure == "validation"
     if validates and not apart(train):
         raise ConfigError(
@@ -61,8 +61,8 @@ def _require(key: str, wanted: int | None, there: int, what: str) -> None:
 
 
 def chosen(data: DataConfig, role: Role, labels: np.ndarray) -> np.ndarray:
-    """The images (n,) that are trained on ('train') or measured ('test'); ``labels`` are those of all images of the
-    split that these are taken from: the published test split for test images, else the training split."""
+    """Return the images (n,) that are trained on ('train') or measured ('test'); ``labels`` are those of all images of
+    the split that these are taken from: the published test split for test images, else the training split."""
     if role == "test" and data.measure == "test":
         everything = np.arange(len(labels))
         return everything if data.test_size is None else np.sort(spread(labels, FIXED)[: data.test_size])

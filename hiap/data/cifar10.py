@@ -29,7 +29,7 @@ EXPECTED = (
 
 
 class Published:
-    """One split in memory: ``pixels`` uint8 (n, 32, 32, 3), ``labels`` int64 (n,)."""
+    """Split of CIFAR-10 in memory: ``pixels`` uint8 (n, 32, 32, 3), ``labels`` int64 (n,)."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, files: list[Path]):
         self.pixels, self.labels, self.files = pixels, labels, files
@@ -53,7 +53,8 @@ class Published:
 
 @lru_cache(maxsize=2)
 def published(root: str, split: layouts.Split) -> Published:
-    """The images of one of the published layouts. Raises ``ConfigError``."""
+    """Read the images of a split from one of the published layouts. Raises ``ConfigError`` for files that hold anything
+    else."""
     found = files(root)[split]
     parts = [_read_pickle(file) if file.suffix == "" else _read_binary(file) for file in found]
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -62,12 +63,13 @@ def published(root: str, split: layouts.Split) -> Published:
 
 
 def is_published(root: str) -> bool:
-    """Whether one of the two published layouts is there."""
+    """Tell whether one of the two published layouts is there."""
     return any((Path(root) / name).is_dir() for name in (PICKLES, BINARIES))
 
 
 def files(root: str) -> dict[layouts.Split, list[Path]]:
-    """The files of whichever of the two published layouts is there; ``ConfigError`` if a file lacks."""
+    """Return the files of whichever of the two published layouts is there. Raises ``ConfigError`` if a file is
+    missing."""
     name, ending = (PICKLES, "") if (Path(root) / PICKLES).is_dir() else (BINARIES, ".bin")
     folder = Path(root) / name
     found = {split: [folder / (name + ending) for name in names] for split, names in FILES.items()}
@@ -104,7 +106,7 @@ def _not_cifar(found: str) -> ConfigError:
 
 
 def _read_pickle(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of the Python layout: pixels uint8 (n, 3072) and labels (n,)."""
+    """Read a batch of the Python layout: pixels uint8 (n, 3072) and labels (n,)."""
     try:
         with file.open("rb") as stream:
             entry = _Unpickler(stream, encoding="latin1").load()
@@ -122,7 +124,7 @@ def _read_pickle(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle may name any function to call; this one may name only what a numpy array is made of."""
+    """Unpickler for numpy arrays alone: a pickle may name any function to call, and this one calls no other."""
 
     allowed = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
 
@@ -135,7 +137,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of the binary layout: records of 1 label byte and 3072 pixel bytes."""
+    """Read a batch of the binary layout: records of 1 label byte and 3072 pixel bytes."""
     content = np.fromfile(file, dtype=np.uint8)
     if not len(content) or len(content) % 3073 or content[::3073].max() > 9:
         raise ConfigError(f"{file}: not a CIFAR-10 batch (expected records of 3073 bytes that start with a label)")

@@ -16,9 +16,9 @@ SIZES = {name: {"train_size": 20_000, "test_size": 10_000} for name in ("affine-
 
 
 class DataConfig(Section):
-    """Images. The two digit sets are embedded (scikit-learn's); the others are read from ``root``, fashion-mnist also
-    from where `make fashion` puts it. 'imagenet' has ImageNet's 1,000 classes, 'folder' is any other set of class
-    folders, tars or shards."""
+    """Images that a run learns from and is measured on. The two digit sets are embedded (scikit-learn's); the others
+    are read from ``root``, fashion-mnist also from where `make fashion` puts it. 'imagenet' has ImageNet's 1,000
+    classes, 'folder' is any other set of class folders, tars or shards."""
 
     # Which images.
     name: Literal["digits", "affine-digits", "fashion-mnist", "cifar10", "imagenet", "folder"] = "affine-digits"

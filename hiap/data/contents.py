@@ -26,8 +26,8 @@ LOOKED_AT = 250_000  # files whose times are looked at one by one; of more, thos
 
 @dataclass(frozen=True)
 class Contents:
-    """``digest``: SHA-256; ``whole``: of every byte, not only of names, labels, sizes and a sample; ``where``: a digest
-    of the place and of its files' times."""
+    """Contents of a data set's files. ``digest``: SHA-256; ``whole``: of every byte, not only of names, labels, sizes
+    and a sample; ``where``: a digest of the place and of its files' times."""
 
     digest: str
     whole: bool
@@ -35,7 +35,7 @@ class Contents:
 
 
 def of_files(files: Iterable[Path]) -> Contents:
-    """Of files in this order, whatever they are called."""
+    """Return the contents of files in this order, whatever they are called."""
     files = list(files)
     where = _digest([str(files[0].absolute()), *map(_times, files)])
 
@@ -49,7 +49,7 @@ def of_files(files: Iterable[Path]) -> Contents:
 
 
 def of_index(images: Indexed) -> Contents:
-    """Of photographs: names below the folder or tar, labels, and the bytes of the files."""
+    """Return the contents of photographs: names below the folder or tar, labels, and the bytes of the files."""
     where = _digest([str(images.place.path.absolute()), *_stamps(images)])
 
     def read() -> str:
@@ -87,8 +87,8 @@ def _sizes(images: Indexed) -> list[int]:
 
 
 def _times(file: Path) -> str:
-    """Changes whenever the file is written or replaced: the time of change, unlike that of modification, cannot be
-    copied along."""
+    """Return a line that changes whenever the file is written or replaced: the time of change, unlike that of
+    modification, cannot be copied along."""
     found = file.stat()
     return f"{file.name} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
@@ -98,7 +98,7 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def _kept(where: str, read: Callable[[], str]) -> str:
-    """What ``read`` gives, once per state of the files."""
+    """Return what ``read`` gives, which is called once per state of the files."""
     file = downloads.folder() / "contents" / f"{_digest([str(VERSION), where])[:20]}.txt"
     try:
         if len(found := file.read_text(encoding="utf-8")) >= 64:

@@ -18,7 +18,8 @@ LONGEST = 200
 
 
 def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
-    """The RGB image that ``read`` brings. Raises ``ConfigError`` that begins with ``name`` if there is none."""
+    """Decode the RGB image whose bytes ``read`` brings. Raises ``ConfigError`` that begins with ``name`` if there is
+    none."""
     from PIL import Image
 
     try:

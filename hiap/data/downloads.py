@@ -17,7 +17,8 @@ def folder() -> Path:
 
 
 def fetched(fetch: Callable[[], Path]) -> int:
-    """What a command that downloads does: tell where the files lie, or in one line why not; its exit status."""
+    """Run a download for a command: tell where the files lie, or in one line why there are none. Returns the exit
+    status."""
     try:
         print(fetch())
     except ConfigError as error:

@@ -37,7 +37,8 @@ CHUNK = 1000  # images that are resized at once
 
 
 def find(root: str = "") -> Path:
-    """The folder that holds the four files: ``root``, or where `make fashion` or Debian put them."""
+    """Return the folder that holds the four files: ``root``, or where `make fashion` or Debian put them. Raises
+    ``ConfigError`` if there is none."""
     places = [Path(root)] if root else [downloads.folder() / "fashion-mnist", DEBIAN]
     for place in places:
         for folder in (place, place / "FashionMNIST" / "raw"):
@@ -49,14 +50,15 @@ def find(root: str = "") -> Path:
 
 
 def files(root: str = "") -> list[Path]:
-    """The four files."""
+    """Return the four files."""
     folder = find(root)
     return [path for name in _names() if (path := _file(folder, name)) is not None]
 
 
 def images(root: str, part: Part, size: int, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """``count`` images uint8 (count, 1, size, size), resized bilinearly, and labels int64 (count,). ``seed`` chooses
-    among the training images; of the others the first are taken. Raises ``ConfigError``."""
+    """Return ``count`` images uint8 (count, 1, size, size), resized bilinearly, and labels int64 (count,). ``seed``
+    chooses among the training images; of the others the first are taken. Raises ``ConfigError`` for files that hold
+    anything else."""
     import torch
     import torch.nn.functional as F
 
@@ -90,7 +92,7 @@ def _published(folder: str, which: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An IDX file of bytes: 0, 0, 8 (uint8), number of dimensions, their sizes as big-endian int32, the values."""
+    """Read an IDX file of bytes: 0, 0, 8 (uint8), number of dimensions, their sizes as big-endian int32, the values."""
     path = _file(folder, name)
     assert path is not None
     try:
@@ -113,7 +115,8 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def fetch() -> Path:
-    """The folder of the files, fetched if they are not here: Debian's package, else torchvision's download."""
+    """Return the folder of the files, fetched if they are not here: Debian's package, else torchvision's download.
+    Raises ``ConfigError`` if neither can be had."""
     try:
         return find()
     except ConfigError:
@@ -135,7 +138,7 @@ def fetch() -> Path:
 
 
 def _apt() -> int:
-    """Needs root; where that is missing it fails quietly, and the download is tried."""
+    """Install Debian's package, which needs root; where that is missing it fails quietly, and the download is tried."""
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", PACKAGE]
     for step in (["apt-get", "update", "-qq"], command):
         status = subprocess.run(step, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode

@@ -26,7 +26,7 @@ Kind = Literal["folder", "tar", "parquet"]
 
 @dataclass(frozen=True)
 class Place:
-    """A split as it lies on the disk: ``path`` names it, ``files`` hold it (a folder, tars or parquet files)."""
+    """Place of a split on the disk: ``path`` names it, ``files`` hold it (a folder, tars or parquet files)."""
 
     kind: Kind
     path: Path
@@ -35,8 +35,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Indexed:
-    """The images of one split. ``names`` are paths below the folder, the tar or the parquet file; ``labels`` (n,) are
-    places in ``classes``, which are sorted as bytes, or what the files say where they are ``numbered``; ``spots``
+    """Index of one split's images. ``names`` are paths below the folder, the tar or the parquet file; ``labels`` (n,)
+    are places in ``classes``, which are sorted as bytes, or what the files say where they are ``numbered``; ``spots``
     (n, 3): number of the file, then first byte and bytes in a tar, row group and row in parquet."""
 
     place: Place
@@ -50,7 +50,7 @@ class Indexed:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        """The image's file. Opened anew each time, since worker processes must not share a file's position."""
+        """Read an image's file, opened anew each time, since worker processes must not share a file's position."""
         if self.spots is None:
             return (self.place.path / self.names[index]).read_bytes()
         number, first, second = self.spots[index].tolist()
@@ -70,7 +70,7 @@ def file_of(path: Path) -> Path:
 
 
 def load(place: Place) -> Indexed | None:
-    """The index that is kept of these files; None if there is none, or it is out of date."""
+    """Load the index that is kept of these files; None if there is none, or it is out of date."""
     try:
         found = json.loads(file_of(place.path).read_text(encoding="utf-8"))
         if (found["version"], found["stamp"]) != (VERSION, _stamp(place)):
@@ -83,8 +83,8 @@ def load(place: Place) -> Indexed | None:
 
 
 def opened(place: Place, scan: Callable[[Place], Indexed], always: bool = False) -> Indexed:
-    """The index of these files: the one that is kept, else what ``scan`` finds, which is kept from then on (of small
-    folders only ``always``). Processes that ask at the same time wait for the first of them."""
+    """Return the index of these files: the one that is kept, else what ``scan`` finds, which is kept from then on (of
+    small folders only ``always``). Processes that ask at the same time wait for the first of them."""
     if (kept := load(place)) is not None:
         return kept
     if place.kind == "folder" and not always:

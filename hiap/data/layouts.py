@@ -39,7 +39,7 @@ FLAT = (
 
 
 def find(root: Path) -> dict[Split, Place]:
-    """Where the two splits are. Raises ``ConfigError`` if one is missing."""
+    """Find the places of the two splits. Raises ``ConfigError`` if one is missing."""
     paths = {split: root / name for split, name in FOLDERS.items()}
     if (root / "train").is_dir() and (class_folders(root / "train") or not _shards(root)):
         return {split: Place("folder", path, (path,)) for split, path in paths.items()}
@@ -51,7 +51,7 @@ def find(root: Path) -> dict[Split, Place]:
 
 @cache
 def check(root: Path, class_order: str = "auto") -> None:
-    """Raise ``ConfigError`` for what a look at the names tells. Once per process: a grid's runs share the folders, of
+    """Raise ``ConfigError`` for what a look at the names tells; once per process: a grid's runs share the folders, of
     which there are thousands."""
     places = find(root)
     if places["train"].kind == "folder":
@@ -85,7 +85,7 @@ def _check_folders(root: Path) -> None:
 
 
 def numbers(names: Sequence[str], order: str) -> np.ndarray:
-    """The number of each class, whose ``names`` are sorted as bytes, by ``data.class_order``. Raises ``ConfigError``
+    """Return the number of each class by ``data.class_order``; ``names`` are sorted as bytes. Raises ``ConfigError``
     where the names are numbers that may have been sorted in two ways, unless it says in which."""
     numeric = all(name.isascii() and name.isdigit() for name in names)
     if order == "name" or not numeric:
@@ -105,7 +105,7 @@ def numbers(names: Sequence[str], order: str) -> np.ndarray:
 
 
 def class_numbers(images: Indexed, class_order: str) -> np.ndarray:
-    """As ``numbers``, of classes that may have come numbered."""
+    """Return the number of each class as ``numbers`` does, also of classes that came numbered."""
     if not images.numbered:
         return numbers(images.classes, class_order)
     if class_order != "auto":
@@ -123,12 +123,12 @@ def check_same_classes(train: Indexed, test: Indexed) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Class names; their sorted order numbers the classes, as in every published ImageNet network."""
+    """Return the names of the classes; their sorted order numbers them, as in every published ImageNet network."""
     return sorted(entry.name for entry in os.scandir(folder) if not hidden(entry.name) and entry.is_dir())
 
 
 def hidden(path: str) -> bool:
-    """Whether it is something that a system left behind: .DS_Store, ._a.JPEG, .ipynb_checkpoints, __MACOSX."""
+    """Tell whether it is something that a system left behind: .DS_Store, ._a.JPEG, .ipynb_checkpoints, __MACOSX."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
@@ -137,12 +137,12 @@ def _is_image(path: str) -> bool:
 
 
 def scan(place: Place) -> Indexed:
-    """Which images there are. Raises ``ConfigError`` if the files are damaged or say no classes."""
+    """List the images of a split. Raises ``ConfigError`` if the files are damaged or say no classes."""
     return {"folder": _scan_folder, "tar": _scan_tars, "parquet": _scan_parquet}[place.kind](place)
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:
-    """Sorts as people do and as timm's readers, which made the order of images before."""
+    """Return a key that sorts as people do and as timm's readers, which made the order of images before."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -158,7 +158,8 @@ def _scan_folder(place: Place) -> Indexed:
 
 
 def _named(place: Place, names: list[str], folders: list[str], spots: list[tuple[int, int, int]] | None) -> Indexed:
-    """The class of an image is the folder that it lies in; what lies in none ('') is no image of the set."""
+    """Index images by the folders that they lie in, which are their classes; what lies in none ('') is no image of the
+    set."""
     kept = [i for i, folder in enumerate(folders) if folder]
     if not kept:
         raise ConfigError(f"{place.path} {FLAT}" if names else f"{place.path} holds no image ({', '.join(ENDINGS)})")
@@ -180,7 +181,7 @@ def _numbered(place: Place, names: list[str], labels: list[int], spots: list[tup
 
 
 class Member(NamedTuple):
-    """A file in a tar. ``folder``: the last one on its way, '' if there is none; ``inner``: its name in the innermost
+    """File in a tar. ``folder``: the last one on its way, '' if there is none; ``inner``: its name in the innermost
     tar; ``first``: where it begins in the file, in bytes."""
 
     name: str
@@ -191,7 +192,7 @@ class Member(NamedTuple):
 
 
 def _scan_tars(place: Place) -> Indexed:
-    """Labels are what .cls or .json say beside an image, as in WebDataset's shards, or else its folder."""
+    """Index tars: labels are what .cls or .json say beside an image, as in WebDataset's shards, or else its folder."""
     found: list[tuple[int, Member, int | None]] = []
     for number, file in enumerate(place.files):
         images, fields = _members(file, len(place.files) > 1)
@@ -211,8 +212,8 @@ def _scan_tars(place: Place) -> Indexed:
 
 
 def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
-    """The images of a tar, and of the tars in it, and the files that may hold labels. What lies at the top of one of
-    ``several`` tars belongs to a class of the tar's name."""
+    """Return the images of a tar, and of the tars in it, and the files that may hold labels. What lies at the top of
+    one of ``several`` tars belongs to a class of the tar's name."""
     images, fields = list[Member](), list[Member]()
     try:
         with file.open("rb") as stream:
@@ -227,7 +228,7 @@ def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
 
 
 def _walk(stream: BinaryIO, start: int, end: int, outer: str, folder: str) -> Iterator[Member]:
-    """The files of the tar in the bytes from ``start`` to ``end``, which is called ``outer`` and whose top is in
+    """Yield the files of the tar in the bytes from ``start`` to ``end``, which is called ``outer`` and whose top is in
     ``folder``. Only headers are read: images are skipped."""
     stream.seek(start)
     tar = tarfile.TarFile(fileobj=stream)
@@ -251,13 +252,13 @@ def _walk(stream: BinaryIO, start: int, end: int, outer: str, folder: str) -> It
 
 
 def _key(name: str) -> str:
-    """What the files of one sample of a shard have in common: their path up to the first dot of the name."""
+    """Return what the files of one sample of a shard have in common: their path up to the first dot of the name."""
     folder, base = posixpath.split(name)
     return posixpath.join(folder, base.partition(".")[0])
 
 
 def _labels(file: Path, fields: list[Member]) -> dict[str, int]:
-    """Label of each sample that has one; what .cls says goes before .json."""
+    """Return the label of each sample that has one; what .cls says goes before .json."""
     found: dict[str, int] = {}
     with file.open("rb") as stream:
         for field in sorted(fields, key=lambda field: field.name.lower().endswith(".cls")):
@@ -272,7 +273,8 @@ def _labels(file: Path, fields: list[Member]) -> dict[str, int]:
 
 
 def _label(content: bytes, in_json: bool) -> int | None:
-    """None if it is about something else. Raises ``ValueError``."""
+    """Return a label; None if the content is about something else. Raises ``ValueError`` for what is no number of a
+    class."""
     value: Any = content
     if in_json:
         entry = json.loads(content)
@@ -289,7 +291,7 @@ def _label(content: bytes, in_json: bool) -> int | None:
 
 
 def _of_shards(root: Path) -> dict[Split, Place] | None:
-    """The shards of both splits, of whichever kind has both; None where there are none at all."""
+    """Return the shards of both splits, of whichever kind has both; None where there are none at all."""
     shards = _shards(root)
     if not shards:
         return None
@@ -305,7 +307,7 @@ def _of_shards(root: Path) -> dict[Split, Place] | None:
 
 
 def _shards(root: Path) -> list[Path]:
-    """Tars and parquet files in the folder and those in it."""
+    """Return the tars and parquet files in the folder and in those within it."""
     folders = [root, *sorted(Path(entry) for entry in os.scandir(root) if not hidden(entry.name) and entry.is_dir())]
     found = [Path(entry) for folder in folders for entry in os.scandir(folder) if not hidden(entry.name)]
     return sorted(path for path in found if path.suffix in (".tar", ".parquet"))

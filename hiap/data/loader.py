@@ -64,7 +64,8 @@ ORDER, AUGMENT, MIX = 0, 1, 2
 
 @dataclass(frozen=True)
 class Info:
-    """``size``: side of the images as they are stored or drawn, None where it varies; ``train``, ``test``: images."""
+    """Numbers of a data set. ``size``: side of the images as they are stored or drawn, None where it varies; ``train``,
+    ``test``: images."""
 
     channels: int
     classes: int
@@ -73,12 +74,12 @@ class Info:
     test: int
 
     def image(self, img_size: int) -> tuple[int, int, int]:
-        """(channels, height, width) as a network of that size is shown it."""
+        """Return (channels, height, width) as a network of that size is shown it."""
         return (self.channels, img_size, img_size)
 
 
 def published_size(data: DataConfig) -> Info:
-    """What a run sees of the data set as it was published, without reading it: for bills and for checks before
+    """Return what a run sees of the data set as it was published, without reading it: for bills and for checks before
     submission. A folder that only the nodes have counts as one of ``train_size`` and ``test_size`` images (or 20,000
     and 10,000) in 1,000 classes."""
     if data.name in SIZES:
@@ -96,8 +97,8 @@ def published_size(data: DataConfig) -> Info:
 
 
 def info(data: DataConfig, img_size: int) -> Info:
-    """What a run sees of the data set; draws and decodes nothing, but reads CIFAR-10's files and lists ImageNet's,
-    once. Raises ``ConfigError`` if there are not as many images as it is to use."""
+    """Return what a run sees of the data set. Draws and decodes nothing, but reads CIFAR-10's files and lists
+    ImageNet's, once. Raises ``ConfigError`` if there are not as many images as it is to use."""
     _check_place(data, img_size)
     if data.name == "affine-digits":
         return Info(1, 10, img_size, data.train_size, data.test_size)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def info(data: DataConfig, img_size: int) -> Info:
 
 
 def _of_whole(data: DataConfig, whole: Info) -> Info:
-    """What a run sees of a set of so many images."""
+    """Return what a run sees of a set of so many images."""
     train, test = choice.counts(data, whole.train, whole.test)
     return replace(whole, train=train, test=test)
 
@@ -129,7 +130,7 @@ def check(data: DataConfig, img_size: int) -> None:
 
 
 def _check_place(data: DataConfig, img_size: int) -> None:
-    """As ``check``, but for how many images there are."""
+    """Raise as ``check`` does, but not for how many images there are."""
     if img_size < SMALLEST[data.name]:
         raise ConfigError(f"model.img_size {img_size}: data.name '{data.name}' needs at least {SMALLEST[data.name]}")
     fits = ("none", "batch") if data.name == "fashion-mnist" else ("none",)  # digits must not be flipped
@@ -162,7 +163,8 @@ def _check_place(data: DataConfig, img_size: int) -> None:
 
 
 def identity(data: DataConfig, img_size: int, workers: int = 0) -> dict[str, str]:
-    """What ``record.Images`` holds: digests of the files, the classes, and the pixels and labels of both splits."""
+    """Return what ``record.Images`` holds: digests of the files, the classes, and the pixels and labels of both
+    splits."""
     return {
         "files": files_digest(data),
         "classes": hashlib.sha256(json.dumps(class_names(data)).encode()).hexdigest(),
@@ -172,7 +174,7 @@ def identity(data: DataConfig, img_size: int, workers: int = 0) -> dict[str, str
 
 
 def files_digest(data: DataConfig) -> str:
-    """SHA-256 of what the files hold that the data set is read from; '' for the embedded ones."""
+    """Return the SHA-256 of what the files hold that the data set is read from; '' for the embedded ones."""
     if data.name in DIGIT_SETS:
         return ""
     if data.name == "fashion-mnist":
@@ -182,7 +184,7 @@ def files_digest(data: DataConfig) -> str:
 
 
 def class_names(data: DataConfig) -> list[str]:
-    """Names of the classes, in the order of their numbers; the numbers themselves where files say no names."""
+    """Return the names of the classes, in the order of their numbers; the numbers where files say no names."""
     if data.name not in ON_DISK:
         return [str(number) for number in range(10)]
     return list(_published(data, "train").classes)
@@ -195,7 +197,7 @@ def look_again() -> None:
 
 
 def doubts(data: DataConfig, img_size: int) -> str:
-    """What is odd about the data and yet may be meant, in one line; '' if nothing is."""
+    """Return what is odd about the data and yet may be meant, in one line; '' if nothing is."""
     if data.name == "imagenet" and (found := info(data, img_size).classes) != 1000:
         return (
             f"data.name 'imagenet': {data.root} has {found:,} classes, not 1,000; 'folder' is the name for other sets"
@@ -211,7 +213,7 @@ def _check_fashion(data: DataConfig) -> None:
 
 
 def corrupt(data: DataConfig) -> set[int]:
-    """Indices of training images that are known to be unreadable, in this process."""
+    """Return the indices of training images that are known to be unreadable, in this process."""
     return set(_published(data, "train").corrupt) if data.name in ON_DISK else set()
 
 
@@ -233,7 +235,7 @@ def check_corrupt(data: DataConfig) -> None:
 
 
 def steps_per_epoch(data: DataConfig, img_size: int, batch_size: int) -> int:
-    """Training batches of one epoch. An incomplete last batch is left out, unless it would be the only one."""
+    """Count the training batches of one epoch. An incomplete last one is left out, unless it would be the only one."""
     return max(1, info(data, img_size).train // batch_size)
 
 
@@ -249,10 +251,17 @@ def train_batches(
     share: tuple[int, int] = (0, 1),
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels int64
-    (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
-    ``share`` (i, n): of each batch only the i-th of n parts, which is what it is in the whole batch. ``device``: where
-    batches are wanted; images that fit lie there, and their batches do, others come from the CPU."""
+    """Yield batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels
+    int64 (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
+
+    Args:
+        data, img_size: which images, and the side that they are resized to.
+        batch_size: images of a batch, over all processes.
+        seed, epoch, start: the run's seed, the epoch, and its first batch that is wanted.
+        workers: processes that decode.
+        share: (i, n), of each batch only the i-th of n parts, which is what it is in the whole batch.
+        device: where batches are wanted; images that fit lie there, and their batches do, others come from the CPU.
+    """
     dataset = _dataset(data, img_size, "train", workers)
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
@@ -280,7 +289,7 @@ def train_indices(
     share: tuple[int, int] = (0, 1),
     repeats: int = 1,
 ) -> list[np.ndarray]:
-    """Which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ... Of
+    """Return which of ``count`` training images ``train_batches`` brings in batches ``start``, ``start + 1``, ... Of
     ``repeats`` copies the r-th of image i is the number ``r * count + i``; an epoch is as long as without."""
     size, steps = min(batch_size, count), max(1, count // batch_size)
     order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(count)
@@ -290,25 +299,26 @@ def train_indices(
 
 
 def unchanged(data: DataConfig) -> DataConfig:
-    """The same images, none augmented or mixed."""
+    """Return the same images, none augmented or mixed."""
     return data.model_copy(update={"augment": "none", "repeats": 1, "mixup": 0.0, "cutmix": 0.0})
 
 
 def in_order(data: DataConfig, img_size: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Every training image once, in the order of ``train_indices``' numbers, as ``train_batches`` gives them."""
+    """Yield every training image once, in the order of ``train_indices``' numbers, batched as by ``train_batches``."""
     dataset = _dataset(data, img_size, "train", workers)
     yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), workers)
 
 
 def spaced(count: int, wanted: int) -> np.ndarray:
-    """``wanted`` of ``count`` places, evenly spaced: of images sorted by class, of each class its share."""
+    """Return ``wanted`` of ``count`` places, evenly spaced: of images sorted by class, each class's share."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
 def evenly(
     data: DataConfig, img_size: int, split: Split, wanted: int | None, batch_size: int, workers: int = 0
 ) -> Iterator[Batch]:
-    """``wanted`` images (None: all) of those that are trained on or measured, evenly spaced, none augmented."""
+    """Yield ``wanted`` images (None: all) of those that are trained on or measured, evenly spaced, none augmented, in
+    batches."""
     augmented = split == "train" and data.augment not in ("none", "batch")
     plain = unchanged(data)
     if augmented and data.name in ON_DISK:  # not worth keeping: the run decodes them anew each time
@@ -330,8 +340,8 @@ def test_batches(
     share: tuple[int, int] = (0, 1),  # noqa: PT028
     device: torch.device | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
-    """Every test image once, in order, as ``train_batches`` gives them; the last batch may be smaller. ``share``
-    (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
+    """Yield every test image once, in order, in batches as of ``train_batches``; the last batch may be smaller.
+    ``share`` (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
     dataset = _dataset(data, img_size, "test", workers)
     batches = [np.arange(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
     first, step = share
@@ -339,8 +349,8 @@ def test_batches(
 
 
 def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
-    """Part ``index`` of ``count`` of a batch (n,). Image i goes with image n - 1 - i, which timm's mixup pairs it with:
-    a part that is mixed by itself is what it would be in the whole batch."""
+    """Return part ``index`` of ``count`` of a batch (n,). Image i goes with image n - 1 - i, which timm's mixup pairs
+    it with: a part that is mixed by itself is what it would be in the whole batch."""
     if count == 1:
         return batch
     pairs, n = np.array_split(np.arange(len(batch) // 2), count)[index], len(batch)
@@ -351,7 +361,7 @@ def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
 class _Dataset(Protocol):
     @property
     def digest(self) -> str:
-        """SHA-256 of the pixels and labels; '' of images that are decoded anew each time."""
+        """Return the SHA-256 of the pixels and labels; '' of images that are decoded anew each time."""
 
     def __len__(self) -> int: ...
 
@@ -362,7 +372,7 @@ class _Dataset(Protocol):
         workers: int,
         device: torch.device | None = None,
     ) -> Iterator[Batch]:
-        """One (images, labels) per array of indices; ``stream`` (seed, epoch) feeds the augmentation."""
+        """Yield one (images, labels) per array of indices; ``stream`` (seed, epoch) feeds the augmentation."""
 
 
 class _InMemory:
@@ -391,7 +401,7 @@ class _InMemory:
             yield self.normalised(images.float()), labels
 
     def raw(self, batches: Sequence[np.ndarray], workers: int, device: torch.device | None) -> Iterator[Batch]:
-        """Batches as they are stored, uint8 (B, C, H, W)."""
+        """Yield batches as they are stored, uint8 (B, C, H, W)."""
         import torch
 
         images, labels = self._placed(device)
@@ -400,7 +410,7 @@ class _InMemory:
             yield images[chosen], labels[chosen]
 
     def _placed(self, device: torch.device | None) -> Batch:
-        """All images and labels, on a GPU where they fit, else where they are."""
+        """Return all images and labels, on a GPU where they fit, else where they are."""
         if device is None or device.type != "cuda":
             return self.images, self.labels
         if not hasattr(self, "_there"):
@@ -413,7 +423,7 @@ class _InMemory:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of a GPU's memory that nobody has."""
+    """Count the bytes of a GPU's memory that nobody has."""
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
@@ -463,7 +473,7 @@ class _Decoded(_Coloured):
 
 
 class _Varied:
-    """The images of another set, each batch augmented as a whole (``on_batch``); ``copies`` of each in an epoch."""
+    """Images of another set, each batch augmented as a whole (``on_batch``); ``copies`` of each in an epoch."""
 
     def __init__(self, plain: _InMemory, copies: int):
         self.plain, self.copies = plain, copies
@@ -543,8 +553,8 @@ def _note(source: Source, index: int) -> None:
 
 @dataclass(frozen=True)
 class _Augmented:
-    """What a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next one stands
-    for it (else -1). The transform's random numbers depend on (seed, epoch, index, copy) alone."""
+    """Data set that a ``DataLoader`` reads: image, label, and the index itself if that image was corrupt and the next
+    one stands for it (else -1). The transform's random numbers depend on (seed, epoch, index, copy) alone."""
 
     source: Source
     chosen: np.ndarray
@@ -556,12 +566,13 @@ class _Augmented:
         return len(self.chosen)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int, int]]:
-        """A batch at once, as ``DataLoader`` asks for it where it can: the global state is kept once, not per image."""
+        """Return a batch at once, as ``DataLoader`` asks for it where it can: the global state is kept once, not per
+        image."""
         with _global_randomness_kept():
             return [self[index] for index in indices]
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int]:
-        """By the numbers of ``train_indices``."""
+        """Return the image of one of ``train_indices``' numbers."""
         copy, wanted = divmod(number, len(self.chosen))
         index = int(self.chosen[wanted])
         place = (index, AUGMENT, copy) if copy else (index, AUGMENT)
@@ -576,7 +587,7 @@ class _Augmented:
         raise ConfigError("no training image can be read")
 
     def _read(self, index: int, place: tuple[int, ...]) -> tuple[torch.Tensor, int]:
-        """Image ``index`` with the random numbers of ``place``."""
+        """Read image ``index`` with the random numbers of ``place``."""
         image, label = self.source[index]
         _seed(*self.stream, *place)
         try:
@@ -586,7 +597,7 @@ class _Augmented:
 
 
 def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) -> _Dataset:
-    """The images that are trained on or measured; ``workers`` decode those that are decoded once."""
+    """Return the images that are trained on or measured; ``workers`` decode those that are decoded once."""
     check(data, img_size)
     if split == "train" and data.augment == "batch":
         return _Varied(_tensors(unchanged(data), img_size, split, workers), data.repeats)
@@ -596,7 +607,7 @@ def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) ->
 
 
 def _tensors(data: DataConfig, img_size: int, split: Split, workers: int) -> _InMemory:
-    """Images that nothing changes, by batches of bytes."""
+    """Return images that nothing changes, by batches of bytes."""
     if data.name in DIGIT_SETS:
         return _digits(data, split, img_size)
     if data.name == "fashion-mnist":
@@ -614,12 +625,12 @@ def _tensors(data: DataConfig, img_size: int, split: Split, workers: int) -> _In
 
 
 def _as_bytes(source: Source, data: DataConfig, img_size: int, split: Split) -> _Photographs:
-    """Photographs decoded and resized, uint8."""
+    """Return photographs decoded and resized, uint8."""
     return _photographs(source, data, img_size, split, _transform(data, img_size, split, pixels_only=True))
 
 
 def _source(data: DataConfig, split: Split) -> Source:
-    """The images that those of ``split`` are chosen from."""
+    """Return the images that those of ``split`` are chosen from."""
     return _published(data, "train" if data.measure == "validation" else split)
 
 
@@ -638,7 +649,7 @@ def _photographs(source: Source, data: DataConfig, img_size: int, split: Split, 
 
 @lru_cache(maxsize=4)
 def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers: int) -> _Kept | None:
-    """The images decoded and resized, mapped from the cache; None where they cannot be kept there."""
+    """Return the images decoded and resized, mapped from the cache; None where they cannot be kept there."""
     whole = _as_bytes(source, data, img_size, split)
     found, shown, shape = source.contents(), pixels(data), (len(whole), 3, img_size, img_size)
 
@@ -668,7 +679,7 @@ def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers
 
 @lru_cache(maxsize=8)
 def _digits(data: DataConfig, split: Split, img_size: int) -> _InMemory:
-    """Kept, so that epochs do not draw them again."""
+    """Return the embedded images, kept so that epochs do not draw them again."""
     from hiap.data import affine_digits
 
     (mean,), (std,) = NORMALISATION[data.name]
@@ -689,9 +700,9 @@ def _fashion(root: str, which: fashion_mnist.Part, img_size: int, count: int, se
 
 
 def _transform(data: DataConfig, img_size: int, split: Split, pixels_only: bool = False) -> Transform:
-    """timm's transforms. 'deit' is DeiT's recipe; CIFAR-10, whose photographs are small and centred, is cropped after
-    padding by an eighth instead of by random resizing, as DeiT does for it. ``pixels`` says how they are
-    resized, cropped and normalised. ``pixels_only``: not augmented and not normalised, uint8 (3, H, W)."""
+    """Return timm's transforms. 'deit' is DeiT's recipe; CIFAR-10, whose photographs are small and centred, is cropped
+    after padding by an eighth instead of by random resizing, as DeiT does for it. ``pixels`` says how they are resized,
+    cropped and normalised. ``pixels_only``: not augmented and not normalised, uint8 (3, H, W)."""
     from timm.data import create_transform
     from torchvision import transforms
 
@@ -714,9 +725,9 @@ def _transform(data: DataConfig, img_size: int, split: Split, pixels_only: bool 
 
 
 def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str, Any]:
-    """How images become what a network expects, by timm's names: ``mean``, ``std``, ``interpolation``, ``crop_pct``.
-    Of photographs as ``data`` says, else as ``network`` (timm's ``pretrained_cfg``) was trained, else the data set's
-    own; the sets in memory are always normalised by their own."""
+    """Return how images become what a network expects, by timm's names: ``mean``, ``std``, ``interpolation``,
+    ``crop_pct``. Of photographs as ``data`` says, else as ``network`` (timm's ``pretrained_cfg``) was trained, else the
+    data set's own; the sets in memory are always normalised by their own."""
     from timm.data import constants
 
     mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
@@ -736,7 +747,7 @@ def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str,
 
 
 def _mixer(data: DataConfig, img_size: int) -> Callable[..., Batch]:
-    """Label smoothing is left to the loss, so that it means the same with and without mixing."""
+    """Return timm's mixer. Label smoothing is left to the loss, so that it means the same with and without mixing."""
     from timm.data import Mixup
 
     classes = info(data, img_size).classes
@@ -744,9 +755,10 @@ def _mixer(data: DataConfig, img_size: int) -> Callable[..., Batch]:
 
 
 def _seed(*key: int) -> None:
-    """Python's, numpy's and torch's CPU random numbers follow from ``key`` from here on.
+    """Let Python's, numpy's and torch's CPU random numbers follow from ``key`` from here on.
 
-    Torch's is seeded through its generator: ``torch.manual_seed`` would also reset the GPU's."""
+    Torch's is seeded through its generator: ``torch.manual_seed`` would also reset the GPU's.
+    """
     import torch
 
     words = np.random.SeedSequence(key).generate_state(3)
@@ -757,7 +769,7 @@ def _seed(*key: int) -> None:
 
 @contextmanager
 def _global_randomness_kept() -> Iterator[None]:
-    """Outside, random numbers go on as if nothing had been drawn inside."""
+    """Let random numbers go on outside as if nothing had been drawn inside."""
     import torch
 
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -770,7 +782,7 @@ def _global_randomness_kept() -> Iterator[None]:
 
 
 class _Images:
-    """The photographs of an index. ``numbers``: the number of each of its classes. ``corrupt``: indices that were found
+    """Photographs of an index. ``numbers``: the number of each of its classes. ``corrupt``: indices that were found
     unreadable, in that order."""
 
     def __init__(self, index: image_index.Indexed, numbers: np.ndarray):
@@ -782,7 +794,7 @@ class _Images:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names in the order of their numbers."""
+        """Return the names in the order of their numbers."""
         return [self.index.classes[i] for i in np.argsort(self.numbers)]
 
     @property
@@ -815,14 +827,14 @@ def _imagenet(root: str, split: Split, class_order: str = "auto") -> _Images:
 
 @lru_cache(maxsize=4)
 def _copies_of_cifar(root: str, split: Split) -> _Images:
-    """CIFAR-10 as class folders or tars: sorted, its classes' names are in their published order."""
+    """Return CIFAR-10 as class folders or tars: sorted, its classes' names are in their published order."""
     found = _imagenet(root, split)
     cifar10.check_copies(len(found.classes), found[0][0], found.place)
     return found
 
 
 def make_index(root: str) -> list[Path]:
-    """Write down which images there are at ``root``, where that is not known yet; the files that tell."""
+    """Write down which images there are at ``root``, where that is not known yet; return the files that tell."""
     places = layouts.find(Path(root)).values()
     for place in places:
         image_index.opened(place, layouts.scan, always=True)

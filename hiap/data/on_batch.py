@@ -24,8 +24,8 @@ DRAWS = 8  # random numbers of an image
 
 
 class Places(NamedTuple):
-    """Per image, int64 (B,): where its crop begins in the padded one, whether it is flipped (0 or 1), and the rectangle
-    that is erased (of no height: none)."""
+    """Places within each image, int64 (B,): where its crop begins in the padded one, whether it is flipped (0 or 1),
+    and the rectangle that is erased (of no height: none)."""
 
     y: Tensor
     x: Tensor
@@ -40,12 +40,12 @@ class Places(NamedTuple):
 
 
 def draws(count: int, *key: int) -> np.ndarray:
-    """Random numbers in [0, 1), float32 (count, DRAWS), that follow from ``key``: one row per image."""
+    """Draw random numbers in [0, 1), float32 (count, DRAWS), that follow from ``key``: one row per image."""
     return np.random.Generator(np.random.PCG64([*key])).random((count, DRAWS), dtype=np.float32)
 
 
 def places(drawn: np.ndarray, height: int, width: int) -> Places:
-    """What ``drawn`` (B, DRAWS) does to images of this size."""
+    """Return what ``drawn`` (B, DRAWS) does to images of this size."""
     y, x, flip, erase, area, ratio, top, left = drawn.T.astype(np.float64)
     pixels = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)
     stretch = np.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * ratio)
@@ -64,7 +64,7 @@ def places(drawn: np.ndarray, height: int, width: int) -> Places:
 
 
 def moved(images: Tensor, at: Places) -> Tensor:
-    """Images (B, C, H, W) padded with 0, cropped to their size and flipped."""
+    """Return images (B, C, H, W) padded with 0, cropped to their size and flipped."""
     count, _, height, width = images.shape
     across, down = width // PADDED, height // PADDED
     rows = at.y[:, None] + torch.arange(height, device=images.device)
@@ -76,7 +76,7 @@ def moved(images: Tensor, at: Places) -> Tensor:
 
 
 def erased(images: Tensor, at: Places) -> Tensor:
-    """Normalised images (B, C, H, W) with each rectangle at the mean, in place."""
+    """Set each rectangle of normalised images (B, C, H, W) to the mean, in place; return them."""
 
     def within(first: Tensor, length: Tensor, side: int) -> Tensor:
         place = torch.arange(side, device=images.device) - first[:, None]

@@ -27,7 +27,7 @@ ELSEWHERE = {
 
 
 def fetch(name: str) -> Path:
-    """The folder for ``data.root``, downloaded if it is not here. Raises ``ConfigError`` without a network."""
+    """Return the folder for ``data.root``, downloaded if it is not here. Raises ``ConfigError`` without a network."""
     from torchvision import datasets
 
     kind, splits, inner, _ = ORIGINALS[name]
@@ -47,7 +47,7 @@ def fetch(name: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tell where it lies, or in one line why not; the exit status."""
+    """Fetch what is named, and tell where it lies, or in one line why not. Returns the exit status."""
     names = sys.argv[1:] if arguments is None else arguments
     if len(names) != 1 or names[0] not in ORIGINALS:
         print(f"error: expected one of {', '.join(ORIGINALS)}", file=sys.stderr)

@@ -19,12 +19,13 @@ GROUPS = 2  # that a process keeps: images that are read in order then cost one 
 
 
 def require() -> None:
+    """Raise ``ConfigError`` where pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise ConfigError("parquet files are read by pyarrow, which is not installed: pip install pyarrow")
 
 
 def read(file: Path, group: int, row: int) -> bytes:
-    """The encoded image of one row. Raises ``OSError`` or ``ValueError``."""
+    """Return the encoded image of one row. Raises ``OSError`` or ``ValueError`` if there is none."""
     content = _images(file, group)[row].as_py()
     content = content["bytes"] if isinstance(content, dict) else content
     if content is None:
@@ -40,7 +41,7 @@ def _images(file: Path, group: int) -> Any:
 
 
 def rows(file: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Name, label, row group and row of each image."""
+    """Yield name, label, row group and row of each image. Raises ``ConfigError`` for a row without a label."""
     opened = _open(file)
     image, label = _columns(file, opened)
     names = [f"{image}.path"] if f"{image}.path" in _paths(opened) else []
@@ -67,7 +68,7 @@ def _open(file: Path) -> Any:
 
 
 def _columns(file: Path, opened: Any) -> tuple[str, str]:
-    """The columns of images and of labels: by what the hub's library wrote down, else by their usual names."""
+    """Return the columns of images and of labels: by what the hub's library wrote down, else by their usual names."""
     import pyarrow.types as types
 
     schema, features = opened.schema_arrow, _features(opened)

@@ -34,8 +34,8 @@ Made = Iterable[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Pixels:
-    """``images`` uint8 (n, C, H, W), mapped; ``labels`` int64 (n,); ``corrupt``: those of the source's images that
-    could not be read and that others stand for; ``digest`` of images and labels."""
+    """Images of the cache: ``images`` uint8 (n, C, H, W), mapped; ``labels`` int64 (n,); ``corrupt``: those of the
+    source's images that could not be read and that others stand for; ``digest`` of images and labels."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -44,7 +44,7 @@ class Pixels:
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of images (n, C, H, W) and labels (n,)."""
+    """Return the SHA-256 of images (n, C, H, W) and labels (n,)."""
     whole = hashlib.sha256(np.ascontiguousarray(images).data)
     whole.update(labels.astype("<i8").tobytes())
     return whole.hexdigest()
@@ -53,9 +53,9 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
 def opened(
     key: dict[str, Any], shape: tuple[int, ...], make: Callable[[], Made], corrupt: Callable[[], list[int]], what: str
 ) -> Pixels | None:
-    """The images that ``key`` names, as they are kept, else as ``make`` brings them in batches (images, labels), which
-    are kept from then on; ``corrupt`` tells afterwards which could not be read. Processes that ask at the same time
-    wait for the first of them. None if there is no room for so many, or no folder to keep them in."""
+    """Return the images that ``key`` names, as they are kept, else as ``make`` brings them in batches (images, labels),
+    which are kept from then on; ``corrupt`` tells afterwards which could not be read. Processes that ask at the same
+    time wait for the first of them. None if there is no room for so many, or no folder to keep them in."""
     name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()[:20]
     folder = downloads.folder() / "pixels" / name
     if (kept := _load(folder, shape)) is not None:
@@ -84,7 +84,7 @@ def opened(
 
 
 def _load(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """None if there is nothing whole."""
+    """Load a folder; None if there is nothing whole."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         # Copy on write: torch takes no array that cannot be written. Nobody writes.
@@ -127,5 +127,5 @@ def _no_room(shape: tuple[int, ...], folder: Path) -> str:
 
 @cache
 def _tell(folder: Path, reason: str) -> None:
-    """Once per process."""
+    """Tell, once per process, that images cannot be kept."""
     print(f"{folder}: decoded images cannot be kept there ({reason}); they are decoded each time", file=sys.stderr)

@@ -22,7 +22,7 @@ TROUBLE = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, err
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader, or a kill, sees the old file or the new one, never a part."""
+    """Write ``value`` as JSON, atomically: a reader, or a kill, sees the old file or the new one, never a part."""
     atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -47,8 +47,8 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Within, an empty folder to fill, which then takes the place of ``folder``, with its mode. An error leaves all as
-    it was. Raises ``PermissionError``, before anything is made, if ``folder`` may not be replaced by this user."""
+    """Give an empty folder to fill, which at the end takes the place of ``folder``, with its mode. An error leaves all
+    as it was. Raises ``PermissionError``, before anything is made, if ``folder`` may not be replaced by this user."""
     folder = Path(os.path.realpath(folder))  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not _may_replace(folder):
@@ -79,8 +79,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Within, no other process has this lock; waits for it. The kernel gives it back, however the process ends. Where
-    there are no locks it says so and goes on: two processes would then write the same files twice, each whole."""
+    """Hold a lock that no other process has meanwhile; wait for it first. The kernel gives it back, however the process
+    ends. Where the file system has no locks, say so and go on: two processes may then write the same files twice, each
+    whole."""
     with open_lock(path) as file:
         if not locks(file, wait=True):
             print(f"{path}: this file system has no locks; going on without", file=sys.stderr)
@@ -88,7 +89,8 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def open_lock(path: Path) -> IO[str]:
-    """The file of a lock, made if need be, for reading alone where it is another user's: that is enough for flock."""
+    """Open the file of a lock, and make it if need be; for reading alone where it is another user's, which is enough
+    for flock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return path.open("a+", encoding="utf-8")
@@ -115,7 +117,7 @@ def locks(file: IO[str], wait: bool) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the same folder, and so on the same disk."""
+    """Return a new name in the same folder, and so on the same disk."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
@@ -129,7 +131,7 @@ def _take_mode(path: Path, like: Path) -> None:
 
 
 def _may_replace(folder: Path) -> bool:
-    """Whether this user may put another folder in this one's place: rename it, and empty it afterwards."""
+    """Tell whether this user may put another folder in this one's place: rename it, and empty it afterwards."""
     parent, user = folder.parent.stat(), os.geteuid()
     sticky = parent.st_mode & stat.S_ISVTX and user not in (0, parent.st_uid, folder.stat().st_uid)
     wanted = os.R_OK | os.W_OK | os.X_OK

@@ -13,7 +13,8 @@ from hiap.pruner import PrunerError
 
 
 class Follower:
-    """Leaves the smaller network in ``small`` when the pruner's steps are done; until then ``small`` is None."""
+    """Base of the callbacks: leaves the smaller network in ``small`` when the pruner's steps are done; until then it is
+    None."""
 
     def __init__(self, pruner: Pruner):
         if pruner.shrink:
@@ -22,9 +23,9 @@ class Follower:
         self.small: Any = None
 
     def begin(self, optimizers: Iterable[Any], steps: float | None) -> Any:
-        """Before a loop of so many optimiser steps (None: unknown). Returns the optimiser that moves the gates, None
-        where the trainer's keep parameters of their own. Raises ``PrunerError`` (one line) if all steps are done, if
-        the loop has more than are left, or if no optimiser has the gates."""
+        """Check the loop before it starts, of so many optimiser steps (None: unknown). Return the optimiser that moves
+        the gates, None where the trainer's keep parameters of their own. Raises ``PrunerError`` (one line) if all steps
+        are done, if the loop has more than are left, or if no optimiser has the gates."""
         left, all_steps = self.pruner.steps - self.pruner.done, self.pruner.steps
         if not left:
             raise PrunerError(
@@ -44,7 +45,7 @@ class Follower:
         return self._gates_in(list(optimizers))
 
     def end(self) -> None:
-        """After the loop: the smaller network, or a warning that says why there is none and how to get it."""
+        """Leave the smaller network after the loop, or warn why there is none and how to get it."""
         if self.small is not None:
             return
         if self.pruner.done == self.pruner.steps:

@@ -18,6 +18,9 @@ from hiap.pruner import PrunerError
 
 
 class PrunerCallback(Follower, Callback):
+    """Callback of Lightning's ``Trainer`` that steps the pruner with the optimiser; the smaller network is then in
+    ``small``."""
+
     _clock: Any = None
     _stepped = False
     _known_end = True
@@ -33,7 +36,7 @@ class PrunerCallback(Follower, Callback):
         self._clock = self.begin(trainer.optimizers, steps) or next(iter(trainer.optimizers), None)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        """Counts also what a GradScaler then skips: the loop's schedule counts it too."""
+        """Count the step, also one that a GradScaler then skips: the loop's schedule counts it too."""
         self._catch_up()
         self._stepped = optimizer is self._clock
 
@@ -52,14 +55,14 @@ class PrunerCallback(Follower, Callback):
         self.pruner.load_state_dict(state)
 
     def _catch_up(self) -> None:
-        """The pruner's step, after the optimiser's."""
+        """Take the pruner's step, after the optimiser's."""
         if self._stepped:
             self._stepped = False
             self.pruner.step()
 
 
 def _steps(trainer: Trainer, module: LightningModule) -> int | None:
-    """Optimiser steps that this loop has still before it; None where only the module or the data know."""
+    """Return how many optimiser steps this loop still has before it; None where only the module or the data know."""
     if not module.automatic_optimization:
         return None
     try:

@@ -18,6 +18,9 @@ from hiap.pruner import PrunerError
 
 
 class PrunerCallback(Follower, TrainerCallback, ExportableState):
+    """Callback of transformers' ``Trainer`` that steps the pruner with the optimiser; the smaller network is then in
+    ``small``."""
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         _check(args)
 
@@ -39,7 +42,7 @@ class PrunerCallback(Follower, TrainerCallback, ExportableState):
         self.end()
 
     def state(self) -> dict[str, Any]:
-        """What the trainer writes into ``trainer_state.json`` of each checkpoint."""
+        """Return what the trainer writes into ``trainer_state.json`` of each checkpoint."""
         found = self.pruner.state_dict(model=False)
         if "budget" in found:
             found["budget"] = {name: value.tolist() for name, value in found["budget"].items()}

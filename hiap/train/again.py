@@ -20,7 +20,7 @@ from hiap.train.config import Config, ConfigError
 
 @dataclass(frozen=True)
 class Again(Target):
-    """A target of an evened network. ``gone``: of each block what is zeros."""
+    """Target of an evened network. ``gone``: of each block what is zeros."""
 
     gone: tuple[BlockMask, ...] = field(default=(), compare=False)
 
@@ -36,7 +36,7 @@ class Again(Target):
         super().require_reachable(self._behind(ranking))
 
     def _behind(self, ranking: Ranking) -> Ranking:
-        """``ranking`` with units that are gone behind all others, those too of a kind that it does not rank."""
+        """Return ``ranking`` with units that are gone behind all others, those too of a kind that it does not rank."""
         keys, stay = list[Tensor](), list[Tensor]()
         both = [torch.stack([getattr(mask, part).cpu() for mask in self.gone]) for part in ("dims", "neurons")]
         for given, gone in zip((ranking.dims, ranking.neurons), both, strict=True):
@@ -48,8 +48,9 @@ class Again(Target):
 
 
 def evened(start: Any, config: Config) -> Any:
-    """The network that a method which removes units works on: ``start`` itself if its blocks are alike. Raises
-    ``ConfigError`` (one line) where a method cannot, ``UnsupportedModelError`` where no method can."""
+    """Return the network that a method which removes units works on: ``start`` itself if its blocks are alike, else one
+    that is filled up with zeros. Raises ``ConfigError`` (one line) where a method cannot, ``UnsupportedModelError``
+    where no method can."""
     whole = even(start) if config.method != "dense" else start
     if whole is start:
         return start
@@ -66,11 +67,12 @@ def evened(start: Any, config: Config) -> Any:
 
 
 def target(whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
-    """What is to be left of an evened network."""
+    """Return the target for an evened network, None if none is set."""
     found = target_of(whole, macs, params, multiple=multiple)
     return found and Again(found.dims, found.prices, found.amount, found.multiple, tuple(zeros(whole)))
 
 
 def without_zeros(model: Any) -> Any:
-    """What a stage has left, without rows of Q and K that are zeros; as it is, a network that is ranked once more."""
+    """Remove from what a stage has left the rows of Q and K that are zeros. A network that is ranked once more stays as
+    it is."""
     return model if gated_vit.is_gated(model) or alike(model.blocks) else trimmed(model)

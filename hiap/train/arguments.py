@@ -15,7 +15,7 @@ from hiap.options import ConfigError
 
 
 class _Defaults(argparse.HelpFormatter):
-    """Adds to an option's help what holds without it."""
+    """Formatter that adds to an option's help what holds without it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
@@ -24,7 +24,7 @@ class _Defaults(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """What is wrong with the arguments is one line, a ``ConfigError``; help says every default."""
+    """Parser whose complaint is one line, a ``ConfigError``, and whose help says every default."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"formatter_class": _Defaults, **options})
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def results_root(text: str) -> Path:
-    """An argument that names a folder of records, which must be there: a mistyped one would be made, and filled with
+    """Return the argument as a folder of records, which must be there: a mistyped one would be made, and filled with
     tables of nothing."""
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"no such folder: '{text}'")
@@ -42,8 +42,8 @@ def results_root(text: str) -> Path:
 
 
 def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
-    """Of a command: its exit status (None: 0). What it refuses, and files that cannot be read or written, are one line
-    on standard error, and 2."""
+    """Let a command return its exit status (None: 0). What it refuses, and files that cannot be read or written, become
+    one line on standard error, and status 2."""
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[
 
 
 def _ours(error: ValueError) -> bool:
-    """Whether its message is one line for a person."""
+    """Tell whether the error's message is one line for a person."""
     if isinstance(error, ConfigError):
         return True
     from hiap.formats.export import ExportError

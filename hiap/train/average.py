@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class Average:
-    """``mean <- decay mean + (1 - decay) weights`` after each step, from the weights that a stage starts with. Logits
-    of gates are left out: they decide what stays, and a mean that lags behind would decide otherwise than the penalties
-    and a target have steered."""
+    """Average of the weights: ``mean <- decay mean + (1 - decay) weights`` after each step, from the weights that a
+    stage starts with. Logits of gates are left out: they decide what stays, and a mean that lags behind would decide
+    otherwise than the penalties and a target have steered."""
 
     def __init__(self, model: Any, decay: float):
         self.decay = decay
@@ -30,7 +30,7 @@ class Average:
             p.copy_(self.means[name])
 
     def follow(self, changes: Iterable[Any]) -> None:
-        """Weights of the model were removed (``hiap.beyond.shrinking.Change``)."""
+        """Drop what was removed from the model's weights (``hiap.beyond.shrinking.Change``)."""
         for change in changes:
             mean = self.means.pop(change.name) if change.new is None else self.means[change.name]
             if change.new is not None:
@@ -38,7 +38,7 @@ class Average:
 
     @contextmanager
     def shown(self, model: Any) -> Iterator[None]:
-        """Within, the model has the averaged weights."""
+        """Let the model have the averaged weights, and afterwards its own again."""
         kept = {name: p.detach().clone() for name, p in _weights(model).items()}
         self.put(model)
         try:
@@ -52,7 +52,7 @@ class Average:
         return self.means
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises ``KeyError`` if it is of another model."""
+        """Take over the means. Raises ``KeyError`` if they are of another model."""
         for name, mean in self.means.items():
             mean.copy_(state[name])
 

@@ -15,7 +15,8 @@ from hiap.train.record import Folders, Record, StageBill, read
 
 
 def of_record(record: Record, folders: Folders, start: Any) -> Card:
-    """``start``: the network that the run began with, which a pruning run began with dense."""
+    """Return the card of a record's network. ``start``: the network that the run began with, which for a pruning run is
+    the dense one."""
     config, found = record.config, record.metrics.extracted
     code = record.environment
     data = config.data.name + (" (validation images)" if config.data.measure == "validation" else "")
@@ -36,7 +37,7 @@ def of_record(record: Record, folders: Folders, start: Any) -> Card:
 
 
 def origin(config: Config, folders: Folders) -> dict[str, str]:
-    """``start`` in words, and, where known, its ``licence`` and its name on the hub, ``base_model``."""
+    """Return ``start`` in words, and, where known, its ``licence`` and its name on the hub, ``base_model``."""
     weights = config.model.weights
     if weights.startswith("run:"):
         earlier = read(folders.referred(weights).record)
@@ -72,7 +73,7 @@ def _dense(start: Any) -> shape.Dense | None:
 
 
 def _inherited(config: Config, folders: Folders) -> tuple[Stage, ...]:
-    """The bills of the runs that this one started from, the latest first."""
+    """Return the training cost of the runs that this one started from, the latest first."""
     if not config.model.weights.startswith("run:"):
         return ()
     earlier = read(folders.referred(config.model.weights).record)

@@ -33,8 +33,9 @@ def save(folder: Path, stage: int, step: int, state: dict[str, Any]) -> Path:
 
 
 def load(folder: Path, world: World = ALONE) -> dict[str, Any] | None:
-    """The newest intact checkpoint, or None. A damaged one is skipped with a warning. Processes that share a run all
-    take the one that the first of them finds: on a shared file system each may see another newest file."""
+    """Load the newest intact checkpoint; None if there is none. A damaged one is skipped with a warning. Processes that
+    share a run all take the one that the first of them finds: on a shared file system each may see another newest
+    file."""
     name = world.broadcast(lambda: _newest_intact(folder))
     return torch.load(folder / name, map_location="cpu", weights_only=True) if name else None
 
@@ -48,6 +49,7 @@ def _newest_intact(folder: Path) -> str:
 
 
 def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest first."""
     return sorted(folder.glob("[0-9]*.pt"), reverse=True)
 
 

@@ -11,9 +11,9 @@ from hiap.train.config import ConfigError
 
 
 def compiled(forward: Any) -> Any:
-    """``forward`` as ``torch.compile`` makes it; it is compiled at its first call. Random numbers are drawn as without,
-    so that gates sample alike: results differ by rounding alone. What was compiled before is let go: a process that
-    makes many runs would come to the number of networks after which ``torch.compile`` gives up without a word."""
+    """Return ``forward`` as ``torch.compile`` makes it; it is compiled at its first call. Random numbers are drawn as
+    without, so that gates sample alike: results differ by rounding alone. What was compiled before is let go: a process
+    that makes many runs would come to the number of networks after which ``torch.compile`` gives up without a word."""
     torch._dynamo.reset()
     return torch.compile(forward, options={"fallback_random": True})
 

@@ -35,13 +35,13 @@ MOST = 4096  # threads or processes of one machine: beyond, a mistyped number en
 
 
 def require_name(key: str, name: str) -> None:
-    """Raises ``ValueError`` unless ``name`` is one of a single file: it becomes part of a path."""
+    """Raise ``ValueError`` unless ``name`` is a name of a single file: it becomes part of a path."""
     if not name or "/" in name or name in (".", "..") or not name.isprintable():
         raise ValueError(f"{key} {name!r}: expected a plain name, without '/'")
 
 
 class ModelConfig(Section):
-    """The network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
+    """Network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
     CIFAR-10 model); any other name is timm's, which brings its own numbers."""
 
     name: str = "vit"  # 'vit' (built from the numbers below), or a name of timm's
@@ -144,14 +144,14 @@ class DistillConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a method prunes to. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or
-    'run:<run_id>' for the MACs that another run's extracted model has; or ``target_params``, the same of parameters; or
-    (ours) ``target_latency``, a share or microseconds of a batch, as ``penalty.latency_table`` predicts them.
-    HiAP takes them too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as
-    set. ``ranking``, of l1's neurons, and
-    ``head_ranking``, of magnitude's heads: units compete within their layer or across all. ``rounds``, of the baselines
-    that rank, prunes step by step, with training between. ``multiple``: every method cuts heads and FFNs in so many
-    units at a time, as ``hiap.extract`` does; 1 here, so that committed runs stay what they were."""
+    """Target of the pruning. ``target_macs``: a share of the dense MACs in (0, 1), a number of MACs, or 'run:<run_id>'
+    for the MACs that another run's extracted model has; or ``target_params``, the same of parameters; or (ours)
+    ``target_latency``, a share or microseconds of a batch, as ``penalty.latency_table`` predicts them. HiAP takes them
+    too (ours, not the paper's): then the strength of its penalties is found, and only their ratio is as set.
+    ``ranking``, of l1's neurons, and ``head_ranking``, of magnitude's heads: units compete within their layer or across
+    all. ``rounds``, of the baselines that rank, prunes step by step, with training between. ``multiple``: every method
+    cuts heads and FFNs in so many units at a time, as ``hiap.extract`` does; 1 here, so that committed runs stay what
+    they were."""
 
     target_macs: float | str | None = None  # a share of dense below 1, a number of MACs, or 'run:<run_id>'
     target_params: float | str | None = None  # the same of parameters
@@ -195,9 +195,9 @@ class BudgetConfig(Section):
 
 
 class SearchConfig(Section):
-    """The first stage of vit_slim and cofi, in which gates are learned; the rest of ``optim.epochs`` trains what is
-    left. The numbers are ViT-Slim's for DeiT-S on ImageNet (``lr``, ``weight_decay`` and the weights of its two l1
-    norms are used by vit_slim alone)."""
+    """First stage of vit_slim and cofi, in which gates are learned; the rest of ``optim.epochs`` trains what is left.
+    The numbers are ViT-Slim's for DeiT-S on ImageNet (``lr``, ``weight_decay`` and the weights of its two l1 norms are
+    used by vit_slim alone)."""
 
     epochs: int = Field(50, ge=1)  # of optim.epochs, that learn gates
     lr: float = Field(5e-4, gt=0)  # vit_slim: learning rate of the search
@@ -207,7 +207,8 @@ class SearchConfig(Section):
 
 
 class ShrinkConfig(Section):
-    """Ours, for method 'hiap': while gates train, units that are closed with certainty are removed (hiap.Shrink)."""
+    """Removal, for method 'hiap', of units that are closed with certainty while gates still train: ours
+    (hiap.Shrink)."""
 
     # Epochs, one after the other, at whose ends a unit must be closed with certainty; 0: off.
     after: int = Field(0, ge=0)
@@ -216,7 +217,7 @@ class ShrinkConfig(Section):
 
 
 class RunConfig(Section):
-    """Where and how a run executes. None of this enters the ``run_id``: it must not change what is learned."""
+    """Place and manner of a run. None of this enters the ``run_id``: it must not change what is learned."""
 
     label: str = ""  # what the run is called in tables
     grid: str = "manual"  # the folder of runs/ that the record goes to
@@ -248,7 +249,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """One run."""
+    """Configuration of one run."""
 
     # 'dense' (plain training) and 'hiap' live in hiap/; every other name is a file of baselines/; a path that ends in
     # .py is a file of your own (hiap/train/methods.py says what it holds).
@@ -278,13 +279,13 @@ class Config(Section):
 
     @property
     def name(self) -> str:
-        """The method's, as it stands in tables."""
+        """Name of the method, as it stands in tables."""
         return methods.name_of(self.method)
 
     @property
     def run_id(self) -> str:
-        """``<method>-<10 hex digits>``: a hash of what differs from the defaults, but for ``run`` and the place where
-        the data lie."""
+        """Id of the run, ``<method>-<10 hex digits>``: a hash of what differs from the defaults, but for ``run`` and
+        the place where the data lie."""
         science = self.model_dump(mode="json", exclude={"run": True, "data": {"root"}}, exclude_defaults=True)
         sizes, shown = SIZES.get(self.data.name, {}), science.get("data", {})
         for key in [key for key, size in sizes.items() if shown.get(key) == size]:
@@ -391,7 +392,7 @@ def _check_latency(config: Config) -> None:
 
 
 def check_table(config: Config) -> None:
-    """Raise ``ConfigError`` if the table of times that the run names cannot be read. What network it is of shows when
+    """Raise ``ConfigError`` if the table of times that the run names cannot be read. Which network it is of shows when
     the run's own is built."""
     if config.penalty.latency_table:
         read_latency(config.penalty.latency_table)
@@ -416,7 +417,8 @@ def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """``['model.depth=4', 'optim.lr=1e-3']`` to nested dictionaries; values are read as YAML scalars."""
+    """Turn ``['model.depth=4', 'optim.lr=1e-3']`` into nested dictionaries; values are read as YAML scalars. Raises
+    ``ConfigError`` for an argument that is no key=value."""
     nested: dict[str, Any] = {}
     for pair in pairs:
         key, sep, value = pair.partition("=")
@@ -431,7 +433,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Recursively lay ``extra`` over ``base``, in place; returns ``base``."""
+    """Lay ``extra`` over ``base``, section by section, in place; return ``base``."""
     for key, value in extra.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             merge(base[key], value)
@@ -445,7 +447,7 @@ def _nest(path: list[str], value: Any) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, valid: list[str]) -> str:
-    """One line for the first problem; if that is an unknown key, with the nearest ``valid`` one."""
+    """Return one line for the first problem; if that is an unknown key, with the nearest ``valid`` one."""
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         return unknown_key(".".join(map(str, first["loc"])), valid)
@@ -453,12 +455,13 @@ def explain(error: ValidationError, valid: list[str]) -> str:
 
 
 def unknown_key(key: str, valid: list[str]) -> str:
-    """'unknown key x (did you mean y?)', for every place that reads keys from a person."""
+    """Return 'unknown key x (did you mean y?)', for every place that reads keys from a person."""
     return f"unknown key '{key}'{did_you_mean(key, valid)}"
 
 
 def did_you_mean(key: str, valid: list[str]) -> str:
-    """' (did you mean y?)', the nearest of ``valid``. The last word counts most: it is sections that are mixed up."""
+    """Return ' (did you mean y?)', the nearest of ``valid``. The last word counts most: it is sections that are mixed
+    up."""
 
     def alike(other: str) -> tuple[float, float]:
         words = [name.rpartition(".")[2] for name in (key, other)]
@@ -472,7 +475,7 @@ def did_you_mean(key: str, valid: list[str]) -> str:
 
 
 def valid_keys() -> list[str]:
-    """All dotted keys of a ``Config``."""
+    """Return all dotted keys of a ``Config``."""
     keys = []
     for name, field in Config.model_fields.items():
         section = field.annotation
@@ -484,5 +487,5 @@ def valid_keys() -> list[str]:
 
 
 def choices(section: type[BaseModel], field: str) -> tuple[str, ...]:
-    """The literal values that a field takes, e.g. ``choices(GateConfig, 'forward')``."""
+    """Return the literal values that a field takes, e.g. ``choices(GateConfig, 'forward')``."""
     return get_args(section.model_fields[field].annotation)

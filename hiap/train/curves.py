@@ -24,8 +24,8 @@ def check(config: Config) -> None:
 
 
 class Curves:
-    """Of one run. The CSV is written whole after each epoch: it never holds an epoch that the run has not reached, nor
-    one twice, wherever it was killed and resumed."""
+    """Curves of one run. The CSV is written whole after each epoch: it never holds an epoch that the run has not
+    reached, nor one twice, wherever it was killed and resumed."""
 
     def __init__(self, config: Config, folders: Folders):
         self.config, self.folders = config, folders
@@ -42,7 +42,7 @@ class Curves:
             self._wandb().log({f"{epochs[-1].stage}/{name}": value for name, value in values.items()}, step=number)
 
     def close(self) -> None:
-        """After the last epoch."""
+        """Close what was opened, after the last epoch."""
         if self._board is not None:
             self._board.close()
         if self._online is not None:
@@ -58,7 +58,8 @@ class Curves:
         self._board.flush()
 
     def _wandb(self) -> Any:
-        """The run there. A resumed run goes on with it; epochs that it trains again are known there, and equal."""
+        """Return the run there. A resumed run goes on with it; epochs that it trains again are known there, and
+        equal."""
         if self._online is None:
             import wandb
 
@@ -76,7 +77,7 @@ class Curves:
 
 
 def numbers(log: EpochLog) -> dict[str, float]:
-    """What there is to draw of an epoch: heads and neurons are those of all blocks."""
+    """Return what there is to draw of an epoch: heads and neurons are those of all blocks."""
     known: dict[str, float | None] = {name: getattr(log, name) for name in ("loss", "lr", "tau", "macs", "top1")}
     if log.heads is not None and log.neurons is not None:
         known |= {"heads": sum(log.heads), "neurons": sum(log.neurons)}
@@ -84,7 +85,7 @@ def numbers(log: EpochLog) -> dict[str, float]:
 
 
 def _write(folders: Folders, epochs: list[EpochLog]) -> None:
-    """A row per epoch, counted over all stages from 1; what a stage does not have stays empty."""
+    """Write a row per epoch, counted over all stages from 1; what a stage does not have stays empty."""
     rows = [{"epoch": i, "stage": log.stage, **numbers(log)} for i, log in enumerate(epochs, 1)]
     columns = dict.fromkeys(FIRST) | dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()

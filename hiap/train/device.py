@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES says, else all that this machine has; whether PyTorch can use them is another matter."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, else all that this machine has; whether PyTorch can use them is
+    another matter."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu not in ("", "-1", "NoDevFiles")]
     return [str(i) for i, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is CUDA where this process has been given a GPU. Raises ``ConfigError`` if it, or 'cuda', is of no use."""
+    """Return the device; 'auto' is CUDA where this process has been given a GPU. Raises ``ConfigError`` if that, or
+    'cuda', is of no use."""
     import torch
 
     if name == "cpu" or (name == "auto" and not visible_gpus() and not torch.cuda.is_available()):
@@ -37,7 +39,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def unusable() -> str:
-    """Why this PyTorch cannot use the GPU; '' if it can."""
+    """Return why this PyTorch cannot use the GPU; '' if it can."""
     import torch
 
     built = f"PyTorch {torch.__version__}"
@@ -56,8 +58,8 @@ def unusable() -> str:
 
 
 def runs_on(capability: tuple[int, int], known: list[str]) -> bool:
-    """Whether code for one of the architectures ``known`` ('sm_80', 'sm_90a', 'compute_120') runs on such a GPU: binary
-    code within its generation, intermediate code on all later ones. True where nothing is known."""
+    """Tell whether code for one of the architectures ``known`` ('sm_80', 'sm_90a', 'compute_120') runs on such a GPU:
+    binary code within its generation, intermediate code on all later ones. True where nothing is known."""
     for arch in known:
         kind, _, digits = arch.partition("_")
         made_for = divmod(int(re.sub(r"\D", "", digits) or 0), 10)
@@ -68,7 +70,7 @@ def runs_on(capability: tuple[int, int], known: list[str]) -> bool:
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """In which networks run forward; 'fp32' changes nothing."""
+    """Let networks run forward in ``precision``; 'fp32' changes nothing."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -84,14 +86,15 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def has_bf16() -> bool:
-    """Whether the GPU computes with it, and does not emulate it."""
+    """Tell whether the GPU computes in bf16, and does not emulate it."""
     import torch
 
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies in bf16. One that only emulates it takes tens of times as long as in fp32."""
+    """Tell whether this processor multiplies in bf16. One that only emulates it takes tens of times as long as in
+    fp32."""
     import torch
 
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -117,7 +120,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _complaint() -> str:
-    """What CUDA says when it is asked to start, in one line."""
+    """Return what CUDA says when it is asked to start, in one line."""
     import torch
 
     try:

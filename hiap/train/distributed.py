@@ -28,7 +28,8 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class World:
-    """This process is ``rank`` of ``size``, and ``local`` of those on its machine."""
+    """World of the processes that share a run: this one is ``rank`` of ``size``, and ``local`` of those on its
+    machine."""
 
     rank: int = 0
     size: int = 1
@@ -40,20 +41,20 @@ class World:
         return self.rank == 0
 
     def wrap(self, model: Any, device: torch.device) -> Any:
-        """``model`` as it is called in training: with gradients averaged over the processes."""
+        """Return ``model`` as it is called in training: with gradients averaged over the processes."""
         if self.size == 1:
             return model
         devices = [torch.cuda.current_device()] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum ``values`` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process. All must ask at the same step."""
+        """Tell whether ``flag`` holds in any process. All must ask at the same step."""
         if self.size == 1:
             return flag
         word = torch.tensor(int(flag))
@@ -61,21 +62,21 @@ class World:
         return bool(word)
 
     def broadcast(self, choose: Callable[[], str]) -> str:
-        """What ``choose`` gives in rank 0."""
+        """Return what ``choose`` gives in rank 0."""
         words = [choose() if self.first else ""]
         if self.size > 1:
             dist.broadcast_object_list(words, group=self.group)
         return words[0]
 
     def union(self, numbers: set[int]) -> set[int]:
-        """Those of all processes. All must ask at the same step."""
+        """Return the numbers of all processes. All must ask at the same step."""
         parts = [numbers] * self.size
         if self.size > 1:
             dist.all_gather_object(parts, numbers, group=self.group)
         return set().union(*parts)
 
     def barrier(self) -> None:
-        """Until all processes are here: what rank 0 wrote can be read after it."""
+        """Wait until all processes are here: what rank 0 wrote can be read after it."""
         self.any(False)
 
 
@@ -84,7 +85,7 @@ ALONE = World()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Within, this process belongs to the world that its environment names. Raises ``ConfigError`` for half of one."""
+    """Let this process belong to the world that its environment names. Raises ``ConfigError`` for half of one."""
     join_slurm()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -107,6 +108,6 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def lost_another(error: Exception, world: World) -> bool:
-    """Whether ``error`` only says that another process is gone, of which it may have died for a reason of its own."""
+    """Tell whether ``error`` only says that another process is gone, which may have died for a reason of its own."""
     says_so = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
     return world.size > 1 and says_so

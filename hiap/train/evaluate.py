@@ -22,7 +22,7 @@ MEASURED_AT_ONCE = 250  # images, where the training batch is smaller: without g
 
 
 def at_once(config: Config) -> int:
-    """Images that go through a network together where nothing is learned."""
+    """Return how many images go through a network together where nothing is learned."""
     return max(config.optim.batch_size, MEASURED_AT_ONCE)
 
 
@@ -34,17 +34,23 @@ def evaluate(
     soft: bool = False,
     world: World = ALONE,
 ) -> Score:
-    """Top-1 (per cent) and mean cross-entropy (nats) over all images of ``batches``; the model is left in eval mode.
+    """Measure top-1 (per cent) and mean cross-entropy (nats) over all images of ``batches``.
 
-    ``soft``: gates sample as in training, one draw per batch; else a gated model runs its hardened gates. With several
-    processes in ``world`` each brings batches of its own, and all get the score of all images."""
+    Args:
+        model: left in eval mode.
+        batches: images and labels; with several processes in ``world`` each brings its own, and all get the score of
+            all images.
+        device, precision: where and in what the network runs.
+        soft: gates sample as in training, one draw per batch; else a gated model runs its hardened gates.
+        world: the processes that share the images.
+    """
     model.eval()
     with sampling(model) if soft else nullcontext():
         return _evaluate(model, batches, device, precision, world)
 
 
 def pack(correct: Tensor) -> str:
-    """Booleans (n,) as base64, eight to a byte; ``Score.hits`` unpacks them."""
+    """Pack Booleans (n,) as base64, eight to a byte; ``Score.hits`` unpacks them."""
     return base64.b64encode(np.packbits(correct.cpu().numpy()).tobytes()).decode()
 
 

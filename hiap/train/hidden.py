@@ -18,7 +18,7 @@ LAYERS = 4  # of the teacher, evenly spaced, the last one among them
 
 
 class HiddenStates:
-    """The outputs (B, N, D) of a ViT's blocks, kept while ``seen`` is open."""
+    """Outputs (B, N, D) of a ViT's blocks, kept while ``seen`` is open."""
 
     def __init__(self, model: Any):
         self.kept: list[Tensor] = []
@@ -44,10 +44,10 @@ class HiddenStates:
 
 
 class HiddenMatch:
-    """The term of the loss for one stage: the mean over the chosen layers i of the teacher of
-    ``min_j MSE(map(student_j), teacher_i)``, by the images of this process's part of the batch. A layer of the student
-    whose gates are all closed hands its input on, so it is never nearer than the one before it. ``map`` (D, D) starts
-    as the identity and is gone when the stage ends."""
+    """Term of the loss for one stage: the mean over the chosen layers i of the teacher of ``min_j MSE(map(student_j),
+    teacher_i)``, by the images of this process's part of the batch. A layer of the student whose gates are all closed
+    hands its input on, so it is never nearer than the one before it. ``map`` (D, D) starts as the identity and is gone
+    when the stage ends."""
 
     def __init__(self, student: Any, teacher: Any):
         self.student, self.teacher = HiddenStates(student), HiddenStates(teacher)
@@ -57,11 +57,12 @@ class HiddenMatch:
         self.map = nn.Parameter(torch.eye(student.embed_dim, device=device))
 
     def group(self, lr: float) -> dict[str, Any]:
-        """For the optimiser: the weights' rate, no decay, which would pull the map to zero."""
+        """Return the map's group for the optimiser: the weights' rate, and no decay, which would pull the map to
+        zero."""
         return {"params": [self.map], "weight_decay": 0.0, "lr": lr, "lr_scale": 1.0}
 
     def loss(self) -> Tensor:
-        """Of the states that both have seen last, which are let go: they hold the graph of a step."""
+        """Return the loss of the states that both have seen last, which are let go: they hold the graph of a step."""
         taught = [self.teacher.kept[i].float() for i in self.chosen]
         mapped = [F.linear(state.float(), self.map) for state in self.student.kept]
         self.student.kept, self.teacher.kept = [], []
@@ -71,12 +72,12 @@ class HiddenMatch:
         return torch.stack([F.mse_loss(mapped[j], t) for j, t in zip(nearest, taught, strict=True)]).mean()
 
     def average(self, world: World) -> None:
-        """The map's gradient over the processes: it is no part of what ``DistributedDataParallel`` averages."""
+        """Average the map's gradient over the processes: it is no part of what ``DistributedDataParallel`` averages."""
         assert self.map.grad is not None
         world.sum(self.map.grad).div_(world.size)
 
     def macs(self) -> int:
-        """Of the maps of one image, forward."""
+        """Count the MACs of the maps for one image, forward."""
         assert self.tokens is not None, "check_fits lets ViTs pass alone"
         return len(self.student.hooks) * self.tokens * self.map.numel()
 

@@ -39,8 +39,9 @@ MOVED = {
 
 
 def code_digest(method: str) -> str:
-    """SHA-256 of what the file of a method says, and of those of ``baselines`` that it imports, without comments and
-    docstrings; '' for methods of ``hiap/``, of which ``core_digest`` tells, and where the file is not here."""
+    """Return the SHA-256 of what the file of a method says, and of those of ``baselines`` that it imports, without
+    comments and docstrings; '' for methods of ``hiap/``, of which ``core_digest`` tells, and where the file is not
+    here."""
     file = _file(method)
     return "" if file is None else _digest([_said(path, path.stat().st_mtime_ns) for path in _with_imports(file)])
 
@@ -79,7 +80,7 @@ def _with_imports(file: Path) -> list[Path]:
 
 @lru_cache(maxsize=256)
 def _said(file: Path, changed: int) -> str:
-    """The lines of a file without comments, docstrings and empty ones."""
+    """Return the lines of a file without comments, docstrings and empty ones."""
     source = file.read_text(encoding="utf-8")
     silent = set[int]()
     for node in ast.walk(ast.parse(source)):
@@ -97,8 +98,8 @@ def _said(file: Path, changed: int) -> str:
 
 
 def files_behind(config: Config, folders: Folders) -> dict[str, str]:
-    """SHA-256 of each file that the configuration names by its path, by key; of 'run:<run_id>' that of the weights
-    which that run began with. What is not here is left out: the run itself says so."""
+    """Return the SHA-256 of each file that the configuration names by its path, by key; of 'run:<run_id>' that of the
+    weights which that run began with. What is not here is left out: the run itself says so."""
     named = {
         "model.weights": config.model.weights,
         "distill.teacher": config.distill.teacher,
@@ -122,8 +123,9 @@ def _sha256(name: str, folders: Folders) -> str:
 
 
 def differences(record: Record, config: Config, folders: Folders, known: Known | None = None) -> list[str]:
-    """What the finished run was made of and ``config`` would not be, each in a few words with both values; nothing of
-    what an old record does not say, or what is not here to be compared. ``known`` is filled."""
+    """Compare what the finished run was made of with what ``config`` would be made of: each difference in a few words
+    with both values. Of what an old record does not say, or what is not here to be compared, there is nothing.
+    ``known`` is filled."""
     found = _of_images(record, config, {} if known is None else known)
     for key, sha256 in files_behind(config, folders).items():
         then = record.files.get(key, record.weights_sha256 if key == "model.weights" else "")
@@ -138,7 +140,7 @@ def differences(record: Record, config: Config, folders: Folders, known: Known |
 
 
 def _codes(record: Record, folders: Folders) -> list[tuple[str, str, str]]:
-    """Method, digest and owner of the code that made the record and the runs that it started from."""
+    """Return method, digest and owner of the code that made the record and the runs that it started from."""
     found: list[tuple[str, str, str]] = [(record.config.method, record.code, "")]
     while (weights := record.config.model.weights).startswith("run:"):
         try:
@@ -157,7 +159,7 @@ def _of_images(record: Record, config: Config, known: Known) -> list[str]:
 
 
 def files_here(config: Config, known: Known) -> str:
-    """Digest of the files of the data set; '' if there are none, or they were not named or fetched. Raises
+    """Return the digest of the data set's files; '' if there are none, or they were not named or fetched. Raises
     ``ConfigError`` if ``data.root`` names what cannot be read."""
     here = config.data
     place = (here.name, here.root, here.class_order)
@@ -180,7 +182,7 @@ def _named(config: Config) -> bool:
 
 
 def told(record: Record, found: list[str]) -> str:
-    """In one line, what a finished run was made of that is different now."""
+    """Say in one line what a finished run was made of that is different now."""
     commit = f" at commit {record.environment.commit[:SHOWN]}" if record.environment.commit else ""
     return f"{record.run_id} was finished{commit} with {'; '.join(found)}"
 
@@ -192,11 +194,12 @@ def require_same(record: Record, config: Config, folders: Folders) -> None:
 
 
 def doubts(records: list[Record]) -> str:
-    """In one line, that finished runs were made by another version of what all methods share; '' if none was.
+    """Say in one line that finished runs were made by another version of what all methods share; '' if none was.
 
     Told and not refused, unlike a method's own file: that file is what a record stands for, while the shared modules
     change with every commit, and what they compute is held by tests (golden losses, masked = extracted). Refusing would
-    leave no record that counts."""
+    leave no record that counts.
+    """
     now = core_digest()
     other = [record for record in records if record.core and record.core != now]
     if not other:

@@ -24,7 +24,8 @@ STATUS_SECONDS = 2.0
 
 
 class Journal:
-    """Of one run, from its first try on: a resumed run goes on with the logs and bills of the tries before it."""
+    """Journal of one run, from its first try on: a resumed run goes on with the logs and costs of the tries before
+    it."""
 
     def __init__(self, config: Config, folders: Folders, world: World, dense_macs: int):
         self.config, self.folders, self.world, self.dense_macs = config, folders, world, dense_macs
@@ -40,7 +41,7 @@ class Journal:
         self.curves = Curves(config, folders)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Return what a checkpoint holds of the journal."""
         return {
             "resumed": self.resumed,
             "dense": self.dense and self.dense.model_dump(),
@@ -63,7 +64,7 @@ class Journal:
             write_status(self.folders, resumed=self.resumed, **fields)
 
     def running(self, phase: Phase, stages: list[Stage], mean: float) -> None:
-        """Tell status.json, now and then, how far it is and what the loss is."""
+        """Tell status.json, now and then, how far the run is and what the loss is."""
         if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
             self._last_status = time.monotonic()
             before, epochs = _epochs(phase, stages)
@@ -79,7 +80,7 @@ class Journal:
             )
 
     def watched(self, phase: Phase, stages: list[Stage], loss: float) -> None:
-        """Let who watches see how far it is; ``loss``: the mean over the epoch so far."""
+        """Tell whoever watches how far the run is; ``loss``: the mean over the epoch so far."""
         ended, (before, epochs) = phase.step % phase.per_epoch == 0, _epochs(phase, stages)
         part = "" if ended else f" ({phase.step % phase.per_epoch / phase.per_epoch:.0%} of it)"
         said = [f"epoch {before + -(-phase.step // phase.per_epoch)} of {epochs}{part}", f"loss {loss:.4f}"]
@@ -93,7 +94,7 @@ class Journal:
         self.progress.look(loss, ", ".join(said), ended)
 
     def epoch_log(self, phase: Phase) -> EpochLog:
-        """Of the epoch that has just ended, whose sums are let go."""
+        """Return the log of the epoch that has just ended, whose sums are let go."""
         means = {k: float(v) / phase.per_epoch for k, v in phase.sums.items()}
         phase.sums = {}
         log = EpochLog(
@@ -140,7 +141,7 @@ class Journal:
         )
 
     def bill(self, phase: Phase, images: int, macs: int) -> None:
-        """A stage that has ended, after so many ``images`` and multiply-adds."""
+        """Note the training cost of a stage that has ended, after so many ``images`` and multiply-adds."""
         self.bills.append(
             StageBill(
                 name=phase.stage.name,
@@ -153,25 +154,26 @@ class Journal:
         )
 
     def bill_scored(self, context: Context) -> None:
-        """Images that the stage looked at before or after it trained."""
+        """Add to it the images that the stage looked at before or after it trained."""
         bill, scored = self.bills[-1], context.scored
         bill.images, bill.train_macs = bill.images + scored, bill.train_macs + float(3 * self.dense_macs * scored)
         context.scored = 0
 
 
 def _epochs(phase: Phase, stages: list[Stage]) -> tuple[int, int]:
-    """Of the stages before this one, and of all."""
+    """Return the epochs of the stages before this one, and of all."""
     before, every = (sum(s.epochs for s in part) for part in (stages[: phase.index], stages))
     return before, every
 
 
 def _to_go(phase: Phase, stages: list[Stage]) -> float:
-    """Seconds, if steps of later stages take as long."""
+    """Return the seconds that are left, if steps of later stages take as long."""
     before, epochs = _epochs(phase, stages)
     return phase.elapsed() / phase.step * ((epochs - before) * phase.per_epoch - phase.step)
 
 
 def record_of(config: Config, started: str, processes: int = 1, **fields: Any) -> Record:
+    """Return the record of a run, with ``fields`` beside what follows from its configuration and this machine."""
     return Record(
         run_id=config.run_id,
         grid=config.run.grid,
@@ -187,7 +189,7 @@ def record_of(config: Config, started: str, processes: int = 1, **fields: Any) -
 
 
 def command_of(config: Config) -> str:
-    """What to type to get this run again."""
+    """Return what to type to get this run again."""
     if config.run.grid != "manual":
         return f"python slurm/launch_grid.py --grid {config.run.grid} --only {config.run.label}"
     chosen = config.model_dump(mode="json", exclude_defaults=True, exclude={"run"})

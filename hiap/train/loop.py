@@ -41,8 +41,8 @@ CHECK_EVERY = 50  # steps between looks at the loss (a look waits for the device
 
 @dataclass
 class Loop:
-    """What the training of a stage needs around it; ``run.Run`` makes it. ``data`` as the run's network takes them;
-    ``begun``: whether a step may have been made."""
+    """Loop that trains the stages of a run; ``run.Run`` makes it. ``data`` as the run's network takes them; ``begun``:
+    whether a step may have been made."""
 
     config: Config
     data: DataConfig
@@ -62,7 +62,7 @@ class Loop:
         self.step = Step(self.config, self.world, self.device, self.info.train, self.lessons.network)
 
     def train(self, index: int, stage: Stage, model: Any, state: dict[str, Any] | None) -> None:
-        """One stage, from its start or from a checkpoint's ``state``."""
+        """Train one stage, from its start or from a checkpoint's ``state``."""
         config = stage.recipe(self.config)
         match = HiddenMatch(model, self.lessons.plain()) if config.distill.hidden else None
         phase = Phase(index, stage, config, model, self.context.steps_per_epoch, match)
@@ -95,7 +95,7 @@ class Loop:
             phase.match.close()
 
     def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Images, targets, and what the teacher says of them where it was asked beforehand."""
+        """Return images, targets, and what the teacher says of them where it was asked beforehand."""
         config = self.config
         epoch, position = divmod(phase.step, phase.per_epoch)
         place: dict[str, Any] = {
@@ -169,8 +169,8 @@ class Loop:
         return cost.macs(model, self.info.image(self.config.model.img_size))
 
     def _top1(self, phase: Phase) -> float:
-        """Of the network as it is now, by its hardened gates. Not billed; a wish to stop waits until it is done, since
-        the checkpoint of this epoch comes after it."""
+        """Measure the network as it is now, by its hardened gates. This is no training cost. A wish to stop waits until
+        it is done, since the checkpoint of this epoch comes after it."""
         begun = time.perf_counter()
         with phase.ema.shown(phase.model) if phase.ema else nullcontext():
             top1 = self.measure.score(phase.model, stoppable=False).top1
@@ -179,7 +179,8 @@ class Loop:
         return top1
 
     def corrupt(self) -> set[int]:
-        """Training images that no process could read, so far. Raises ``ConfigError`` in all if they are too many."""
+        """Return the training images that no process could read, so far. Raises ``ConfigError`` in all processes if
+        they are too many."""
         found = self.world.union(data.corrupt(self.data)) if self.data.name in ON_DISK else set[int]()
         data.set_corrupt(self.data, found)
         data.check_corrupt(self.data)

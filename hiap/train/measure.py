@@ -22,7 +22,8 @@ from hiap.train.stopping import Interrupted
 
 @dataclass
 class Measure:
-    """``data`` as the run's network takes them; ``stopping``: whether the run was asked to stop."""
+    """Measurement of networks within a run. ``data`` as the run's network takes them; ``stopping``: whether the run was
+    asked to stop."""
 
     config: Config
     data: DataConfig
@@ -34,7 +35,7 @@ class Measure:
     info: Info
 
     def score(self, model: Any, what: str = "", soft: bool = False, stoppable: bool = True) -> Score:
-        """``what`` it is, for who waits for it."""
+        """Measure ``model``; ``what`` it is, for whoever waits for it."""
         config = self.config
         if what:
             self.journal.progress.say(f"measuring {what} on {self.info.test:,} images")
@@ -50,14 +51,14 @@ class Measure:
         return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)
 
     def soft_score(self, model: Any) -> Score:
-        """The network as it was trained: gates sampled at the final temperature, one draw per batch."""
+        """Measure the network as it was trained: gates sampled at the final temperature, one draw per batch."""
         gated_vit.set_temperature(model, self.config.gates.tau_end)
         torch.manual_seed(derive(self.config.seed, "soft"))
         return without_hits(self.score(model, "the network under gate noise", soft=True))
 
     def dense_score(self, start: Any) -> Score:
-        """Of the network that the run starts from. What another run has left was measured at its end: that counts, if
-        it was with the same images, precision, libraries and kind of machine."""
+        """Measure the network that the run starts from. What another run has left was measured at its end: that counts,
+        if it was with the same images, precision, libraries and kind of machine."""
         config = self.config
         if config.model.weights.startswith("run:"):
             other = read(self.folders.referred(config.model.weights).record)
@@ -79,7 +80,8 @@ class Measure:
         return score
 
     def check_start(self, score: Score | None, published: float | None) -> None:
-        """A start far below its published accuracy was loaded or is shown images in another way than it was trained."""
+        """Raise ``ConfigError`` for a start far below its published accuracy: it was loaded, or is shown images, in
+        another way than it was trained."""
         config = self.config
         if score and published and score.top1 < published - config.run.max_drop:
             raise ConfigError(
@@ -89,7 +91,8 @@ class Measure:
             )
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Nothing is lost by leaving a measurement: the checkpoint before it is there."""
+        """Yield batches until the run is asked to stop. Nothing is lost by leaving a measurement: the checkpoint before
+        it is there."""
         for batch in batches:
             if self.stopping():
                 self.journal.status(state="stopped")
@@ -98,5 +101,5 @@ class Measure:
 
 
 def without_hits(score: Score) -> Score:
-    """Which images were right is kept of the extracted network alone."""
+    """Return ``score`` without which images were right: that is kept of the extracted network alone."""
     return score.model_copy(update={"correct": ""})

@@ -27,7 +27,7 @@ SIMPLE = (bool, int, float, str)
 
 
 class Method(NamedTuple):
-    """A file's words about itself. ``about``: its docstring; ``runs``: whether it has ``stages``."""
+    """Method as its file describes itself. ``about``: the docstring; ``runs``: whether it has ``stages``."""
 
     file: Path
     name: str
@@ -38,7 +38,7 @@ class Method(NamedTuple):
 
 
 def name_of(method: str) -> str:
-    """What a method is called in run ids and tables: of a file that is given by its path, the file's name."""
+    """Return what a method is called in run ids and tables: of a file that is given by its path, the file's name."""
     return Path(method).stem if is_path(method) else method
 
 
@@ -47,7 +47,7 @@ def is_path(method: str) -> bool:
 
 
 def registered() -> dict[str, Method]:
-    """The methods of ``baselines/`` by name; {} without that folder."""
+    """Return the methods of ``baselines/`` by name; {} without that folder."""
     found = [read(path) for path in sorted(BASELINES.glob("*.py")) if path.stem != "__init__"]
     return {method.name: method for method in found if method.runs}
 
@@ -57,7 +57,8 @@ def known() -> list[str]:
 
 
 def find(method: str) -> Method | None:
-    """The file behind ``method``; None for ours. Raises ``ConfigError`` (one line) if there is none, or it is none."""
+    """Return the file behind ``method``; None for ours. Raises ``ConfigError`` (one line) if there is none, or it holds
+    no method."""
     if method in OURS:
         return None
     if is_path(method):
@@ -76,7 +77,8 @@ def find(method: str) -> Method | None:
 
 
 def kind(method: str) -> str:
-    """One of ``KINDS``; '' for ours, and where the file is not there, as it may be for a record of another machine."""
+    """Return one of ``KINDS``; '' for ours, and where the file is not there, as it may be for a record of another
+    machine."""
     try:
         found = find(method)
     except ConfigError:
@@ -89,14 +91,15 @@ def of_kind(wanted: str) -> list[str]:
 
 
 def digest(method: str) -> str:
-    """SHA-256 of the method's file, '' for ours: an edited file is another method. Raises ``ConfigError``."""
+    """Return the SHA-256 of the method's file, '' for ours: an edited file is another method. Raises ``ConfigError`` if
+    there is none."""
     found = find(method)
     return hashlib.sha256(found.file.read_bytes()).hexdigest() if found else ""
 
 
 def options(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options that the method's file declares, with what is ``given``. Raises ``ConfigError`` for another one, or a
-    value of another type than the default's."""
+    """Return all options that the method's file declares, with what is ``given``. Raises ``ConfigError`` for an option
+    that it does not declare, or a value of another type than the default's."""
     found = find(method)
     declared = found.options if found else {}
     for key, value in given.items():
@@ -110,7 +113,8 @@ def options(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> Method:
-    """What a file says of itself, without running it. Raises ``ConfigError`` (one line)."""
+    """Read what a file says of itself, without running it. Raises ``ConfigError`` (one line) if there is none, or it is
+    not Python."""
     try:
         stamp = path.stat()
         return _read(path, stamp.st_mtime_ns, stamp.st_size)
@@ -135,6 +139,6 @@ def _read(path: Path, changed: int, size: int) -> Method:
 
 
 def _values(tree: ast.Module) -> list[tuple[str, ast.expr]]:
-    """The assignments at the top of a file that say what the method is."""
+    """Return the assignments at the top of a file that say what the method is."""
     named = [(n.targets[0], n.value) for n in tree.body if isinstance(n, ast.Assign) and len(n.targets) == 1]
     return [(t.id, v) for t, v in named if isinstance(t, ast.Name) and t.id in ("NAME", "KIND", "OPTIONS")]

@@ -20,7 +20,7 @@ from hiap.train.stages import Stage
 
 @dataclass
 class Phase:
-    """A stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch;
+    """Stage in progress. ``step`` counts finished steps; ``sums`` adds up the loss terms of the current epoch;
     ``macs``: forward, of one image of each step before step ``since``, the last one with another size of network."""
 
     index: int
@@ -61,11 +61,11 @@ class Phase:
 
     @property
     def scheduled(self) -> int:
-        """Where in that schedule the next step is."""
+        """Place of the next step in that schedule."""
         return self.stage.before * self.per_epoch + self.step
 
     def elapsed(self) -> float:
-        """Seconds spent in this stage, earlier tries included."""
+        """Return the seconds spent in this stage, earlier tries included."""
         return self.seconds + time.perf_counter() - self.clock
 
     def add(self, terms: dict[str, Tensor]) -> None:
@@ -90,7 +90,7 @@ class Phase:
         self.macs, self.since = self.macs + executed * (self.step - self.since), self.step
 
     def trained_macs(self, macs: Callable[[Any], int]) -> int:
-        """Forward, of one image of each step so far."""
+        """Count the MACs of training so far, forward, of one image of each step."""
         return self.macs + macs(self.model) * (self.step - self.since)
 
     def state(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def adamw(groups: list[dict[str, Any]], model: Any, config: Config) -> torch.opt
 
 
 def _with_rates(groups: list[dict[str, Any]], model: Any, config: Config) -> list[dict[str, Any]]:
-    """``groups`` split by the rates of ``optim.layer_decay`` and ``optim.head_lr``; gates keep theirs."""
+    """Split ``groups`` by the rates of ``optim.layer_decay`` and ``optim.head_lr``; gates keep theirs."""
     optim = config.optim
     if optim.layer_decay is None and optim.head_lr is None:
         return groups
@@ -156,8 +156,9 @@ def _with_rates(groups: list[dict[str, Any]], model: Any, config: Config) -> lis
 
 
 def layer_scales(model: Any, decay: float) -> dict[str, float]:
-    """The rate of each parameter, by its name, as a share of the classifier's: ``decay`` to the power of the layers
-    above it, which are the blocks as timm counts them, the embeddings below and the last norm with the classifier."""
+    """Return the rate of each parameter, by its name, as a share of the classifier's: ``decay`` to the power of the
+    layers above it, which are the blocks as timm counts them, the embeddings below and the last norm with the
+    classifier."""
     if not hasattr(model, "group_matcher"):
         raise ConfigError(f"optim.layer_decay, optim.head_lr: {type(model).__name__} does not say what its layers are")
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)

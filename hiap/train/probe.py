@@ -25,10 +25,11 @@ STEPS = 300  # of L-BFGS, at most
 
 
 class Probe:
-    """A fitted probe: ``weight`` (classes, features), ``bias`` (classes,), of features as the network gives them."""
+    """Probe that is fitted: ``weight`` (classes, features), ``bias`` (classes,), of features as the network gives
+    them."""
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
-        """Fitted to features (n, D) and labels (n,). The weight decay is the one that serves a fifth of the images best
+        """Fit to features (n, D) and labels (n,). The weight decay is the one that serves a fifth of the images best
         when fitted to the others."""
         mean, std = features.mean(0), features.std(0) + 1e-6
         scaled = (features - mean) / std
@@ -58,7 +59,7 @@ def _logits(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
 
 
 def _fitted(features: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (classes, D) and bias (classes,); a class without images gets a bias that it never wins by."""
+    """Return weight (classes, D) and bias (classes,); a class without images gets a bias that it never wins by."""
     from sklearn.linear_model import LogisticRegression
 
     found = LogisticRegression(C=strength, max_iter=STEPS).fit(features, labels)
@@ -73,7 +74,7 @@ def _fitted(features: np.ndarray, labels: np.ndarray, classes: int, strength: fl
 
 @torch.no_grad()
 def features(model: Any, batches: Iterator[Batch], device: torch.device, precision: str) -> tuple[np.ndarray, Any]:
-    """What ``model`` says of images before its classifier, float64 (n, D), and labels (n,)."""
+    """Return what ``model`` says of images before its classifier, float64 (n, D), and labels (n,)."""
     model.eval()
     found, labels = list[Tensor](), list[Tensor]()
     for images, targets in batches:
@@ -92,8 +93,8 @@ def start_from(model: Any, config: Config, shown: DataConfig, classes: int, devi
 
 
 def look(model: Any, config: Config, shown: DataConfig, info: data.Info, device: torch.device) -> Score | None:
-    """What a probe of ``LOOK`` training images has on ``LOOK`` of the images that are measured; None where it would say
-    little, as of a thousand classes."""
+    """Return the accuracy of a probe of ``LOOK`` training images on ``LOOK`` of the images that are measured; None
+    where it would say little, as for a thousand classes."""
     if min(LOOK, info.train) < PER_CLASS * info.classes:
         return None
     train, test = (_seen(model, config, shown, split, LOOK, device) for split in ("train", "test"))  # type: ignore[arg-type]
@@ -109,8 +110,8 @@ def _seen(
 
 
 def behind(record: Record) -> str:
-    """How far a dense network is behind a probe of the features that it began with, on the images that the probe was
-    measured on, in one line; '' if it is not, or that is not known."""
+    """Say in one line how far a dense network is behind a probe of the features that it began with, on the images that
+    the probe was measured on; '' if it is not behind, or that is not known."""
     probe, end = record.metrics.probe, record.metrics.extracted
     if probe is None or end is None:
         return ""

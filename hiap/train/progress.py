@@ -13,12 +13,12 @@ LINE_SECONDS = 300.0  # an epoch that takes longer gets a line now and then
 
 
 def stream() -> TextIO:
-    """Where lines go: standard error, or standard output if only that one goes to a file or a pipe."""
+    """Return where lines go: standard error, or standard output if only that one goes to a file or a pipe."""
     return sys.stdout if sys.stderr.isatty() and not sys.stdout.isatty() else sys.stderr
 
 
 class Progress:
-    """Of one run, called ``name``; ``shown`` False keeps quiet."""
+    """Progress of one run, called ``name``; ``shown`` False keeps quiet."""
 
     def __init__(self, name: str, shown: bool = True):
         self.name, self.shown = name, shown
@@ -27,12 +27,12 @@ class Progress:
         self._last = time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line, on a terminal too."""
+        """Say one line, on a terminal too."""
         if self.shown:
             print(f"{self.name}: {text}", file=stream(), flush=True)
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """A stage of ``total`` steps, ``done`` of which another try has made."""
+        """Begin a stage of ``total`` steps, ``done`` of which another try has made."""
         self._last = time.monotonic()
         if self.shown and not self.lines:
             self._bar = tqdm(total=total, initial=done, desc=f"{self.name} {stage}", leave=False)
@@ -42,7 +42,8 @@ class Progress:
             self._bar.update()
 
     def look(self, loss: float, text: str, ended: bool) -> None:
-        """The mean ``loss`` of the epoch so far, and ``text``, all that there is to say, for a line if it is due."""
+        """Show the mean ``loss`` of the epoch so far, and ``text``, all that there is to say, as a line if one is
+        due."""
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.3f}")
         elif self.lines and (ended or time.monotonic() - self._last > LINE_SECONDS):
@@ -50,7 +51,7 @@ class Progress:
             self.say(text)
 
     def end(self) -> None:
-        """Of the stage."""
+        """End the stage."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

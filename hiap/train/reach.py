@@ -25,7 +25,7 @@ HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (ba
 
 
 def learning_rate(config: Config, step: int, per_epoch: int, total: int) -> float:
-    """The weights' rate at ``step`` of ``total``: linear warm-up, then cosine to ``min_lr`` or constant."""
+    """Return the weights' rate at ``step`` of ``total``: linear warm-up, then cosine to ``min_lr`` or constant."""
     return _rate(config.optim, step, per_epoch, total)
 
 
@@ -40,7 +40,7 @@ def _rate(optim: OptimConfig, step: int, per_epoch: int, total: int) -> float:
 
 
 def summed_rate(config: Config, steps: int, per_epoch: int, total: int) -> float:
-    """The weights' rates of the first ``steps`` steps of ``total``, summed."""
+    """Sum the weights' rates over the first ``steps`` steps of ``total``."""
     return _summed(config.optim, steps, per_epoch, total)
 
 
@@ -50,24 +50,24 @@ def _summed(optim: OptimConfig, steps: int, per_epoch: int, total: int) -> float
 
 
 def gate_scale(config: Config, per_epoch: int, total: int) -> float:
-    """The gates' rate over the weights': 1 unless ``gates.lr`` or ``gates.travel`` says otherwise (A6)."""
+    """Return the gates' rate over the weights': 1 unless ``gates.lr`` or ``gates.travel`` says otherwise (A6)."""
     summed = summed_rate(config, total, per_epoch, total) if config.gates.travel is not None else 0.0
     return config.gates.rate_scale(config.optim.lr, summed)
 
 
 def travel(config: Config, per_epoch: int, total: int, steps: int | None = None) -> float:
-    """How far a logit goes in ``steps`` steps (all ``total`` unless given) if its gradient never changes: the gates'
-    rates, summed. A gradient that changes its sign or its size from step to step takes a logit less far; one that grows
-    can take it farther, but not beyond ``bound``."""
+    """Return how far a logit goes in ``steps`` steps (all ``total`` unless given) if its gradient never changes: the
+    gates' rates, summed. A gradient that changes its sign or its size from step to step takes a logit less far; one
+    that grows can take it farther, but not beyond ``bound``."""
     return gate_scale(config, per_epoch, total) * summed_rate(
         config, total if steps is None else steps, per_epoch, total
     )
 
 
 def bound(rates: Sequence[float] | np.ndarray, growth: float = 1.0, betas: tuple[float, float] = BETAS) -> float:
-    """No sequence of gradients takes a parameter farther under Adam with these ``rates``, weight decay aside, if all
-    increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most ``growth``. Without
-    any increase that is the sum of the rates, which a constant gradient reaches.
+    """Return a distance beyond which no sequence of gradients takes a parameter under Adam with these ``rates``, weight
+    decay aside, if all increases of the running mean of its squared gradient (v, bias-corrected) multiply to at most
+    ``growth``. Without any increase that is the sum of the rates, which a constant gradient reaches.
 
     A step is r_t |m_t| / sqrt(v_t) at most. m_t is a mean of the gradients g_s so far, with weights w_ts; so m_t^2 <=
     q_t = sum_s w_ts g_s^2, and by Cauchy and Schwarz all steps sum to at most sqrt(R sum_t r_t q_t / v_t), R = sum r_t.
@@ -88,7 +88,7 @@ def bound(rates: Sequence[float] | np.ndarray, growth: float = 1.0, betas: tuple
 
 
 def gate_phase(config: Config) -> Config:
-    """The configuration that the gates train with: of a search, its own epochs and recipe."""
+    """Return the configuration that the gates train with: of a search, its own epochs and recipe."""
     optim: dict[str, Any] = {}
     if methods.kind(config.method) == "searching":
         optim = {"epochs": config.search.epochs}
@@ -99,8 +99,9 @@ def gate_phase(config: Config) -> Config:
 
 
 def distance(config: Config, nearest: bool = False) -> float | None:
-    """How far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask): the kind of gate that
-    starts farthest, or ``nearest``. None for a method without learned gates, or where nothing is priced (controls)."""
+    """Return how far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask), for the kind of
+    gate that starts farthest, or ``nearest``. None for a method without learned gates, or where nothing is priced
+    (controls)."""
     if config.method == "hiap":
         return distance_to_threshold(config.gates, config.penalty, nearest)
     if config.method == "cofi":  # half of the way to where it is open half of the time: ranks decide, not a threshold
@@ -112,13 +113,14 @@ def distance(config: Config, nearest: bool = False) -> float | None:
 
 
 def check_reach(config: Config, per_epoch: int, closes_by: int | None = None) -> str:
-    """'' or a warning, where a gate gets to its threshold only if it is pulled the same way at nearly every one of the
-    run's steps, ``per_epoch`` an epoch. ``closes_by``: epochs after which some gates must be able to close, for the run
-    to show what it is for. Raises ``ConfigError`` (one line with both numbers and what to set) if the rates of those
-    epochs, or of the run, do not sum to the way.
+    """Return a warning where a gate gets to its threshold only if it is pulled the same way at nearly every one of the
+    run's steps, ``per_epoch`` an epoch; '' elsewhere. ``closes_by``: epochs after which some gates must be able to
+    close, for the run to show what it is for. Raises ``ConfigError`` (one line with both numbers and what to set) if
+    the rates of those epochs, or of the run, do not sum to the way.
 
     A gradient that grows from step to step can take a gate a little farther (``bound``), and in runs of a few hundred
-    steps some do close so. Such a run shows its rate and not its method, so it is refused as well."""
+    steps some do close so. Such a run shows its rate and not its method, so it is refused as well.
+    """
     phase = gate_phase(config)
     whole = round((config.budget.settle or 1.0) * phase.optim.epochs)
     warning = _look(phase, distance(config), per_epoch, whole, "")
@@ -129,9 +131,9 @@ def check_reach(config: Config, per_epoch: int, closes_by: int | None = None) ->
 
 
 def few_steps(config: Config, per_epoch: int) -> str:
-    """'' or a warning, where HiAP has fewer steps to a target than any record of this repository that is near a Taylor
-    ranking: at half of the MACs runs of 234 steps are 0.1 points behind, at a third 4.7, and of 465 steps 0.3 (grids
-    study and evidence). How long a network and its data need is not known beforehand, so it is no refusal."""
+    """Return a warning where HiAP has fewer steps to a target than any record of this repository that is near a Taylor
+    ranking, else ''. At half of the MACs runs of 234 steps are 0.1 points behind, at a third 4.7, and of 465 steps 0.3
+    (grids study and evidence). How long a network and its data need is not known beforehand, so it is no refusal."""
     steps = round((config.budget.settle or 1.0) * config.optim.epochs) * per_epoch
     if config.method != "hiap" or not config.budget.has_target or not distance(config) or steps >= FEW:
         return ""

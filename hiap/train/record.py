@@ -57,7 +57,7 @@ class Score(_Part):
     correct: str = ""
 
     def hits(self) -> np.ndarray | None:
-        """Booleans (n,): which images were classified rightly; None if the record does not say."""
+        """Return Booleans (n,), which images were classified rightly; None if the record does not say."""
         if not self.correct:
             return None
         bits = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
@@ -65,11 +65,11 @@ class Score(_Part):
 
 
 class Metrics(_Part):
-    """The same network at four moments. ``dense``: what the run started from (None when trained from scratch);
-    ``soft``: gates sampled as in training, at the final temperature; ``hardened``: gates thresholded, nothing removed;
-    ``extracted``: physically smaller module, the number that counts. ``soft`` and ``hardened`` exist for gated runs.
-    ``probe``: a logistic regression on the features that a dense run with a new classifier began with, perhaps of fewer
-    images (hiap/train/probe.py)."""
+    """Accuracy of the same network at four moments. ``dense``: what the run started from (None when trained from
+    scratch); ``soft``: gates sampled as in training, at the final temperature; ``hardened``: gates thresholded, nothing
+    removed; ``extracted``: physically smaller module, the number that counts. ``soft`` and ``hardened`` exist for gated
+    runs. ``probe``: a logistic regression on the features that a dense run with a new classifier began with, perhaps of
+    fewer images (hiap/train/probe.py)."""
 
     dense: Score | None = None
     probe: Score | None = None
@@ -84,7 +84,8 @@ class Metrics(_Part):
 
 
 class Size(_Part):
-    """``macs`` per image (multiply-adds) and ``params``, both counted, of the dense start and the extracted end."""
+    """Size of a network: ``macs`` per image (multiply-adds) and ``params``, both counted, of the dense start and the
+    extracted end."""
 
     dense_macs: int
     dense_params: int
@@ -102,7 +103,7 @@ class Latency(_Part):
 
 
 class StageBill(_Part):
-    """What one training stage cost. ``train_macs`` counts forward (1x) and backward (2x) of the trained network as it
+    """Cost of one training stage. ``train_macs`` counts forward (1x) and backward (2x) of the trained network as it
     executes, plus the teacher's forward; ``seconds`` is wall time in training steps."""
 
     name: str
@@ -114,10 +115,10 @@ class StageBill(_Part):
 
 
 class EpochLog(_Part):
-    """Means over one epoch, and for gated runs the hardened counts per block at its end: open heads, value dimensions
-    kept per head, open neurons; ``macs`` is what extraction by the threshold of 1/2 would leave at this moment (a run
-    with a target moves the threshold at its end). ``state``: further numbers of the method, such as the expected MACs.
-    ``top1``: accuracy (%) by the hardened gates, where ``run.evaluate_every`` asks for it."""
+    """Log of an epoch: means over it, and for gated runs the hardened counts per block at its end: open heads, value
+    dimensions kept per head, open neurons; ``macs`` is what extraction by the threshold of 1/2 would leave at this
+    moment (a run with a target moves the threshold at its end). ``state``: further numbers of the method, such as the
+    expected MACs. ``top1``: accuracy (%) by the hardened gates, where ``run.evaluate_every`` asks for it."""
 
     stage: str
     epoch: int
@@ -134,8 +135,8 @@ class EpochLog(_Part):
 
 
 class GateLog(_Part):
-    """The hardened counts per block after ``step`` of ``steps`` steps of the stage that trains the gates; ``macs``,
-    ``expected_macs`` as in ``EpochLog``."""
+    """Log of the gates: the hardened counts per block after ``step`` of ``steps`` steps of the stage that trains the
+    gates; ``macs``, ``expected_macs`` as in ``EpochLog``."""
 
     step: int
     steps: int
@@ -146,13 +147,15 @@ class GateLog(_Part):
 
 
 class BlockShape(_Part):
-    """What is left of one block: value dimensions of each surviving head, and FFN neurons (0: the FFN is gone)."""
+    """Shape of what is left of a block: value dimensions of each head, and FFN neurons (0: the FFN is gone)."""
 
     head_dims: list[int]
     neurons: int
 
 
 class Environment(_Part):
+    """Machine, libraries and code that made a record."""
+
     device: str
     device_name: str
     threads: int
@@ -166,9 +169,10 @@ class Environment(_Part):
 
 
 class Images(_Part):
-    """Which images a run saw, as SHA-256 (64 hex digits): ``files`` that the data set is read from, its ``classes`` in
-    the order of their numbers, and the pixels and labels that were ``trained`` on and ``measured``, as the cache holds
-    them, before normalisation. '' for files where there are none, for pixels where each image is decoded anew."""
+    """Digests of the images that a run saw, SHA-256 (64 hex digits): of the ``files`` that the data set is read from,
+    its ``classes`` in the order of their numbers, and the pixels and labels that were ``trained`` on and ``measured``,
+    as the cache holds them, before normalisation. '' for files where there are none, for pixels where each image is
+    decoded anew."""
 
     files: str
     classes: str
@@ -177,6 +181,8 @@ class Images(_Part):
 
 
 class Record(_Part):
+    """Record of a run, finished or failed."""
+
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str
     grid: str
@@ -217,7 +223,7 @@ class Record(_Part):
 
 
 class Summary(BaseModel):
-    """What a table shows of a record. The rest, by far the most of it, is skipped."""
+    """Part of a record that tables show. The rest, by far the most of it, is skipped."""
 
     metrics: Metrics
     size: Size | None
@@ -234,7 +240,7 @@ class Summary(BaseModel):
 
 
 class Folders:
-    """Where the files of one run lie (see the module docstring)."""
+    """Paths of the files of one run (see the module docstring)."""
 
     def __init__(self, results: str | Path, grid: str, run_id: str):
         root = Path(results)
@@ -253,8 +259,8 @@ class Folders:
         return cls(config.run.results, config.run.grid, config.run_id)
 
     def sibling(self, run_id: str) -> Folders:
-        """Another run's files: of the same grid if it is there, else of whichever grid has it. A record that was copied
-        from another grid has its model there."""
+        """Find another run's files: of the same grid if it is there, else of whichever grid has it. A record that was
+        copied from another grid has its model there."""
         here = Folders(self.root, self.grid, run_id)
         found = [here] if here.record.exists() else []
         found += here.twins()
@@ -263,20 +269,20 @@ class Folders:
         return next((folders for folders in found if folders.model.exists()), found[0])
 
     def referred(self, name: str) -> Folders:
-        """The files of the run that a configuration names as 'run:<run_id>'."""
+        """Return the files of the run that a configuration names as 'run:<run_id>'."""
         return self.sibling(name.removeprefix("run:"))
 
     def twins(self) -> list[Folders]:
-        """The same run where other grids have finished it."""
+        """Return the same run where other grids have finished it."""
         paths = sorted((self.root / "runs").glob(f"*/{self.run_id}.json"))
         return [Folders(self.root, path.parent.name, self.run_id) for path in paths if path.parent.name != self.grid]
 
     def stage(self, index: int) -> Path:
-        """The network that a stage hands to the next."""
+        """Return the place of the network that a stage hands to the next."""
         return self.work / f"stage-{index}"
 
     def on_the_way(self) -> list[Path]:
-        """Folders that only a run that goes on needs."""
+        """Return the folders that only an unfinished run needs."""
         return [self.checkpoints, *self.work.glob("stage-*")]
 
     def set_aside(self) -> None:
@@ -295,18 +301,19 @@ class Folders:
 
 
 def write(record: Record, folders: Folders) -> Path:
+    """Write a record to its place; return that."""
     path = folders.record if record.status == "finished" else folders.failed_record()
     write_json(path, record.model_dump(mode="json"))
     return path
 
 
 def read(path: Path) -> Record:
-    """Raises ``ConfigError`` (one line) if the file is not a record of this schema."""
+    """Read a record. Raises ``ConfigError`` (one line) if the file is none of this schema."""
     return _parse(path, path.read_bytes(), Record)
 
 
 def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> float | None:
-    """``budget.target_macs`` (or ``_params``), which may be what another run ended with."""
+    """Return ``budget.target_macs`` (or ``_params``), which may be what another run ended with."""
     given: float | str | None = getattr(config.budget, f"target_{of}")
     if not isinstance(given, str):
         return given
@@ -317,18 +324,18 @@ def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> f
 
 
 def summary(path: Path) -> Summary:
-    """As ``read``, tens of times as fast for a record of many epochs."""
+    """Read as ``read`` does, tens of times as fast for a record of many epochs."""
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Summary)
 
 
 def made(path: Path) -> Record:
-    """As ``read``, without the logs of epochs and gates, which are most of it."""
+    """Read as ``read`` does, without the logs of epochs and gates, which are most of a record."""
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Record)
 
 
 def _without(text: bytes, key: bytes) -> bytes:
-    """A record's text, as ``write`` lays it out, without the list of that key: keys of the record, and no others, stand
-    behind one space."""
+    """Return a record's text, as ``write`` lays it out, without the list of that key: keys of the record, and no
+    others, stand behind one space."""
     start = text.find(b'\n "' + key + b'": [\n')
     end = text.find(b'\n "', start + 1)
     return text if start < 0 or end < 0 else text[:start] + text[end:]
@@ -343,8 +350,8 @@ def _parse(path: Path, text: bytes, what: type[Part]) -> Part:
 
 
 def require_writable(folder: Path, source: str) -> None:
-    """Raises ``ConfigError`` naming ``source`` if no file can be made in ``folder``, or, where that is not there yet,
-    in what it would be made in. Nothing is left."""
+    """Raise ``ConfigError`` naming ``source`` if no file can be made in ``folder``, or, where that is not there yet, in
+    what it would be made in. Nothing is left behind."""
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):  # a name of its own: runs that start together share the folder
@@ -354,13 +361,14 @@ def require_writable(folder: Path, source: str) -> None:
 
 
 def write_status(folders: Folders, **fields: Any) -> None:
-    """What ``--status`` shows of a run that is not finished. A queue counts its requeues in SLURM_RESTART_COUNT."""
+    """Write what ``--status`` shows of a run that is not finished. A queue counts its requeues in
+    SLURM_RESTART_COUNT."""
     here = {"node": platform.node(), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
     write_json(folders.status, {**here, **fields, "updated": now()})
 
 
 def read_status(folders: Folders) -> dict[str, Any]:
-    """{} where there is none."""
+    """Read the status of a run; {} where there is none."""
     try:
         return json.loads(folders.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -368,10 +376,12 @@ def read_status(folders: Folders) -> dict[str, Any]:
 
 
 def now() -> str:
+    """Return the time, in UTC, as records have it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def environment(device: torch.device, command: str, processes: int = 1) -> Environment:
+    """Return what a record says of the machine, the libraries and the code."""
     import torch  # here, so that reading records (launcher, analysis) starts without it
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -392,9 +402,10 @@ def environment(device: torch.device, command: str, processes: int = 1) -> Envir
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """Commit of the checkout that holds this file and whether tracked code differs from it; ('', False) where that is
-    unknown, with a line on standard error that says why if there is a repository. One that only lies around an
-    installed copy is another project's. A copy of the code that the launcher made says so in the file ``SNAPSHOT``."""
+    """Return the commit of the checkout that holds this file and whether tracked code differs from it; ('', False)
+    where that is unknown, with a line on standard error that says why if there is a repository. One that only lies
+    around an installed copy is another project's. A copy of the code that the launcher made says so in the file
+    ``SNAPSHOT``."""
     if (note := PACKAGE / SNAPSHOT).exists():
         made = json.loads(note.read_text(encoding="utf-8"))
         return made["commit"], made["dirty"]
@@ -412,15 +423,15 @@ def git_state() -> tuple[str, bool]:
 
 
 def _git(*args: str) -> str:
-    """What git says in the folder of the code."""
+    """Return what git says in the folder of the code."""
     return subprocess.run(
         ["git", *args], cwd=PACKAGE.parent, capture_output=True, encoding="utf-8", check=True, timeout=30
     ).stdout.strip()
 
 
 def _cpu_name() -> str:
-    """Name of the processor and the vector instructions that PyTorch uses on it: generations that compute other last
-    digits, at another speed, may be sold under one name."""
+    """Return the name of the processor and the vector instructions that PyTorch uses on it: generations that compute
+    other last digits, at another speed, may be sold under one name."""
     import torch
 
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 
 def of_slurm(given: Mapping[str, str]) -> dict[str, str]:
-    """What ``torchrun`` would set, for a task of a job step of several; {} where there is no such step, or where
+    """Return what ``torchrun`` would set, for a task of a job step of several; {} where there is no such step, or where
     WORLD_SIZE is set. A MASTER_ADDR that is there stays: a site may know a name on a faster network."""
     size = int(given.get("SLURM_STEP_NUM_TASKS", "1"))
     if size == 1 or "WORLD_SIZE" in given:
@@ -33,12 +33,12 @@ def join_slurm() -> None:
 
 
 def first_node(nodes: str) -> str:
-    """'gpu07' of SLURM's 'gpu[07-09,12]-ib,login1'."""
+    """Return the first node of a list of SLURM's: 'gpu07' of 'gpu[07-09,12]-ib,login1'."""
     found = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", found.group()) if found else nodes
 
 
 def port(job: int, restarts: int) -> int:
-    """Where the processes of a job meet: below the ports that the kernel gives to whoever asks, another one for each
-    job, and for each of its attempts."""
+    """Return the port at which the processes of a job meet: below those that the kernel gives to whoever asks, another
+    one for each job, and for each of its attempts."""
     return 20_000 + (job + 1_009 * restarts) % 12_000

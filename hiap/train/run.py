@@ -100,20 +100,22 @@ def run(config: Config, rerun: bool = False) -> Record:
 
 
 def _delete_checkpoints(folders: Folders) -> None:
-    """What a finished run would have resumed from: several times its network's size, and there may be hundreds."""
+    """Delete what a finished run would have resumed from: several times its network's size, and there may be
+    hundreds."""
     for folder in folders.on_the_way():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def record_lost(config: Config, error: str) -> Path:
-    """The failed record of a run whose job died without one (out of memory, a lost node), as its launcher saw it."""
+    """Write the failed record of a run whose job died without one (out of memory, a lost node), as its launcher saw
+    it."""
     cpu = config.model_copy(update={"run": config.run.model_copy(update={"device": "cpu"})})  # the launcher's machine
     write_status(Folders.of(config), state="failed", error=error)
     return write(record_of(cpu, now(), status="failed", error=error), Folders.of(config))
 
 
 def _record_failure(config: Config, folders: Folders, started: str, error: Exception, world: World) -> str:
-    """Write the failed record; what to tell."""
+    """Write the failed record; return what to tell."""
     kind = "" if isinstance(error, TrainingFailedError) else f"{type(error).__name__}: "
     line = f"{kind}{error}".splitlines()[0]
     if not world.first:  # all may fail of the same: one record
@@ -127,7 +129,7 @@ def _record_failure(config: Config, folders: Folders, started: str, error: Excep
 
 
 class Run:
-    """One run in progress: what it is made of, and how far it has come."""
+    """Run in progress: what it is made of, and how far it has come."""
 
     def __init__(self, config: Config, folders: Folders, stopping: Callable[[], bool], world: World = ALONE):
         self.config, self.folders, self.stopping, self.world = config, folders, stopping, world
@@ -177,7 +179,7 @@ class Run:
             print(f"{config.run_id}: {doubt}", file=sys.stderr)
 
     def _start(self) -> Start:
-        """The network that the run starts from, fitted to the images and classes."""
+        """Return the network that the run starts from, fitted to the images and classes."""
         config, info = self.config, self.info
         start = build(config.model, info.channels, info.classes, self.folders, derive(config.seed, "weights"))
         if start.new_head and config.method != "dense":
@@ -195,13 +197,15 @@ class Run:
         return start
 
     def _pixels(self) -> dict[str, Any]:
-        """How images become pixels in this run; the network keeps it, and hands it on to runs that start from it."""
+        """Return how images become pixels in this run; the network keeps it, and hands it on to runs that start from
+        it."""
         known = getattr(self.start, "pretrained_cfg", None) or {}
         found = data.pixels(self.config.data, known if self.config.model.weights else None)
         self.start.pretrained_cfg = {**known, **found}
         return found if self.config.data.name in ON_DISK else {}
 
     def execute(self, started: str) -> Record:
+        """Train, measure and return the record."""
         try:
             return self._execute(started)
         except ConfigError as error:
@@ -265,11 +269,12 @@ class Run:
         self.measure.check_start(journal.dense, self.published)
 
     def _begin(self) -> Any:
-        """What the first stage prepares: HiAP's pruner evens a network by itself, and closes the gates of zeros."""
+        """Return what the first stage prepares: HiAP's pruner evens a network by itself, and closes the gates of
+        zeros."""
         return self.start if self.config.method == "hiap" else self.whole
 
     def _lean(self, model: Any) -> Any:
-        """Without the zeros that a network which was pruned before has been filled up with."""
+        """Remove the zeros that a network which was pruned before has been filled up with."""
         return model if self.whole is self.start else again.without_zeros(model)
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
@@ -323,8 +328,8 @@ class Run:
 
 
 def _target(config: Config, folders: Folders, start: Any, whole: Any, latency: LatencyTable | None) -> Target | None:
-    """What the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has it, or
-    ``.target_latency``. ``whole``: ``start`` with zeros where it was pruned before."""
+    """Return what the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has
+    it, or ``.target_latency``. ``whole``: ``start`` with zeros where it was pruned before."""
     of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
     if whole is not start:
         return again.target(whole, *of_size, config.budget.multiple)
@@ -342,12 +347,12 @@ def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:
 
 
 def shape_of(model: Any) -> list[BlockShape]:
-    """What is left of each block of a dense or extracted network."""
+    """Return what is left of each block of a dense or extracted network."""
     return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in block_shapes(model)]
 
 
 def _preflight(config: Config, folders: Folders) -> None:
-    """Everything that can be known to be wrong before the run writes anything."""
+    """Raise ``ConfigError`` for everything that can be known to be wrong before the run writes anything."""
     data.check(config.data, config.model.img_size)
     check_needs(config)
     check_table(config)
@@ -358,14 +363,15 @@ def _preflight(config: Config, folders: Folders) -> None:
 
 
 def _doubts(config: Config) -> Iterator[str]:
-    """What is odd about a run that can start."""
+    """Yield what is odd about a run that can start."""
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     of_data = data.doubts(config.data, config.model.img_size)
     yield from filter(None, (check_reach(config, per_epoch), few_steps(config, per_epoch), of_data))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 finished, 1 the run failed (and left a record), 2 bad configuration, 143 stopped, resumable."""
+    """Run; return the exit status: 0 finished, 1 the run failed (and left a record), 2 bad configuration, 143 stopped,
+    resumable."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
         config = from_dict(parse_overrides([word for word in given if word != RERUN]), "arguments")

@@ -31,9 +31,9 @@ from hiap.train.reach import gate_scale, summed_rate
 
 @dataclass
 class Context:
-    """What a stage may look at besides the network: the run's configuration, the target that it must reach (None if
-    the method has none), and the steps of an epoch. ``scored``: images that a stage ran forward and backward to rank
-    units or, which costs no more, forward to correct what is left; it adds them here, so that they are billed."""
+    """Context of a stage: the run's configuration, the target that it must reach (None if the method has none), and the
+    steps of an epoch. ``scored``: images that a stage ran forward and backward to rank units or, which costs no more,
+    forward to correct what is left; it adds them here, so that they count as training cost."""
 
     config: Config
     target: Target | None = None
@@ -42,12 +42,13 @@ class Context:
 
 
 def remove(gated: Any) -> Any:
-    """Extraction within a run: what is trained on executes exactly the MACs that it is billed for."""
+    """Extract within a run: what is trained on executes exactly the MACs that its cost counts."""
     return extract(gated, layout="ragged")
 
 
 def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """``count`` training images without augmentation and their labels, in batches; each is billed as it is taken."""
+    """Yield ``count`` training images without augmentation and their labels, in batches; each counts as training cost
+    as it is taken."""
     config, size = context.config, min(count, context.config.optim.batch_size)
     batches = data.train_batches(
         data.unchanged(config.data),
@@ -63,7 +64,8 @@ def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tu
 
 
 def corrected(small: Any, before: Any, context: Context) -> Any:
-    """``small``, corrected towards the network ``before`` the cut on ``budget.correct`` training images, if any."""
+    """Correct ``small`` towards the network ``before`` the cut on ``budget.correct`` training images, if any; return
+    it."""
     count = context.config.budget.correct
     if not count:
         return small
@@ -73,18 +75,20 @@ def corrected(small: Any, before: Any, context: Context) -> Any:
 
 
 class Stage:
-    """One training phase; as it stands, plain training (a dense network, or fine-tuning)."""
+    """Stage of a method, one training phase; as it stands, plain training (a dense network, or fine-tuning)."""
 
     def __init__(self, name: str, epochs: int, before: int = 0, after: int = 0):
-        """``before``, ``after``: epochs of other stages that share one schedule of rates with this one."""
+        """Make a stage. ``before``, ``after``: epochs of other stages that share one schedule of rates with this
+        one."""
         self.name, self.epochs, self.before, self.after = name, epochs, before, after
 
     def prepare(self, model: Any, context: Context) -> Any:
-        """What is trained, made from what the previous stage left. Deterministic: a resumed run calls it again."""
+        """Return what is trained, made from what the previous stage left. Deterministic: a resumed run calls it
+        again."""
         return model
 
     def recipe(self, config: Config) -> Config:
-        """The configuration that this stage trains with, where a method has a schedule of its own."""
+        """Return the configuration that this stage trains with, where a method has a schedule of its own."""
         return config
 
     def param_groups(self, model: Any, config: Config, per_epoch: int, total: int) -> list[dict[str, Any]]:
@@ -93,42 +97,42 @@ class Stage:
         return groups.param_groups(model, optim.lr, optim.weight_decay, config.gates.weight_decay, scale)
 
     def anneal(self, model: Any, progress: float) -> float | None:
-        """Called before each step with ``progress`` in [0, 1); returns the temperature if there is one."""
+        """Set the temperature before each step, with ``progress`` in [0, 1); return it, None if there is none."""
         return None
 
     def terms(self, model: Any) -> dict[str, Tensor]:
-        """Named terms that are added to the task loss."""
+        """Return named terms that are added to the task loss."""
         return {}
 
     def log(self, model: Any) -> dict[str, float]:
-        """Named values for the epoch's log."""
+        """Return named values for the epoch's log."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed stage needs besides the network and the optimiser: tensors and numbers."""
+        """Return what a resumed stage needs besides the network and the optimiser: tensors and numbers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
 
     def cut(self, optimizer: torch.optim.Optimizer) -> list[Any]:
-        """At the end of an epoch: remove what has become useless from the network in training, and its share of the
-        optimiser's state; what was removed (``hiap.beyond.shrinking.Change``)."""
+        """Remove, at the end of an epoch, what has become useless from the network in training, with its share of the
+        optimiser's state; return what was removed (``hiap.beyond.shrinking.Change``)."""
         return []
 
     def harden(self, model: Any) -> None:
-        """After the last step and before anything is measured: decide which gates are open, where it is not the
+        """Decide, after the last step and before anything is measured, which gates are open, where it is not the
         threshold of 1/2 that does."""
 
     def finish(self, model: Any) -> Any:
-        """What this stage leaves: a plain network."""
+        """Return what this stage leaves: a plain network."""
         return model
 
 
 class TargetedStage(Stage):
-    """Gates and weights trained together, then hardened to the target by ``rank``: baselines that search. A subclass
-    makes the gates (``gate``) and says which go first (``rank``). The wanted cost falls from dense to the target over
-    a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
+    """Stage of a baseline that searches: gates and weights are trained together, then hardened to the target by
+    ``rank``. A subclass makes the gates (``gate``) and says which go first (``rank``). The wanted cost falls from dense
+    to the target over a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
 
     def gate(self, model: Any, context: Context) -> Any:
         raise NotImplementedError
@@ -144,7 +148,7 @@ class TargetedStage(Stage):
         return gated
 
     def excess(self, gated: Any, progress: float) -> Tensor:
-        """Expected minus wanted cost, as a share of dense."""
+        """Return expected minus wanted cost, as a share of dense."""
         return self.target.excess(gated, progress / self.ramp)
 
     @torch.no_grad()
@@ -159,7 +163,7 @@ class TargetedStage(Stage):
 
 
 class SinglePhase(Stage):
-    """HiAP: what ``hiap.Pruner`` does in any loop, in this one."""
+    """Stage of HiAP: what ``hiap.Pruner`` does in any loop, in this one."""
 
     def __init__(self, config: Config):
         self.config, self.whole = config, round((config.budget.settle or 1.0) * config.optim.epochs)
@@ -225,7 +229,7 @@ class SinglePhase(Stage):
 
 
 def stages(config: Config) -> list[Stage]:
-    """The phases of ``config.method``."""
+    """Return the phases of ``config.method``."""
     if config.method == "dense":
         return [Stage("train", config.optim.trained, after=config.optim.epochs - config.optim.trained)]
     if config.method == "hiap":
@@ -235,12 +239,12 @@ def stages(config: Config) -> list[Stage]:
 
 
 def options(config: Config) -> dict[str, Any]:
-    """What the method's file declares, with what the run was given."""
+    """Return what the method's file declares, with what the run was given."""
     return methods.options(config.method, config.options)
 
 
 def _module(method: str) -> Any:
-    """The method's file, executed: a module of ``baselines``, or the file that the user has named."""
+    """Return the method's file, executed: a module of ``baselines``, or the file that the user has named."""
     found = methods.find(method)
     assert found is not None
     if not methods.is_path(method):

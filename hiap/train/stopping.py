@@ -10,17 +10,17 @@ from typing import Any
 
 
 class TrainingFailedError(RuntimeError):
-    """The run cannot go on (a loss that is not finite, say); a failed record was written."""
+    """Failure of a run that cannot go on (a loss that is not finite, say); a failed record was written."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Asked to stop (SIGTERM, SIGINT); a checkpoint was written and the run can be resumed."""
+    """Stop that was asked for (SIGTERM, SIGINT); a checkpoint was written and the run can be resumed."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM and SIGINT ask the loop to checkpoint and stop at the next step; the same again stops at once.
-    A queue's warning, which ``slurm.job`` passes on under its own number, is followed by a SIGTERM that must not."""
+    """Let SIGTERM and SIGINT ask the loop to checkpoint and stop at the next step; the same again stops at once. A
+    queue's warning, which ``slurm.job`` passes on under its own number, is followed by a SIGTERM that must not."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

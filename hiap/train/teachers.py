@@ -24,8 +24,8 @@ from hiap.train.start import build, filled
 
 
 class Teacher(nn.Module):
-    """A frozen network that is shown images as it was trained on them. ``scale``, ``shift`` (C, 1, 1) take the pixels
-    that the student sees to its own; ``adapted``: what was done to its weights."""
+    """Teacher: a frozen network that is shown images as it was trained on them. ``scale``, ``shift`` (C, 1, 1) take the
+    pixels that the student sees to its own; ``adapted``: what was done to its weights."""
 
     scale: Tensor
     shift: Tensor
@@ -41,7 +41,7 @@ class Teacher(nn.Module):
         return self.model(images * self.scale + self.shift)
 
     def macs(self, image: tuple[int, int, int]) -> int:
-        """Multiply-adds of one image."""
+        """Count the multiply-adds of one image."""
         try:
             return cost.macs(self.model, image)
         except ValueError:  # no ViT
@@ -49,12 +49,12 @@ class Teacher(nn.Module):
 
 
 class Distillation:
-    """What a run learns from besides labels. ``network``: the one that it starts from, frozen (paper, section 5), or
-    another that was asked for; None for dense runs and at alpha 0. ``logits``: its own of every training image, float32
-    (n, classes), where they are computed once."""
+    """Distillation within a run. ``network``: the one that it starts from, frozen (paper, section 5), or another that
+    was asked for; None for dense runs and at alpha 0. ``logits``: its own of every training image, float32 (n,
+    classes), where they are computed once."""
 
     def __init__(self, config: Config, start: Any, macs: int, info: data.Info, folders: Folders, device: torch.device):
-        """``start`` and its ``macs``; ``config.data`` as the run shows them."""
+        """Make the teacher of a run. ``macs`` are those of ``start``; ``config.data`` as the run shows them."""
         self.config, self.device = config, device
         self.macs, self.adapted = macs, list[str]()
         self.network: Any = None
@@ -67,7 +67,7 @@ class Distillation:
             self.network = copy.deepcopy(start).eval().requires_grad_(False).to(device)
 
     def plain(self) -> Any:
-        """The network within ``network`` that has blocks, if one has."""
+        """Return the network within ``network`` that has blocks, if one has."""
         return getattr(self.network, "model", self.network)
 
     @torch.no_grad()
@@ -84,17 +84,17 @@ class Distillation:
 
     @property
     def macs_per_image(self) -> int:
-        """Of the teacher, at each image that is trained on."""
+        """MACs of the teacher, at each image that is trained on."""
         return 0 if self.network is None or self.logits is not None else self.macs
 
     @property
     def macs_once(self) -> int:
-        """Of the teacher, for all that is trained on."""
+        """MACs of the teacher, for all that is trained on."""
         return 0 if self.logits is None else self.macs * len(self.logits)
 
 
 def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int, folders: Folders) -> Teacher:
-    """``distill.teacher``, on the CPU; ``pixels``: mean and std of the images that the student sees. Raises
+    """Build ``distill.teacher``, on the CPU; ``pixels``: mean and std of the images that the student sees. Raises
     ``ConfigError`` if it cannot be had, or does not know the classes."""
     name = config.distill.teacher
     if name.startswith("run:") or Path(name).is_dir():
@@ -113,7 +113,7 @@ def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int,
 
 
 def _of_timm(config: Config, channels: int, classes: int) -> tuple[Any, list[str], bool]:
-    """Model, what was adapted, and whether its classifier is not for these classes."""
+    """Return the model, what was adapted, and whether its classifier is not for these classes."""
     name, weights = config.distill.teacher, config.distill.teacher_weights
     if not timm.is_model(name):
         raise ConfigError(f"distill.teacher '{name}': expected a timm model, 'run:<run_id>' or a folder of hiap.save")
@@ -127,7 +127,7 @@ def _of_timm(config: Config, channels: int, classes: int) -> tuple[Any, list[str
 
 
 def _created(config: Config, **options: Any) -> Any:
-    """At the student's size, where the architecture has one."""
+    """Create the model at the student's size, where the architecture has one."""
     name = config.distill.teacher
     try:
         with online.at_hand() if options.get("pretrained") else nullcontext():

@@ -47,7 +47,8 @@ LIBRARIES = ("torch", "timm", "submitit", "pydantic")
 
 @dataclass
 class Diagnosis:
-    """``facts``: what was found, a line each; ``wrong``: what will not work as it is; ``keys``: of ``site.yaml``."""
+    """Diagnosis of a cluster. ``facts``: what was found, a line each; ``wrong``: what will not work as it is; ``keys``:
+    of ``site.yaml``."""
 
     facts: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Diagnosis:
 
 
 def look(results: Path, data_root: str, hub: list[str]) -> dict[str, Any]:
-    """What this machine is like, as JSON. Imports torch only where there is a GPU."""
+    """Return what this machine is like, as JSON. Imports torch only where there is a GPU."""
     root = os.path.expandvars(data_root)
     found: dict[str, Any] = {
         "host": platform.node(),
@@ -124,7 +125,7 @@ def _network() -> bool:
 
 
 def _disk(results: Path) -> dict[str, Any]:
-    """Locks, room, and the time for many small files in the folder of results."""
+    """Measure locks, room, and the time for many small files in the folder of results."""
     shape = os.statvfs(results)
     with tempfile.TemporaryDirectory(dir=results, prefix=".doctor-") as folder:
         begin = time.perf_counter()
@@ -171,7 +172,7 @@ def diagnose(runs: list[Run], site: Site, processes: int, logs: Path, wait_s: fl
 def _submit(
     found: Diagnosis, runs: list[Run], site: Site, processes: int, logs: Path, task: dict[str, Any]
 ) -> tuple[str, Site]:
-    """The job's id ('' if sbatch refuses whatever is tried), and the site as it is then."""
+    """Return the job's id ('' if sbatch refuses whatever is tried), and the site as it is then."""
     for remedies in range(8):
         name = uuid.uuid4().hex[:8]
         write_json(logs / f"doctor-{name}.json", task)
@@ -205,7 +206,7 @@ def _script(runs: list[Run], site: Site, processes: int, logs: Path, stem: Path)
 
 
 def _remedy(refusal: str, site: Site) -> dict[str, Any]:
-    """Which key to change after a refusal of sbatch; {} if none is known, or all were tried."""
+    """Return which key to change after a refusal of sbatch; {} if none is known, or all were tried."""
     said = refusal.lower()
     if "wckey" in said and not site.wckey:
         return {"wckey": name} if (name := _accounted("wckey", "wckey")) else {}
@@ -221,13 +222,13 @@ def _remedy(refusal: str, site: Site) -> dict[str, Any]:
 
 
 def _accounted(what: str, column: str) -> str:
-    """The first name that the accounting database has for this user."""
+    """Return the first name that the accounting database has for this user."""
     return next((name for name in _lines("sacctmgr", "-nP", "show", what, f"format={column}",
                                          f"user={getpass.getuser()}") if name not in ("", "*")), "")  # fmt: skip
 
 
 def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, Any]:
-    """What the job found; {} if it did not say."""
+    """Return what the job found; {} if it did not say."""
     number, _, name = job.partition(":")
     file, end, gone = logs / f"doctor-{name}.answer.json", time.monotonic() + wait_s, 0
     try:
@@ -256,7 +257,7 @@ def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, 
 
 
 def _cluster(found: Diagnosis, runs: list[Run], site: Site) -> None:
-    """Versions, partitions and limits, as far as commands of this cluster tell."""
+    """Add versions, partitions and limits, as far as commands of this cluster tell."""
     if lines := _lines("sinfo", "--version"):
         found.facts.append(lines[0])
     for row in _lines("sinfo", "-h", "-o", "%P|%D|%c|%m|%G|%l"):
@@ -358,7 +359,7 @@ def _inputs(found: Diagnosis, here: dict[str, Any], there: dict[str, Any], site:
 
 
 def main() -> None:
-    """On the compute node; the first process of several answers."""
+    """Look at the compute node; the first process of several answers."""
     stem = Path(sys.argv[1])
     task = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     if os.environ.get("SLURM_PROCID", "0") == "0":

@@ -14,18 +14,18 @@ from hiap.train.record import Folders
 
 
 def images_seen(config: Config) -> int:
-    """Training images of the whole run; an incomplete last batch of an epoch is left out."""
+    """Count the training images of the whole run; an incomplete last batch of an epoch is left out."""
     batch = min(config.optim.batch_size, published_size(config.data).train)
     return config.optim.trained * steps_per_epoch(config) * batch
 
 
 def steps_per_epoch(config: Config) -> int:
-    """Of the data set as it was published; what lies in a folder may differ."""
+    """Count the steps of an epoch of the data set as it was published; what lies in a folder may differ."""
     return max(1, published_size(config.data).train // config.optim.batch_size)
 
 
 def dims(config: Config) -> Dims | None:
-    """Sizes of the dense network; None for a timm model that the ledger does not know."""
+    """Return the sizes of the dense network; None for a timm model that the ledger does not know."""
     model = config.model
     size = published_size(config.data)
     classes, channels = size.classes, size.channels
@@ -52,7 +52,8 @@ def dims(config: Config) -> Dims | None:
 
 
 def train_macs(config: Config) -> float | None:
-    """MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x; None if the model is unknown.
+    """Count the MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x; None if the model is
+    unknown.
 
     A baseline trains the pruned network, and the dense one for as long as it searches or goes by rounds; while its
     budget is another run's result, the dense network's MACs stand in, an upper bound.
@@ -68,7 +69,7 @@ def train_macs(config: Config) -> float | None:
 
 
 def _trained_macs(config: Config, dense: int) -> float:
-    """MACs of the trained network, mean over the epochs."""
+    """Count the MACs of the trained network, mean over the epochs."""
     target = _target(config, dense)
     if config.method in ("dense", "hiap") or target is None:
         return dense
@@ -87,8 +88,8 @@ def _target(config: Config, dense: int) -> float | None:
 
 
 def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
-    """(GPU-hours, device) of a run: its MACs at the rate of dense training steps of the same network and precision in a
-    report of ``python -m hiap.bench steps`` in the folder ``bench``; None where there is none."""
+    """Estimate (GPU-hours, device) of a run: its MACs at the rate of dense training steps of the same network and
+    precision in a report of ``python -m hiap.bench steps`` in the folder ``bench``; None where there is none."""
     macs = train_macs(config)
     for path in sorted(bench.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +105,7 @@ def gpu_hours(config: Config, bench: Path) -> tuple[float, str] | None:
 
 
 def bench_hint(config: Config) -> str:
-    """What measures the step time that ``gpu_hours`` needs."""
+    """Return a command that measures the step time that ``gpu_hours`` needs."""
     name = config.model.name
     if name == "vit":
         return "The benchmark knows timm's networks only, and this one is made of numbers."
@@ -114,7 +115,7 @@ def bench_hint(config: Config) -> str:
 
 
 def disk_bytes(config: Config) -> tuple[int, int] | None:
-    """Of the final network, at most, and of what a run keeps until it has finished: two checkpoints of weights and both
-    AdamW moments. All fp32; None if unknown."""
+    """Return the bytes of the final network, at most, and of what a run keeps until it has finished: two checkpoints of
+    weights and both AdamW moments. All fp32; None if unknown."""
     size = dims(config)
     return None if size is None else (4 * dense_params(size), 2 * 3 * 4 * dense_params(size))

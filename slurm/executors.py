@@ -51,11 +51,12 @@ MPS = "nvidia-cuda-mps-control"
 
 
 class NoRoom(ConfigError):  # noqa: N818
-    """The controller takes no more jobs of this user for now."""
+    """Refusal of a controller that takes no more jobs of this user for now."""
 
 
 class Executor(Protocol):
-    """``slots``: runs at once; None if a queue decides, which then takes all runs with their dependencies."""
+    """Interface of all executors. ``slots``: runs at once; None if a queue decides, which then takes all runs with
+    their dependencies."""
 
     slots: int | None
     poll_s: float
@@ -70,7 +71,7 @@ class Executor(Protocol):
 
 
 class _Here:
-    """What executors without a queue have in common."""
+    """Base of the executors without a queue."""
 
     def followed(self, runs: list[Run]) -> AbstractContextManager[None]:
         return nullcontext()
@@ -83,7 +84,7 @@ class _Here:
 
 
 class Debug(_Here):
-    """Each run in this process, one after the other: for debuggers and tests."""
+    """Executor that makes each run in this process, one after the other: for debuggers and tests."""
 
     slots: int | None = 1
     poll_s = 0.0
@@ -117,7 +118,7 @@ class Debug(_Here):
 
 
 class Local(_Here):
-    """Processes of this machine, ``slots`` at once, forked from one that has imported what a run needs
+    """Executor by processes of this machine, ``slots`` at once, forked from one that has imported what a run needs
     (``hiap.train.warm``). Where there are GPUs, each gets the one that fewest runs are on."""
 
     poll_s = 0.05
@@ -170,11 +171,11 @@ class Local(_Here):
 
 
 class Slurm:
-    """One job array per stage, or several where the site caps their size, started after the arrays that its runs need.
-    An element of it is a run, or ``pack`` runs after one another.
-    Which jobs a run had is kept in a file (``slurm.jobs``), so that a launcher started again follows the jobs of the
-    one before and submits nothing twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is
-    edited while they queue does not reach them."""
+    """Executor by SLURM: one job array per stage, or several where the site caps their size, started after the arrays
+    that its runs need. An element of it is a run, or ``pack`` runs after one another. Which jobs a run had is kept in a
+    file (``slurm.jobs``), so that a launcher started again follows the jobs of the one before and submits nothing
+    twice. Needs sbatch and squeue, not sacct. Jobs run a copy of the code: what is edited while they queue does not
+    reach them."""
 
     slots: int | None = None
     poll_s = 5.0
@@ -209,7 +210,7 @@ class Slurm:
             yield
 
     def submit(self, runs: list[Run]) -> list[Run]:
-        """Returns also those for which the controller has no room yet."""
+        """Submit runs; return those that were not taken, for which the controller has no room yet among them."""
         if not runs or self._room() == 0:
             return runs
         submission.check_resources(runs, self.site, self.processes)
@@ -252,7 +253,8 @@ class Slurm:
         return now - self.seen.get(job, float("-inf")) < self.grace_s
 
     def reason(self, run: Run) -> str:
-        """Of the first process that says something: one that fails takes the others with it, silently."""
+        """Return why a run's job is gone, in the words of the first process that says something: one that fails takes
+        the others with it, silently."""
         last_lines = [last_line(log) for log in sorted(self.logs.glob(f"{self.jobs.newest(run)}_*_log.err"))]
         return next((line for line in last_lines if not line.startswith("see ")), "no log")
 
@@ -287,7 +289,7 @@ class Slurm:
         return len(ours)
 
     def _array(self, runs: list[Run]) -> tuple[list[Run], int]:
-        """What to submit next, of the earliest stage, and how many of it may run at once."""
+        """Return what to submit next, of the earliest stage, and how many of it may run at once."""
         first = min(run.stage for run in runs)
         stage = [run for run in runs if run.stage == first]
         sizes = [self.site.max_array or self.largest or submission.largest_array(), self.chunk, self._room()]
@@ -297,7 +299,7 @@ class Slurm:
         return array, max(1, self.at_once * len(array) // self.stages[first] if self.at_once else jobs)
 
     def _room(self) -> int | None:
-        """For how many more jobs; None if nobody has set a limit."""
+        """Return for how many more jobs there is room; None if nobody has set a limit."""
         limit = self.site.max_jobs or self.limit
         if limit is None:
             return None
@@ -307,7 +309,7 @@ class Slurm:
         return 1 if due and not room else room
 
     def _wait_for_room(self, array: list[Run], error: NoRoom) -> bool:
-        """After a refusal: smaller arrays until one fits, or (True) nothing until a job has ended."""
+        """Choose, after a refusal, smaller arrays until one fits, or (True) nothing until a job has ended."""
         if len(array) > self.pack:
             self.chunk = max(1, len(array) // self.pack // 2)
             return False
@@ -320,7 +322,7 @@ class Slurm:
         return True
 
     def _raise_or_retry(self, error: ConfigError) -> None:
-        """A submission was refused. Raise if none was ever accepted, or none for ``patience_s``; until then the caller
+        """Raise after a refused submission if none was ever accepted, or none for ``patience_s``; until then the caller
         retries, and the first refusal is printed."""
         if not self.accepted:
             raise error
@@ -356,8 +358,8 @@ class Slurm:
         self.seen |= dict.fromkeys((job.job_id for job in jobs), time.monotonic())
 
     def _full(self, refusal: str, array: list[Run]) -> bool:
-        """Whether a submission was refused for the number of jobs, not for what one job asks for. Where the words leave
-        that open, it is the number if jobs like these were taken before; else smaller arrays are tried."""
+        """Tell whether a submission was refused for the number of jobs, not for what one job asks for. Where the words
+        leave that open, it is the number if jobs like these were taken before; else smaller arrays are tried."""
         if re.search(FULL, refusal):
             return True
         if re.search(TOO_LARGE, refusal) or not re.search(EITHER, refusal):
@@ -387,7 +389,7 @@ class Slurm:
         return list(known.values())
 
     def _named(self, name: str, count: int, until: float) -> list[str]:
-        """Ids of the ``count`` jobs of this name, looked for until that time, and once at least."""
+        """Return the ids of the ``count`` jobs of this name, looked for until that time, and once at least."""
         while True:
             if (listed := queue()) is None:
                 raise ConfigError("squeue does not answer; an interrupted submission cannot be looked for")
@@ -399,7 +401,7 @@ class Slurm:
             time.sleep(1)
 
     def _write_payload(self, job: str, runs: list[Run]) -> None:
-        """The pickle that the job waits for and reads what to run from; an interrupted submission may lack it."""
+        """Write the pickle that the job waits for and reads what to run from; an interrupted submission may lack it."""
         path = submitit.core.utils.JobPaths(self.logs, job_id=job).submitted_pickle
         if not path.exists():
             submitted = submitit.core.utils.DelayedSubmission(self._job(runs))
@@ -412,7 +414,7 @@ class Slurm:
         return Pack([run.config for run in runs], Path.cwd())
 
     def _queue(self) -> dict[str, Queued] | None:
-        """This user's jobs; None if the controller does not answer."""
+        """Return this user's jobs; None if the controller does not answer."""
         if time.monotonic() - self.listed_at >= self.poll_s:
             self.listed, self.unwanted = queue(), self.jobs.cancelled()
             self.listed_at = time.monotonic()
@@ -420,7 +422,7 @@ class Slurm:
 
 
 def slurm_answers() -> bool:
-    """Whether a SLURM controller can be reached from here."""
+    """Tell whether a SLURM controller can be reached from here."""
     if shutil.which("sbatch") is None:
         return False
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
@@ -433,7 +435,7 @@ def slurm_answers() -> bool:
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with: the exception, if the job died of one."""
+    """Return what a log ends with: the exception, if the job died of one."""
     try:
         lines = [
             line
@@ -448,7 +450,7 @@ def last_line(log: Path) -> str:
 
 @contextmanager
 def _signals_held(which: set[signal.Signals]) -> Iterator[None]:
-    """Signals wait for the end. Children started within never see Ctrl-C, which a terminal sends to all."""
+    """Let signals wait for the end. Children started meanwhile never see Ctrl-C, which a terminal sends to all."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, which)
     try:
         yield
@@ -458,8 +460,8 @@ def _signals_held(which: set[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def mps() -> Iterator[None]:
-    """Within, what several processes of this machine compute on one GPU runs side by side, by NVIDIA's MPS, where it is
-    installed; without it they take turns."""
+    """Let several processes of this machine compute side by side on one GPU, by NVIDIA's MPS, where it is installed;
+    without it they take turns."""
     if shutil.which(MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:  # a daemon of the user's own
         yield
         return

@@ -48,7 +48,7 @@ SET_BY_LAUNCHER = ("seed", "run.grid", "run.label", "run.results", "run.threads"
 
 
 class Grid(BaseModel):
-    """A grid file as written (see the module docstring)."""
+    """Grid file as written (see the module docstring)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,7 +82,7 @@ class Grid(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run of a grid, and the runs whose results it starts from."""
+    """Run of a grid, with the runs whose results it starts from."""
 
     label: str
     config: Config
@@ -108,22 +108,23 @@ class Run:
 
     @property
     def start(self) -> Run | None:
-        """The run whose network this one starts from."""
+        """Run whose network this one starts from."""
         return next((need for need in self.needs if self.config.model.weights == REFERENCE + need.run_id), None)
 
     @property
     def twin(self) -> Folders | None:
-        """The same run where another grid has finished it."""
+        """Files of the same run where another grid has finished it."""
         return next(iter(self.folders.twins()), None)
 
     @cached_property
     def stage(self) -> int:
-        """0 for a run that needs no other; else one more than the latest of its needs."""
+        """Number of the stage: 0 for a run that needs no other, else one more than the latest of its needs."""
         return 1 + max((need.stage for need in self.needs), default=-1)
 
 
 def find(name: str) -> Path:
-    """The file of a grid given by name (``slurm/grids/<name>.yaml``) or by path. Raises ``ConfigError``."""
+    """Return the file of a grid given by name (``slurm/grids/<name>.yaml``) or by path. Raises ``ConfigError`` if there
+    is none."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.yaml")))
@@ -132,12 +133,13 @@ def find(name: str) -> Path:
 
 
 def load(path: Path) -> Grid:
-    """Raises ``ConfigError`` (one line with file and key) for anything that is not a grid."""
+    """Load a grid. Raises ``ConfigError`` (one line with file and key) for anything that is none."""
     return settings_file.load(path, Grid)
 
 
 def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
-    """A grid's keys over those of the one that it extends; Config keys over Config keys, however they are written."""
+    """Lay a grid's keys over those of the one that it extends; Config keys over Config keys, however they are
+    written."""
     merged = {**parent.model_dump(exclude_unset=True), **values}
     for key in ("base", "shared", "runs"):
         if isinstance(own := values.get(key, {}), dict):  # else the check of the grid says what was expected
@@ -147,14 +149,14 @@ def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested_by_name(named: dict[str, Any]) -> dict[str, Any]:
-    """In names of runs and of what they share a dot is a dot."""
+    """Nest what names hold; in names of runs and of what they share a dot is a dot."""
     return {name: _nested(keys) if isinstance(keys, dict) else keys for name, keys in named.items()}
 
 
 def expand(
     grid: Grid, source: str | Path, settings: dict[str, Any], data_root: str = "", precision: str = ""
 ) -> list[Run]:
-    """Every run of ``grid`` for every one of its seeds, each after what it needs, else in the order of the file.
+    """Return every run of ``grid`` for every one of its seeds, each after what it needs, else in the order of the file.
 
     ``settings`` go into the ``run`` section of all (results, threads, ...); ``data_root`` is for runs whose data set
     needs a folder and that name none, ``precision`` for those that want bf16, which then are other runs. Raises
@@ -191,7 +193,8 @@ def expand(
 
 
 def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> list[Run]:
-    """The runs with these labels (all without labels), of these seeds (likewise), and what they need; same order."""
+    """Return the runs with these labels (all without labels), of these seeds (likewise), and what they need; same
+    order. Raises ``ConfigError`` for a label or a seed that the grid lacks."""
     known = {run.label for run in runs}
     for label in labels:
         if label not in known:
@@ -206,13 +209,14 @@ def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> lis
 
 
 def with_needs(run: Run) -> Iterator[Run]:
+    """Yield a run and all that it needs."""
     yield run
     for need in run.needs:
         yield from with_needs(need)
 
 
 def lost(runs: list[Run]) -> list[Run]:
-    """Finished runs whose networks are not here, although runs that are still to do start from them."""
+    """Return finished runs whose networks are not here, although runs that are still to do start from them."""
     todo = {run for run in runs if not run.finished and run.twin is None}
     for run in reversed(runs):  # each comes before what it needs, which may need another
         if run in todo and run.start and run.start.network_lost:
@@ -221,7 +225,8 @@ def lost(runs: list[Run]) -> list[Run]:
 
 
 class Reading(BaseModel):
-    """An entry of ``slurm/readings.yaml``: ``why``, and Config keys for runs of HiAP and for runs of every method."""
+    """Reading of the paper, an entry of ``slurm/readings.yaml``: ``why``, and Config keys for runs of HiAP and for runs
+    of every method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -247,7 +252,7 @@ def _seeds(grid: Grid, label: str, source: str | Path) -> list[int]:
 
 
 def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dict[str, Any]:
-    """The nested Config keys of a run: base, the reading, what it is ``like``, its own."""
+    """Return the nested Config keys of a run: base, the reading, what it is ``like``, its own."""
     own = {key: value for key, value in grid.runs[label].items() if key not in ("like", "seeds")}
     names = grid.runs[label].get("like", [])
     merged = merge(_nested(grid.base), _nested(reading.all))
@@ -262,7 +267,8 @@ def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dic
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """``{'optim.epochs': 5}`` to ``{'optim': {'epochs': 5}}``: a grid may use the dotted keys of the command line."""
+    """Turn ``{'optim.epochs': 5}`` into ``{'optim': {'epochs': 5}}``: a grid may use the dotted keys of the command
+    line."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         value = _nested(value) if isinstance(value, dict) else value
@@ -282,7 +288,8 @@ def _refuse_launcher_keys(values: dict[str, Any], where: str) -> None:
 
 
 def _ordered(values: dict[str, dict[str, Any]], source: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """Labels with the labels that they refer to, needs first. Raises ``ConfigError`` for unknown labels and circles."""
+    """Yield labels with the labels that they refer to, needs first. Raises ``ConfigError`` for unknown labels and
+    circles."""
     needs: dict[str, list[str]] = {label: [] for label in values}
     for label, nested in values.items():
         _map_references(nested, lambda other, own=needs[label]: own.append(other) or other)  # type: ignore[misc]
@@ -299,7 +306,7 @@ def _ordered(values: dict[str, dict[str, Any]], source: str | Path) -> Iterator[
 
 
 def _map_references(value: Any, replace: Callable[[str], str]) -> Any:
-    """A copy of nested ``value`` in which every 'run:<x>' is 'run:<replace(x)>'."""
+    """Return a copy of nested ``value`` in which every 'run:<x>' is 'run:<replace(x)>'."""
     if isinstance(value, dict):
         return {key: _map_references(item, replace) for key, item in value.items()}
     if isinstance(value, str) and value.startswith(REFERENCE):

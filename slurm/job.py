@@ -31,9 +31,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class Job:
-    """``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is. ``folder``
-    is where relative paths begin; None: where the job starts. Variables in ``data.root`` are those of the job's node,
-    whose own disk may hold the data."""
+    """Job of one run: ``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it
+    is. ``folder`` is where relative paths begin; None: where the job starts. Variables in ``data.root`` are those of
+    the job's node, whose own disk may hold the data."""
 
     def __init__(self, config: Config, gpus: str | None = None, folder: Path | None = None):
         self.config, self.gpus, self.folder = config, gpus, folder
@@ -57,16 +57,16 @@ class Job:
                     raise
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit submits again after a time-out or a pre-emption: the same; the run resumes by itself."""
+        """Return what submitit submits again after a time-out or a pre-emption: the same; the run resumes by itself."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class Pack:
-    """``Pack(configs)()`` trains one after the other, each in a process forked from one that has imported everything:
-    short runs cost a queue and the imports once. A run that fails does not keep the next from its turn; told to stop,
-    the pack is requeued as a run is, and goes on with what is not finished."""
+    """Job of several runs: ``Pack(configs)()`` trains one after the other, each in a process forked from one that has
+    imported everything: short runs cost a queue and the imports once. A run that fails does not keep the next from its
+    turn; told to stop, the pack is requeued as a run is, and goes on with what is not finished."""
 
     def __init__(self, configs: list[Config], folder: Path):
         self.configs, self.folder = configs, folder
@@ -94,8 +94,8 @@ class Pack:
 
 
 class _Warned:
-    """Within, the queue's warning and SIGTERM are told, once, to the run that is training, as a warning; between two
-    runs they keep the next from starting."""
+    """Context in which the queue's warning and SIGTERM are told, once, to the run that is training, as a warning;
+    between two runs they keep the next from starting."""
 
     def __init__(self) -> None:
         self.by: list[int] = []
@@ -143,14 +143,14 @@ def apart(job: Job, packed: bool = False) -> None:
 
 
 def _left_to_the_pack(number: int, frame: Any) -> None:
-    """What stands where submitit's handler would, which requeues: a warning that comes before the run listens ends it;
+    """End the run at a warning that comes before it listens, where submitit's handler, which requeues, would stand;
     called by the run itself, there is nothing to do."""
     if frame is not None:
         sys.exit(STOPPED)
 
 
 def _warning() -> int:
-    """The signal by which submitit has the queue warn of the end."""
+    """Return the signal by which submitit has the queue warn of the end."""
     from submitit.core.job_environment import JobEnvironment
 
     return int(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
@@ -168,7 +168,7 @@ def _requeue(submitit_requeues: Callable[[int, Any], Any]) -> bool:
 
 
 def _join() -> int:
-    """This process's rank in its job; where there are several, sets what ``hiap.train.distributed`` reads."""
+    """Return this process's rank in its job; where there are several, set what ``hiap.train.distributed`` reads."""
     if "SUBMITIT_EXECUTOR" not in os.environ:  # not a job
         return 0
     join_slurm()
@@ -177,12 +177,13 @@ def _join() -> int:
 
 @contextmanager
 def _stop_signals(folders: Folders, rank: int) -> Iterator[Callable[[], None]]:
-    """Within, the queue's warning (time-out, pre-emption) becomes a SIGTERM, which training answers with a checkpoint
-    at its next step; the function that is given then lets submitit requeue the job, if the queue had warned it.
+    """Turn the queue's warning (time-out, pre-emption) into a SIGTERM, which training answers with a checkpoint at its
+    next step; the function that is given then lets submitit requeue the job, if the queue had warned it.
 
     submitit itself would requeue from within the signal's handler, with what the last epoch left on disk. Before
     training starts, SIGTERM, which submitit ignores, ends the process. Where a warning and then a SIGTERM come, as some
-    queues do it, they are one request."""
+    queues do it, they are one request.
+    """
     number = _warning()
     submitit_requeues, before = signal.getsignal(number), signal.getsignal(signal.SIGTERM)
     warned: list[int] = []
@@ -227,7 +228,8 @@ def _tell(folders: Folders, rank: int, state: str, error: str = "") -> None:
 
 
 def _attempts(folders: Folders) -> tuple[str, int]:
-    """The checkpoint that this attempt begins with, and how many attempts in a row, this one included, began so."""
+    """Return the checkpoint that this attempt begins with, and how many attempts in a row, this one included, began
+    so."""
     file, start = folders.work / "attempts.json", checkpoint_of(folders)
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -239,7 +241,8 @@ def _attempts(folders: Folders) -> tuple[str, int]:
 
 
 def word(logs: Path, job: str) -> Path:
-    """A file that asks the batch script of ``job`` to requeue it: python may run where there is no scontrol."""
+    """Return the file that asks the batch script of ``job`` to requeue it: python may run where there is no
+    scontrol."""
     return logs / f"requeue-{job}"
 
 

@@ -27,7 +27,7 @@ from slurm.locks import locked
 
 
 class Jobs:
-    """``jobs.json`` of the folder ``logs``."""
+    """Jobs of a grid's runs, by ``jobs.json`` of the folder ``logs``."""
 
     def __init__(self, logs: Path):
         self.logs, self.file = logs, logs / "jobs.json"
@@ -46,18 +46,18 @@ class Jobs:
         write_json(self.file, kept)
 
     def newest(self, run: Run) -> str:
-        """'' if the run has had none."""
+        """Return the newest job of a run; '' if it has had none."""
         return self.ids.get(run.run_id, [""])[-1]
 
     def intend(self, name: str, runs: list[Run], pack: int = 1) -> None:
-        """Before sbatch: should this process die with it, the jobs can be found by their name."""
+        """Note a submission before sbatch: should this process die with it, the jobs can be found by their name."""
         ids = [run.run_id for run in runs]
         self.intents.append({"name": name, "runs": ids, "pack": pack, "time": time.time()})
         self.reached |= {run.run_id: checkpoint_of(run.folders) for run in runs}
         self.save()
 
     def note(self, name: str, ids: list[str]) -> None:
-        """After sbatch; ``ids`` in the order of the packs, none if there are no such jobs."""
+        """Note the jobs after sbatch; ``ids`` in the order of the packs, none if there are no such jobs."""
         (intent,) = [intent for intent in self.intents if intent["name"] == name]
         self.intents.remove(intent)
         for pack, job in zip(packs_of(intent), ids, strict=False):
@@ -66,13 +66,14 @@ class Jobs:
         self.save()
 
     def recheck(self, name: str) -> None:
-        """sbatch has failed: before the next submission the queue is asked whether it took these jobs all the same."""
+        """Have the queue asked before the next submission whether it took these jobs all the same: sbatch has
+        failed."""
         next(intent for intent in self.intents if intent["name"] == name)["time"] = 0
         self.save()
 
     def count_try(self, run: Run) -> int:
-        """Jobs of a run, the one that has just died included, that brought it no further; one that was told to stop, or
-        that got to a newer checkpoint, is no sign of an error."""
+        """Count the jobs of a run, the one that has just died included, that brought it no further; one that was told
+        to stop, or that got to a newer checkpoint, is no sign of an error."""
         healthy = read_status(run.folders).get("state") == "stopped"
         if not healthy and checkpoint_of(run.folders) <= self.reached.get(run.run_id, ""):
             self.tries[run.run_id] = self.tries.get(run.run_id, 0) + 1
@@ -84,26 +85,26 @@ class Jobs:
         self.save()
 
     def alone(self, runs: list[Run]) -> set[str]:
-        """Newest jobs of these runs that are no other run's newest job too."""
+        """Return the newest jobs of these runs that are no other run's newest job too."""
         ids = {run.run_id for run in runs}
         others = {jobs[-1] for run_id, jobs in self.ids.items() if jobs and run_id not in ids}
         return {job for run in runs if (job := self.newest(run))} - others
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Within, no other launcher follows this grid. Raises ``ConfigError`` if one does."""
+        """Keep other launchers from following this grid. Raises ``ConfigError`` if one does."""
         with locked(self.logs / "launcher.lock", wait=False):
             self.reload()
             yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Within, no other command on this grid submits or cancels."""
+        """Keep other commands on this grid from submitting or cancelling."""
         with locked(self.logs / "jobs.lock", wait=True):
             yield
 
     def cancelled(self) -> set[str]:
-        """Ids of runs that ``--cancel`` has taken away from whichever launcher follows them."""
+        """Return the ids of runs that ``--cancel`` has taken away from whichever launcher follows them."""
         file = self.logs / "cancelled.json"
         return set(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else set()
 
@@ -111,21 +112,21 @@ class Jobs:
         write_json(self.logs / "cancelled.json", sorted(self.cancelled() | {run.run_id for run in runs}))
 
     def uncancel(self, runs: list[Run]) -> None:
-        """Launched again, they are wanted again."""
+        """Forget that these runs were cancelled: launched again, they are wanted again."""
         if left := self.cancelled():
             write_json(self.logs / "cancelled.json", sorted(left - {run.run_id for run in runs}))
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A line of squeue."""
+    """Line of squeue."""
 
     state: str
     name: str
 
 
 def queue() -> dict[str, Queued] | None:
-    """This user's jobs; None if no controller answers."""
+    """Return this user's jobs; None if no controller answers."""
     try:
         command = ["squeue", "--me", "-r", "-h", "-o", "%i|%T|%j"]
         listing = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
@@ -138,12 +139,12 @@ def queue() -> dict[str, Queued] | None:
 
 
 def packs_of(intent: dict[str, Any]) -> list[list[str]]:
-    """Run ids by job."""
+    """Return the run ids by job."""
     runs, pack = intent["runs"], intent.get("pack", 1)
     return [runs[i : i + pack] for i in range(0, len(runs), pack)]
 
 
 def checkpoint_of(folders: Folders) -> str:
-    """Stage and step of the newest checkpoint, as text that sorts; '' without one."""
+    """Return stage and step of the newest checkpoint, as text that sorts; '' without one."""
     names = [path.name.rsplit("-", 1)[0] for path in folders.checkpoints.glob("[0-9]*.pt")]
     return max(names, default="")

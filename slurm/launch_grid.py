@@ -49,6 +49,7 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Launch, or look at, a grid; return the exit status (see the module docstring)."""
     begin = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_asked)
     try:
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refused(error: Exception) -> int:
-    """Tell in one line what is wrong; the exit status."""
+    """Tell in one line what is wrong; return the exit status."""
     if isinstance(error, BrokenPipeError):
         raise error
     if isinstance(error, OSError):  # a disk that is full, say: of that the jobs tell their own story
@@ -115,8 +116,9 @@ def _refused(error: Exception) -> int:
 
 
 class Budget:
-    """Within, the launcher is told to stop in time to be gone ``seconds`` after ``begin`` (``time.monotonic``): by
-    SIGALRM, and then as by SIGTERM. A fifth of the time, and at most half a minute, is for the stopping."""
+    """Context in which the launcher is told to stop in time to be gone ``seconds`` after ``begin``
+    (``time.monotonic``): by SIGALRM, and then as by SIGTERM. A fifth of the time, and at most half a minute, is for the
+    stopping."""
 
     def __init__(self, seconds: float | None, begin: float):
         self.seconds, self.over = seconds, False
@@ -139,7 +141,7 @@ class Budget:
         signal.raise_signal(signal.SIGTERM)  # to whoever listens now: a run in this process, or the launcher
 
     def left(self) -> float:
-        """Seconds for the stopping."""
+        """Return the seconds for the stopping."""
         return max(1.0, self.end - time.monotonic()) if self.over else 40.0
 
 
@@ -171,7 +173,7 @@ def _launch(runs: list[Run], executor: Any, budget: Budget, stale: Sequence[Run]
 
 @contextmanager
 def _ended(executor: Any, budget: Budget) -> Iterator[None]:
-    """If the launcher is told to stop within, no run goes on that must not, and the user is told."""
+    """See to it, if the launcher is told to stop, that no run goes on that must not, and that the user is told."""
     try:
         yield
     except KeyboardInterrupt:
@@ -205,7 +207,7 @@ def execute(runs: list[Run], executor: Executor, *screens: Screen | Page) -> lis
 
 
 def _look(p: Progress, lost_need: bool, executor: Executor, since: float) -> None:
-    """What has become of a run since the last look."""
+    """Look what has become of a run since the last look."""
     if p.state not in ("waiting", "running"):
         return
     if p.state == "running" and p.run.finished:
@@ -219,7 +221,7 @@ def _look(p: Progress, lost_need: bool, executor: Executor, since: float) -> Non
 
 
 def _settle(p: Progress, lost_need: bool, executor: Executor, since: float) -> None:
-    """The next state of a run whose job has ended, with or without a record."""
+    """Set the next state of a run whose job has ended, with or without a record."""
     if p.run.finished:
         p.state = "finished"
     elif lost_need:
@@ -233,7 +235,8 @@ def _settle(p: Progress, lost_need: bool, executor: Executor, since: float) -> N
 
 
 def _copy_twins(runs: list[Run]) -> None:
-    """A grid's folder holds the records of all its runs; the command in a copy says which grid made it."""
+    """Copy records from other grids: a grid's folder holds those of all its runs, and the command in a copy says which
+    grid made it."""
     for run in runs:
         if run.finished or (twin := run.twin) is None:
             continue
@@ -244,7 +247,8 @@ def _copy_twins(runs: list[Run]) -> None:
 
 
 def _make_again(runs: list[Run]) -> None:
-    """In a fresh clone a run may be needed whose record came along and whose network did not."""
+    """Prepare runs to be made again: in a fresh clone one may be needed whose record came along and whose network did
+    not."""
     for run in grids.lost(runs):
         run.folders.work.mkdir(parents=True, exist_ok=True)
         run.folders.record.replace(run.folders.earlier)
@@ -269,8 +273,8 @@ def _compare_again(runs: list[Run]) -> None:
 
 
 def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[Run]:
-    """Finished runs that are not what their configuration would give now, and those that start from them: to be run
-    again if ``rerun``, else refused. ``on_nodes``: photographs cannot be looked at here. Raises ``ConfigError``."""
+    """Return finished runs that are not what their configuration would give now, and those that start from them: to be
+    run again if ``rerun``, else refused. ``on_nodes``: photographs cannot be looked at here. Raises ``ConfigError``."""
     known, stale, records = identity.Known(), dict[Run, str](), list[Record]()
     for run in runs:
         if (folders := run.folders if run.finished else run.twin) is None:
@@ -298,7 +302,8 @@ def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[R
 
 
 def _failed(runs: list[Run]) -> list[Run]:
-    """Runs that have failed and not finished since, with what they need. Raises ``ConfigError`` if there is none."""
+    """Return runs that have failed and not finished since, with what they need. Raises ``ConfigError`` if there is
+    none."""
     failed = [run for run in runs if not run.finished and run.folders.failed_records()]
     if not failed:
         raise ConfigError("--resubmit failed: no run of this grid has failed without finishing since")
@@ -311,7 +316,7 @@ def _lacks_need(p: Progress) -> None:
 
 
 def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
-    """Waiting runs to submit now. A queue takes all of them, since it knows what waits for what."""
+    """Return the waiting runs to submit now. A queue takes all of them, since it knows what waits for what."""
     waiting = [p for p in progress if p.state == "waiting"]
     if executor.slots is None:
         return waiting
@@ -320,8 +325,8 @@ def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
 
 
 def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, on_nodes: bool) -> None:
-    """Everything that is wrong and can be known now, before anything is written. ``on_nodes``: photographs lie where
-    the jobs run, and only there. Raises ``ConfigError``."""
+    """Refuse everything that is wrong and can be known now, before anything is written. ``on_nodes``: photographs lie
+    where the jobs run, and only there. Raises ``ConfigError``."""
     for run in runs:
         try:
             check_needs(run.config)
@@ -345,7 +350,7 @@ def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, 
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or where it is not there yet, that in which it would be made."""
+    """Return the folder, or where it is not there yet, that in which it would be made."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
@@ -378,7 +383,7 @@ def _executor(cluster: str, runs: list[Run], jobs: int | None, site: Site, grid:
 
 
 def _script(runs: list[Run], file: Path | None, processes: int) -> str:
-    """The sbatch script of the first array that would be submitted."""
+    """Return the sbatch script of the first array that would be submitted."""
     from slurm.submission import script
 
     todo = [run for run in runs if not run.finished and run.twin is None]
@@ -411,7 +416,7 @@ def _cores() -> int:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Jobs inherit the number of threads, which must be known before torch is imported."""
+    """Set the number of threads, which jobs inherit and which must be known before torch is imported."""
     from submitit.helpers import environment_variables
 
     with environment_variables(**dict.fromkeys(THREAD_VARIABLES, count)):
@@ -430,7 +435,7 @@ def _title(grid: Grid, path: Path) -> str:
 
 
 def _short(path: Path) -> Path:
-    """Relative to the current folder if it is below."""
+    """Return the path relative to the current folder if it is below."""
     path, here = path.resolve(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 

@@ -17,8 +17,8 @@ from hiap.train.config import ConfigError
 
 @contextmanager
 def locked(path: Path, wait: bool) -> Iterator[None]:
-    """Within, no other process has this lock. The kernel gives it back, however the process ends. Without ``wait``,
-    raises ``ConfigError`` if another has it."""
+    """Hold a lock that no other process has meanwhile. The kernel gives it back, however the process ends. Without
+    ``wait``, raises ``ConfigError`` if another has it."""
     with open_lock(path) as file:
         try:
             held = locks(file, wait)
@@ -35,8 +35,8 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def _made(path: Path, wait: bool) -> Iterator[None]:
-    """A file that only one process can make. It stays if that process is killed; then it is taken over on the machine
-    that made it, and elsewhere a person must remove it."""
+    """Hold a file that only one process can make. It stays if that process is killed; then it is taken over on the
+    machine that made it, and elsewhere a person must remove it."""
     while True:
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -72,7 +72,7 @@ def _read(path: Path) -> str:
 
 
 def _is_gone(holder: str) -> bool:
-    """Whether the process of this machine that signed is no more."""
+    """Tell whether the process of this machine that signed is no more."""
     words = holder.split()
     return len(words) == 4 and words[3] == platform.node() and not Path(f"/proc/{words[1]}").exists()
 

@@ -33,7 +33,7 @@ tr:nth-child(even) {{ background: #f5f6f7 }} .bar {{ background: #e4e6e9; width:
 
 
 class Page:
-    """Rewrites ``file`` now and then; ``show`` has the interface of ``report.Screen``."""
+    """Page that is written to ``file`` now and then; ``show`` has the interface of ``report.Screen``."""
 
     def __init__(self, file: Path, title: str):
         self.file, self.title = file, title
@@ -47,6 +47,7 @@ class Page:
 
 
 def html(title: str, progress: list[Progress]) -> str:
+    """Return the page."""
     counts = Counter[str](p.state for p in progress)
     failures = [f"<li><b>{escape(name(p.run))}</b> {escape(p.note)}</li>" for p in progress if p.state == "failed"]
     return PAGE.format(
@@ -62,7 +63,7 @@ def html(title: str, progress: list[Progress]) -> str:
 
 
 def _eta(progress: list[Progress]) -> str:
-    """As if what remains took as long as what is finished, as many at once as now."""
+    """Estimate the time to go as if what remains took as long as what is finished, as many at once as now."""
     took = [sum(s.seconds for s in finished_summary(p.run.folders.record).stages) for p in progress if _finished(p)]
     left = sum(p.state in ("waiting", "running") for p in progress)
     running = sum(p.state == "running" and "epoch" in read_status(p.run.folders) for p in progress)
@@ -76,7 +77,7 @@ def _finished(p: Progress) -> bool:
 
 
 def _bar(counts: Counter[str]) -> str:
-    """How many are in which state."""
+    """Draw how many are in which state."""
     x, parts, total = 0.0, [], sum(counts.values()) or 1
     for state, colour in COLOURS.items():
         width = WIDTH * counts[state] / total
@@ -87,7 +88,7 @@ def _bar(counts: Counter[str]) -> str:
 
 
 def _curve(progress: list[Progress]) -> str:
-    """Finished runs over time."""
+    """Draw finished runs over time."""
     times = sorted(p.run.folders.record.stat().st_mtime for p in progress if _finished(p))
     if len(times) < 2:
         return ""

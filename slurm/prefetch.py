@@ -47,7 +47,7 @@ def _needed(runs: list[Run]) -> dict[str, Callable[[], object]]:
 
 
 def hub_names(configs: list[Config]) -> list[str]:
-    """The timm models whose weights come from the hub: starts and teachers."""
+    """Return the timm models whose weights come from the hub: starts and teachers."""
     names = {config.model.name for config in configs if config.model.weights == "hub"}
     for distill in (config.distill for config in configs):
         of_timm = distill.teacher and not distill.teacher.startswith("run:") and not Path(distill.teacher).is_dir()
@@ -57,7 +57,8 @@ def hub_names(configs: list[Config]) -> list[str]:
 
 
 def hub(name: str) -> Path:
-    """The folder of a timm model's weights in the hub's cache, fetched if it is not there."""
+    """Return the folder of a timm model's weights in the hub's cache, fetched if it is not there. Raises
+    ``ConfigError`` if they cannot be had."""
     if found := in_cache(name):
         return found
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
@@ -74,19 +75,20 @@ def hub(name: str) -> Path:
 
 
 def index(root: str) -> Path:
-    """The folder of the indices of photographs, made where they are not there or out of date. A failure is left to the
-    check of the data, which says what was expected."""
+    """Return the folder of the indices of photographs, made where they are not there or out of date. A failure is left
+    to the check of the data, which says what was expected."""
     subprocess.run([sys.executable, "-c", INDEX, root], capture_output=True)
     return downloads.folder() / "index"
 
 
 def in_cache(name: str) -> Path | None:
-    """timm adds to a model's name what it was trained on."""
+    """Return the folder of a timm model's weights if it is there, by its beginning: timm adds to a name what the model
+    was trained on."""
     found = [*hub_folder().glob(f"models--timm--{name}.*"), *hub_folder().glob(f"models--timm--{name}")]
     return next((folder for folder in sorted(found) if any(folder.glob("snapshots/*/*"))), None)
 
 
 def hub_folder() -> Path:
-    """As the hub's own library finds it."""
+    """Return the hub's cache, as the hub's own library finds it."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")

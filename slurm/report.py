@@ -25,7 +25,7 @@ PLAIN_SECONDS = 30.0  # between two looks at running runs where lines cannot be 
 
 @dataclass
 class Progress:
-    """Where a run stands. ``note``: why it failed, or which run it lacks."""
+    """Progress of a run. ``note``: why it failed, or which run it lacks."""
 
     run: Run
     state: State
@@ -33,7 +33,8 @@ class Progress:
 
 
 class Screen:
-    """One line per run, updated in place on a terminal; elsewhere a line per event, and some as time passes."""
+    """Screen of the launcher: one line per run, updated in place on a terminal; elsewhere a line per event, and some as
+    time passes."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.live = stream, stream.isatty()
@@ -92,18 +93,19 @@ class Screen:
 
 
 def lacking(run: Run) -> str:
-    """'needs dense, hiap': the runs that this one still waits for; '' if it waits for none."""
+    """Return 'needs dense, hiap', the runs that this one still waits for; '' if it waits for none."""
     labels = ", ".join(need.label for need in run.needs if not need.finished)
     return labels and f"needs {labels}"
 
 
 def name(run: Run) -> str:
+    """Return the label of a run, with its seed unless that is 0."""
     return run.label if run.config.seed == 0 else f"{run.label}/{run.config.seed}"
 
 
 def dry_run(runs: list[Run], bench: Path) -> str:
-    """The runs in the order in which they would start, and the cost of those that are not finished; GPU-hours from what
-    was measured in the folder ``bench``."""
+    """Return a table of the runs in the order in which they would start, and the cost of those that are not finished;
+    GPU-hours from what was measured in the folder ``bench``."""
     rows, todo = [], []
     for run in runs:
         twin = None if run.finished else run.twin
@@ -134,7 +136,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
 
 
 def _gpu_bill(todo: list[Run], bench: Path) -> str:
-    """GPU-hours of the runs whose network was timed, and how to measure what the others need."""
+    """Return the GPU-hours of the runs whose network was timed, and how to measure what the others need."""
     hours, devices, unknown = 0.0, set[str](), dict[str, int]()
     for run in todo:
         found = estimate.gpu_hours(run.config, bench)
@@ -170,7 +172,8 @@ def _bill(todo: list[Run]) -> str:
 
 
 def results(runs: list[Run], published: Path | None) -> str:
-    """The finished runs; beside them the accuracy that the results root ``published``, if any, has for the same run."""
+    """Return a table of the finished runs; beside them the accuracy that the results root ``published``, if any, has
+    for the same run."""
     rows = []
     for run in runs:
         if not run.finished:
@@ -199,8 +202,8 @@ def _result_row(run: Run, record: Summary) -> list[str]:
 
 
 def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str:
-    """Where every run stands: records and the status files that runs keep, and the queue ``listed`` where there is one,
-    which alone knows whether a job still lives."""
+    """Return a table of where every run stands, by records, by the status files that runs keep, and by the queue
+    ``listed`` where there is one, which alone knows whether a job still lives."""
     rows, counts, cancelled = [], Counter[str](), jobs.cancelled()
     for run in runs:
         job = jobs.newest(run)
@@ -213,7 +216,7 @@ def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str
 
 
 def _finished_row(run: Run) -> list[str]:
-    """[] if neither this grid nor another has the record."""
+    """Return the row of a finished run; [] if neither this grid nor another has the record."""
     twin = None if run.finished else run.twin
     if not run.finished and twin is None:
         return []
@@ -254,8 +257,8 @@ def _status_row(run: Run, known: str | None, job: str, listed: dict[str, Queued]
 
 
 def _state(found: dict[str, Any], job: str, listed: dict[str, Queued] | None) -> str:
-    """What a status file says, as far as it can be true: 'lost' is a run whose job has left the queue without a word,
-    'stale' one that has said nothing for long where no queue can be asked."""
+    """Return what a status file says, as far as it can be true: 'lost' is a run whose job has left the queue without a
+    word, 'stale' one that has said nothing for long where no queue can be asked."""
     state = found.get("state", "waiting")
     live = state in ("running", "starting")
     if job and listed is not None:
@@ -266,12 +269,12 @@ def _state(found: dict[str, Any], job: str, listed: dict[str, Queued] | None) ->
 
 
 def _age(found: dict[str, Any]) -> float:
-    """Seconds since a status file was written."""
+    """Return the seconds since a status file was written."""
     return time.time() - datetime.fromisoformat(found["updated"]).timestamp() if found.get("updated") else 0.0
 
 
 def table(header: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
-    """Columns two spaces apart; those in ``left`` aligned left, numbers right."""
+    """Return columns two spaces apart; those in ``left`` aligned left, numbers right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(row: list[str]) -> str:
@@ -282,6 +285,7 @@ def table(header: list[str], rows: list[list[str]], left: tuple[int, ...]) -> st
 
 
 def duration(seconds: float) -> str:
+    """Return so many seconds in words."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
@@ -289,7 +293,7 @@ def duration(seconds: float) -> str:
 
 @cache
 def finished_summary(record: Path) -> Summary:
-    """A finished record is never rewritten, so it is read once."""
+    """Read the summary of a finished record, once, since it is never rewritten."""
     return summary(record)
 
 
@@ -299,7 +303,7 @@ def _summary(record: Path) -> str:
 
 
 def recorded_failure(run: Run, since: float) -> str | None:
-    """What a run's newest failed record says, if it was written after ``since`` (unix time)."""
+    """Return what a run's newest failed record says, if it was written after ``since`` (unix time)."""
     attempts = sorted(run.folders.failed_records(), key=lambda path: path.stat().st_mtime)
     if not attempts or attempts[-1].stat().st_mtime < since:
         return None

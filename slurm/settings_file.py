@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
+    """Loader that refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -25,7 +25,8 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def load(path: Path, model: type[Model]) -> Model:
-    """An empty file is one without keys, where none is required. Raises ``ConfigError`` naming file and key."""
+    """Load a file as a checked model; an empty file is one without keys, where none is required. Raises ``ConfigError``
+    naming file and key."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:

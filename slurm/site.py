@@ -17,7 +17,7 @@ EXAMPLE = HERE / "site.example.yaml"
 
 
 class Site(BaseModel):
-    """Every key, its meaning and an example are in ``site.example.yaml``."""
+    """Settings of a cluster; every key, its meaning and an example are in ``site.example.yaml``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class Site(BaseModel):
 
     @model_validator(mode="after")
     def _folders_of_this_machine(self) -> Site:
-        """``$SCRATCH/hiap`` and ``~/x`` are meant as in a shell."""
+        """Read ``$SCRATCH/hiap`` and ``~/x`` as a shell does."""
         for key in ("results", "cache", *(() if self.data_on_nodes else ("data_root",))):
             given = getattr(self, key)
             folder = os.path.expanduser(os.path.expandvars(given))
@@ -60,7 +60,8 @@ class Site(BaseModel):
 
 
 def load(path: Path | None) -> Site:
-    """The site of ``path``, of ``slurm/site.yaml`` where there is one, or the defaults. Raises ``ConfigError``."""
+    """Load the site of ``path``, of ``slurm/site.yaml`` where there is one, or the defaults. Raises ``ConfigError`` for
+    what cannot be read."""
     if path is None and not FILE.exists():
         return Site()
     return settings_file.load(path or FILE, Site)

@@ -31,7 +31,7 @@ PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
 def parameters(
     array: list[Run], site: Site, processes: int, at_once: int, needs: set[str], code: Path
 ) -> dict[str, Any]:
-    """sbatch's parameters, as submitit names them, for an array of runs that wait for the jobs ``needs``."""
+    """Return sbatch's parameters, as submitit names them, for an array of runs that wait for the jobs ``needs``."""
     named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
     nodes, tasks = shape(site, processes)
     asked = {
@@ -75,7 +75,8 @@ def _options(array: list[Run], site: Site, tasks: int) -> dict[str, Any]:
 
 
 def _exports(array: list[Run], site: Site) -> list[str]:
-    """Where what the login node has fetched lies; that nothing is looked for on a network which may not be there."""
+    """Say where what the login node has fetched lies, and that nothing is looked for on a network which may not be
+    there."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in cache_variables(site).items()]
     if site.prefetch and any(run.config.model.weights == "hub" for run in array):
         lines.append("export HF_HUB_OFFLINE=1")
@@ -83,18 +84,19 @@ def _exports(array: list[Run], site: Site) -> list[str]:
 
 
 def cache_variables(site: Site) -> dict[str, str]:
-    """The environment in which downloads lie below ``site.cache``; {} leaves them where they are without it."""
+    """Return the environment in which downloads lie below ``site.cache``; {} leaves them where they are without it."""
     return {"HF_HOME": f"{site.cache}/huggingface", "HIAP_CACHE": f"{site.cache}/hiap"} if site.cache else {}
 
 
 def requeue_lines(logs: Path) -> list[str]:
-    """What the batch script, which runs outside of any container, does for a job that could not requeue itself."""
+    """Return what the batch script, which runs outside of any container, does for a job that could not requeue
+    itself."""
     mark = shlex.quote(str(word(logs, ""))) + "$SLURM_JOB_ID"
     return ["status=$?", f'if rm {mark} 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $status"]
 
 
 def script(array: list[Run], site: Site, processes: int, logs: Path) -> str:
-    """The sbatch script of an array, as it would be submitted; nothing is."""
+    """Return the sbatch script of an array, as it would be submitted; nothing is submitted."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     found = parameters(array, site, processes, len(array), set(), logs / "code-<digest>")
@@ -131,7 +133,7 @@ def check_resources(array: list[Run], site: Site, processes: int) -> None:
 
 
 def _check_rows(rows: list[list[str]], partition: str, array: list[Run], site: Site, processes: int) -> None:
-    """Of a partition's lines of sinfo, each so many equal nodes, enough must have all that a node is asked for."""
+    """Check a partition's lines of sinfo, each so many equal nodes: enough must have all that a node is asked for."""
     nodes, tasks = shape(site, processes)
     asked = {
         "CPUs per node (cpus_per_task)": tasks * cpus(array, site),
@@ -167,7 +169,7 @@ def _minutes(limit: str) -> int:
 
 
 def cpus(array: list[Run], site: Site) -> int:
-    """Of one task."""
+    """Count the CPUs of one task."""
     return site.cpus_per_task or max(run.config.run.threads + run.config.run.workers for run in array)
 
 
@@ -176,7 +178,8 @@ def _on_gpu(array: list[Run]) -> bool:
 
 
 def snapshot(logs: Path) -> Path:
-    """A copy of the packages that a job imports, named by its content, with the commit that it came from."""
+    """Copy the packages that a job imports to a folder named by their content, with the commit that they came from;
+    return it."""
     code = (path for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py*")) if path.suffix != ".pyc")
     files = {path: path.read_bytes() for path in code}
     digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
@@ -193,7 +196,7 @@ def snapshot(logs: Path) -> Path:
 
 @contextmanager
 def as_from_a_shell() -> Iterator[None]:
-    """Without the variables of a job that this process may itself run in; sbatch would pass them on."""
+    """Hide the variables of a job that this process may itself run in; sbatch would pass them on."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if OF_A_JOB.match(name) and name not in OF_A_SITE}
     try:
         yield

@@ -35,16 +35,16 @@ class BlockMask:
     neurons: Tensor
 
     def head_widths(self) -> list[int]:
-        """Value dimensions of each head that is left."""
+        """Return the value dimensions of each head that is left."""
         return [width for width in (self.dims.sum(-1) * self.heads).tolist() if width]
 
     def neuron_count(self) -> int:
-        """FFN neurons that are left; 0 if the block's gate is closed."""
+        """Count the FFN neurons that are left; 0 if the block's gate is closed."""
         return int(self.neurons.sum()) * int(self.ffn)
 
 
 class ColumnGatedLinear(torch.autograd.Function):
-    """``x (weight * columns)^T + bias``: x (..., in), weight (out, in), columns (in,), bias (out,) or None.
+    """Product ``x (weight * columns)^T + bias``: x (..., in), weight (out, in), columns (in,), bias (out,) or None.
 
     Autograd would hold the product of every layer until the backward pass, a second copy of the weights; it is cheap
     to make again, so only its factors are held.
@@ -69,7 +69,7 @@ class ColumnGatedLinear(torch.autograd.Function):
 
 
 class GatedAttention(nn.Module):
-    """``attention`` with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D). ``attention`` is
+    """Attention with head gates g (H,) and dimension gates d (H, Dh). Input and output (B, N, D). ``attention`` is
     timm's, or one that ``hiap.backbones.families`` gives the same names, with a ``position`` and a ``norm`` if it has
     one of what goes to the output projection.
 
@@ -144,8 +144,8 @@ class GatedAttention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """timm's ``Mlp`` with a block gate b (1,) and neuron gates c (Dffn,). Input and output (B, N, D). ``left``: as in
-    ``GatedAttention``, of the neurons."""
+    """FFN, timm's ``Mlp``, with a block gate b (1,) and neuron gates c (Dffn,). Input and output (B, N, D). ``left``:
+    as in ``GatedAttention``, of the neurons."""
 
     standard = True
     left: Tensor | None
@@ -179,7 +179,7 @@ def _constant(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def named_gates(gated: nn.Module) -> Iterator[tuple[str, Gate]]:
-    """(name, gate) in network order, e.g. ('blocks.0.attn.head_gate', Gate); the parameter is ``gate.logit``."""
+    """Yield (name, gate) in network order, e.g. ('blocks.0.attn.head_gate', Gate); the parameter is ``gate.logit``."""
     return ((name, module) for name, module in gated.named_modules() if isinstance(module, Gate))
 
 
@@ -222,7 +222,7 @@ def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, 
 
 @contextmanager
 def decided(gated: Any, kept: list[BlockMask]) -> Iterator[None]:
-    """Within, the gates of a network, if it has any, are 1 and 0 as ``kept`` says."""
+    """Let the gates of a network, if it has any, be 1 and 0 as ``kept`` says."""
     pairs = gates_with_masks(gated, kept) if is_gated(gated) else ()
     hooks = [g.register_forward_hook(lambda _, args, out, stay=stay: stay.to(out).view_as(out)) for g, stay in pairs]
     try:

@@ -36,12 +36,13 @@ def gate(
     kind: type[Gate] = Gate,
     **options: Any,
 ) -> Any:
-    """Return a copy of ``model`` whose attention and FFN carry gates; the model itself is left alone.
+    """Return a copy of ``model`` whose attention and FFN carry gates, still a ``VisionTransformer``, ``Eva`` or
+    ``Beit``: in training mode it samples its gates, in eval mode it runs the hardened ones.
 
-    ``config`` or keyword ``options`` are the fields of ``GateConfig`` (A1, A2, A4, A5, A6, A9); ``seed`` draws the
-    noise of ``harden='sample'``; ``kind`` is another gate than the paper's, for baselines. The result is still what
-    ``model`` is, a ``VisionTransformer``, ``Eva`` or ``Beit``: in training mode it samples its gates, in eval mode it
-    runs the hardened ones. Raises ``UnsupportedModelError`` naming the first module without a gated form.
+    Args:
+        model: is left alone. Raises ``UnsupportedModelError`` naming the first module without a gated form.
+        config, options: ``GateConfig``, or its fields by keyword (A1, A2, A4, A5, A6, A9).
+        seed, kind: of the noise of ``harden='sample'``; another gate than the paper's, for baselines.
     """
     config = config or checked(GateConfig, options)
     check_supported(model, config)

@@ -72,7 +72,7 @@ class Gate(nn.Module):
         return super()._apply(wide, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out the last sample, which hangs in a graph."""
+        """Leave the last sample, which hangs in a graph, out of copies and pickles."""
         return {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"} | {"sample": None}
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:

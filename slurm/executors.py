@@ -154,8 +154,8 @@ class Local(_Here):
         return last_line(self._log(run).with_suffix(".err"))
 
     def stop(self, seconds: float = 40.0) -> str:
-        """SIGTERM, which a run answers with a checkpoint at its next step; then, or when the user asks again, a second
-        one, which ends it at its last checkpoint, and SIGKILL. All within so many seconds."""
+        """Send SIGTERM, which a run answers with a checkpoint at its next step; then, or when the user asks again, a
+        second one, which ends it at its last checkpoint, and SIGKILL. All within so many seconds."""
         for number, share in ((signal.SIGTERM, 0.75), (signal.SIGTERM, 0.15), (signal.SIGKILL, 0.1)):
             with suppress(KeyboardInterrupt):
                 running = [task for run, task in self.tasks.items() if self.alive(run)]

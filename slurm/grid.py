@@ -102,7 +102,8 @@ class Run:
 
     @property
     def network_lost(self) -> bool:
-        """Finished, but elsewhere: records travel with the repository, networks do not."""
+        """State of a run that is finished, here or in another grid, and whose network is not here: records travel with
+        the repository, networks do not."""
         known = self.finished or self.twin is not None
         return known and not self.folders.sibling(self.run_id).model.exists()
 

@@ -60,8 +60,8 @@ def parameters(
 
 
 def _options(array: list[Run], site: Site, tasks: int) -> dict[str, Any]:
-    """Options of sbatch beyond those that submitit knows: GPUs as the site wants to be asked for them, unless its own
-    options ask, and what makes a job one that may be requeued where that is not the rule."""
+    """Return options of sbatch beyond those that submitit knows: GPUs as the site wants to be asked for them, unless
+    its own options ask, and what makes a job one that may be requeued where that is not the rule."""
     own = {key.replace("_", "-"): value for key, value in site.sbatch.items()}
     options: dict[str, Any] = {} if "no-requeue" in own else {"requeue": True}
     asks = any(key.startswith("gpus") for key in own) or "gpu" in str(own.get("gres", ""))
@@ -106,7 +106,7 @@ def script(array: list[Run], site: Site, processes: int, logs: Path) -> str:
 
 
 def shape(site: Site, processes: int) -> tuple[int, int]:
-    """Nodes, and processes on each, of one run. Raises ``ConfigError`` if they do not divide evenly."""
+    """Return the nodes, and the processes on each, of one run. Raises ``ConfigError`` if they do not divide evenly."""
     nodes = -(-processes // site.processes_per_node)
     if processes % nodes:
         raise ConfigError(
@@ -153,14 +153,14 @@ def _check_rows(rows: list[list[str]], partition: str, array: list[Run], site: S
 
 
 def _offers(row: list[str], gpu_type: str) -> list[int]:
-    """CPUs, MB and GPUs of each node of a line of sinfo."""
+    """Return CPUs, MB and GPUs of each node of a line of sinfo."""
     kind = re.escape(gpu_type) if gpu_type else "[^:,(]+"
     gpus = sum(int(n) for n in re.findall(rf"gpu(?::{kind}){'' if gpu_type else '?'}:(\d+)", row[4]))
     return [int(re.sub(r"\D", "", x) or 0) for x in row[2:4]] + [gpus]
 
 
 def _minutes(limit: str) -> int:
-    """SLURM's [days-]hours:minutes:seconds; no limit is more than any."""
+    """Return the minutes of SLURM's [days-]hours:minutes:seconds; no limit is more than any."""
     if not re.fullmatch(r"(\d+-)?[\d:]+", limit):
         return 10**9
     days, _, clock = limit.rpartition("-")
@@ -205,7 +205,7 @@ def as_from_a_shell() -> Iterator[None]:
 
 
 def largest_array() -> int:
-    """MaxArraySize of the controller; 1000, a little below SLURM's default, where it does not say."""
+    """Return the controller's MaxArraySize; 1000, a little below SLURM's default, where it does not say."""
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
         return 1000
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, encoding="utf-8", errors="replace")

@@ -51,7 +51,7 @@ OVER = "time is up"
 
 
 class Asked(NamedTuple):
-    """``folder`` None: none was named; ``given``: the time as it was asked for."""
+    """Request of a call. ``folder`` None: none was named; ``given``: the time as it was asked for."""
 
     folder: Path | None
     seconds: float
@@ -149,7 +149,7 @@ def _rehearsed(asked: Asked) -> Iterator[tuple[Path, dict[str, str]]]:
 
 
 def _small(depth: int) -> tuple[Any, float]:
-    """The network, and its MACs as a share of a DeiT-Small's, to scale what is asked for in MACs."""
+    """Return the network, and its MACs as a share of a DeiT-Small's, to scale what is asked for in MACs."""
     import timm
 
     from hiap import cost, ledger
@@ -162,7 +162,7 @@ def _small(depth: int) -> tuple[Any, float]:
 
 
 def _smaller(call: str, networks: dict[int, Path], shares: dict[int, float]) -> str:
-    """The same report of a small network, in a few rounds; later words of a call outweigh earlier ones."""
+    """Return the same report of a small network, in a few rounds; later words of a call outweigh earlier ones."""
     mode, *words = call.split()
     depth = 2 if "compile" in call or mode == "train" else 12
     scaled = [re.sub(r"@([\d.]+)", lambda found: f"@{_scaled(float(found[1]), shares[depth])}", w) for w in words]
@@ -193,7 +193,7 @@ def _without() -> str:
 
 
 def _parsed(arguments: list[str]) -> Asked:
-    """Raises ``ConfigError``."""
+    """Read the arguments. Raises ``ConfigError`` for what cannot be run."""
     folders = [word for word in arguments if "=" not in word]
     values = parse_overrides([word for word in arguments if "=" in word])
     known = ["budget", "minutes", "rehearse"]

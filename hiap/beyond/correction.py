@@ -31,15 +31,18 @@ Given = list[dict[str, Any]]  # what each block is given beside the stream, rota
 
 @torch.no_grad()
 def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RIDGE) -> Any:
-    """Correct ``small``, an extracted ViT, in place, towards ``before``, the ViT that it was cut from, and return it.
+    """Correct ``small`` in place, towards the network before the cut, and return it. Only output maps, their biases and
+    the constants of removed branches change, so that sizes, MACs and parameters stay.
 
-    ``images``: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
-    ``before`` may carry gates, which then sample as in training. ``ridge`` > 0 holds a correction small where the
-    images say little. Only output maps, their biases and the constants of removed branches change, so that sizes, MACs
-    and parameters stay. Memory: four times the tokens of all images, (images, N, D); with gates, and for a network that
-    is not in the method's form, twice that per block. Raises ``ValueError`` without images, for networks of different
-    depth, and for blocks that put a norm behind a branch, where a change of the output map is not a change of the
-    stream.
+    Memory: four times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
+    method's form, twice that per block. Raises ``ValueError`` without images, for networks of different depth, and for
+    blocks that put a norm behind a branch, where a change of the output map is not a change of the stream.
+
+    Args:
+        small: an extracted ViT.
+        before: the ViT that it was cut from; if it carries gates, they sample as in training.
+        images: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
+        ridge: above 0; holds a correction small where the images say little.
     """
     if len(small.blocks) != len(before.blocks):
         raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")

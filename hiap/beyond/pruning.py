@@ -44,14 +44,18 @@ def prune(
     fisher: str = "own",
     ridge: float = RIDGE,
 ) -> Any:
-    """Return a smaller copy of ``model``, a ViT as ``hiap.gate`` takes it or one that was pruned before, at the target.
+    """Return a smaller copy of ``model`` at the target, in eval mode, on the model's device and in its precision.
 
-    ``images``: some hundred, as the network takes them and without augmentation, as one tensor (B, C, height, width) or
-    as batches, which may be pairs of images and labels. The target is one of ``target_macs``, ``target_params`` and
-    ``target_latency``, a number or a share of ``model``'s below 1; ``latency`` and ``multiple`` as in ``hiap.extract``.
-    ``fisher`` and ``ridge`` as in ``hiap.beyond.obs.rank``; with ``fisher`` 'none' queries and keys stay whole. The
-    result is in eval mode, on the model's device and in its precision. Raises, before the first image is looked at,
-    ``UnsupportedModelError`` for a network and ``ConfigError`` for images or a target that this is not for.
+    Raises, before the first image is looked at, ``UnsupportedModelError`` for a network and ``ConfigError`` for images
+    or a target that this is not for.
+
+    Args:
+        model: a ViT as ``hiap.gate`` takes it, or one that was pruned before.
+        images: some hundred, as the network takes them and without augmentation, as one tensor (B, C, height, width) or
+            as batches, which may be pairs of images and labels.
+        target_macs, target_params, target_latency: one of them, a number or a share of ``model``'s below 1.
+        latency, multiple: as in ``hiap.extract``.
+        fisher, ridge: as in ``hiap.beyond.obs.rank``; with ``fisher`` 'none' queries and keys stay whole.
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")

@@ -24,17 +24,23 @@ def distillation_loss(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return cross-entropy blended with distillation, ``(1 - alpha) CE + alpha T^2 KL(teacher || student)``, a mean
-    over the batch; A12: T^2 or 1. Without a teacher, cross-entropy alone.
+    over the batch. Without a teacher, cross-entropy alone.
 
-    ``logits``, ``teacher_logits`` (B, classes); ``targets`` (B,) labels or (B, classes) probabilities. The paper gives
-    alpha and T and says "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the usual meaning of
-    the two numbers. ``logits`` may be the two of a distilled DeiT in training: the first learns the targets, the second
-    the teacher.
+    The paper gives alpha and T and says "cross-entropy plus distillation"; the convex blend and T^2 are Hinton's, the
+    usual meaning of the two numbers. Networks without a head: ``feature_loss``. Raises ``ValueError`` (one line) for
+    shapes that do not fit the task.
 
-    Ours, for other tasks: ``task`` 'labels', several labels of an image, ``targets`` (B, labels) in [0, 1]: binary
-    cross-entropy, and each label's Bernoulli KL in place of the KL; 'values', regression, ``targets`` of the shape of
-    ``logits``: mean squared errors to targets and teacher, without T. Networks without a head: ``feature_loss``.
-    Raises ``ValueError`` (one line) for shapes that do not fit the task.
+    Args:
+        logits: (B, classes), or the two of a distilled DeiT in training: the first learns the targets, the second the
+            teacher.
+        targets: (B,) labels or (B, classes) probabilities.
+        teacher_logits: of the shape of ``logits``.
+        task: ours, for other tasks than 'classes'. 'labels', several labels of an image, ``targets`` (B, labels) in
+            [0, 1]: binary cross-entropy, and each label's Bernoulli KL in place of the KL. 'values', regression,
+            ``targets`` of the shape of ``logits``: mean squared errors to targets and teacher, without T.
+        alpha, temperature: weight of the teacher, and T.
+        t_squared: A12: T^2 or 1.
+        label_smoothing: share of a label that goes to the other classes.
     """
     two = isinstance(logits, (tuple, list)) and len(logits) == 2
     student: Any

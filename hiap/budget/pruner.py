@@ -238,9 +238,10 @@ def extract(
             (``hiap.budget.selection.fitting_multiple``), and without one it is 1. Set without a target, the threshold's
             numbers go to the nearest multiple; units just below it stay or just above it go, with their own weights, so
             that the function is no longer that of ``gated.eval()``.
-        target_macs, target_params, target_latency: a number (of microseconds of a batch, as the table ``latency``, or
-            the file that has it, predicts them) or a share of dense below 1: instead of the threshold of 1/2 the one
-            that lands at most ``multiple`` units below the target (the first of a branch pays for the branch).
+        target_macs, target_params, target_latency: a number (of microseconds of a batch for the last) or a share of
+            dense below 1: instead of the threshold of 1/2 the one that lands at most ``multiple`` units below the
+            target (the first of a branch pays for the branch).
+        latency: the table, or the file that has it, that predicts time.
         keep: protects units: ``{"blocks.0.attn": [0, 2], "blocks.1.mlp": True, "blocks.5": True}`` keeps two heads, an
             FFN and a whole block.
     """

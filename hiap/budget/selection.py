@@ -61,8 +61,8 @@ class Target:
         return self.prices.constant + ledger.dense_cost(self.dims, self.prices)
 
     def excess(self, gated: Any, progress: float, start: float | None = None) -> Tensor:
-        """Expected minus wanted cost, as a share of dense. What is wanted falls linearly from ``start`` (dense) to the
-        target as ``progress`` goes from 0 to 1."""
+        """Return expected minus wanted cost, as a share of dense. What is wanted falls linearly from ``start`` (dense)
+        to the target as ``progress`` goes from 0 to 1."""
         first = self.dense if start is None else start
         wanted = first + min(1.0, progress) * (self.amount - first)
         return (cost.expected(gated, self.prices) - wanted) / self.dense

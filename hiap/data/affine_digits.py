@@ -181,7 +181,7 @@ def _warp(images: Tensor, maps: Tensor, size: int) -> Tensor:
 
 
 def _axis(size: int) -> Tensor:
-    """Pixel centres of one side, in [-1, 1]."""
+    """Return the pixel centres of one side, in [-1, 1]."""
     return (torch.arange(size) + 0.5) * (2 / size) - 1
 
 
@@ -206,7 +206,7 @@ def _one_thread() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images (1797, 8, 8) with values 0 to 16, and labels."""
+    """Load the images (1797, 8, 8) with values 0 to 16, and the labels."""
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
     bunch = load_digits()

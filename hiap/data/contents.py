@@ -76,7 +76,8 @@ def _stamps(images: Indexed) -> list[str]:
 
 
 def _sizes(images: Indexed) -> list[int]:
-    """Bytes of each image, or of what holds them; none of a folder that is too large to look at each."""
+    """Return the bytes of each image, or of what holds them; for a folder with too many to look at each, one number
+    beyond what is read whole."""
     if images.place.kind == "tar" and images.spots is not None:
         return images.spots[:, 2].tolist()
     if images.place.kind == "parquet":

@@ -129,7 +129,7 @@ def _values(found: Indexed, stamp: str) -> dict[str, Any]:
 
 
 def _stamp(place: Place) -> str:
-    """Changes when an image is added to a folder or taken away, or a file is another."""
+    """Return a digest that changes when an image is added to a folder or taken away, or a file is another."""
     if place.kind == "folder":
         folders = [entry for entry in os.scandir(place.path) if entry.is_dir()]
         parts = sorted(f"{entry.name} {os.stat(entry.path).st_mtime_ns}" for entry in folders)

@@ -214,7 +214,7 @@ class Record(_Part):
     @model_validator(mode="before")
     @classmethod
     def _sizes_that_meant_nothing(cls, values: Any) -> Any:
-        """Records of before name sizes also of data sets that were used whole."""
+        """Drop the sizes that records of before name also of data sets which were used whole."""
         if isinstance(values, dict) and "schema_version" in values and "images" not in values:
             data = values.get("config", {}).get("data", {})
             if isinstance(data, dict) and data.get("name", "affine-digits") not in SIZES:

@@ -51,7 +51,7 @@ class Warm:
         return task
 
     def code(self, task: int) -> int | None:
-        """Exit status of the task (negative: the signal that ended it), None while it runs."""
+        """Return the exit status of the task (negative: the signal that ended it), None while it runs."""
         self._listen()
         return self.codes[task]
 

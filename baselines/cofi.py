@@ -6,8 +6,7 @@ Algorithm: gates are sigmoid((logit + logistic noise) / (2/3)), stretched to (-0
 loss comes l1 (s - t) + l2 (s - t)^2 with s the expected share of MACs that is removed, t its target, which rises
 linearly; l1 and l2 follow by gradient ascent; then the most probable units that fit the target stay; fine-tune.
 Deviations: CoFi prunes BERT, down to the embedding width too, and distils layer by layer; here heads, value dimensions,
-FFN blocks and neurons, distilled as every other method (layers too: distill.hidden). It rounds gates by their expected
-number, here the MACs decide.
+FFN blocks and neurons, distilled as every other method. It rounds gates by their expected number, here the MACs decide.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_code_runs_within_its_generation_and_intermediate_code_on_later_ones() -
     assert device.runs_on((9, 0), [])
 
 
-HALF = {"epochs": 5, "lr": 1e-2, "precision": "fp16", "clip_norm": 1.0}
+HALF = {"epochs": 5, "lr": 1e-2, "precision": "fp16"}
 GATED = {
     "method": "hiap",
     "gates": {"lr": 0.1, "init_logit": 1.0, "keep_head": True},

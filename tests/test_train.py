@@ -470,7 +470,7 @@ def test_photographs_with_mixing_distillation_and_bf16(tmp_path):
         model={"name": "deit_tiny_patch16_224", "img_size": 32, "weights": str(tmp_path / "start"), "drop_path": 0.1}
         | dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")),
         data={"name": "imagenet", "root": str(root), "augment": "deit", "mixup": 0.8, "cutmix": 1.0},
-        optim={"epochs": 1, "batch_size": 4, "precision": "bf16", "label_smoothing": 0.1, "clip_norm": 1.0},
+        optim={"epochs": 1, "batch_size": 4, "precision": "bf16", "label_smoothing": 0.1},
         gates={"init_logit": 3.0, "lr": 3.0},
         distill={"alpha": 0.7},
     )

@@ -107,7 +107,6 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up
     weight_decay: float = Field(0.05, ge=0)  # of weights, not of biases and norms (paper, section 5)
     label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of a label that goes to the other classes
-    clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient; None: not clipped
     # Decay of a running average of the weights (EMA, 0.99996 in DeiT's script), which is then measured and kept instead
     # of the weights as trained. It reaches back some 1 / (1 - ema) steps: too many for a short run.
     ema: float | None = Field(None, gt=0, lt=1)
@@ -135,9 +134,6 @@ class DistillConfig(Section):
     # A12: unstated. With T^2 (Hinton's) the distilled part keeps its gradient's size at any T; without it, the
     # penalties weigh up to T^2 times as much against the task.
     t_squared: bool = True
-    # Weight of the distillation of hidden states as CoFi has it (hiap/train/hidden.py), beside that of logits; 0: off.
-    # The teacher must have the start's width and tokens.
-    hidden: float = Field(0.0, ge=0)
     # Compute the teacher's logits once instead of at every step: the same but for rounding, a quarter of a step less.
     # For images without augmentation.
     precompute: bool = False
@@ -316,11 +312,6 @@ def check_needs(config: Config) -> None:
         raise ConfigError("model.probe is for method=dense with model.weights that have no classifier of these classes")
     if config.distill.teacher and config.distill.alpha == 0:
         raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
-    if config.distill.hidden:
-        if config.distill.alpha == 0 or (config.method == "dense" and not config.distill.teacher):
-            raise ConfigError("distill.hidden needs a teacher: distill.alpha > 0, and distill.teacher in a dense run")
-        if config.distill.precompute or config.run.compile:
-            raise ConfigError("distill.hidden goes together with neither distill.precompute nor run.compile")
     if config.distill.teacher_weights != "hub" and not config.distill.teacher:
         raise ConfigError("distill.teacher_weights is for a timm model in distill.teacher, which is empty")
     if config.method != "dense" and config.distill.alpha > 0 and not (config.model.weights or config.distill.teacher):

@@ -25,7 +25,6 @@ from hiap.data.loader import Info
 from hiap.train import checkpoint
 from hiap.train.config import ON_DISK, Config, DataConfig
 from hiap.train.distributed import World
-from hiap.train.hidden import HiddenMatch
 from hiap.train.journal import Journal
 from hiap.train.measure import Measure
 from hiap.train.phase import Phase
@@ -64,8 +63,7 @@ class Loop:
     def train(self, index: int, stage: Stage, model: Any, state: dict[str, Any] | None) -> None:
         """Train one stage, from its start or from a checkpoint's ``state``."""
         config = stage.recipe(self.config)
-        match = HiddenMatch(model, self.lessons.plain()) if config.distill.hidden else None
-        phase = Phase(index, stage, config, model, self.context.steps_per_epoch, match)
+        phase = Phase(index, stage, config, model, self.context.steps_per_epoch)
         if state:
             phase.restore(state, self.device)
         self.begun = True
@@ -91,8 +89,6 @@ class Loop:
         self.journal.progress.end()
         if phase.ema:
             phase.ema.put(model)
-        if phase.match:
-            phase.match.close()
 
     def _rest_of_epoch(self, phase: Phase) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Return images, targets, and what the teacher says of them where it was asked beforehand."""
@@ -189,8 +185,6 @@ class Loop:
     def _bill(self, phase: Phase) -> None:
         batch = min(self.config.optim.batch_size, self.info.train)
         per_image = self.lessons.macs_per_image
-        if phase.match:
-            per_image += 3 * phase.match.macs()
         once = 0 if phase.index else self.lessons.macs_once  # for all stages
         images = phase.total * batch
         macs = 3 * batch * phase.trained_macs(self._macs) + per_image * images + once

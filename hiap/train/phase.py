@@ -14,7 +14,6 @@ from torch import Tensor
 from hiap.train.average import Average
 from hiap.train.config import Config, ConfigError
 from hiap.train.distributed import World
-from hiap.train.hidden import HiddenMatch
 from hiap.train.stages import Stage
 
 
@@ -28,7 +27,6 @@ class Phase:
     config: Config
     model: Any
     per_epoch: int
-    match: HiddenMatch | None = None
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
@@ -44,8 +42,6 @@ class Phase:
     def __post_init__(self) -> None:
         groups = self.stage.param_groups(self.model, self.config, self.per_epoch, self.schedule)
         self.optimizer = adamw(groups, self.model, self.config)
-        if self.match:
-            self.optimizer.add_param_group(self.match.group(self.config.optim.lr))
         self.ema = Average(self.model, self.config.optim.ema) if self.config.optim.ema else None
         device = next(self.model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.config.optim.precision == "fp16")
@@ -105,7 +101,6 @@ class Phase:
             "seconds": self.elapsed(),
             **({"macs": self.macs, "since": self.since} if self.since else {}),
             **({"ema": self.ema.state_dict()} if self.ema else {}),
-            **({"map": self.match.map.detach()} if self.match else {}),
         }
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
@@ -119,8 +114,6 @@ class Phase:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
-            if self.match:
-                self.match.map.data.copy_(state["map"])
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).split("\n")[0]
             raise ConfigError(

@@ -39,6 +39,7 @@ SCHEMA_VERSION: Literal[1] = 1
 PACKAGE = Path(__file__).parents[1]  # hiap/, in the checkout whose code this is
 SNAPSHOT = "snapshot.json"
 Part = TypeVar("Part", bound=BaseModel)
+GONE = (("distill", "hidden", 0.0), ("optim", "clip_norm", None))  # options of old records: section, key, how it is off
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -213,12 +214,19 @@ class Record(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _sizes_that_meant_nothing(cls, values: Any) -> Any:
-        """Drop the sizes that records of before name also of data sets which were used whole."""
-        if isinstance(values, dict) and "schema_version" in values and "images" not in values:
-            data = values.get("config", {}).get("data", {})
-            if isinstance(data, dict) and data.get("name", "affine-digits") not in SIZES:
-                values["config"]["data"] = {k: v for k, v in data.items() if k not in ("train_size", "test_size")}
+    def _without_what_meant_nothing(cls, values: Any) -> Any:
+        """Drop what records of before name and nothing followed from: options that are gone, where they were off, and
+        sizes of data sets that were used whole."""
+        config = values.get("config") if isinstance(values, dict) and "schema_version" in values else None
+        if not isinstance(config, dict):
+            return values
+        for section, key, off in GONE:
+            part = config.get(section)
+            if isinstance(part, dict) and key in part and part[key] == off:
+                del part[key]
+        data = config.get("data", {})
+        if "images" not in values and isinstance(data, dict) and data.get("name", "affine-digits") not in SIZES:
+            config["data"] = {k: v for k, v in data.items() if k not in ("train_size", "test_size")}
         return values
 
 

@@ -27,7 +27,6 @@ from hiap.train import again, card, checkpoint, compilation, curves, identity, p
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
-from hiap.train.hidden import check_fits
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
@@ -162,8 +161,6 @@ class Run:
             print(f"{config.run_id}: teacher: {'; '.join(lessons.adapted)}", file=sys.stderr)
         if config.method != "dense" and config.model.weights.startswith("run:"):
             self._tell_behind(read(folders.referred(config.model.weights).record))
-        if config.distill.hidden:
-            check_fits(self.start, lessons.plain())
         self.journal = Journal(config, folders, world, self.dense_macs)
         self.journal.made_of = {
             "images": data.files_digest(config.data),

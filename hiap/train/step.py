@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiap.backbones.seeds import noise_seed
 from hiap.beyond.tasks import distillation_loss
@@ -45,7 +45,7 @@ class Step:
 
         This process's share of the batch goes through in ``run.accumulate`` parts.
         """
-        config, parts = phase.config, phase.config.run.accumulate
+        parts = phase.config.run.accumulate
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
         phase.optimizer.zero_grad(set_to_none=True)
@@ -60,11 +60,6 @@ class Step:
                 phase.scaler.scale(values["loss"]).backward()
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        if phase.match:
-            phase.match.average(self.world)
-        if config.optim.clip_norm:
-            phase.scaler.unscale_(phase.optimizer)
-            nn.utils.clip_grad_norm_(phase.model.parameters(), config.optim.clip_norm)
         for group in phase.optimizer.param_groups:
             group["lr"] = phase.rate * group["lr_scale"]
         phase.scaler.step(phase.optimizer)
@@ -77,13 +72,12 @@ class Step:
         self, phase: Phase, forward: Any, images: Tensor, targets: Tensor, taught: Tensor | None
     ) -> dict[str, Tensor]:
         """Return loss and terms of one part of the batch, weighted such that parts add up and processes average."""
-        config, match = phase.config, phase.match
+        config = phase.config
         with autocast(self.device, config.optim.precision):
             if self.teacher and taught is None:
-                with torch.no_grad(), match.teacher.seen() if match else nullcontext():
+                with torch.no_grad():
                     taught = self.teacher(images)
-            with match.student.seen() if match else nullcontext():
-                logits = forward(images)
+            logits = forward(images)
         task = distillation_loss(
             logits,
             targets,
@@ -91,13 +85,12 @@ class Step:
             **config.distill.model_dump(include={"alpha", "temperature", "t_squared"}),
             label_smoothing=config.optim.label_smoothing,
         )
-        means = {"task": task, **({"hidden": config.distill.hidden * match.loss()} if match else {})}
         terms = phase.stage.terms(phase.model)
         if config.run.accumulate * self.world.size > 1:
             share = len(images) * self.world.size / min(config.optim.batch_size, self.images)
-            means = {name: mean * share for name, mean in means.items()}
+            task = task * share
             terms = {name: term / config.run.accumulate for name, term in terms.items()}
-        return {"loss": torch.stack([*means.values(), *terms.values()]).sum(), **means, **terms}
+        return {"loss": torch.stack([task, *terms.values()]).sum(), "task": task, **terms}
 
     def _seed_noise(self, phase: Phase, part: int) -> None:
         """Let gate noise, dropout and drop path follow from the step, and from the part of the batch unless A10 says

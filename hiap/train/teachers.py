@@ -66,10 +66,6 @@ class Distillation:
         elif config.method != "dense" and config.distill.alpha > 0:
             self.network = copy.deepcopy(start).eval().requires_grad_(False).to(device)
 
-    def plain(self) -> Any:
-        """Return the network within ``network`` that has blocks, if one has."""
-        return getattr(self.network, "model", self.network)
-
     @torch.no_grad()
     def precompute(self) -> None:
         """Ask for ``logits``, if the run wants them at once."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiap.backbones.sharded import whole, write
+from hiap.backbones.sharded import full_tensor_of, write
 from hiap.options import ConfigError, GateConfig
 
 CLIP = 1e-6  # noise comes from uniform numbers in [CLIP, 1 - CLIP], so it stays within +-13.8
@@ -44,7 +44,7 @@ class Gate(nn.Module):
         """Logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
         logit = self._parameters.get("logit")
         if hasattr(logit, "full_tensor"):
-            logit = whole(logit)
+            logit = full_tensor_of(logit)
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
                 "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2) or "

@@ -68,7 +68,7 @@ class Diagnosis:
 # The look, on either node
 
 
-def look(results: Path, data_root: str, hub: list[str]) -> dict[str, Any]:
+def inspect_machine(results: Path, data_root: str, hub: list[str]) -> dict[str, Any]:
     """Return what this machine is like, as JSON. Imports torch only where there is a GPU."""
     root = os.path.expandvars(data_root)
     found: dict[str, Any] = {
@@ -154,7 +154,7 @@ def diagnose(runs: list[Run], site: Site, processes: int, logs: Path, wait_s: fl
     photographs = [run for run in runs if run.config.data.name in ON_DISK]
     data_root = photographs[0].config.data.root if photographs else ""
     hub = prefetch.hub_names([run.config for run in runs])
-    here = look(results, data_root, hub)
+    here = inspect_machine(results, data_root, hub)
     _tell(found, "login node", here)
     _cluster(found, runs, site)
     try:
@@ -363,7 +363,9 @@ def main() -> None:
     stem = Path(sys.argv[1])
     task = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        write_json(stem.with_suffix(".answer.json"), look(Path(task["results"]), task["data_root"], task["hub"]))
+        write_json(
+            stem.with_suffix(".answer.json"), inspect_machine(Path(task["results"]), task["data_root"], task["hub"])
+        )
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _trained_macs(config: Config, dense: int) -> float:
 
 def _target(config: Config, dense: int) -> float | None:
     try:
-        wanted = record.wanted(config, Folders.of(config), "macs")
+        wanted = record.target_value(config, Folders.of(config), "macs")
     except ConfigError:
         return None
     return None if wanted is None else amount(wanted, dense)

@@ -161,7 +161,7 @@ def _requeue(submitit_requeues: Callable[[int, Any], Any]) -> bool:
     try:
         submitit_requeues(_warning(), None)
     except (OSError, subprocess.SubprocessError) as error:
-        leave_word(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SLURM_JOB_ID"])
+        ask_for_requeue(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SLURM_JOB_ID"])
         print(f"cannot requeue from here ({error}); the batch script or the launcher will", file=sys.stderr)
         return False
     return True
@@ -240,11 +240,11 @@ def _attempts(folders: Folders) -> tuple[str, int]:
     return start, count
 
 
-def word(logs: Path, job: str) -> Path:
+def requeue_request(logs: Path, job: str) -> Path:
     """Return the file that asks the batch script of ``job`` to requeue it: python may run where there is no
     scontrol."""
     return logs / f"requeue-{job}"
 
 
-def leave_word(logs: Path, job: str) -> None:
-    word(logs, job).touch()
+def ask_for_requeue(logs: Path, job: str) -> None:
+    requeue_request(logs, job).touch()

@@ -26,7 +26,7 @@ from hiap.data import loader as data
 from hiap.train import identity
 from hiap.train.config import ON_DISK, ConfigError, check_needs, check_table
 from hiap.train.reach import check_reach
-from hiap.train.record import Record, made, read, write
+from hiap.train.record import Record, read, read_briefly, write
 from slurm import estimate, report
 from slurm import grid as grids
 from slurm import site as sites
@@ -279,7 +279,7 @@ def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[R
     for run in runs:
         if (folders := run.folders if run.finished else run.twin) is None:
             continue
-        record, config = made(folders.record), run.config
+        record, config = read_briefly(folders.record), run.config
         if on_nodes and config.data.name in ON_DISK:
             record = record.model_copy(update={"images": None})
         records.append(record)
@@ -288,9 +288,11 @@ def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[R
         except ConfigError as error:
             raise ConfigError(f"{source}: run '{run.label}': {error}") from None
         if found and not run.finished:
-            raise ConfigError(f"grid {folders.grid}: {identity.told(record, found)}; --results names another folder")
+            raise ConfigError(
+                f"grid {folders.grid}: {identity.in_one_line(record, found)}; --results names another folder"
+            )
         if found:
-            stale[run] = identity.told(record, found)
+            stale[run] = identity.in_one_line(record, found)
         elif run.finished and (need := next((need for need in run.needs if need in stale), None)):
             stale[run] = f"{run.run_id} started from {need.run_id}"
     if doubt := identity.doubts(records):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hiap.files import locks, open_lock
+from hiap.files import open_lock, take_lock
 from hiap.train.config import ConfigError
 
 
@@ -21,7 +21,7 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
     ``wait``, raises ``ConfigError`` if another has it."""
     with open_lock(path) as file:
         try:
-            held = locks(file, wait)
+            held = take_lock(file, wait)
         except BlockingIOError:
             file.seek(0)
             raise _taken(file.read()) from None

@@ -131,11 +131,11 @@ def dry_run(runs: list[Run], bench: Path) -> str:
             ]
         )
     header = ["label", "seed", "run id", "state", "needs", "epochs", "images", "TMACs"]
-    gpu = [_gpu_bill(todo, bench)] if any(run.config.run.device == "cuda" for run in todo) else []
-    return "\n".join([table(header, rows, left=(0, 2, 3, 4)), "", _bill(todo), *gpu])
+    gpu = [_gpu_cost(todo, bench)] if any(run.config.run.device == "cuda" for run in todo) else []
+    return "\n".join([table(header, rows, left=(0, 2, 3, 4)), "", _cost(todo), *gpu])
 
 
-def _gpu_bill(todo: list[Run], bench: Path) -> str:
+def _gpu_cost(todo: list[Run], bench: Path) -> str:
     """Return the GPU-hours of the runs whose network was timed, and how to measure what the others need."""
     hours, devices, unknown = 0.0, set[str](), dict[str, int]()
     for run in todo:
@@ -156,7 +156,7 @@ def _gpu_bill(todo: list[Run], bench: Path) -> str:
     return "\n".join(lines)
 
 
-def _bill(todo: list[Run]) -> str:
+def _cost(todo: list[Run]) -> str:
     macs = [estimate.train_macs(run.config) for run in todo]
     sizes = [size for run in todo if (size := estimate.disk_bytes(run.config))]
     total = sum(m for m in macs if m is not None)

@@ -18,7 +18,7 @@ from hiap.files import atomic_write, write_json
 from hiap.train.config import ConfigError
 from hiap.train.record import SNAPSHOT, git_state
 from slurm.grid import Run
-from slurm.job import word
+from slurm.job import requeue_request
 from slurm.site import Site
 
 REPOSITORY = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def cache_variables(site: Site) -> dict[str, str]:
 def requeue_lines(logs: Path) -> list[str]:
     """Return what the batch script, which runs outside of any container, does for a job that could not requeue
     itself."""
-    mark = shlex.quote(str(word(logs, ""))) + "$SLURM_JOB_ID"
+    mark = shlex.quote(str(requeue_request(logs, ""))) + "$SLURM_JOB_ID"
     return ["status=$?", f'if rm {mark} 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $status"]
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 
 from hiap.train.config import Config, ConfigError
-from hiap.train.record import Environment, Folders, Metrics, Record, Score, Size, StageBill, now, read, write
+from hiap.train.record import Environment, Folders, Metrics, Record, Score, Size, StageCost, now, read, write
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -74,7 +74,7 @@ def make_record(config: Config, status: str, top1: float = 91.25) -> Record:
             soft=Score(top1=90.5, loss=0.3, n=445) if gated else None,
         ),
         size=None if failed else Size(dense_macs=2_000_000, dense_params=30_000, macs=1_000_000, params=20_000),
-        stages=[StageBill(name="train", epochs=3, steps=30, images=900, seconds=12.4, train_macs=1e9)],
+        stages=[StageCost(name="train", epochs=3, steps=30, images=900, seconds=12.4, train_macs=1e9)],
         environment=Environment(
             device="cpu",
             device_name="",

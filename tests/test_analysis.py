@@ -36,7 +36,7 @@ from hiap.train.record import (
     Record,
     Score,
     Size,
-    StageBill,
+    StageCost,
     read,
     write,
 )
@@ -56,7 +56,7 @@ def made_up(
     gated = method == "hiap"
     scores = {"hardened": top1, "soft": top1 - 1.5} if gated else {}
     scores |= {"dense": 90.0} if method != "dense" else {}
-    bill = StageBill(name=method, epochs=EPOCHS, steps=60, images=7_680, seconds=61.5, train_macs=3.0 * macs * 7_680)
+    bill = StageCost(name=method, epochs=EPOCHS, steps=60, images=7_680, seconds=61.5, train_macs=3.0 * macs * 7_680)
     return Record(
         run_id=full.run_id,
         grid="laptop",

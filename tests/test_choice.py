@@ -113,7 +113,7 @@ def test_digits_have_validation_images_of_their_own(name: str) -> None:
 
 def test_a_beginning_of_the_order_holds_of_each_class_its_share() -> None:
     labels = np.repeat(np.arange(5), [100, 50, 25, 200, 125])
-    order = choice.spread(labels, 3)
+    order = choice.stratified_order(labels, 3)
     assert sorted(order) == list(range(500))
     for part in (20, 100, 250):
         found = np.bincount(labels[order[:part]], minlength=5)
@@ -235,12 +235,12 @@ def test_a_writer_that_is_killed_or_finds_no_room_leaves_nothing_half(tmp_path: 
 
     ask: dict[str, Any] = {"key": {"a": 1}, "shape": (2, 3, 4, 4), "corrupt": list, "what": "x"}
     with pytest.raises(RuntimeError):
-        pixel_cache.opened(make=lambda: make(True), **ask)
+        pixel_cache.load_or_decode(make=lambda: make(True), **ask)
     assert [path.name for path in (downloads.folder() / "pixels").iterdir() if path.is_dir()] == []
-    found = pixel_cache.opened(make=lambda: make(False), **ask)
+    found = pixel_cache.load_or_decode(make=lambda: make(False), **ask)
     assert found is not None
     assert found.digest == pixel_cache.digest(found.images, found.labels)
-    assert pixel_cache.opened(make=lambda: pytest.fail("kept"), **ask) is not None
+    assert pixel_cache.load_or_decode(make=lambda: pytest.fail("kept"), **ask) is not None
 
 
 def test_where_nothing_can_be_kept_images_are_decoded_each_time(

@@ -59,11 +59,11 @@ SECTIONS = [(f"{name}.", field.annotation) for name, field in Config.model_field
 
 
 def every_option() -> list[options.Option]:
-    found = [*options.of(Config)]
+    found = [*options.options_of(Config)]
     for prefix, section in SECTIONS:
-        found += options.of(section, prefix) if options._is_section(section) else []
+        found += options.options_of(section, prefix) if options._is_section(section) else []
     modes = [mode.settings for mode in settings.MODES.values() if mode.settings]
-    return [*found, *(option for mode in modes for option in options.of(mode))]
+    return [*found, *(option for mode in modes for option in options.options_of(mode))]
 
 
 @pytest.mark.parametrize("option", every_option(), ids=lambda option: option.key)

@@ -127,7 +127,7 @@ def test_ratios_and_shares_are_those_of_the_clock(folders):
             assert row.against_same is not None
             assert row.against_same[1] == pytest.approx(seconds / both[0])
             assert row.share == (None if name == "dense" else pytest.approx((1 - seconds / both[0]) / cut, abs=1e-3))
-    first = next(line for line in deploy.told(report) if "cut" in line and "int8" in line)
+    first = next(line for line in deploy.lines(report) if "cut" in line and "int8" in line)
     assert first.split()[1:] == ["cut", "onnxruntime", "int8", "2000.00", "5.00", "5.00", f"{0.5 / cut:.3f}"]
 
 
@@ -160,7 +160,7 @@ def test_the_worst_process_is_told(folders):
         assert row.share == before.share, "the processes' median"
         assert row.worst == (None if before.share is None else before.share - 0.25)
     assert one.rows[0].worst is None
-    assert any(f"{row.share:.3f} ({row.worst:.3f})" in line for line in deploy.told(found) for row in rows.values()
+    assert any(f"{row.share:.3f} ({row.worst:.3f})" in line for line in deploy.lines(found) for row in rows.values()
                if row.share is not None)  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_baselines_run_on_two_processes(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_parts_cover_a_batch_in_mirrored_pairs(size: int, count: int) -> None:
     batch = np.random.default_rng(0).permutation(size)
-    parts = [data.part(batch, i, count) for i in range(count)]
+    parts = [data.share_of(batch, i, count) for i in range(count)]
     assert sorted(np.concatenate(parts)) == list(range(size))
     place = {image: i for i, image in enumerate(batch)}
     for part in parts[:-1]:
@@ -148,7 +148,7 @@ def test_a_part_is_mixed_as_in_the_whole_batch() -> None:
     mix = Mixup(mixup_alpha=0.8, cutmix_alpha=0.0, num_classes=10)
     np.random.seed(0)
     whole = mix(images.clone(), labels.clone())
-    chosen = data.part(np.arange(8), 1, 2)
+    chosen = data.share_of(np.arange(8), 1, 2)
     np.random.seed(0)
     half = mix(images[chosen].clone(), labels[chosen].clone())
     assert all(torch.equal(a[chosen], b) for a, b in zip(whole, half, strict=True))

@@ -148,7 +148,7 @@ def test_each_ailment_has_its_line(changes: dict[str, Any], part: str, keys: dic
 
 def test_a_look_leaves_nothing_behind(tmp_path: Path) -> None:
     begin = time.time()
-    seen = doctor.look(tmp_path, "", [])
+    seen = doctor.inspect_machine(tmp_path, "", [])
     assert seen["cpus"] == len(os.sched_getaffinity(0))
     assert begin <= seen["time"] <= time.time()
     assert seen["locks"]

@@ -98,7 +98,7 @@ def test_what_is_measured_probed_and_looked_at_is_not_augmented(tmp_path: Path) 
     plain = made(tmp_path, "photographs")
     config = plain.model_copy(update={"augment": "batch", "repeats": 2, "mixup": 0.5})
     for split in ("train", "test"):
-        both = [[*data.evenly(one, 32, split, 20, 8)] for one in (plain, config)]  # type: ignore[arg-type]
+        both = [[*data.evenly_spaced(one, 32, split, 20, 8)] for one in (plain, config)]  # type: ignore[arg-type]
         assert equal(*both)
     assert equal(*([*data.test_batches(one, 32, batch_size=8)] for one in (plain, config)))
     assert data.identity(plain, 32) == data.identity(config, 32), "the same images, to the digest"

@@ -63,8 +63,8 @@ def test_a_new_classifier_starts_as_its_probe(start: Path, tmp_path: Path) -> No
     model = hiap.load(start)
     model.reset_classifier(10)
     shown = config.data
-    seen, labels = probe.features(model, data.evenly(shown, 16, "train", None, 100), torch.device("cpu"), "fp32")
-    tested = probe.features(model, data.evenly(shown, 16, "test", None, 100), torch.device("cpu"), "fp32")
+    seen, labels = probe.features(model, data.evenly_spaced(shown, 16, "train", None, 100), torch.device("cpu"), "fp32")
+    tested = probe.features(model, data.evenly_spaced(shown, 16, "test", None, 100), torch.device("cpu"), "fp32")
     assert probe.Probe(seen, labels, 10).score(*tested).top1 == pytest.approx(record.metrics.dense.top1, abs=0.5)
 
 
@@ -88,7 +88,7 @@ def test_both_are_compared_on_the_same_images(right: range, behind: bool, start:
     from hiap.train.evaluate import pack
 
     hits = torch.zeros(10, dtype=torch.bool)
-    hits[data.spaced(10, 5)] = not behind
+    hits[data.spaced_indices(10, 5)] = not behind
     record = train.run(dense(start, tmp_path))
     metrics = Metrics(
         probe=Score(top1=60, loss=1, n=5),
@@ -98,8 +98,8 @@ def test_both_are_compared_on_the_same_images(right: range, behind: bool, start:
 
 
 def test_images_are_taken_evenly() -> None:
-    assert data.spaced(10, 3).tolist() == [0, 4, 9]
-    assert data.spaced(3, 10).tolist() == [0, 1, 2]
+    assert data.spaced_indices(10, 3).tolist() == [0, 4, 9]
+    assert data.spaced_indices(3, 10).tolist() == [0, 1, 2]
 
 
 def test_rates_fall_from_layer_to_layer_as_timms_do() -> None:

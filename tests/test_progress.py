@@ -111,8 +111,8 @@ def test_lines_go_where_the_log_goes(out, err, lines, monkeypatch):
     shown = progress.Progress("run")
     shown.begin("train", 2, 0)
     shown.step()
-    shown.look(0.5, "epoch 1 of 1, 50 %", ended=False)
-    shown.look(0.5, "epoch 1 of 1", ended=True)
+    shown.show(0.5, "epoch 1 of 1, 50 %", ended=False)
+    shown.show(0.5, "epoch 1 of 1", ended=True)
     shown.end()
     kept = streams[0 if not out else 1].getvalue()
     assert (kept == "run: epoch 1 of 1\n") if lines else ("run train" in kept)
@@ -125,9 +125,9 @@ def test_a_long_epoch_has_lines_now_and_then(capsys, monkeypatch):
     shown = progress.Progress("run")
     for minute in range(12):
         clock[0] = 60.0 * minute
-        shown.look(0.5, f"minute {minute}", ended=False)
+        shown.show(0.5, f"minute {minute}", ended=False)
     assert capsys.readouterr().err == "run: minute 6\n"
-    progress.Progress("run", shown=False).look(0.5, "quiet", ended=True)
+    progress.Progress("run", shown=False).show(0.5, "quiet", ended=True)
     assert capsys.readouterr() == ("", "")
 
 

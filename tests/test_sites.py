@@ -397,7 +397,7 @@ def test_the_batch_script_requeues_a_job_that_asked_for_it(asked: bool, tmp_path
     (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n')
     (tmp_path / "bin" / "scontrol").chmod(0o755)
     if asked:
-        job.leave_word(tmp_path, "12")
+        job.ask_for_requeue(tmp_path, "12")
     text = "\n".join(["sh -c 'exit 3'", *submission.requeue_lines(tmp_path)])
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
     done = subprocess.run(["bash", "-c", text], env=environment)
@@ -405,7 +405,7 @@ def test_the_batch_script_requeues_a_job_that_asked_for_it(asked: bool, tmp_path
     assert (tmp_path / "said").exists() == asked
     if asked:
         assert (tmp_path / "said").read_text() == "requeue 12\n"
-        assert not job.word(tmp_path, "12").exists(), "once"
+        assert not job.requeue_request(tmp_path, "12").exists(), "once"
 
 
 def test_attempts_too_short_for_a_first_checkpoint_come_to_an_end(

@@ -19,7 +19,7 @@ def own_type(module: Any) -> type:
     return kind.__bases__[1] if kind.__name__.startswith("FSDP") and len(kind.__bases__) == 2 else kind
 
 
-def whole(tensor: Any) -> Any:
+def full_tensor_of(tensor: Any) -> Any:
     """Gather ``tensor`` if this process holds a part of it; gradients go back to the parts."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -56,7 +56,8 @@ def _plain(module: Any) -> Any:
         vars(plain)[name] = type(value)() if name.endswith(("_hooks", "_hooks_with_kwargs")) else copy.deepcopy(value)
     parameters = module._parameters.items()
     vars(plain)["_parameters"] = {
-        name: None if p is None else nn.Parameter(whole(p.detach()).clone(), p.requires_grad) for name, p in parameters
+        name: None if p is None else nn.Parameter(full_tensor_of(p.detach()).clone(), p.requires_grad)
+        for name, p in parameters
     }
     vars(plain)["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     vars(plain)["_modules"] = {name: None if m is None else _plain(m) for name, m in module._modules.items()}

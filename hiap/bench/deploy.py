@@ -289,7 +289,7 @@ def _fastest(tables: list[dict[tuple[str, int], Deployed]], keys: list[tuple[str
     return min(dense, key=lambda key: float(np.median([table[key].against_best[1] for table in tables])))
 
 
-def told(report: DeployReport) -> list[str]:
+def lines(report: DeployReport) -> list[str]:
     """Return lines for a terminal: the rows, the fastest first, and what was left out."""
     wide = max(len(row.network) for row in report.rows)
     head = f"{'batch':>5}  {'network':{wide}}  {'runtime':11}  {'':4}  {'ms':>9}"

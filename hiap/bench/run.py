@@ -320,7 +320,7 @@ def _executed(model: Any, layout: str) -> int:
     return cost.macs(model, cost.image_of(model), executed=True)
 
 
-def told(found: Report) -> list[str]:
+def lines(found: Report) -> list[str]:
     """Return a line per row."""
     return [
         f"{row.name:24} batch {row.batch:4}  {row.macs / 1e9:.3f} G ({row.executed_macs / 1e9:.3f} executed)  "
@@ -335,13 +335,13 @@ def _report(mode: str, settings: Settings, rows: list[Row], reference: str) -> R
 
 
 class Mode(NamedTuple):
-    """Mode of the benchmark. ``merge``: makes one report of several processes'; ``tell``: gives a report's rows as
+    """Mode of the benchmark. ``merge``: makes one report of several processes'; ``lines``: gives a report's rows as
     lines for a terminal."""
 
     settings: type[Timing]
     run: Callable[[Any], Any]
     merge: Callable[[Any], Any] = merged
-    tell: Callable[[Any], list[str]] = told
+    lines: Callable[[Any], list[str]] = lines
 
 
 MODES = {
@@ -349,8 +349,8 @@ MODES = {
     "steps": Mode(Settings, steps),
     "peer": Mode(Settings, against_torch_pruning),
     "input": Mode(Settings, read_images),
-    "latency": Mode(LatencySettings, latency, _merged_latency, lambda found: [*told(found), str(found.latency)]),
-    "deploy": Mode(DeploySettings, deploy.deploy, deploy.merged, deploy.told),
+    "latency": Mode(LatencySettings, latency, _merged_latency, lambda found: [*lines(found), str(found.latency)]),
+    "deploy": Mode(DeploySettings, deploy.deploy, deploy.merged, deploy.lines),
     "train": Mode(TrainSettings, training),
 }
 
@@ -411,5 +411,5 @@ def main(arguments: list[str] | None = None) -> int:
         return error.returncode
     path = Path(settings.out) / f"{settings.name or name}.json"
     write_json(path, found.model_dump(mode="json"))
-    print("\n".join([*mode.tell(found), str(path)]))
+    print("\n".join([*mode.lines(found), str(path)]))
     return 0

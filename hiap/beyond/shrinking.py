@@ -65,7 +65,7 @@ class Shrink:
         self.head_dim = gated.blocks[0].attn.head_dim
         self.streaks = [[torch.zeros_like(found, dtype=torch.long) for found in self._found(b)] for b in gated.blocks]
 
-    def look(self, gated: Any, optimizer: torch.optim.Optimizer | None = None) -> list[Change]:
+    def cut(self, gated: Any, optimizer: torch.optim.Optimizer | None = None) -> list[Change]:
         """Count what is closed, and cut what has been for long enough; see ``Pruner.cut``. Raises ``PrunerError``,
         before anything is cut, for an optimiser that is not of the network or whose state cannot be cut."""
         for block, streak in zip(gated.blocks, self.streaks, strict=True):

@@ -129,7 +129,7 @@ class Pruner(pruner.Pruner):
         what was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
         if not self.shrink:
             raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
-        gone = self.shrink.look(self.model, optimizer)
+        gone = self.shrink.cut(self.model, optimizer)
         self._watch.seen()
         return gone
 

@@ -328,7 +328,7 @@ def union(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
 
 
 @torch.no_grad()
-def zeros(model: Any) -> list[BlockMask]:
+def zero_units(model: Any) -> list[BlockMask]:
     """Return the heads, value dimensions and neurons that give nothing in a network that was made even (gated or
     not)."""
     gone = []
@@ -341,7 +341,7 @@ def zeros(model: Any) -> list[BlockMask]:
     return gone
 
 
-def live(kept: list[BlockMask], gone: list[BlockMask]) -> list[BlockMask]:
+def drop_zeros(kept: list[BlockMask], gone: list[BlockMask]) -> list[BlockMask]:
     """Return ``kept`` without units that are ``gone``: they may fill what is left of a target, and give nothing."""
     pairs = [(mask, mask.dims & ~zero.dims.to(mask.dims.device), zero) for mask, zero in zip(kept, gone, strict=True)]
     return [

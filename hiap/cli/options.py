@@ -30,7 +30,7 @@ class Option(NamedTuple):
     text: str
 
 
-def of(section: type[BaseModel], prefix: str = "") -> list[Option]:
+def options_of(section: type[BaseModel], prefix: str = "") -> list[Option]:
     """Return the options of a section, in their order; not those of sections within it."""
     said = comments(section)
     return [
@@ -76,14 +76,14 @@ def train_help(arguments: list[str]) -> str:
         if word not in Config.model_fields:
             raise ConfigError(f"no section '{word}'{did_you_mean(word, list(sections))}")
     parts = [] if wanted else [_paragraph(TRAIN)]
-    top = [option for option in of(Config) if not wanted or option.key in wanted]
+    top = [option for option in options_of(Config) if not wanted or option.key in wanted]
     parts += [_listed(top)] if top else []
     parts += [_method(word.partition("=")[2]) for word in arguments if word.startswith("method=")]
     for name, section in sections.items():
         if not wanted or name in wanted:
             assert section is not None
             parts.append(
-                "\n".join([textwrap.fill(f"{name}: {about(section)}", WIDTH), _listed(of(section, f"{name}."))])
+                "\n".join([textwrap.fill(f"{name}: {about(section)}", WIDTH), _listed(options_of(section, f"{name}."))])
             )
     return "\n\n".join(parts)
 
@@ -122,7 +122,7 @@ def bench_help(arguments: list[str]) -> str:
     mode = MODES[name]
     parts = [f"usage: {mode.usage or f'hiap bench {name} key=value ...'}", _paragraph(mode.about)]
     if mode.settings:
-        parts += [_paragraph(about(mode.settings)), _listed(of(mode.settings))]
+        parts += [_paragraph(about(mode.settings)), _listed(options_of(mode.settings))]
     return "\n\n".join(parts)
 
 

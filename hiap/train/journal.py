@@ -17,7 +17,7 @@ from hiap.train.device import pick_device
 from hiap.train.distributed import World
 from hiap.train.phase import Phase
 from hiap.train.progress import Progress
-from hiap.train.record import EpochLog, Folders, GateLog, Record, Score, StageBill, environment, now, write_status
+from hiap.train.record import EpochLog, Folders, GateLog, Record, Score, StageCost, environment, now, write_status
 from hiap.train.stages import Context, Stage
 
 STATUS_SECONDS = 2.0
@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, config: Config, folders: Folders, world: World, dense_macs: int):
         self.config, self.folders, self.world, self.dense_macs = config, folders, world, dense_macs
-        self.bills: list[StageBill] = []
+        self.costs: list[StageCost] = []
         self.epochs: list[EpochLog] = []
         self.gates: list[GateLog] = []
         self.resumed = 0
@@ -47,7 +47,7 @@ class Journal:
             "dense": self.dense and self.dense.model_dump(),
             "probe": self.probe and self.probe.model_dump(),
             "made_of": self.made_of,
-            "bills": [b.model_dump() for b in self.bills],
+            "bills": [b.model_dump() for b in self.costs],
             "epochs": [e.model_dump() for e in self.epochs],
             "gates": [g.model_dump() for g in self.gates],
         }
@@ -55,7 +55,7 @@ class Journal:
     def resume(self, state: dict[str, Any]) -> None:
         self.resumed = state["resumed"] + 1
         self.dense, self.probe = (Score(**state[name]) if state.get(name) else None for name in ("dense", "probe"))
-        self.bills = [StageBill(**b) for b in state["bills"]]
+        self.costs = [StageCost(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]
         self.gates = [GateLog(**g) for g in state.get("gates", [])]
 
@@ -63,7 +63,7 @@ class Journal:
         if self.world.first:
             write_status(self.folders, resumed=self.resumed, **fields)
 
-    def running(self, phase: Phase, stages: list[Stage], mean: float) -> None:
+    def update_status(self, phase: Phase, stages: list[Stage], mean: float) -> None:
         """Tell status.json, now and then, how far the run is and what the loss is."""
         if time.monotonic() - self._last_status > STATUS_SECONDS or phase.step == phase.total:
             self._last_status = time.monotonic()
@@ -79,7 +79,7 @@ class Journal:
                 eta_s=_to_go(phase, stages),
             )
 
-    def watched(self, phase: Phase, stages: list[Stage], loss: float) -> None:
+    def show_progress(self, phase: Phase, stages: list[Stage], loss: float) -> None:
         """Tell whoever watches how far the run is; ``loss``: the mean over the epoch so far."""
         ended, (before, epochs) = phase.step % phase.per_epoch == 0, _epochs(phase, stages)
         part = "" if ended else f" ({phase.step % phase.per_epoch / phase.per_epoch:.0%} of it)"
@@ -91,7 +91,7 @@ class Journal:
             said.append(f"top-1 {log.top1:.2f} %")
         said.append(f"{phase.elapsed() / phase.step * phase.per_epoch:.3g} s an epoch")
         said.append(f"{timedelta(seconds=round(_to_go(phase, stages)))} to go")
-        self.progress.look(loss, ", ".join(said), ended)
+        self.progress.show(loss, ", ".join(said), ended)
 
     def epoch_log(self, phase: Phase) -> EpochLog:
         """Return the log of the epoch that has just ended, whose sums are let go."""
@@ -140,10 +140,10 @@ class Journal:
             )
         )
 
-    def bill(self, phase: Phase, images: int, macs: int) -> None:
+    def add_cost(self, phase: Phase, images: int, macs: int) -> None:
         """Note the training cost of a stage that has ended, after so many ``images`` and multiply-adds."""
-        self.bills.append(
-            StageBill(
+        self.costs.append(
+            StageCost(
                 name=phase.stage.name,
                 epochs=phase.stage.epochs,
                 steps=phase.total,
@@ -153,10 +153,11 @@ class Journal:
             )
         )
 
-    def bill_scored(self, context: Context) -> None:
+    def add_scored(self, context: Context) -> None:
         """Add to it the images that the stage looked at before or after it trained."""
-        bill, scored = self.bills[-1], context.scored
-        bill.images, bill.train_macs = bill.images + scored, bill.train_macs + float(3 * self.dense_macs * scored)
+        last = self.costs[-1]
+        last.images += context.scored
+        last.train_macs += float(3 * self.dense_macs * context.scored)
         context.scored = 0
 
 

@@ -52,13 +52,13 @@ class Loop:
     stopping: Callable[[], bool]
     stages: list[Stage]
     context: Context
-    lessons: Distillation
+    distillation: Distillation
     journal: Journal
     measure: Measure
     begun: bool = False
 
     def __post_init__(self) -> None:
-        self.step = Step(self.config, self.world, self.device, self.info.train, self.lessons.network)
+        self.step = Step(self.config, self.world, self.device, self.info.train, self.distillation.network)
 
     def train(self, index: int, stage: Stage, model: Any, state: dict[str, Any] | None) -> None:
         """Train one stage, from its start or from a checkpoint's ``state``."""
@@ -85,7 +85,7 @@ class Loop:
                 gc.collect()  # what averaged gradients would wait for those that are gone
                 forward = self.step.wrapped(model)
         if not phase.total:
-            self._bill(phase)
+            self._add_cost(phase)
         self.journal.progress.end()
         if phase.ema:
             phase.ema.put(model)
@@ -104,7 +104,7 @@ class Loop:
         batches = data.train_batches(
             self.data, config.model.img_size, workers=config.run.workers, device=self.device, **place
         )
-        if (logits := self.lessons.logits) is None:
+        if (logits := self.distillation.logits) is None:
             return ((images, targets, None) for images, targets in batches)
         chosen = data.train_indices(self.info.train, **place)
         return ((*batch, logits[indices]) for batch, indices in zip(batches, chosen, strict=True))
@@ -126,7 +126,7 @@ class Loop:
         if ended:
             self._end_epoch(phase)
         if phase.step == phase.total:
-            self._bill(phase)
+            self._add_cost(phase)
         every = self.config.run.checkpoint_steps
         stop = self.world.any(self.stopping()) and phase.step < phase.total
         if ended or stop or (every and phase.step % every == 0):
@@ -147,9 +147,9 @@ class Loop:
             raise FloatingPointError(
                 f"loss is {mean} by step {phase.step} of stage {phase.stage.name}; a lower optim.lr may help"
             )
-        self.journal.running(phase, self.stages, mean)
+        self.journal.update_status(phase, self.stages, mean)
         if not ended:
-            self.journal.watched(phase, self.stages, mean)
+            self.journal.show_progress(phase, self.stages, mean)
 
     def _end_epoch(self, phase: Phase) -> None:
         log = self.journal.epoch_log(phase)
@@ -157,7 +157,7 @@ class Loop:
         if every and (log.epoch + 1) % every == 0:
             log.top1 = self._top1(phase)
         self.journal.add(log)
-        self.journal.watched(phase, self.stages, log.loss)
+        self.journal.show_progress(phase, self.stages, log.loss)
         if phase.step < phase.total:
             phase.cut(self._macs)
 
@@ -182,14 +182,14 @@ class Loop:
         data.check_corrupt(self.data)
         return found
 
-    def _bill(self, phase: Phase) -> None:
+    def _add_cost(self, phase: Phase) -> None:
         batch = min(self.config.optim.batch_size, self.info.train)
-        per_image = self.lessons.macs_per_image
-        once = 0 if phase.index else self.lessons.macs_once  # for all stages
+        per_image = self.distillation.macs_per_image
+        once = 0 if phase.index else self.distillation.macs_once  # for all stages
         images = phase.total * batch
         macs = 3 * batch * phase.trained_macs(self._macs) + per_image * images + once
-        self.journal.bill(phase, images, macs)
-        self.journal.bill_scored(self.context)
+        self.journal.add_cost(phase, images, macs)
+        self.journal.add_scored(self.context)
 
     def _checkpoint(self, phase: Phase) -> None:
         phase.average(self.world)

@@ -33,7 +33,7 @@ class Probe:
         when fitted to the others."""
         mean, std = features.mean(0), features.std(0) + 1e-6
         scaled = (features - mean) / std
-        order = choice.spread(labels, choice.FIXED)
+        order = choice.stratified_order(labels, choice.FIXED)
         apart, rest = np.split(order, [len(order) // choice.APART])
         fits = {c: _fitted(scaled[rest], labels[rest], classes, c) for c in STRENGTHS}
         right = {c: (_logits(scaled[apart], *fit).argmax(1) == labels[apart]).mean() for c, fit in fits.items()}
@@ -92,7 +92,7 @@ def start_from(model: Any, config: Config, shown: DataConfig, classes: int, devi
     Probe(*_seen(model, config, shown, "train", None, device), classes).put(model.head)
 
 
-def look(model: Any, config: Config, shown: DataConfig, info: data.Info, device: torch.device) -> Score | None:
+def quick_score(model: Any, config: Config, shown: DataConfig, info: data.Info, device: torch.device) -> Score | None:
     """Return the accuracy of a probe of ``LOOK`` training images on ``LOOK`` of the images that are measured; None
     where it would say little, as for a thousand classes."""
     if min(LOOK, info.train) < PER_CLASS * info.classes:
@@ -105,7 +105,7 @@ def _seen(
     model: Any, config: Config, shown: DataConfig, split: choice.Role, count: int | None, device: torch.device
 ) -> tuple[np.ndarray, Any]:
     size, workers = config.model.img_size, config.run.workers
-    batches = data.evenly(shown, size, split, count, at_once(config), workers)
+    batches = data.evenly_spaced(shown, size, split, count, at_once(config), workers)
     return features(model.to(device), batches, device, config.optim.precision)
 
 
@@ -118,7 +118,9 @@ def behind(record: Record) -> str:
     hits = end.hits()
     if probe.n < end.n and hits is None:
         return ""
-    top1 = end.top1 if probe.n == end.n or hits is None else 100 * float(hits[data.spaced(end.n, probe.n)].mean())
+    top1 = end.top1
+    if probe.n != end.n and hits is not None:
+        top1 = 100 * float(hits[data.spaced_indices(end.n, probe.n)].mean())
     if top1 >= probe.top1:
         return ""
     return (

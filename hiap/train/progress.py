@@ -41,7 +41,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def look(self, loss: float, text: str, ended: bool) -> None:
+    def show(self, loss: float, text: str, ended: bool) -> None:
         """Show the mean ``loss`` of the epoch so far, and ``text``, all that there is to say, as a line if one is
         due."""
         if self._bar is not None:

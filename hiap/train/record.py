@@ -103,7 +103,7 @@ class Latency(_Part):
     table_sha256: str
 
 
-class StageBill(_Part):
+class StageCost(_Part):
     """Cost of one training stage. ``train_macs`` counts forward (1x) and backward (2x) of the trained network as it
     executes, plus the teacher's forward; ``seconds`` is wall time in training steps."""
 
@@ -196,7 +196,7 @@ class Record(_Part):
     gap: float | None = None
     size: Size | None = None
     latency: Latency | None = None
-    stages: list[StageBill] = Field(default_factory=list)
+    stages: list[StageCost] = Field(default_factory=list)
     epochs: list[EpochLog] = Field(default_factory=list)
     shape: list[BlockShape] | None = None
     gates: list[GateLog] = Field(default_factory=list)  # every run.gate_log steps, if that is set
@@ -235,7 +235,7 @@ class Summary(BaseModel):
 
     metrics: Metrics
     size: Size | None
-    stages: list[StageBill]
+    stages: list[StageCost]
     resumed: int
 
     @property
@@ -289,7 +289,7 @@ class Folders:
         """Return the place of the network that a stage hands to the next."""
         return self.work / f"stage-{index}"
 
-    def on_the_way(self) -> list[Path]:
+    def needed_to_resume(self) -> list[Path]:
         """Return the folders that only an unfinished run needs."""
         return [self.checkpoints, *self.work.glob("stage-*")]
 
@@ -298,7 +298,7 @@ class Folders:
         if self.record.exists():
             self.work.mkdir(parents=True, exist_ok=True)
             self.record.replace(self.earlier)
-        for folder in self.on_the_way():
+        for folder in self.needed_to_resume():
             shutil.rmtree(folder, ignore_errors=True)
 
     def failed_records(self) -> list[Path]:
@@ -320,7 +320,7 @@ def read(path: Path) -> Record:
     return _parse(path, path.read_bytes(), Record)
 
 
-def wanted(config: Config, folders: Folders, of: Literal["macs", "params"]) -> float | None:
+def target_value(config: Config, folders: Folders, of: Literal["macs", "params"]) -> float | None:
     """Return ``budget.target_macs`` (or ``_params``), which may be what another run ended with."""
     given: float | str | None = getattr(config.budget, f"target_{of}")
     if not isinstance(given, str):
@@ -336,7 +336,7 @@ def summary(path: Path) -> Summary:
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Summary)
 
 
-def made(path: Path) -> Record:
+def read_briefly(path: Path) -> Record:
     """Read as ``read`` does, without the logs of epochs and gates, which are most of a record."""
     return _parse(path, _without(_without(path.read_bytes(), b"epochs"), b"gates"), Record)
 

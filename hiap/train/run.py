@@ -23,7 +23,7 @@ from hiap.budget.selection import Target, target_of
 from hiap.budget.summary import block_shapes
 from hiap.data import loader as data
 from hiap.formats import store
-from hiap.train import again, card, checkpoint, compilation, curves, identity, probe
+from hiap.train import card, checkpoint, compilation, curves, identity, iterative, probe
 from hiap.train.config import ON_DISK, Config, ConfigError, check_needs, check_table, from_dict, parse_overrides
 from hiap.train.device import check_precision, pick_device
 from hiap.train.distributed import ALONE, World, joined, lost_another
@@ -42,7 +42,7 @@ from hiap.train.record import (
     now,
     read,
     require_writable,
-    wanted,
+    target_value,
     write,
     write_status,
 )
@@ -63,7 +63,7 @@ def run(config: Config, rerun: bool = False) -> Record:
     processes share the run (``distributed``).
     """
     folders = Folders.of(config)
-    data.look_again()
+    data.forget_images()
     if folders.record.exists() and not rerun:
         record = read(folders.record)
         identity.require_same(record, config, folders)
@@ -101,7 +101,7 @@ def run(config: Config, rerun: bool = False) -> Record:
 def _delete_checkpoints(folders: Folders) -> None:
     """Delete what a finished run would have resumed from: several times its network's size, and there may be
     hundreds."""
-    for folder in folders.on_the_way():
+    for folder in folders.needed_to_resume():
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -151,14 +151,14 @@ class Run:
             self.dense_macs = self._macs(self.start)
         except ValueError as error:
             raise ConfigError(f"model.name '{config.model.name}': {error}") from None
-        self.whole = again.evened(self.start, config)
+        self.whole = iterative.evened(self.start, config)
         path = config.penalty.latency_table
         self.latency = latency_table(self.start, path) if path else None
         target = _target(config, folders, self.start, self.whole, self.latency)
         self.context = Context(config.model_copy(update={"data": self.data}), target, self._steps_per_epoch())
-        lessons = Distillation(self.context.config, self.start, self.dense_macs, info, folders, self.device)
-        if lessons.adapted and world.first:
-            print(f"{config.run_id}: teacher: {'; '.join(lessons.adapted)}", file=sys.stderr)
+        distillation = Distillation(self.context.config, self.start, self.dense_macs, info, folders, self.device)
+        if distillation.adapted and world.first:
+            print(f"{config.run_id}: teacher: {'; '.join(distillation.adapted)}", file=sys.stderr)
         if config.method != "dense" and config.model.weights.startswith("run:"):
             self._tell_behind(read(folders.referred(config.model.weights).record))
         self.journal = Journal(config, folders, world, self.dense_macs)
@@ -169,7 +169,7 @@ class Run:
         }
         self.measure = Measure(config, self.data, folders, world, self.device, stopping, self.journal, info)
         self.loop = Loop(
-            config, self.data, folders, world, self.device, info, stopping, self.stages, self.context, lessons,
+            config, self.data, folders, world, self.device, info, stopping, self.stages, self.context, distillation,
             self.journal, self.measure,
         )  # fmt: skip
         for doubt in _doubts(config) if world.first else ():
@@ -223,7 +223,7 @@ class Run:
         if given:
             self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
         metrics = Metrics(dense=journal.dense, probe=journal.probe)
-        self.loop.lessons.precompute()
+        self.loop.distillation.precompute()
         model = self._begin() if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
@@ -236,7 +236,7 @@ class Run:
                 metrics.soft = self.measure.soft_score(model)
                 metrics.hardened = without_hits(self.measure.score(model, "the gated network"))
             model = self._lean(stage.finish(model))
-            self.journal.bill_scored(self.context)
+            self.journal.add_scored(self.context)
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self.folders.stage(index))
         metrics.extracted = self.measure.score(model, "the network that is left")
@@ -259,7 +259,7 @@ class Run:
         if config.model.probe:
             probe.start_from(self.start, config, self.data, self.info.classes, self.device)
         elif self.new_head:
-            journal.probe = probe.look(self.start, config, self.data, self.info, self.device)
+            journal.probe = probe.quick_score(self.start, config, self.data, self.info, self.device)
             return
         journal.dense = self.measure.dense_score(self.start)
         journal.probe = journal.dense if config.model.probe else None
@@ -272,7 +272,7 @@ class Run:
 
     def _lean(self, model: Any) -> Any:
         """Remove the zeros that a network which was pruned before has been filled up with."""
-        return model if self.whole is self.start else again.without_zeros(model)
+        return model if self.whole is self.start else iterative.without_zeros(model)
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
         return record_of(
@@ -289,7 +289,7 @@ class Run:
                 params=cost.params(model),
             ),
             latency=_predicted(model, self.latency),
-            stages=self.journal.bills,
+            stages=self.journal.costs,
             epochs=self.journal.epochs,
             shape=shape_of(model),
             gates=self.journal.gates,
@@ -327,9 +327,9 @@ class Run:
 def _target(config: Config, folders: Folders, start: Any, whole: Any, latency: LatencyTable | None) -> Target | None:
     """Return what the run must reach: ``budget.target_macs`` or ``.target_params``, of ``start`` or as another run has
     it, or ``.target_latency``. ``whole``: ``start`` with zeros where it was pruned before."""
-    of_size = wanted(config, folders, "macs"), wanted(config, folders, "params")
+    of_size = target_value(config, folders, "macs"), target_value(config, folders, "params")
     if whole is not start:
-        return again.target(whole, *of_size, config.budget.multiple)
+        return iterative.target(whole, *of_size, config.budget.multiple)
     return target_of(start, *of_size, config.budget.target_latency, latency, config.budget.multiple)
 
 

@@ -51,7 +51,7 @@ def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tu
     as it is taken."""
     config, size = context.config, min(count, context.config.optim.batch_size)
     batches = data.train_batches(
-        data.unchanged(config.data),
+        data.unaugmented(config.data),
         config.model.img_size,
         batch_size=size,
         seed=derive(config.seed, "correct"),

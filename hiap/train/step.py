@@ -51,7 +51,7 @@ class Step:
         phase.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for i in range(parts):
-            chosen = slice(None) if parts == 1 else data.part(np.arange(len(images)), i, parts)
+            chosen = slice(None) if parts == 1 else data.share_of(np.arange(len(images)), i, parts)
             waits = nullcontext() if i == parts - 1 or self.world.size == 1 else forward.no_sync()
             self._seed_noise(phase, self.world.rank * parts + i)
             with waits:

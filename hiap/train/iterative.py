@@ -12,20 +12,20 @@ from torch import Tensor
 
 from hiap import gated_vit
 from hiap.backbones.evening import alike, even, trimmed
-from hiap.budget.selection import Ranking, Target, live, target_of, zeros
+from hiap.budget.selection import Ranking, Target, drop_zeros, target_of, zero_units
 from hiap.gated_vit import BlockMask
 from hiap.train import methods
 from hiap.train.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
-class Again(Target):
+class IterativeTarget(Target):
     """Target of an evened network. ``gone``: of each block what is zeros."""
 
     gone: tuple[BlockMask, ...] = field(default=(), compare=False)
 
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
-        kept = live(super().keep_best(self._behind(ranking)), list(self.gone))
+        kept = drop_zeros(super().keep_best(self._behind(ranking)), list(self.gone))
         # An FFN that was gone may have left a constant, which costs nothing.
         return [
             replace(mask, ffn=mask.neurons.any() | zero.neurons.all())
@@ -69,7 +69,7 @@ def evened(start: Any, config: Config) -> Any:
 def target(whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
     """Return the target for an evened network, None if none is set."""
     found = target_of(whole, macs, params, multiple=multiple)
-    return found and Again(found.dims, found.prices, found.amount, found.multiple, tuple(zeros(whole)))
+    return found and IterativeTarget(found.dims, found.prices, found.amount, found.multiple, tuple(zero_units(whole)))
 
 
 def without_zeros(model: Any) -> Any:

@@ -39,7 +39,6 @@ from slurm.job import IMPORTED, Job, Pack, apart
 from slurm.jobs import Jobs, Queued, packs_of, queue
 from slurm.site import Site
 
-MONTH_MIN = 30 * 24 * 60
 # What sbatch says where an association, a quality of service or the controller takes no more jobs of this user.
 FULL = r"Submit\w*Limit|MaxJobCount|temporarily unable to accept job"
 # A limit on what one job asks for, which does not pass as others end, and what names no limit but the kinds.

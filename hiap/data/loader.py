@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    Device = torch.device | None
+
 Split = layouts.Split
 Batch = tuple["torch.Tensor", "torch.Tensor"]
+Indices = Sequence[np.ndarray]  # of the images of each batch
+Stream = tuple[int, int]  # seed and epoch, which augmentation follows from
 Transform = Callable[["Image.Image"], "torch.Tensor"]
 
 DIGIT_SETS = ("digits", "affine-digits")
@@ -249,7 +253,7 @@ def train_batches(
     start: int = 0,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    device: torch.device | None = None,
+    device: Device = None,
 ) -> Iterator[Batch]:
     """Yield batches ``start``, ``start + 1``, ... of one epoch: images float32 (B, C, H, W), normalised, and labels
     int64 (B,) or, with mixup or cutmix, class probabilities float32 (B, classes). Leaves the global random state alone.
@@ -338,7 +342,7 @@ def test_batches(
     batch_size: int,
     workers: int = 0,  # noqa: PT028
     share: tuple[int, int] = (0, 1),  # noqa: PT028
-    device: torch.device | None = None,  # noqa: PT028
+    device: Device = None,  # noqa: PT028
 ) -> Iterator[Batch]:
     """Yield every test image once, in order, in batches as of ``train_batches``; the last batch may be smaller.
     ``share`` (i, n): every n-th batch from the i-th on, so that n processes see every image once."""
@@ -365,13 +369,7 @@ class _Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(
-        self,
-        batches: Sequence[np.ndarray],
-        stream: tuple[int, int],
-        workers: int,
-        device: torch.device | None = None,
-    ) -> Iterator[Batch]:
+    def load(self, batches: Indices, stream: Stream, workers: int, device: Device = None) -> Iterator[Batch]:
         """Yield one (images, labels) per array of indices; ``stream`` (seed, epoch) feeds the augmentation."""
 
 
@@ -390,17 +388,11 @@ class _InMemory:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(
-        self,
-        batches: Sequence[np.ndarray],
-        stream: tuple[int, int],
-        workers: int,
-        device: torch.device | None = None,
-    ) -> Iterator[Batch]:
+    def load(self, batches: Indices, stream: Stream, workers: int, device: Device = None) -> Iterator[Batch]:
         for images, labels in self.raw(batches, workers, device):
             yield self.normalised(images.float()), labels
 
-    def raw(self, batches: Sequence[np.ndarray], workers: int, device: torch.device | None) -> Iterator[Batch]:
+    def raw(self, batches: Indices, workers: int, device: Device) -> Iterator[Batch]:
         """Yield batches as they are stored, uint8 (B, C, H, W)."""
         import torch
 
@@ -409,7 +401,7 @@ class _InMemory:
             chosen = torch.from_numpy(batch).to(images.device)
             yield images[chosen], labels[chosen]
 
-    def _placed(self, device: torch.device | None) -> Batch:
+    def _placed(self, device: Device) -> Batch:
         """Return all images and labels, on a GPU where they fit, else where they are."""
         if device is None or device.type != "cuda":
             return self.images, self.labels
@@ -467,7 +459,7 @@ class _Decoded(_Coloured):
     def __len__(self) -> int:
         return len(self.whole)
 
-    def raw(self, batches: Sequence[np.ndarray], workers: int, device: torch.device | None) -> Iterator[Batch]:
+    def raw(self, batches: Indices, workers: int, device: Device) -> Iterator[Batch]:
         for images, labels in self.whole.load(batches, (0, 0), workers):
             yield images if device is None else images.to(device), labels
 
@@ -485,13 +477,7 @@ class _Varied:
     def __len__(self) -> int:
         return len(self.plain)
 
-    def load(
-        self,
-        batches: Sequence[np.ndarray],
-        stream: tuple[int, int],
-        workers: int,
-        device: torch.device | None = None,
-    ) -> Iterator[Batch]:
+    def load(self, batches: Indices, stream: Stream, workers: int, device: Device = None) -> Iterator[Batch]:
         from hiap.data import on_batch
 
         count = len(self)
@@ -514,13 +500,7 @@ class _Photographs:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def load(
-        self,
-        batches: Sequence[np.ndarray],
-        stream: tuple[int, int],
-        workers: int,
-        device: torch.device | None = None,
-    ) -> Iterator[Batch]:
+    def load(self, batches: Indices, stream: Stream, workers: int, device: Device = None) -> Iterator[Batch]:
         import torch
         from torch.utils.data import DataLoader
 

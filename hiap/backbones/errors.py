@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line and says what was expected."""
+    """Error of a configuration that cannot be run; the message is one line and says what was expected."""
 
 
 class UnsupportedModelError(ValueError):
-    """The network holds a module that has no gated form here; the message names it."""
+    """Error of a network that holds a module without a gated form here; the message names it."""
 
 
 class Section(BaseModel):

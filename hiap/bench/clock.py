@@ -57,6 +57,7 @@ def wait(device: torch.device) -> None:
 
 
 def quartiles(values: Any) -> Quartiles:
+    """Return lower quartile, median and upper quartile."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(6).tolist()
     return low, middle, high
 

@@ -54,6 +54,8 @@ class Deployed(Times):
 
 
 class Frame(BaseModel):
+    """Base of all reports: mode, machine and times, and the network that others are compared with."""
+
     schema_version: Literal[1] = 1
     mode: str
     environment: Environment

@@ -64,7 +64,7 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RI
 
 
 def require_correctable(model: Any) -> None:
-    """Raise ``ValueError`` for blocks with a norm behind a branch."""
+    """Raise ``UnsupportedModelError`` for blocks with a norm behind a branch."""
     for block in standard(model).blocks if _is_dense(model) else model.blocks:
         if is_norm(block.ls1) or is_norm(block.ls2):
             raise UnsupportedModelError("correct: blocks with a norm behind a branch; expected at most a LayerScale")

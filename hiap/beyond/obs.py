@@ -206,7 +206,8 @@ def removal_errors(found: Moments, weight: Tensor, ridge: float = RIDGE) -> Tens
 
 @torch.no_grad()
 def removals(found: Moments, weight: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """Return all units in the order in which the cheapest of those left goes, and what each costs (float64)."""
+    """Return the units in the order in which they go, at each turn the cheapest of those left, and what each costs
+    (float64)."""
     gram = found.gram
     strength = ridge * gram.diagonal().mean().clamp_min(TINY)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram)))

@@ -95,8 +95,8 @@ def mergeable(patches: int, wanted: int) -> int:
 
 def merge(x: Tensor, compared: Tensor, size: Tensor | None, count: int, prefix: int) -> tuple[Tensor, Tensor]:
     """Merge ``count`` pairs of the tokens x (B, N, D) behind the first ``prefix``, those whose ``compared`` (B, N, K)
-    are most alike: (B, N - count, D) and how many patches each stands for, float32 (B, N - count), ``size`` (B, N)
-    being how many did before. The order is: prefix, what is left of the first set, the second set."""
+    are most alike. ``size`` (B, N): how many patches each token stands for, None if one. Return tokens (B, N - count,
+    D), in the order prefix, what is left of the first set, the second set, and their sizes (B, N - count), float32."""
     size = torch.ones(x.shape[:2], device=x.device) if size is None else size
     direction = F.normalize(compared[:, prefix:], dim=-1)
     alike, partner = (direction[:, ::2] @ direction[:, 1::2].transpose(1, 2)).max(-1)  # (B, first set)

@@ -97,5 +97,5 @@ def _per_unit(norm: nn.Module | None) -> int:
 
 
 def remember_param_prices(gated: Any) -> None:
-    """Let, before the first weight goes, ``param_prices`` stay those of the whole network."""
+    """Keep ``param_prices`` those of the whole network, before the first weight goes."""
     gated.dense_param_prices = param_prices(gated)

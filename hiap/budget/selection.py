@@ -89,10 +89,10 @@ def target_of(
     latency: LatencyTable | str | os.PathLike[str] | None = None,
     multiple: int | None = 1,
 ) -> Target | None:
-    """Return what a dense or gated ViT is to be pruned to: at most so many MACs of an image, so many parameters, or so
-    many microseconds of a batch as the table ``latency`` predicts them; a number below 1 is a share of the dense
-    network's. ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for two at once, a number that is none,
-    or a table that is not of this network."""
+    """Return the target of a dense or gated ViT, None if none is set: at most so many MACs of an image, so many
+    parameters, or so many microseconds of a batch as the table ``latency`` predicts them; a number below 1 is a share
+    of the dense network's. ``multiple`` None is ``fitting_multiple``. Raises ``ConfigError`` for two at once, a number
+    that is none, or a table that is not of this network."""
     if multiple is not None and (not hasattr(multiple, "__index__") or multiple < 1):
         raise ConfigError(f"multiple {multiple!r}: expected a number of units, 1 or more")
     given = {"target_macs": target_macs, "target_params": target_params, "target_latency": target_latency}
@@ -119,9 +119,9 @@ def target_of(
 
 
 def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
-    """Return in how many units at a time a network made for use is cut: the largest power of two up to ``MULTIPLE`` of
-    which so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST`` of
-    dense. That is 16 from DeiT-Tiny upwards and 1 where a network has a few hundred neurons in all."""
+    """Return how many units go at a time where a network is made for use: the largest power of two up to ``MULTIPLE``
+    of which so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST``
+    of dense. That is 16 from DeiT-Tiny upwards and 1 where a network has a few hundred neurons in all."""
     prices = target.prices
     unit = max(prices.neuron, prices.value_dim + (prices.head // target.dims.head_dim if cut_qk else 0))
     multiple = MULTIPLE
@@ -185,8 +185,8 @@ def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices:
 def kept_units(
     gated: Any, target: Target | None = None, keep: Mapping[str, Any] | None = None, multiple: int = 1
 ) -> list[BlockMask]:
-    """Return what stays of a gated model: with a target the units that one threshold common to all logits leaves within
-    it, else its hardened gates, to the nearest ``multiple``; the units of ``keep`` in any case."""
+    """Return what stays of a gated model: with a target, the units above the one threshold, common to all logits, that
+    meets it; without, its hardened gates, rounded to the nearest ``multiple``. Units of ``keep`` stay in any case."""
     if target:
         return drop_removed(gated, target.keep_best(joint_ranking(gated, keep)))
     return drop_removed(gated, rounded(gated, thresholded(gated, keep), multiple, keep))
@@ -225,9 +225,8 @@ def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str,
 
 
 def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
-    """Rank units: a key is the smaller of its own logit and that of the head or FFN it belongs to: what a threshold
-    common to all gates keeps. Units that a macro gate ties are ordered by their own logit. ``keep``: see
-    ``protected``."""
+    """Rank units as a threshold common to all gates keeps them: a key is the smaller of a unit's own logit and that of
+    its head or FFN. Units that a macro gate ties are ordered by their own logit. ``keep``: see ``protected``."""
     g, d, b, c = stack_gates(gated, lambda gate: gate.alpha.detach().cpu())
     g, b = g[..., None], b[:, None]
     own = torch.cat([d.flatten(), c.flatten()])

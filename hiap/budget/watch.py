@@ -68,7 +68,8 @@ class Watch:
         self.asleep += 1
 
     def after(self, look: int, priced: bool) -> None:
-        """Look after each step, at the first ``look`` of them."""
+        """Look after gates were written, and warn of what has been wrong for ``look`` steps; ``priced``: there are
+        penalties."""
         done = self.calls
         self.seen()
         if self.asleep == look:

@@ -34,4 +34,5 @@ def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
 
 
 def unreadable(name: str, reason: str) -> ConfigError:
+    """Return the error of a file that is no readable image."""
     return ConfigError(f"{name}: not a readable image ({one_line(reason)})")

@@ -12,6 +12,7 @@ from hiap.options import ConfigError
 
 
 def folder() -> Path:
+    """Return the folder of downloads."""
     chosen = os.environ.get("HIAP_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiap"
 

@@ -66,6 +66,7 @@ class Indexed:
 
 
 def file_of(path: Path) -> Path:
+    """Return the file that keeps the index of a split."""
     return downloads.folder() / "index" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}.json"
 
 

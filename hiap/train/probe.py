@@ -42,6 +42,7 @@ class Probe:
         self.weight, self.bias = weight / std, bias - (weight / std) @ mean
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> Score:
+        """Measure the probe on features (n, D) and labels (n,)."""
         logits = _logits(features, self.weight, self.bias)
         shifted = logits - logits.max(1, keepdims=True)
         nats = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]

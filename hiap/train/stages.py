@@ -135,9 +135,11 @@ class TargetedStage(Stage):
     to the target over a share ``budget.ramp`` of the stage, linearly, as in CoFi."""
 
     def gate(self, model: Any, context: Context) -> Any:
+        """Return a copy of ``model`` with the method's gates."""
         raise NotImplementedError
 
     def rank(self, model: Any) -> Ranking:
+        """Return the ranking by which units stay."""
         raise NotImplementedError
 
     def prepare(self, model: Any, context: Context) -> Any:

@@ -48,9 +48,9 @@ class Stage(Section):
 
 
 class Card(Section):
-    """What is known of a network besides itself; nothing is obligatory. ``top1`` in per cent on ``images`` images of
-    ``data``; ``dense``: the network before pruning, in memory, or its sizes; ``start``: in words, what training began
-    with, ``start_sha256`` its file, ``base_model`` its name on the hub, ``licence`` what it is under."""
+    """Card of a network: what is known of it besides itself; nothing is obligatory. ``top1`` in per cent on ``images``
+    images of ``data``; ``dense``: the network before pruning, in memory, or its sizes; ``start``: in words, what
+    training began with, ``start_sha256`` its file, ``base_model`` its name on the hub, ``licence`` what it is under."""
 
     title: str = ""
     method: str = ""
@@ -80,7 +80,7 @@ class Card(Section):
 
 
 def checked(given: Any) -> Card:
-    """A ``Card`` of whatever mapping is given. Raises ``ConfigError`` (one line)."""
+    """Return a ``Card`` of whatever mapping is given. Raises ``ConfigError`` (one line) for one that is none."""
     try:
         return Card.model_validate(given)
     except ValidationError as error:
@@ -89,7 +89,8 @@ def checked(given: Any) -> Card:
 
 
 def text(card: Card, model: Any) -> str:
-    """The whole file. Raises ``ConfigError`` if ``card.dense`` cannot be what ``model`` was pruned from."""
+    """Return the text of the whole file. Raises ``ConfigError`` if ``card.dense`` cannot be what ``model`` was pruned
+    from."""
     if card.dense:
         shape.require_fit(card.dense, block_shapes(model), "card.dense")
     front = yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True, width=1000)
@@ -99,7 +100,7 @@ def text(card: Card, model: Any) -> str:
 
 
 def interval(top1: float, images: int) -> tuple[float, float]:
-    """What a finite number of test images leaves open of an accuracy in per cent: Wilson's 95 % interval."""
+    """Return Wilson's 95 % interval of an accuracy in per cent: what a finite number of test images leaves open."""
     p, z2 = top1 / 100, Z * Z / images
     half = Z * math.sqrt(p * (1 - p) / images + z2 / images / 4) / (1 + z2)
     middle = (p + z2 / 2) / (1 + z2)
@@ -107,7 +108,8 @@ def interval(top1: float, images: int) -> tuple[float, float]:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """The front matter of the card in ``folder``, which anybody may have written; {} if there is none to be read."""
+    """Read the front matter of the card in ``folder``, which anybody may have written; {} if there is none to be
+    read."""
     try:
         with (folder / NAME).open("rb") as file:
             found = re.match(r"---\r?\n(.*?)\r?\n---", file.read(LARGEST).decode(), re.DOTALL)
@@ -119,14 +121,14 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def licence_of(folder: Path) -> str:
-    """'' where the card says none."""
+    """Return the licence that the card in ``folder`` names, '' where it names none."""
     front = front_matter(folder)
     found = front.get("license_name") if front.get("license") == "other" else front.get("license")
     return found if isinstance(found, str) else ""
 
 
 def dense_of(folder: Path) -> Dense | None:
-    """The sizes of the dense network, if the card says them."""
+    """Return the sizes of the dense network, if the card says them."""
     ours = front_matter(folder).get("hiap")
     try:
         return Dense.model_validate(ours["dense"]) if isinstance(ours, dict) and "dense" in ours else None
@@ -229,5 +231,5 @@ def _origin(card: Card) -> str:
 
 
 def _line(words: str) -> str:
-    """As one line that no table breaks at."""
+    """Return the text as one line that no table breaks at."""
     return " ".join(words.split()).replace("|", r"\|")

@@ -50,9 +50,10 @@ class CheckpointError(ValueError):
 
 
 def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a ``.safetensors`` or torch file, however deep it lies and whatever stands before its names,
-    and what was done to get it. ``names``: those of the network that it is for. ``averaged`` chooses where a file holds
-    both weights as trained and their running average. Raises ``CheckpointError``."""
+    """Read the state dict in a ``.safetensors`` or torch file, however deep it lies and whatever stands before its
+    names; return it, and what was done to get it. ``names``: those of the network that it is for. ``averaged`` chooses
+    where a file holds both weights as trained and their running average. Raises ``CheckpointError`` if there is
+    none."""
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except SafetensorError as error:
@@ -70,7 +71,7 @@ def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) ->
 
 
 def _told(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
-    """What was done to get the weights behind ``prefix``."""
+    """Say what was done to get the weights behind ``prefix``."""
     places = {place for name, (place, _) in found.items() if name.startswith(prefix)}
     place = min(places, key=len)
     place = place if all(other.startswith(place) for other in places) else prefix
@@ -85,7 +86,8 @@ def _told(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping
 
 
 def _tensors(content: Mapping[Any, Any], place: str = "") -> dict[str, tuple[str, Tensor]]:
-    """All tensors of nested mappings by their dotted paths, each with the part of the path that is of mappings."""
+    """Return all tensors of nested mappings by their dotted paths, each with the part of the path that is of
+    mappings."""
     found: dict[str, tuple[str, Tensor]] = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
@@ -96,7 +98,7 @@ def _tensors(content: Mapping[Any, Any], place: str = "") -> dict[str, tuple[str
 
 
 def _prefixes(found: Mapping[str, tuple[str, Tensor]], names: frozenset[str]) -> list[str]:
-    """What stands before the names of a network's weights, once for each network that the file holds. Where the
+    """Return what stands before the names of a network's weights, once for each network that the file holds. Where the
     network's own ``names`` are not among them, a published file's, the mappings that hold the tensors."""
     count: collections.Counter[str] = collections.Counter()
     for name, (place, _) in found.items():
@@ -128,7 +130,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _chosen(prefixes: list[str], averaged: bool | None) -> str:
-    """The one that is meant."""
+    """Choose the network that is meant."""
     ema = [prefix for prefix in prefixes if AVERAGED.search(prefix)]
     raw = [prefix for prefix in prefixes if prefix not in ema]
     if len(ema) == len(raw) == 1 and averaged is None:
@@ -172,7 +174,7 @@ def fill(model: Any, state: dict[str, Tensor], done: list[str]) -> bool:
 
 
 def _filter(model: Any) -> Any:
-    """timm's translation of published files to the names and sizes of ``model``."""
+    """Translate published files to the names and sizes of ``model``, by timm."""
     function: Any = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     if function is None:
         return lambda state, model: dict(state)

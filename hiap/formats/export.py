@@ -31,11 +31,12 @@ SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 class ExportError(ValueError):
-    """There is no such form; the message names what stands in the way, the first block for example."""
+    """Error of a form that a network does not have; the message names what stands in the way, the first block for
+    example."""
 
 
 def to_program(model: Any) -> torch.export.ExportedProgram:
-    """``torch.export`` of the network in eval mode: images (B, C, height, width), any B, to logits."""
+    """Export the network in eval mode by ``torch.export``: images (B, C, height, width), any B, to logits."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     return torch.export.export(model.eval(), (_images(model),), dynamic_shapes=({0: batch},), strict=False)
 

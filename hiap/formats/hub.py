@@ -34,7 +34,7 @@ def fetch(name: str) -> Path:
 
 
 def is_name(name: str) -> bool:
-    """Whether it could be a repository's."""
+    """Tell whether it could be a repository's name."""
     return bool(NAME.fullmatch(name)) and ".." not in name and len(name) <= 96
 
 

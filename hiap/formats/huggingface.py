@@ -90,7 +90,7 @@ _UNUSED = r"embeddings\.mask_token|embeddings\.position_ids|(pooler|head|visual_
 
 
 def from_transformers(model: Any) -> Any:
-    """The timm ``VisionTransformer`` that computes the logits of ``model``, a classifier of transformers, or the
+    """Return the timm ``VisionTransformer`` that computes the logits of ``model``, a classifier of transformers, or the
     ``last_hidden_state`` (B, N, D) of a feature extractor or backbone; images of the size of its configuration. Raises
     ``UnsupportedModelError`` (one line) for any other."""
     if type(model).__name__ not in _CLASSES:
@@ -114,11 +114,11 @@ def from_transformers(model: Any) -> Any:
 
 
 def to_transformers(model: Any, like: Any) -> Any:
-    """A network of the class and configuration of ``like`` (what ``from_transformers`` was given, or one of its kind)
-    that computes the logits, or tokens, of ``model``, a dense or extracted timm ViT. transformers builds all blocks
-    alike: heads and value dimensions that are gone become zeros, and every FFN must keep as many neurons as the others
-    (zeros fill DINOv2's, whose configuration knows whole multiples of the embedding only). Raises ``ExportError`` (one
-    line) where that is not so."""
+    """Return a network of the class and configuration of ``like`` (what ``from_transformers`` was given, or one of its
+    kind) that computes the logits, or tokens, of ``model``, a dense or extracted timm ViT. transformers builds all
+    blocks alike: heads and value dimensions that are gone become zeros, and every FFN must keep as many neurons as the
+    others (zeros fill DINOv2's, whose configuration knows whole multiples of the embedding only). Raises
+    ``ExportError`` (one line) where that is not so."""
     if type(like).__name__ not in _CLASSES:
         raise ExportError(f"{type(like).__name__}: expected one of {', '.join(_CLASSES)}")
     _, state = to_timm(model)
@@ -145,13 +145,14 @@ def to_transformers(model: Any, like: Any) -> Any:
 
 
 def _place_in(model: Any, name: str) -> tuple[str, int, int] | None:
-    """``_place`` in this network: CLIP has its norm behind the tokens."""
+    """Place a weight as ``_place`` does, in this network: CLIP has its norm behind the tokens."""
     behind = type(model).__name__.startswith("CLIP") and "post_layernorm" in name
     return None if behind else _place(name)
 
 
 def _place(name: str) -> tuple[str, int, int] | None:
-    """timm's name of a weight of transformers, which part of it, of how many; None if the classifier lacks it."""
+    """Return timm's name of a weight of transformers, which part of it, of how many; None if the classifier lacks
+    it."""
     tail = re.sub(r"^(vit|deit|dinov2|dinov2_with_registers|vision_model)\.", "", name)
     block = re.match(r"(?:encoder\.)?layers?\.(\d+)\.", tail)
     prefix, tail = (f"blocks.{block[1]}.", tail[block.end() :]) if block else ("", tail)
@@ -174,7 +175,7 @@ def _joined(model: Any) -> dict[str, Tensor]:
 
 
 def _frame(model: Any, state: Mapping[str, Tensor]) -> Any:
-    """timm's network for these weights, not filled in."""
+    """Return timm's network for these weights, not filled in."""
     config, name = getattr(model.config, "vision_config", model.config), type(model).__name__
     if config.hidden_act not in _ACTIVATIONS:
         raise UnsupportedModelError(f"hidden_act '{config.hidden_act}': expected one of {', '.join(_ACTIVATIONS)}")
@@ -216,7 +217,7 @@ def _frame(model: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _config(like: Any, model: Any) -> tuple[Any, int]:
-    """The configuration of ``like`` for FFNs as wide as those of ``model``, or the next width that it knows."""
+    """Return the configuration of ``like`` for FFNs as wide as those of ``model``, or the next width that it knows."""
     whole = copy.deepcopy(like.config)
     config, neurons = getattr(whole, "vision_config", whole), model.blocks[0].mlp.fc2.in_features
     if hasattr(config, "intermediate_size"):
@@ -232,7 +233,7 @@ def _config(like: Any, model: Any) -> tuple[Any, int]:
 
 
 def _filled(value: Tensor, name: str, neurons: int, model: Any) -> Tensor:
-    """A weight of an FFN with zeros for the neurons that it lacks."""
+    """Fill a weight of an FFN with zeros for the neurons that it lacks."""
     missing = neurons - model.blocks[0].mlp.fc2.in_features
     if name.endswith("fc2.weight"):
         return F.pad(value, (0, missing))

@@ -18,10 +18,10 @@ SAYS = "expected timm's name, a checkpoint with --arch, or a folder of hiap.save
 def load(
     model: str, weights: str = "", arch: str = "", img_size: int | None = None, averaged: bool | None = None
 ) -> Any:
-    """The network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file as
-    ``model`` needs its ``arch``. ``img_size`` None: as it was made. ``averaged``
-    chooses where a file holds weights as trained and their running average. Raises ``ConfigError``, ``StoreError`` or
-    ``UnsupportedModelError`` (one line)."""
+    """Load a network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file
+    as ``model`` needs its ``arch``. ``img_size`` None: as it was made. ``averaged`` chooses where a file holds weights
+    as trained and their running average. Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one
+    line)."""
     import timm
 
     path = Path(model)

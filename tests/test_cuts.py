@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_evidence import few, put  # noqa: F401
 
 from analysis.records.results import Results
-from analysis.studies import cuts
+from analysis.studies import checklist, cuts
 
 
 @pytest.fixture
@@ -60,3 +61,16 @@ def test_one_sentence_says_what_a_prune_leaves(root: Path) -> None:
     assert "2 networks" in said
     assert "% at 50 % and" in said
     assert said.endswith("%.")
+
+
+def test_the_checklist_says_yes_only_of_what_records_have(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    claims = pd.DataFrame({"verdict": ["not run", "confirmed"], "command": ["python -m x", ""]})
+    of_records = slice(0, 2)
+    nothing = checklist.rows(Results(tmp_path_factory.mktemp("empty")), claims)
+    assert [met for _, met, _ in nothing[of_records]] == ["not yet", "not yet"]
+    assert {met for question, met, _ in nothing if "scratch" in question or "masks" in question} == {"not yet"}
+    some = checklist.rows(Results(root), claims)
+    assert [met for _, met, _ in some[of_records]] == ["not yet", "in part"]  # no pair is whole, two budgets of five
+    assert "CIFAR-10 26 of" in some[0][2]
+    unanswered = claims.assign(command="")
+    assert dict((q, met) for q, met, _ in checklist.rows(Results(root), unanswered))["A command for each claim"] == "in part"

@@ -162,15 +162,16 @@ def test_one_rate_for_all_groups_is_told_at_the_end() -> None:
 
 def test_a_rate_that_cannot_reach_is_told_before_the_first_step() -> None:
     pruner = hiap.Pruner(small_vit(), steps=62, target_macs=0.5)
-    with pytest.warns(UserWarning, match=r"param_groups: a gate starts 3 .* 62 steps sum to 0\.0031, not twice that; set gate_lr to 0\.097"):
-        pruner.param_groups(lr=5e-5)
+    start = "param_groups: a gate starts 3 from its threshold, and the rates of 62 steps sum to "
+    # Far enough at 5 / 62 a step, if it were pulled the same way at each.
+    for rate, far in ((None, "0.0031"), (5 / 62, "5")):
+        with pytest.warns(UserWarning, match=f"{start}{far}, not twice that; set gate_lr to 0.097 or more"):
+            pruner.param_groups(lr=5e-5, gate_lr=rate)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pruner.param_groups(lr=5e-5, gate_lr=0.1)
-    with pytest.warns(UserWarning, match=r"62 steps sum to 5, not twice that; set gate_lr to 0\.097"):
-        pruner.param_groups(lr=5e-5, gate_lr=5 / 62)  # far enough if it were pulled the same way at every step
-        far = hiap.Pruner(small_vit(), steps=62, target_macs=0.5, gates=hiap.GateConfig(travel=6))
-        assert far.param_groups(lr=5e-5)[-1]["lr"] == pytest.approx(6 / 62)
+        travels = hiap.Pruner(small_vit(), steps=62, target_macs=0.5, gates=hiap.GateConfig(travel=6))
+        assert travels.param_groups(lr=5e-5)[-1]["lr"] == pytest.approx(6 / 62)
 
 
 def test_steps_that_are_batches_are_told() -> None:

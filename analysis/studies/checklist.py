@@ -18,7 +18,10 @@ from slurm import grid
 # (Data, network) pairs of results/PROTOCOL.md, each with the grids that fill it.
 PAIRS = {"Fashion-MNIST": ("evidence",), "CIFAR-10": ("cifar10", "cifar10_cut"), "Imagenette": ("imagenette",)}
 PAIRS["CIFAR-10 from scratch"] = ("table3",)
-SIMPLE, RECENT = ("random", "l1", "uniform", "magnitude"), ("taylor", "vit_slim", "cofi", "peer", "obs", "amp", "snapvit")
+SIMPLE, RECENT = (
+    ("random", "l1", "uniform", "magnitude"),
+    ("taylor", "vit_slim", "cofi", "peer", "obs", "amp", "snapvit"),
+)
 SHUFFLED = ("same_sizes", "hiap_uniform")
 POINTS = 5
 
@@ -91,9 +94,13 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
         (
             "Log and network behind each row",
             "in part",
-            "`hiap cite` prints record, command and commit of a row; networks are made again, not published",
+            "`hiap cite` prints a row's record, command and commit; networks are made again, not published",
         ),
-        ("The limits beside the claim", "yes", "column *On what* ([results](results.md)), [open points](open_points.md)"),
+        (
+            "The limits beside the claim",
+            "yes",
+            "column *On what* ([results](results.md)), [open points](open_points.md)",
+        ),
     ]
 
 

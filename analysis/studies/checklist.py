@@ -1,4 +1,4 @@
-"""The questions that reviewers of pruning papers ask (ShrinkBench, and the surveys after it), answered from the records.
+"""Questions that reviewers of pruning papers ask (ShrinkBench, and surveys after it), answered from the records.
 
 An answer is 'yes' only where records have it; what a protocol plans and nobody has run yet is 'in part' or 'not yet'.
 """
@@ -89,12 +89,12 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
         (
             "A command for each claim",
             "yes" if (open_rows["command"].fillna("") != "").all() else "in part",
-            f"{len(open_rows)} claims not run have theirs ([ledger](../results/claims.csv)); hours a grid in the report",
+            f"{len(open_rows)} claims not run have theirs ([ledger](../results/claims.csv)); hours in the report",
         ),
         (
             "Log and network behind each row",
             "in part",
-            "`hiap cite` prints a row's record, command and commit; networks are made again, not published",
+            "`hiap cite` prints a row's record, command and commit; networks are made anew, not published",
         ),
         (
             "The limits beside the claim",

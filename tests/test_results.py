@@ -11,6 +11,7 @@ import pytest
 from analysis import dictionary
 from analysis.records.results import REPOSITORY, Results
 from hiap.bench import report
+from hiap.train.config import ConfigError
 from hiap.train.record import Record, read
 
 RESULTS = REPOSITORY / "results"
@@ -33,6 +34,17 @@ def test_every_record_lies_where_its_configuration_says(records: dict[Path, Reco
         failed = re.fullmatch(rf"{record.run_id}\.failed-\d+", path.stem) is not None
         assert (record.status == "failed") is failed, path
         assert failed or path.stem == record.run_id, path
+
+
+def test_an_option_that_is_gone_is_read_where_it_was_off(tmp_path: Path) -> None:
+    text = next(text for path in RECORDS if '"hidden": 0.0' in (text := path.read_text()))
+    old = tmp_path / "record.json"
+    old.write_text(text)
+    assert read(old).config.run_id == read(old).run_id
+    old.write_text(text.replace('"hidden": 0.0', '"hidden": 0.5'))
+    with pytest.raises(ConfigError, match="hidden") as refused:
+        read(old)
+    assert "\n" not in str(refused.value)
 
 
 def test_every_finished_record_has_sane_sizes_and_scores(records: dict[Path, Record]) -> None:

@@ -47,7 +47,8 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     rows, columns = embed.dynamic_feat_size((height, width))
     tokens = rows * columns + vit.num_prefix_tokens
-    return constant_macs(vit, image, tokens) + sum(_block_macs(block, tokens, executed) for block in blocks_of(vit))
+    blocks = (attention_macs(block, tokens, executed) + ffn_macs(block, tokens) for block in blocks_of(vit))
+    return constant_macs(vit, image, tokens) + sum(blocks)
 
 
 def blocks_of(model: Any) -> Any:
@@ -99,10 +100,6 @@ def qk_dims(block: Any) -> list[int]:
 def params(model: nn.Module) -> int:
     """Count the learnable scalars (gate logits not counted: they never leave training)."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".logit"))
-
-
-def _block_macs(block: Any, n: int, executed: bool) -> int:
-    return attention_macs(block, n, executed) + ffn_macs(block, n)
 
 
 def attention_macs(block: Any, n: int, executed: bool = False) -> int:

@@ -65,13 +65,10 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float = RI
 
 def require_correctable(model: Any) -> None:
     """Raise ``UnsupportedModelError`` for blocks with a norm behind a branch."""
-    for block in standard(model).blocks if _is_dense(model) else model.blocks:
+    cut = any(isinstance(block, PrunedBlock) for block in model.blocks)
+    for block in model.blocks if cut else standard(model).blocks:
         if is_norm(block.ls1) or is_norm(block.ls2):
             raise UnsupportedModelError("correct: blocks with a norm behind a branch; expected at most a LayerScale")
-
-
-def _is_dense(model: Any) -> bool:
-    return not any(isinstance(block, PrunedBlock) for block in model.blocks)
 
 
 class _EnoughError(Exception):

@@ -44,7 +44,8 @@ def rows(file: Path) -> Iterator[tuple[str, int, int, int]]:
     """Yield name, label, row group and row of each image. Raises ``ConfigError`` for a row without a label."""
     opened = _open(file)
     image, label = _columns(file, opened)
-    names = [f"{image}.path"] if f"{image}.path" in _paths(opened) else []
+    paths = [opened.schema.column(i).path for i in range(len(opened.schema))]
+    names = [f"{image}.path"] if f"{image}.path" in paths else []
     count = 0
     for group in range(opened.metadata.num_row_groups):
         table = opened.read_row_group(group, columns=[label, *names])
@@ -94,7 +95,3 @@ def _features(opened: Any) -> dict[str, Any]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _paths(opened: Any) -> list[str]:
-    return [opened.schema.column(i).path for i in range(len(opened.schema))]

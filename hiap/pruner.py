@@ -128,9 +128,8 @@ class Pruner:
         return param_groups(self.model, lr, weight_decay, self.gates.weight_decay, scale, layer_decay)
 
     def seed_noise(self, part: int = 0) -> None:
-        """Seed torch's generator for the next forward pass, by ``seed`` and the step: gates, dropout, drop path. A10:
-        ``part``, which process or which share of an accumulated batch it is, counts unless ``gates.noise`` is
-        'shared'."""
+        """Seed torch's generator for the next forward pass, by ``seed`` and step: gates, dropout, drop path. A10:
+        ``part``, which process or share of an accumulated batch it is, counts unless ``gates.noise`` is 'shared'."""
         torch.manual_seed(noise_seed(self.seed, self.gates.noise, 0, self.done, part))
 
     def terms(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-KINDS = ["Added", "Changed", "Fixed"]
+KINDS = ["Added", "Changed", "Removed", "Fixed"]
 
 
 def project(key: str) -> str:

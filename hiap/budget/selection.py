@@ -143,17 +143,17 @@ def keep_best(
     portions = _portions(dims, ranking, multiple)
     _require_reachable(dims, ranking, target, prices, portions)
 
-    def left(chosen: Tensor) -> int:
+    def cost_left(chosen: Tensor) -> int:
         return kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
 
     low, high = portions.fixed, len(portions.order)  # the longest prefix of the order that fits
     while low < high:
         middle = (low + high + 1) // 2
-        fits = left(portions.first(middle)) <= target
+        fits = cost_left(portions.first(middle)) <= target
         low, high = (middle, high) if fits else (low, middle - 1)
     chosen = _without_split(portions, portions.first(low))
     for gone_too in (False, True):
-        chosen = _top_up(dims, ranking, prices, portions, chosen, target - left(chosen), gone_too)
+        chosen = _top_up(dims, ranking, prices, portions, chosen, target - cost_left(chosen), gone_too)
     return _masks(dims, ranking, chosen[portions.of])
 
 

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     written = [str(options.out), *_exported(small, options.out, forms), str(shown.save(f"{options.out}.png"))]
     print(shown)
     print(_sizes(model, small))
-    print("\n".join(_told(model, small, accuracy, found.why)))
+    print("\n".join(_report(model, small, accuracy, found.why)))
     print(f"{pruned:.0f} s to prune, {time.perf_counter() - started:.0f} s in all; written: {', '.join(written)}")
 
 
@@ -161,7 +161,7 @@ def _measured(model: Any, small: Any, batches: Sequence[Batch]) -> Accuracy:
     return Accuracy(*(torch.cat(each) for each in right))
 
 
-def _told(model: Any, small: Any, accuracy: Accuracy | None, why: str) -> list[str]:
+def _report(model: Any, small: Any, accuracy: Accuracy | None, why: str) -> list[str]:
     """Return lines on accuracy and time, before and after."""
     from hiap.formats import card
 

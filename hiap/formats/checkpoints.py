@@ -67,10 +67,10 @@ def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) ->
     prefixes = _prefixes(found, frozenset(names))
     prefix = _chosen(prefixes, averaged)
     state = {name[len(prefix) :]: value for name, (_, value) in found.items() if name.startswith(prefix)}
-    return state, _told(prefix, prefixes, whole, found)
+    return state, _provenance(prefix, prefixes, whole, found)
 
 
-def _told(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
+def _provenance(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
     """Say what was done to get the weights behind ``prefix``."""
     places = {place for name, (place, _) in found.items() if name.startswith(prefix)}
     place = min(places, key=len)

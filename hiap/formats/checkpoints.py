@@ -67,10 +67,12 @@ def read(path: Path, names: Iterable[str] = (), averaged: bool | None = None) ->
     prefixes = _prefixes(found, frozenset(names))
     prefix = _chosen(prefixes, averaged)
     state = {name[len(prefix) :]: value for name, (_, value) in found.items() if name.startswith(prefix)}
-    return state, _provenance(prefix, prefixes, whole, found)
+    return state, _origin(prefix, prefixes, whole, found)
 
 
-def _provenance(prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]) -> list[str]:
+def _origin(
+    prefix: str, prefixes: list[str], whole: Iterable[str], found: Mapping[str, tuple[str, Tensor]]
+) -> list[str]:
     """Say what was done to get the weights behind ``prefix``."""
     places = {place for name, (place, _) in found.items() if name.startswith(prefix)}
     place = min(places, key=len)

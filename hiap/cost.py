@@ -32,7 +32,7 @@ class ExpectedCost:
 
     @property
     def flops(self) -> Tensor:
-        """Eq. 5."""
+        """Return Eq. 5, in the unit of the prices."""
         return self.macro + self.micro
 
 
@@ -75,7 +75,7 @@ def _dims(model: Any) -> ledger.Dims:
 
 
 def expected_cost(gated: Any, prices: str | ledger.Prices = "paper") -> ExpectedCost:
-    """Return Eq. 5 by Proposition 1 (linear in the joint gates, which are independent) and the true ledger, for the
+    """Return Eq. 5 by Proposition 1 (linear in joint gates, drawn apart: E[g d] = E[g] E[d]) and true costs, for the
     gates' current probabilities (or samples, A2). ``prices`` 'physical' puts true prices, in MACs, in place of C1, C2
     and C3, and any others may stand there. What they ask once per branch is part of ``macro``: macro gates close it."""
     dims, gates = dims_of(gated), stack_gates(gated, EXPECTED)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hiap.backbones.families import rows_of
 from hiap.backbones.guard import require_same, tell_lost
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm, slice_linear
-from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
+from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
 from hiap.backbones.sharded import gathered
 from hiap.gated_layers import BlockMask, decided, is_gated, masks
 
@@ -47,8 +47,9 @@ def built(gated: Any, kept: list[BlockMask]) -> Any:
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
     blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
     model.blocks = nn.Sequential(*blocks)
-    for ours in ("dense_dims", "dense_param_prices", "given", "no_weight_decay", "forward", "_original_forward"):
-        vars(model).pop(ours, None)
+    allow_gaps(model)
+    for added in ("dense_dims", "dense_param_prices", "given", "no_weight_decay", "forward", "_original_forward"):
+        vars(model).pop(added, None)
     return model.train(gated.training)
 
 
@@ -67,13 +68,13 @@ def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
         "drop_path2": own(block.drop_path2) if mlp else None,
     }
     constants = {
-        "attn_constant": None if attn else _constant(block.ls1, attn_constant),
-        "mlp_constant": None if mlp else _constant(block.ls2, mlp_constant),
+        "attn_constant": None if attn else _scaled_bias(block.ls1, attn_constant),
+        "mlp_constant": None if mlp else _scaled_bias(block.ls2, mlp_constant),
     }
     return PrunedBlock(parts, constants)
 
 
-def _constant(scale: Any, bias: Tensor | None) -> Tensor | None:
+def _scaled_bias(scale: Any, bias: Tensor | None) -> Tensor | None:
     """Return what LayerScale, or the norm in its place, makes of a branch that is gone but for ``bias``."""
     if bias is None and is_norm(scale):
         bias = torch.zeros_like(scale.weight)

@@ -1,6 +1,6 @@
 """Gates in attention and FFN (Eqs. 1-4), folded into the weights.
 
-Eq. 1-2 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
+Eqs. 1-3 scale head h's output by g[h] and its value dimension j by d[h, j]; both commute with the output projection, so
 they scale that projection's columns. Eq. 4 scales neuron k by c[k] and the block by b: they scale fc2's columns. No
 activation-sized tensor is made and fused attention stays, so a gated step costs what a dense step costs. The plain
 activation-masking form is ``hiap.reference``; outputs and gradients agree.
@@ -73,8 +73,8 @@ class GatedAttention(nn.Module):
     timm's, or one that ``hiap.backbones.families`` gives the same names, with a ``position`` and a ``norm`` if it has
     one of what goes to the output projection.
 
-    Gates are of the dense network for good, so that costs and masks count in its terms. ``left`` numbers the
-    ``num_heads`` of them whose weights are there; None, as in the paper: all."""
+    Gates have the dense network's shape for good, so that costs and masks count in its terms. ``left``: indices of the heads
+    whose weights are still there; None, as in the paper, is all."""
 
     standard = True
     left: Tensor | None

@@ -41,7 +41,7 @@ def gate(
 
     Args:
         model: is left alone. Raises ``UnsupportedModelError`` naming the first module without a gated form.
-        config, options: ``GateConfig``, or its fields by keyword (A1, A2, A4, A5, A6, A9).
+        config, options: ``GateConfig``, or its fields by keyword (A1, A2, A4-A6, A9); rates and noise are ``Pruner``'s.
         seed, kind: of the noise of ``harden='sample'``; another gate than the paper's, for baselines.
     """
     config = config or checked(GateConfig, options)

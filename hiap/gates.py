@@ -55,7 +55,7 @@ class Gate(nn.Module):
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)
-        noise = torch.logit(torch.rand_like(self.logit), eps=CLIP)  # ``logistic_noise``, at every step
+        noise = torch.logit(torch.rand_like(self.logit), eps=CLIP)  # one draw for all images of a forward pass (ours)
         gate = torch.sigmoid((self.logit + noise) / self.tau)  # Eq. 6
         if not self.soft:
             # A1: the 0-1 value forward, the soft sample's gradient backward. `gate - gate.detach()` is exactly 0.

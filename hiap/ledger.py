@@ -70,8 +70,8 @@ def paper_prices(n: int, d: int, head_dim: int, fc1_rows: int = 1) -> Prices:
 
 @lru_cache
 def true_prices(n: int, d: int, head_dim: int, fc1_rows: int = 1) -> Prices:
-    """Return what removing one unit saves, MACs: a head's Q, K projections and Q K^T; a value dimension's V row, its
-    column of attention times V and its output column; a neuron's fc1 row and fc2 column."""
+    """Return what removing one unit saves, MACs (dims 'v'): a head's Q, K projections and Q K^T; a value dimension's V
+    row, its column of attention times V and its output column; a neuron's fc1 row and fc2 column."""
     head, value_dim = 2 * n * d * head_dim + n * n * head_dim, 2 * n * d + n * n
     return Prices(head, value_dim, neuron=(fc1_rows + 1) * n * d)
 

@@ -1,4 +1,4 @@
-"""The loss of Eq. 7: task and distillation, macro and micro penalties, and the feasibility terms of Eq. 8."""
+"""The parts of Eq. 7, summed in ``hiap.pruner``: task and distillation, macro and micro penalties, and Eq. 8."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def distillation_loss(
     Args:
         logits, teacher_logits: (B, classes).
         labels: (B,) numbers of classes or (B, classes) probabilities.
-        alpha, temperature: weight of the distilled part, and T.
+        alpha, temperature: weight of the distilled part (alpha_KD, not the gates' alpha), and T (not their tau).
         t_squared: whether the distilled part is multiplied by T^2 (A12).
         label_smoothing: share of a label that goes to the other classes.
         taught: (B, classes), what learns from the teacher where that is another head.
@@ -66,7 +66,8 @@ def feasibility(gated: Any, config: FeasibilityConfig) -> Tensor:
     """Return Eq. 8: squared shortfalls below k_min heads per layer, a share gamma_attn of dimensions per active head,
     and a share gamma_ffn of neurons per active FFN, summed over the network.
 
-    "Active" weighs a head's or block's shortfall by its own gate, held constant: else closing the head would pay."""
+    Ours: gates enter by E[gate], as in Eq. 5, and "active" weighs a shortfall by its head's or block's gate, held
+    constant: else closing the head would pay."""
     g, d, b, c = stack_gates(gated, EXPECTED)
     heads = F.relu(config.k_min - g.sum(-1)).square().sum()
     dims = (g.detach() * F.relu(config.gamma_attn - d.mean(-1)).square()).sum()

@@ -1,6 +1,6 @@
 """The single phase (section 3.4; its loss is Eq. 7) as an object that any training loop drives::
 
-    pruner = Pruner(model, steps=len(loader) * epochs)
+    pruner = Pruner(model, steps=len(loader) * epochs)  # of hiap.pruner; hiap.Pruner has a policy of ours
     optimizer = torch.optim.AdamW(pruner.param_groups(lr=5e-5, weight_decay=0.05))
     for images, labels in loader:
         loss = distillation_loss(pruner.model(images), labels, teacher(images)) + pruner.penalty()
@@ -8,7 +8,7 @@
     small = pruner.finish()
 
 Gate noise comes from torch's global generator, as dropout's does: a loop that must resume bit for bit calls
-``pruner.seed_noise()`` before each forward pass, or saves the generator's state with the rest.
+``pruner.seed_noise(part)`` before each forward pass (A10), or saves the generator's state with the rest.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Policy:
         """Choose the masks: decide by ``hiap.gated_vit.harden_to`` what stays, where thresholds do not."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed policy needs: tensors and numbers."""
+        """Return what a resumed policy needs: tensors and numbers, under other names than done, steps, model."""
         return {}
 
     def load_state_dict(self, gated: Any, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` gave; ``gated`` has its own state not yet."""
+        """Take over what ``state_dict`` gave; ``gated`` does not have its own state yet."""
 
 
 class Pruner:
@@ -67,7 +67,7 @@ class Pruner:
 
     ``pruner.model`` is the gated network (images (B, C, height, width) to logits (B, classes)); it may be moved, cast,
     compiled and wrapped in ``DistributedDataParallel``. Call ``step`` once per optimiser step, whatever number of
-    batches that accumulates. ``hiap.Pruner`` has a policy of ours.
+    batches that accumulates.
 
     Args:
         model: a timm ViT (``hiap/backbones/supported.csv`` has a list); anything else is an ``UnsupportedModelError``
@@ -90,7 +90,7 @@ class Pruner:
     ):
         if not hasattr(steps, "__index__") or steps < 1:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
-        self.gates, self.prices = gates or GateConfig(), penalty or PenaltyConfig()
+        self.gates, self.strengths = gates or GateConfig(), penalty or PenaltyConfig()
         self.feasibility = feasibility or FeasibilityConfig()
         self.steps, self.done, self.seed = steps, 0, seed
         self.model = gate(model, self.gates, seed=seed)
@@ -118,7 +118,7 @@ class Pruner:
         """
         summed = lr * self.steps if summed is None else summed
         scale = gate_lr / lr if gate_lr else self.gates.rate_scale(lr, summed)
-        far, way = scale * summed, distance_to_threshold(self.gates, self.prices, nearest=True)
+        far, way = scale * summed, distance_to_threshold(self.gates, self.strengths, nearest=True)
         if way is not None and far < 2 * way:  # no gate is pulled the same way at every step
             warnings.warn(
                 f"param_groups: a gate starts {way:.3g} from its threshold, and the rates of {self.steps:,} steps sum "
@@ -134,7 +134,7 @@ class Pruner:
 
     def terms(self) -> dict[str, Tensor]:
         """Return the parts of ``penalty`` by name: 'macro' and 'micro' of Eq. 7, 'feasibility' of Eq. 8."""
-        priced = self.policy.scale(penalties(self.model, self.prices, self.policy.prices))
+        priced = self.policy.scale(penalties(self.model, self.strengths, self.policy.prices))
         return {**priced, "feasibility": feasibility(self.model, self.feasibility)}
 
     def penalty(self) -> Tensor:
@@ -149,7 +149,7 @@ class Pruner:
         self.done += 1
         self.policy.update(self.model, self._anneal())
 
-    def _anneal(self) -> float:
+    def _anneal(self) -> float:  # returns the progress
         progress = self.done / self.steps
         if self.done < self.steps:
             self.temperature = anneal(self.model, self.gates, progress)

@@ -1,5 +1,5 @@
-"""Eqs. 1-4 as the paper writes them: activations multiplied by gates. Slow and readable; ``hiap.gated_vit`` folds the
-gates into the weights instead, and tests hold the two equal, outputs and gradients."""
+"""Eqs. 1-4 as the paper writes them: activations multiplied by gates. Slow and readable; ``hiap.gated_layers`` folds
+the gates into the weights instead, and tests hold the two equal, outputs and gradients."""
 
 from __future__ import annotations
 

@@ -89,3 +89,21 @@ def test_other_image_sizes_fit_as_they_fit_the_dense_network(family: str, tmp_pa
         assert relative(hiap.load(tmp_path / "net")(images), wanted) < 1e-5
     if isinstance(dense, Beit):
         assert left.blocks[0].attn.position.window == (8, 8)
+
+
+def test_a_beit_without_some_attention_takes_other_image_sizes(tmp_path: Any) -> None:
+    gated = hiap.gate(small("BEiT").float()).eval()
+    with torch.no_grad():
+        gated.blocks[0].attn.head_gate.logit.fill_(-9)
+    left = hiap.extract(gated)
+    assert left.blocks[0].attn is None
+    hiap.save(left, tmp_path / "net")
+    networks = {"extracted": left, "copied": copy.deepcopy(left), "loaded": hiap.load(tmp_path / "net")}
+    gated.set_input_size(img_size=(32, 32))
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        wanted = gated(images)
+        for name, network in networks.items():
+            network.set_input_size(img_size=(32, 32))
+            assert len(network.blocks) == len(gated.blocks), name
+            assert relative(network(images), wanted) < 1e-5, name

@@ -896,8 +896,12 @@ def test_status_of_500_records_with_long_gate_trajectories_is_quick(tmp_path: Pa
     done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begin
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"{seconds:.2f} s, {spent:.2f} s of a processor")
-    assert spent < 2  # what others take of this machine is not the launcher's
+    begin = time.process_time()
+    for record in (tmp_path / "out").rglob("*.json"):
+        json.loads(record.read_bytes())
+    plainly = time.process_time() - begin
+    print(f"{seconds:.2f} s, {spent:.2f} s of a processor, which reads as much JSON in {plainly:.2f} s")
+    assert spent < max(2, 1.5 * plainly)  # of whatever processor, and however many share it
     assert done.stdout.endswith("500 finished\n")
 
 

@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import groupby
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from timm.models.beit import Beit
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -206,6 +208,22 @@ class PrunedBlock(nn.Module):
         elif self.mlp_constant is not None:
             x = x + self.mlp_constant
         return x
+
+
+def allow_gaps(model: Any) -> None:
+    """Let ``set_input_size`` of a Beit, which asks the attention of each block for its window, pass over blocks that
+    have none."""
+    if isinstance(model, Beit) and any(block.attn is None for block in model.blocks):
+        vars(model)["set_input_size"] = MethodType(_set_input_size, model)
+
+
+def _set_input_size(model: Any, *args: Any, **kwargs: Any) -> None:
+    blocks = model.blocks
+    model.blocks = nn.Sequential(*(block for block in blocks if block.attn is not None))
+    try:
+        type(model).set_input_size(model, *args, **kwargs)
+    finally:
+        model.blocks = blocks
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class GateConfig(options.GateConfig):
 class PenaltyConfig(options.PenaltyConfig):
     """Penalties of Eq. 7. ``lambda_macro`` prices the C1 part of Eq. 5, ``lambda_micro`` the C2 and C3 parts."""
 
-    lambda_macro: float = Field(0.9, ge=0)  # price of heads and FFN blocks; with a target, only the ratio counts
+    lambda_macro: float = Field(0.9, ge=0)  # price of heads; with a target, only the ratio counts
     # 'paper': the constants of Eq. 5, which bill V's projection to the head. 'physical': what a removed unit saves (the
     # true ledger; not named 'true' because YAML would read a boolean).
     # 'latency' (ours, the paper's future work): measured time, from the table in ``latency_table``.

@@ -55,7 +55,7 @@ def _fit(start: Start, config: ModelConfig, classes: int) -> None:
         found = "x".join(map(str, model.patch_embed.img_size))
         try:
             model.set_input_size(img_size=size)
-        except (AssertionError, ValueError, AttributeError) as error:  # Beit asks attention that is gone for a window
+        except (AssertionError, ValueError) as error:
             raise ConfigError(f"model.img_size {config.img_size}: {config.weights} is for {found} ({error})") from None
         start.adapted.append(f"position embeddings resampled, from {found} images")
     if model.num_classes != classes:

@@ -73,8 +73,8 @@ class GatedAttention(nn.Module):
     timm's, or one that ``hiap.backbones.families`` gives the same names, with a ``position`` and a ``norm`` if it has
     one of what goes to the output projection.
 
-    Gates have the dense network's shape for good, so that costs and masks count in its terms. ``left``: indices of the heads
-    whose weights are still there; None, as in the paper, is all."""
+    Gates have the dense network's shape for good, so that costs and masks count in its terms. ``left``: indices of the
+    heads whose weights are still there; None, as in the paper, is all."""
 
     standard = True
     left: Tensor | None

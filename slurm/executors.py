@@ -3,7 +3,8 @@
 ``followed(runs)`` keeps other launchers away, ``submit(runs)`` starts or queues them and returns those that it could
 not for now, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it is not (the end of its
 log), ``again(run)`` whether a job that died without a record is worth another, ``cancelled(run)`` whether nobody wants
-it any more, ``stop(seconds)`` ends, in so many, what must not outlive the launcher and says what becomes of the rest.
+it any more, ``wait()`` passes the time until it is worth while to ask again, ``stop(seconds)`` ends, in so many, what
+must not outlive the launcher and says what becomes of the rest.
 Whether a run succeeded is never asked here: its record says so.
 """
 
@@ -58,7 +59,6 @@ class Executor(Protocol):
     their dependencies."""
 
     slots: int | None
-    poll_s: float
 
     def followed(self, runs: list[Run]) -> AbstractContextManager[None]: ...
     def submit(self, runs: list[Run]) -> list[Run]: ...
@@ -66,6 +66,7 @@ class Executor(Protocol):
     def reason(self, run: Run) -> str: ...
     def again(self, run: Run) -> bool: ...
     def cancelled(self, run: Run) -> bool: ...
+    def wait(self) -> None: ...
     def stop(self, seconds: float = ...) -> str: ...
 
 
@@ -81,12 +82,14 @@ class _Here:
     def cancelled(self, run: Run) -> bool:
         return False
 
+    def wait(self) -> None:
+        pass
+
 
 class Debug(_Here):
     """Executor that makes each run in this process, one after the other: for debuggers and tests."""
 
     slots: int | None = 1
-    poll_s = 0.0
 
     def __init__(self) -> None:
         self.errors: dict[Run, str] = {}
@@ -120,7 +123,7 @@ class Local(_Here):
     """Executor by processes of this machine, ``slots`` at once, forked from one that has imported what a run needs
     (``hiap.train.warm``). Where there are GPUs, each gets the one that fewest runs are on."""
 
-    poll_s = 0.05
+    poll_s = 2.0  # between two looks at how far they are; the end of one is told
 
     def __init__(self, logs: Path, slots: int):
         self.slots: int | None = slots
@@ -137,11 +140,20 @@ class Local(_Here):
 
     def submit(self, runs: list[Run]) -> list[Run]:
         for run in runs:
-            busy = Counter(self.on[other] for other in self.tasks if self.alive(other))
-            self.on[run] = min(self.gpus, key=busy.__getitem__, default="")
+            self.on[run] = self._gpu()
             job = partial(apart, Job(run.config, self.on[run]))
             self.tasks[run] = self.warm.start(job, self._log(run))
         return []
+
+    def _gpu(self) -> str:
+        """Of the one that fewest runs are on; '' where there is none."""
+        if len(self.gpus) < 2:
+            return "".join(self.gpus)
+        busy = Counter(self.on[other] for other in self.tasks if self.alive(other))
+        return min(self.gpus, key=busy.__getitem__)
+
+    def wait(self) -> None:
+        self.warm.wait(self.poll_s)
 
     def alive(self, run: Run) -> bool:
         return run in self.tasks and self.warm.code(self.tasks[run]) is None
@@ -270,6 +282,9 @@ class Slurm:
     def cancelled(self, run: Run) -> bool:
         self._queue()
         return run.run_id in self.unwanted
+
+    def wait(self) -> None:
+        time.sleep(self.poll_s)
 
     def stop(self, seconds: float = 0.0) -> str:
         return "jobs stay in the queue; launch again to follow them, or cancel them with --cancel"

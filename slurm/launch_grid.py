@@ -18,6 +18,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def execute(runs: list[Run], executor: Executor, *screens: Screen | Page) -> lis
         refused = executor.submit([p.run for p in start])
         for run in refused:
             progress[run].state = "waiting"
-        time.sleep(executor.poll_s)
+        executor.wait()
     for screen in screens:
         screen.show(list(progress.values()))
     return list(progress.values())
@@ -323,7 +324,8 @@ def _startable(progress: list[Progress], executor: Executor) -> list[Progress]:
     if executor.slots is None:
         return waiting
     free = executor.slots - sum(p.state == "running" for p in progress)
-    return [p for p in waiting if all(need.finished for need in p.run.needs)][: max(0, free)]
+    ready = (p for p in waiting if all(need.finished for need in p.run.needs))
+    return list(islice(ready, max(0, free)))  # no more of hundreds are looked at than can start
 
 
 def _check(runs: list[Run], results: Path, source: Path, closes_by: int | None, on_nodes: bool) -> None:

@@ -38,7 +38,7 @@ class Scripted:
     """A queue in which a job ends at once: a run with its record if those it needs have theirs. The first job of each
     run labelled in ``die`` leaves nothing."""
 
-    slots, poll_s = None, 0.0
+    slots = None
 
     def __init__(self, *die: str):
         self.die, self.jobs, self.tries = die, Counter[str](), Counter[str]()
@@ -65,6 +65,9 @@ class Scripted:
 
     def cancelled(self, run: Run) -> bool:
         return False
+
+    def wait(self) -> None:
+        pass
 
     def stop(self) -> str:
         return ""

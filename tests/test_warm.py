@@ -40,6 +40,18 @@ def test_how_a_task_ends_is_told_and_concerns_no_other(warm: Warm) -> None:
     assert warm.join(other, 60) == 0
 
 
+def test_waiting_ends_when_a_task_does(warm: Warm) -> None:
+    begun = time.monotonic()
+    slept = warm.start(partial(time.sleep, 0.2))
+    while warm.codes[slept] is None:
+        warm.wait(60)
+    quick = warm.start(partial(time.sleep, 0))
+    assert warm.join(quick, 60) == 0
+    warm.wait(60)  # its end is known already
+    assert time.monotonic() - begun < 50
+    warm.wait(0.01)  # nothing else ends
+
+
 def test_what_a_task_says_goes_to_its_log(warm: Warm, tmp_path: Path) -> None:
     assert run(warm, "print('said'); raise ValueError('why')", tmp_path / "logs" / "a") == 1
     assert (tmp_path / "logs" / "a.out").read_text() == "said\n"

@@ -64,18 +64,25 @@ def _with_imports(file: Path) -> list[Path]:
     found, todo = dict[Path, None](), [file]
     while todo:
         path = todo.pop()
-        if path in found:
-            continue
-        found[path] = None
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                other = methods.BASELINES / f"{name.removeprefix('baselines.')}.py"
-                if name.startswith("baselines.") and other.is_file():
-                    todo.append(other)
+        if path not in found:
+            found[path] = None
+            todo.extend(_imports(path, path.stat().st_mtime_ns))
     return sorted(found)
+
+
+@lru_cache(maxsize=256)
+def _imports(file: Path, changed: int) -> tuple[Path, ...]:
+    """Other files of ``baselines`` that a file imports."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            other = methods.BASELINES / f"{name.removeprefix('baselines.')}.py"
+            if name.startswith("baselines.") and other.is_file():
+                found.append(other)
+    return tuple(found)
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ process. The server computes nothing and uses no GPU, so that a fork of it is sa
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import multiprocessing
@@ -37,6 +38,7 @@ class Warm:
         self.numbers = itertools.count()
         self.codes: dict[int, int | None] = {}
         self.words: Connection | None = None
+        self.ended = False  # a task, since ``wait`` was asked last
 
     def start(self, call: Callable[[], object], log: Path | None = None) -> int:
         """Run ``call``, which must pickle, in a process of its own; returns the number of the task. Its output goes to
@@ -68,6 +70,16 @@ class Warm:
             wait([self.words], min(left, 1.0))  # where a signal of ours wakes another thread, it is answered then
         return self.codes[task]
 
+    def wait(self, seconds: float) -> None:
+        """Wait until a task ends, or return at once if one did since this was asked last; for ``seconds`` at most."""
+        self._listen()
+        if self.words is None:  # nothing runs that could tell
+            time.sleep(min(seconds, 0.05))
+        elif not self.ended:
+            wait([self.words], seconds)
+            self._listen()
+        self.ended = False
+
     def _server(self) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -82,7 +94,7 @@ class Warm:
         try:
             while self.words is not None and self.words.poll():
                 task, code = self.words.recv()
-                self.codes[task] = code
+                self.codes[task], self.ended = code, True
         except (EOFError, OSError):
             self.words = None
             self.codes = {task: LOST if code is None else code for task, code in self.codes.items()}
@@ -95,6 +107,9 @@ def serve(words: Connection, modules: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
     for name in modules:
         importlib.import_module(name)
+    # What is there stays: else every process would look through all of it for garbage, and copy it by doing so.
+    gc.collect()
+    gc.freeze()
     running: dict[int, BaseProcess] = {}
     while True:
         sentinels = {process.sentinel: task for task, process in running.items()}

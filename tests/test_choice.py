@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 from test_data import batches, equal, own_cache, write_cifar  # noqa: F401
 from test_layouts import class_tars, one_tar
@@ -279,3 +282,49 @@ def test_the_same_images_elsewhere_are_the_same(tmp_path: Path) -> None:
     tars = folders.model_copy(update={"root": str(tmp_path / "packed")})
     assert data.identity(tars, 32) == data.identity(folders, 32)
     assert len([*(downloads.folder() / "pixels").glob("*/about.json")]) == 2, "and are decoded once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", ["none", "batch"])
+def test_an_epoch_from_the_cache_takes_as_long_as_from_memory(augment: Any, tmp_path: Path) -> None:
+    """Seconds of CPU, alternated, the cache mapped anew each time: at most 1.02 for a small network's epoch, of which
+    the training itself, the same for both, is measured apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 1024), ("val", 8)):
+        for i in range(count):
+            (tmp_path / split / f"{i % 8}").mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(rng.integers(0, 256, (56, 56, 3), np.uint8))
+            image.save(tmp_path / split / f"{i % 8}" / f"{i}.png", compress_level=0)
+    config = DataConfig(name="folder", root=str(tmp_path), augment=augment)
+
+    def epoch(number: int, in_memory: bool) -> float:
+        data._kept.cache_clear()
+        kept = data._tensors(data.unchanged(config), 56, "train", 0)  # mapped anew: nothing of it is touched
+        if in_memory:
+            kept.images = kept.images.clone()
+        before = time.process_time()
+        assert sum(len(x) for x, _ in data.train_batches(config, 56, batch_size=64, seed=0, epoch=number)) == 1024
+        return time.process_time() - before
+
+    seconds = {True: list[float](), False: list[float]()}
+    for number in range(15):
+        for in_memory in (True, False) if number % 2 else (False, True):
+            seconds[in_memory].append(epoch(number, in_memory))
+    memory, cache = (float(np.median(seconds[in_memory])) for in_memory in (True, False))
+    training = 16 * step_seconds(timm.create_model("vit_tiny_patch16_224", img_size=56, patch_size=14, depth=4))
+    ratio = (training + cache) / (training + memory)
+    print(f"{augment}: images {memory:.3f} s from memory, {cache:.3f} s from the cache, training {training:.1f} s")
+    print(f"ratio {ratio:.4f}")
+    assert ratio <= 1.02
+
+
+def step_seconds(model: Any) -> float:
+    """CPU of a training step of 64 images."""
+    images, labels = torch.randn(64, 3, 56, 56), torch.zeros(64, dtype=torch.long)
+    optimizer, taken = torch.optim.AdamW(model.parameters()), []
+    for _ in range(4):
+        before = time.process_time()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        taken.append(time.process_time() - before)
+    return float(np.median(taken[1:]))

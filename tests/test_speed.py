@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 
 import pytest
@@ -14,13 +15,15 @@ from test_extraction import MODES, counted_macs, random_gated, relative
 import hiap
 from analysis.records import published
 from hiap import cost, gated_vit, ledger
+from hiap.bench import gpu, topologies
 from hiap.bench import run as bench
-from hiap.bench import topologies
 from hiap.bench.clock import alternate
 from hiap.bench.report import Timing
+from hiap.bench.settings import TrainSettings
 from hiap.budget.sizes import known_dims
 from hiap.objective import penalties
-from hiap.train.config import Config, PenaltyConfig
+from hiap.train.config import Config, PenaltyConfig, parse_overrides
+from hiap.train.device import cpu_has_bf16
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -83,6 +86,33 @@ def test_bench_alternates_and_reports(tmp_path, capsys):
     assert padded.share == pytest.approx((1 - padded.ratio[1]) / (1 - padded.macs / rows["dense"].macs), abs=1e-3)
     assert all(row.memory > 0 and row.throughput > 0 for row in report.rows)
     assert "quick.json" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_rehearsal_makes_every_report_with_what_it_has_on_a_gpu(tmp_path):
+    """All but sizes, and bf16 where this CPU has none; the loops of training are all there between the two reports."""
+    own = {"batches", "model", "img_size", "topologies", "widths", "gmacs", "loops", "precision"}
+    before = time.monotonic()
+    assert bench.main(["gpu", "rehearse=true", "budget=1200", str(tmp_path)]) == 0
+    print(f"{time.monotonic() - before:.0f} s for {len(gpu.REPORTS)} reports")
+    assert {path.stem for path in tmp_path.glob("*.json")} == {*gpu.REPORTS}
+    loops = set()
+    for name, call in gpu.REPORTS.items():
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        mode, *words = call.split()
+        asked = parse_overrides(words)
+        assert found["mode"] == mode
+        assert {k: v for k, v in found["settings"].items() if k in asked.keys() - own} == {
+            k: v for k, v in asked.items() if k not in own
+        }
+        if cpu_has_bf16() and "precision" in asked:
+            assert found["settings"]["precision"] == asked["precision"]
+        assert len(found["rows"]) > 1
+        assert all(row["seconds"][1] > 0 for row in found["rows"])
+        loops |= {row["name"] for row in found["rows"]} if mode == "train" else set()
+        if mode == "deploy":
+            assert {row["runtime"] for row in found["rows"]} == set(asked["runtimes"])
+    assert loops == set(TrainSettings().loops)
 
 
 def test_short_calls_are_timed_with_caches_of_their_own() -> None:

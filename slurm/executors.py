@@ -146,7 +146,7 @@ class Local(_Here):
         return []
 
     def _gpu(self) -> str:
-        """Of the one that fewest runs are on; '' where there is none."""
+        """Return the GPU that fewest runs are on; '' where there is none."""
         if len(self.gpus) < 2:
             return "".join(self.gpus)
         busy = Counter(self.on[other] for other in self.tasks if self.alive(other))

@@ -100,7 +100,7 @@ def _all(reports: dict[str, str], folder: Path, asked: Asked, device: str, one: 
 
 
 def _run(one: Callable[[list[str]], int], arguments: list[str], seconds: float) -> str:
-    """One report, in a process of its own; why there is none, if so."""
+    """Make one report, in a process of its own; return why there is none, if so."""
     print(" ".join(["python -m hiap.bench", *arguments]), flush=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiap.bench.run"])
@@ -123,7 +123,7 @@ def _run(one: Callable[[list[str]], int], arguments: list[str], seconds: float) 
 
 
 def _child(one: Callable[[list[str]], int], arguments: list[str], errors: Path) -> None:
-    """In the process of one report: what it says of errors goes to a file."""
+    """Run in the process of one report: what it says of errors goes to a file."""
     os.setsid()  # with the processes that it starts it can be ended as one
     with errors.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
@@ -136,8 +136,8 @@ def _child(one: Callable[[list[str]], int], arguments: list[str], errors: Path) 
 
 @contextmanager
 def _rehearsed(asked: Asked) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Where reports of a rehearsal go, and their calls: of a DeiT-Small that sees 2 x 2 patches, where a report is
-    not of Fig. 5's heads of its first block."""
+    """Give the place where reports of a rehearsal go, and their calls: of a DeiT-Small that sees 2 x 2 patches, where a
+    report is not of Fig. 5's heads of its first block."""
     from hiap.formats import store
 
     with tempfile.TemporaryDirectory() as made:
@@ -192,7 +192,7 @@ def _scaled(gmacs: float, share: float) -> str:
 
 
 def _without() -> str:
-    """Why there is nothing to measure on; '' if there is."""
+    """Return why there is nothing to measure on; '' if there is."""
     return unusable()
 
 

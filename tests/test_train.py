@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(dense, kill_at):
         record = train.run(config)
     assert record.resumed == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "checkpoint .* damaged")
         other = config.model_copy(update={"run": config.run.model_copy(update={"grid": "other"})})
         same_result(train.run(other), record)
     assert before.name < newest.name

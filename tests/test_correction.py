@@ -13,6 +13,7 @@ from torch import nn
 
 import hiap
 from baselines import taylor
+from hiap.beyond import correction
 from hiap.gated_vit import harden_to, masks
 from hiap.train import run as train
 from hiap.train.config import ConfigError, from_dict, merge
@@ -52,6 +53,39 @@ def test_a_unit_that_others_can_replace_is_replaced_to_the_last_digit() -> None:
     far = distance(small, dense)
     near = distance(hiap.correct(small, dense, images(), ridge=1e-9), dense)
     assert near < 1e-6 * far
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1e-4), (30.0, 1.0)])
+def test_a_ridge_is_chosen_by_what_was_not_fitted(noise: float, expected: float) -> None:
+    """Against a fit of the first four fifths of each batch by hand: small where images say much, large where little."""
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 3)
+    solve, fitted, apart = correction._LeastSquares(linear), [], []
+    for _ in range(2):
+        x = torch.randn(10, 1, 6)
+        missing = x[..., :3] + noise * torch.randn(10, 1, 3)
+        solve.take(x)
+        solve.add(missing, None, choose=True)
+        rows = torch.cat([torch.cat([x, torch.ones(10, 1, 1)], 2), missing], 2).double().squeeze(1)
+        fitted.append(rows[:8]), apart.append(rows[8:])
+    (x, y), (u, v) = (torch.cat(rows).split([7, 3], 1) for rows in (fitted, apart))
+
+    def error(ridge: float) -> float:
+        strength = torch.zeros(7, dtype=torch.double)
+        strength[:6] = ridge * (x.T @ x).diagonal()[:6].mean()
+        return float((u @ torch.linalg.solve(x.T @ x + strength.diag(), x.T @ y) - v).square().sum())
+
+    assert solve.best() == min(correction.RIDGES, key=error) == expected
+
+
+def test_a_chosen_ridge_replaces_what_others_can_and_one_image_is_fitted_as_by_default() -> None:
+    dense = small_vit()
+    small, other = cut(dense), cut(dense)
+    far = distance(small, dense)
+    assert distance(hiap.correct(small, dense, images(), ridge=None), dense) < 0.7 * far
+    hiap.correct(small := cut(dense), dense, [images()[0][:1]], ridge=None)
+    hiap.correct(other, dense, [images()[0][:1]])
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in small.state_dict().items())
 
 
 @pytest.mark.parametrize("seed", range(3))

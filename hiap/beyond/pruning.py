@@ -42,7 +42,7 @@ def prune(
     latency: LatencyTable | str | os.PathLike[str] | None = None,
     multiple: int | None = None,
     fisher: str = "own",
-    ridge: float = RIDGE,
+    ridge: float | None = RIDGE,
 ) -> Any:
     """Return a smaller copy of ``model`` at the target, in eval mode, on the model's device and in its precision.
 
@@ -55,7 +55,8 @@ def prune(
             as batches, which may be pairs of images and labels.
         target_macs, target_params, target_latency: one of them, a number or a share of ``model``'s below 1.
         latency, multiple: as in ``hiap.extract``.
-        fisher, ridge: as in ``hiap.beyond.obs.rank``; with ``fisher`` 'none' queries and keys stay whole.
+        fisher: as in ``hiap.beyond.obs.rank``; with 'none' queries and keys stay whole.
+        ridge: as in ``hiap.beyond.obs.rank`` and ``hiap.correct``, of which None chooses only for the latter.
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
@@ -70,7 +71,7 @@ def prune(
     batches = _checked(images, whole)
     form = copied(whole).eval()
     queries = query_key.watch(form) if fisher != "none" else []
-    ranking = obs.rank(form, batches, fisher, ridge, target.prices, queries)
+    ranking = obs.rank(form, batches, fisher, ridge or RIDGE, target.prices, queries)
     bases = [one.basis() for one in queries]
     kept, widths = query_key.keep_best(target, ranking, bases)
     for mask in kept:

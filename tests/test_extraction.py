@@ -201,12 +201,19 @@ def test_damaged_and_foreign_folders_are_one_clear_line(tmp_path):
     spec = json.loads((folder / ARCHITECTURE).read_text())
     weights = (folder / WEIGHTS).read_bytes()
     for change, message in (
-        ({"version": 2}, "not format hiap-vit 1: version"),
-        ({"format": "onnx"}, "not format hiap-vit 1: format"),
-        ({"import": "os"}, "not format hiap-vit 1: import"),
-        ({"num_classes": 11}, "weights do not fit"),
-        ({"patch_size": [0, 0]}, "not format hiap-vit 1: patch_size"),
-        ({"embed_dim": 0}, "not format hiap-vit 1: embed_dim"),
+        ({"version": 3}, "not format hiap-vit 2: version"),
+        ({"version": 1}, "not format hiap-vit 1: KeyError"),
+        ({"format": "onnx"}, "not format hiap-vit 2: format"),
+        ({"import": "os"}, "not format hiap-vit 2: import"),
+        ({"arguments": {**spec["arguments"], "patch_size": [8, 8]}}, "weights do not fit"),
+        ({"arguments": {**spec["arguments"], "patch_size": [0, 0]}}, "not format hiap-vit 2: arguments.patch_size"),
+        ({"arguments": {**spec["arguments"], "embed_dim": 0}}, "not format hiap-vit 2: arguments.embed_dim"),
+        ({"arguments": {"checkpoint_path": "weights.pth"}}, "not format hiap-vit 2: arguments.checkpoint_path"),
+        ({"arguments": {"pretrained": True}}, "not format hiap-vit 2: arguments.pretrained"),
+        ({"parts": {"forward": {"is": "Identity"}}}, "forward: no part of a VisionTransformer"),
+        ({"parts": {"head": {"is": "os.system", "command": "true"}}}, "weights do not fit"),
+        ({"blocks": spec["blocks"][:2]}, "weights do not fit"),
+        ({"blocks": [5]}, "not format hiap-vit 2: blocks.0"),
     ):
         (folder / ARCHITECTURE).write_text(json.dumps({**spec, **change}))
         with pytest.raises(StoreError, match=message) as error:

@@ -1,209 +1,116 @@
 """A network as a folder: ``architecture.json`` (what to build), ``weights.safetensors`` (what to fill in), and, if it
 was asked for, a model card, ``README.md``.
 
-Nothing is pickled and loading runs no code from the folder: the JSON names sizes, and the few module types that it may
-name are listed here. Dense and extracted models are stored alike, block by block.
+Version 2 names what timm builds, an entry (``vit_small_patch16_224``) or, for a network that somebody put together, a
+class, with those arguments that are not its defaults. What stands in it follows: the parts before and behind the
+blocks, and the blocks in the method's form, with the widths that are left. They are written out even where a name
+would give them: timm's next version may give others, a class has no name that would, and one form is less code than
+two. Version 1 is read (``hiap.formats.store_v1`` says it in version 2's words) and no longer written.
+
+Nothing is pickled and loading runs no code from the folder: the JSON names sizes, and the few types of modules and
+arguments that it may name are listed here. A network is built from its description and compared before it is saved.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers import (
-    Attention,
-    AttentionPoolLatent,
-    DropPath,
-    GELUTanh,
-    LayerNorm,
-    LayerScale,
-    Mlp,
-    PatchDropout,
-    PatchEmbed,
-    QuickGELU,
-    RmsNorm,
-    create_rope_embed,
-)
+from timm import layers
+from timm.layers import pos_embed_sincos as sincos
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from hiap.backbones.families import channels, classes, classifiers, copied, standard
+from hiap.backbones.families import channels, classes, copied, standard
 from hiap.backbones.guard import require_linear, require_plain, tell_lost
-from hiap.backbones.parts import Glu, JoinedLinear, Position, RelativeBias, Rotary, TokenAndMean, biases, is_norm
+from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
-from hiap.formats import hub
+from hiap.formats import hub, store_v1
 from hiap.formats.folder import ARCHITECTURE, WEIGHTS, StoreError
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.options import one_line
 
 FORMAT: Literal["hiap-vit"] = "hiap-vit"
-VERSION: Literal[1] = 1
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "quick_gelu": QuickGELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-}
-_NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "torch_layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
-
-
-Rate = Annotated[float, Field(ge=0, le=1)]
+VERSION: Literal[2] = 2
+Node = dict[str, Any]  # one module: "is", its type; its arguments; what it holds, by name
+_CLASSES: dict[str, Any] = {c.__name__: c for c in (VisionTransformer, VisionTransformerDistilled, Eva, Beit)}
+# What sizes that make no network raise in torch or timm; UnsupportedModelError is a ValueError.
+_WRONG = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError)
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class NormSpec(_Spec):
-    kind: str
-    width: int
-    eps: float
+class Arguments(_Spec):
+    """Arguments that an entry or a class of timm may be given."""
+
+    img_size: tuple[PositiveInt, PositiveInt] | None = None
+    patch_size: tuple[PositiveInt, PositiveInt] | None = None
+    in_chans: PositiveInt | None = None
+    num_classes: NonNegativeInt | None = None
+    global_pool: Literal["", "avg", "avgmax", "max", "token", "map"] | None = None
+    embed_dim: PositiveInt | None = None
+    class_token: bool | None = None
+    reg_tokens: NonNegativeInt | None = None
+    num_reg_tokens: NonNegativeInt | None = None
+    no_embed_class: bool | None = None
+    pos_embed: Literal["learn", "none"] | None = None
+    use_abs_pos_emb: bool | None = None
+    pool_include_prefix: bool | None = None
+    pre_norm: bool | None = None
+    use_pre_transformer_norm: bool | None = None
+    dynamic_img_size: bool | None = None
+    dynamic_img_pad: bool | None = None
 
 
-class AttentionSpec(_Spec):
-    """``heads`` is given for timm's own attention, ``value_dims`` and ``qk_dims`` for a pruned one or one of another
-    family. Of those ``qkv_bias`` may say of Q, K and V each whether it has a bias; ``prefix`` tokens are not rotated,
-    the others in ``halves`` or in pairs, by all angles or by those of ``angles``; ``window``: BEiT's bias. ``drops``:
-    the rates of dropout of scores and of the output."""
+class Known(_Spec):
+    """What timm's ``pretrained_cfg`` says of pixels, which are in [0, 1], and of classes."""
 
-    heads: int | None = None
-    head_dim: int | None = None
-    qk_dims: list[int] | None = None
-    value_dims: list[int] | None = None
-    scale: float
-    qkv_bias: bool | tuple[bool, bool, bool]
-    proj_bias: bool
-    q_norm: NormSpec | None = None
-    k_norm: NormSpec | None = None
-    norm: NormSpec | None = None
-    prefix: int | None = Field(None, ge=0)
-    halves: bool = False
-    angles: list[int] | None = None
-    window: tuple[PositiveInt, PositiveInt] | None = None
-    drops: tuple[Rate, Rate] = (0.0, 0.0)
-
-
-class BlockSpec(_Spec):
-    """``norm2_again``: a second norm before the FFN; ``after1``, ``after2``: norms behind the branches; ``glu``: which
-    half of a gated FFN is bent. ``drops``: the rates of the FFN's dropout, ``drop_paths`` those of the branches."""
-
-    norm1: NormSpec | None = None
-    attn: AttentionSpec | None = None
-    attn_constant: bool = False
-    layer_scale1: bool = False
-    after1: NormSpec | None = None
-    norm2: NormSpec | None = None
-    norm2_again: NormSpec | None = None
-    neurons: int = Field(0, ge=0)
-    fc1_bias: bool = True
-    fc2_bias: bool = True
-    activation: str = "gelu"
-    glu: Literal["first", "last"] | None = None
-    hidden_norm: NormSpec | None = None
-    mlp_constant: bool = False
-    layer_scale2: bool = False
-    after2: NormSpec | None = None
-    drops: tuple[Rate, Rate] = (0.0, 0.0)
-    drop_paths: tuple[Rate, Rate] = (0.0, 0.0)
-
-
-class LayerSpec(_Spec):
-    """One layer of a head that is no plain classifier: a linear map (``inputs``, ``outputs``, ``bias``), a dropout of
-    this ``rate``, a norm or an activation."""
-
-    kind: Literal["linear", "dropout", "norm", "activation", "identity"]
-    inputs: int = Field(0, ge=0)
-    outputs: int = Field(0, ge=0)
-    bias: bool = True
-    rate: Rate = 0.0
-    norm: NormSpec | None = None
-    activation: str = ""
-
-
-class PoolSpec(_Spec):
-    """What pools where it is a module: attention by ``heads`` and an FFN, or, without heads, the class token beside the
-    mean of what follows ``prefix`` tokens."""
-
-    heads: int | None = Field(None, ge=1)
-    neurons: int = Field(0, ge=0)
-    norm: NormSpec | None = None
-    activation: str = "gelu"
-    prefix: int = Field(0, ge=0)
-
-
-class RopeSpec(_Spec):
-    """The angles of rotary positions, as ``timm.layers.create_rope_embed`` takes them; ``dim`` of all ``num_heads``."""
-
-    rope_type: Literal["cat", "mixed", "dinov3"]
-    dim: PositiveInt
-    num_heads: PositiveInt
-    temperature: float
-    grid_indexing: Literal["ij", "xy"]
-    grid_offset: float = 0.0
-    rotate_half: bool = False
-    fixed: bool
-    ref_feat_shape: tuple[int, int] | None = None
-
-
-class PixelSpec(_Spec):
-    """How images become what the network expects: timm's names, pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    label_names: list[str] | None = None
+    label_descriptions: dict[str, str] | None = None
 
 
 class Architecture(_Spec):
-    """``head``: the layers of a head that is no plain classifier. ``drops``: the rates of dropout of positions, of
-    patches and before the head. ``frozen``: parameters that were not trained, where others were."""
+    """``model``: an entry of timm's or one of its classes; ``parts``: what stands in it beside the blocks, as the model
+    has it where nothing is said; ``frozen``: parameters that were not trained, where others were."""
 
     format: Literal["hiap-vit"] = FORMAT
-    version: Literal[1] = VERSION
-    family: Literal["vit", "eva", "beit"] = "vit"
-    stem: str = Field("", description="entry of timm whose convolutional stem stands before the blocks")
-    embed_norm: NormSpec | None = None
-    pool: PoolSpec | None = None
-    rope: RopeSpec | None = None
-    distilled: bool
-    img_size: tuple[PositiveInt, PositiveInt]
-    patch_size: tuple[PositiveInt, PositiveInt]
-    in_chans: PositiveInt
-    num_classes: int
-    global_pool: Literal["", "avg", "avgmax", "max", "token", "map"]
-    embed_dim: PositiveInt
-    class_token: bool
-    reg_tokens: int
-    no_embed_class: bool
-    pos_embed: bool
-    pool_include_prefix: bool
-    dynamic_img_size: bool
-    dynamic_img_pad: bool = False
-    head: list[LayerSpec] | None = None
-    drops: tuple[Rate, Rate, Rate] = (0.0, 0.0, 0.0)
-    frozen: list[str] = []
-    label_names: list[str] | None = None
-    label_descriptions: dict[str, str] | None = None
-    norm_pre: NormSpec | None
-    norm: NormSpec | None
-    fc_norm: NormSpec | None
+    version: Literal[2] = VERSION
+    model: str
+    arguments: Arguments
+    known: Known = Known()
     layout: Literal["ragged", "padded"]
-    pixels: PixelSpec | None = None
-    blocks: list[BlockSpec]
+    frozen: list[str] = []
+    parts: dict[str, Node | None]
+    blocks: list[Node]
+
+    def text(self) -> str:
+        """Return the JSON, a block a line."""
+        given = self.model_dump(mode="json", exclude_none=True)
+        blocks = ",\n  ".join(map(json.dumps, given.pop("blocks")))
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in given.items()]
+        return "{\n" + ",\n".join([*lines, f' "blocks": [\n  {blocks}\n ]']) + "\n}\n"
 
 
 def save(model: Any, folder: str | Path, card: Any = None) -> None:
@@ -217,17 +124,16 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     folder = Path(folder)
     if folder.exists() and (others := others_files(folder)):
         raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
+    given, model = model, _in_form(model)
     spec = describe(model)
-    require_plain(model)
-    tell_lost(model, None, "save")
-    model = _in_form(model)
+    require_plain(given)
+    tell_lost(given, None, "save")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    _check_same(build(spec, meta=True), model, state)
     described = None if card is None else cards.text(cards.checked(card), model)
     try:
         with atomic_folder(folder) as temporary:
             save_file(state, temporary / WEIGHTS)
-            atomic_write(temporary / ARCHITECTURE, (spec.model_dump_json(indent=1) + "\n").encode())
+            atomic_write(temporary / ARCHITECTURE, spec.text().encode())
             if described is not None:
                 atomic_write(temporary / cards.NAME, described.encode())
     except PermissionError as error:
@@ -255,120 +161,150 @@ def load(folder: str | Path) -> Any:
     ``StoreError`` (one line) for anything else."""
     folder = folder_of(folder)
     try:
-        spec = Architecture.model_validate_json((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-        state = load_file(folder / WEIGHTS)
+        text, state = (folder / ARCHITECTURE).read_text(encoding="utf-8"), load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{folder}: expected {ARCHITECTURE} and {WEIGHTS} of hiap.save: {one_line(error, 300)}"
         ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise StoreError(f"{folder / ARCHITECTURE}: not format {FORMAT} {VERSION}: {where}: {first['msg']}") from None
+    spec = _read(folder / ARCHITECTURE, text)
     try:
         model = build(spec)
-        _take_types(model, state)
-        model.load_state_dict(state, strict=True)
+        # copied, as a file that is read by the page starts anywhere, and products then round otherwise
+        model.load_state_dict({name: value.clone() for name, value in state.items()}, strict=True, assign=True)
+        types = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(types) == 1:  # the weights have theirs; of buffers that are computed nothing is stored
+            model.to(types.pop())
         for name in spec.frozen:
             model.get_parameter(name).requires_grad_(False)
-    # UnsupportedModelError is a ValueError; sizes that make no network fail in torch or timm in any of these ways.
-    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError) as error:
+    except _WRONG as error:
         raise StoreError(f"{folder}: weights do not fit the architecture: {one_line(error, 300)}") from None
     return model.eval()
 
 
+def _read(path: Path, text: str) -> Architecture:
+    try:
+        given, version = json.loads(text), int(VERSION)
+        if isinstance(given, dict) and given.get("format") == FORMAT and given.get("version") == store_v1.VERSION:
+            version = store_v1.VERSION
+            given = store_v1.in_version_2(text)
+        return Architecture.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        line = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+    except _WRONG as error:
+        line = f"{type(error).__name__}: {one_line(error)}"
+    raise StoreError(f"{path}: not format {FORMAT} {version}: {line}")
+
+
 def describe(model: Any) -> Architecture:
     """The sizes of a dense or extracted ViT. Raises ``UnsupportedModelError`` naming what has no description."""
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled, Eva, Beit):
-        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
-    if is_gated(model):
-        raise UnsupportedModelError("the model carries gates: call hiap.extract first")
     model = _in_form(model)
     layouts = {m.layout for m in model.modules() if isinstance(m, PrunedAttention)}
-    embed, registers = model.patch_embed, getattr(model, "reg_token", None)
-    return Architecture(
-        family="eva" if isinstance(model, Eva) else "beit" if isinstance(model, Beit) else "vit",
-        stem=_stem_name(model),
-        embed_norm=_norm_spec("patch_embed.norm", getattr(embed, "norm", None)),
-        pool=_pool_spec(getattr(model, "attn_pool", None)),
-        rope=_rope_spec(model),
-        distilled=isinstance(model, VisionTransformerDistilled),
-        img_size=embed.img_size,
-        patch_size=embed.patch_size,
-        in_chans=channels(embed),
-        num_classes=classes(model),
-        global_pool=model.global_pool,
-        embed_dim=model.embed_dim,
-        class_token=model.cls_token is not None,
-        reg_tokens=0 if registers is None else registers.shape[1],
-        no_embed_class=getattr(model, "no_embed_class", False),
-        pos_embed=model.pos_embed is not None,
-        pool_include_prefix=getattr(model, "pool_include_prefix", False),
-        dynamic_img_size=getattr(model, "dynamic_img_size", False),
-        dynamic_img_pad=getattr(embed, "dynamic_img_pad", False),
-        head=_head_spec(model),
-        drops=(_rate(model.pos_drop), _rate(getattr(model, "patch_drop", None)), _rate(model.head_drop)),
-        frozen=_frozen(model),
-        **_labels(model),
-        norm_pre=_norm_spec("norm_pre", getattr(model, "norm_pre", None)),
-        norm=_norm_spec("norm", model.norm),
-        fc_norm=_norm_spec("fc_norm", model.fc_norm),
+    parts = {name: part for name, part in model._modules.items() if name not in ("patch_embed", "blocks")}
+    parts |= {"patch_embed.norm": norm} if (norm := getattr(model.patch_embed, "norm", None)) else {}
+    spec = Architecture(
+        model=type(model).__name__,
+        arguments=Arguments(),
+        known=_known(model),
         layout=layouts.pop() if layouts else LAYOUTS[0],
-        pixels=_pixel_spec(model),
-        blocks=[_block_spec(f"blocks.{i}", b) for i, b in enumerate(model.blocks)],
+        frozen=_frozen(model),
+        parts={name: _node(name, part) for name, part in parts.items()},
+        blocks=[_block(f"blocks.{i}", block) for i, block in enumerate(model.blocks)],
     )
+    entry = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
+    refusal: Exception | None = None
+    for name in [entry, spec.model] if entry and timm.is_model(entry) else [spec.model]:
+        try:
+            cls, own = _defaults(name)
+            if cls is type(model):
+                given = {key: value for key, value in arguments_of(model).items() if value != own[key]}
+                spec = spec.model_copy(update={"model": name, "arguments": Arguments(**given)})
+                _require_same(build(spec), model)
+                return spec
+        except _WRONG as error:  # an entry may refuse an argument that its class takes
+            refusal = refusal or error
+    raise UnsupportedModelError(one_line(refusal, 300)) from None
 
 
 def _in_form(model: Any) -> Any:
     """An extracted network or a plain dense one as it is, a dense one of another family in the method's form."""
+    if type(model) not in _CLASSES.values():
+        raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
+    if is_gated(model):
+        raise UnsupportedModelError("the model carries gates: call hiap.extract first")
     extracted = any(isinstance(block, PrunedBlock) for block in model.blocks)
     return model if extracted or standard(model) is model else copied(model)
 
 
-def build(spec: Architecture, meta: bool = False) -> Any:
-    """An untrained network of this architecture (``meta``: without storage)."""
-    with torch.device("meta" if meta else "cpu"):
-        model = _build_frame(spec)
-        names = ("norm", "fc_norm") if spec.family == "beit" else ("norm_pre", "norm", "fc_norm")
-        for name in names:
-            setattr(model, name, _build_norm(getattr(spec, name)))
-        if spec.stem:
-            model.patch_embed = _build_stem(spec)
-        elif spec.embed_norm:
-            model.patch_embed.norm = _build_norm(spec.embed_norm)
-        if spec.pool:
-            model.attn_pool, model.global_pool = _build_pool(spec.embed_dim, spec.pool), spec.global_pool
-        if spec.pool and not spec.pool.heads and isinstance(model.head, nn.Linear):
-            model.head = nn.Linear(2 * spec.embed_dim, spec.num_classes)
-        model.blocks = nn.Sequential(*(_build_block(spec.embed_dim, b) for b in spec.blocks))
-    if spec.rope:  # its buffers are computed, not stored
-        model.rope, model.rope_mixed = _build_rope(spec, meta), spec.rope.rope_type == "mixed"
-    model.feature_info = [{"module": f"blocks.{i}", "num_chs": spec.embed_dim} for i in range(len(spec.blocks))]
+def build(spec: Architecture) -> Any:
+    """An untrained network of this architecture, its parameters without storage."""
+    with torch.device("meta"), _Undrawn():
+        model = _frame(spec.model, spec.arguments.model_dump(exclude_none=True))
+        for name, node in spec.parts.items():
+            owner, _, own = name.rpartition(".")
+            _put(model.get_submodule(owner), own, _built(node))
+        model.blocks = nn.Sequential(*map(_built, spec.blocks))
+    if hasattr(model, "rope_mixed"):
+        model.rope_mixed = isinstance(model.rope, sincos.RotaryEmbeddingMixed)
+    model.feature_info = [{"module": f"blocks.{i}", "num_chs": model.embed_dim} for i in range(len(spec.blocks))]
     set_layout(model, spec.layout)
-    if spec.head is not None:
-        with torch.device("meta" if meta else "cpu"):
-            model.head = _build_head(spec.head)
-    _set_rates(model, spec)
-    vars(model)["pretrained_cfg"] = _timm_cfg(spec)  # where timm keeps it, and timm.data looks for it
+    known = spec.known.model_dump(exclude_none=True)
+    if spec.model not in _CLASSES:
+        known["architecture"] = spec.model
+    size = {"input_size": (channels(model.patch_embed), *model.patch_embed.img_size), "num_classes": model.num_classes}
+    vars(model)["pretrained_cfg"] = size | known  # where timm keeps it, and timm.data looks for it
     return model
 
 
-def _timm_cfg(spec: Architecture) -> dict[str, Any]:
-    cfg: dict[str, Any] = {"input_size": (spec.in_chans, *spec.img_size), "num_classes": spec.num_classes}
-    cfg |= spec.pixels.model_dump() if spec.pixels else {}
-    cfg |= {"architecture": spec.stem} if spec.stem else {}
-    labels = {"label_names": spec.label_names, "label_descriptions": spec.label_descriptions}
-    return cfg | {name: value for name, value in labels.items() if value}
+@lru_cache
+def _defaults(name: str) -> tuple[type, Node]:
+    """What class a name makes, and its arguments where none are given."""
+    with torch.device("meta"), _Undrawn():
+        model = _frame(name, {})
+    return type(model), arguments_of(model)
 
 
-def _labels(model: Any) -> dict[str, Any]:
-    """timm's names of the classes, as far as they are of this many."""
-    known = getattr(model, "pretrained_cfg", None) or {}
-    names, described = known.get("label_names"), known.get("label_descriptions")
+class _Undrawn(TorchFunctionMode):
+    """Within, layers do not draw the weights that they begin with, for which nothing has storage."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _frame(name: str, arguments: Node) -> Any:
+    """The network without blocks, by names that timm registers: nothing is fetched or imported."""
+    if name in _CLASSES:
+        return _CLASSES[name](depth=0, num_heads=1, **arguments)
+    if not timm.is_model(name):
+        raise UnsupportedModelError(f"model '{name}': expected an entry of timm or {', '.join(_CLASSES)}")
+    return timm.create_model(name, depth=0, **arguments)
+
+
+def arguments_of(model: Any) -> Node:
+    """What ``_frame`` takes, read off a network, which may have been changed since it was made."""
+    embed, tokens, vit = model.patch_embed, getattr(model, "reg_token", None), isinstance(model, VisionTransformer)
+    kept = ("global_pool", "embed_dim", "no_embed_class", "pool_include_prefix", "dynamic_img_size")
+    found = {name: getattr(model, name) for name in kept if hasattr(model, name)}
+    found |= {"img_size": embed.img_size, "patch_size": embed.patch_size, "in_chans": channels(embed)}
+    found |= {"num_classes": classes(model), "dynamic_img_pad": getattr(embed, "dynamic_img_pad", False)}
+    found |= {"class_token": model.cls_token is not None}
+    found["reg_tokens" if vit else "num_reg_tokens"] = 0 if tokens is None else tokens.shape[1]
+    found["pre_norm" if vit else "use_pre_transformer_norm"] = is_norm(getattr(model, "norm_pre", None))
+    learned = model.pos_embed is not None
+    return found | ({"pos_embed": "learn" if learned else "none"} if vit else {"use_abs_pos_emb": learned})
+
+
+def _known(model: Any) -> Known:
+    """As far as timm's names of classes are of as many as there are."""
+    told = getattr(model, "pretrained_cfg", None) or {}
+    pixels = {name: told.get(name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    names, described = told.get("label_names"), told.get("label_descriptions")
     if not names or len(names) != classes(model):
-        return {}
-    told = {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else None
-    return {"label_names": [str(name) for name in names], "label_descriptions": told}
+        return Known(**pixels)
+    texts = {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else None
+    return Known(**pixels, label_names=[str(name) for name in names], label_descriptions=texts)
 
 
 def _frozen(model: Any) -> list[str]:
@@ -377,400 +313,157 @@ def _frozen(model: Any) -> list[str]:
     return [] if len(names) == len(list(model.parameters())) else names
 
 
-def _take_types(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Give a network the types of numbers of these weights, and its other buffers theirs if they agree."""
-    types = {value.dtype for value in state.values() if value.is_floating_point()}
-    if len(types) == 1:
-        model.to(types.pop())
-        return
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in state and tensor.is_floating_point():
-            tensor.data = tensor.data.to(state[name].dtype)
+@lru_cache
+def _parameters(cls: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
 
-def _rate(drop: Any) -> float:
-    """Of a dropout, of stochastic depth, or of patches; 0 of what is no dropout."""
-    for name in ("p", "drop_prob", "prob"):
-        if (rate := getattr(drop, name, None)) is not None:
-            return float(rate)
-    return 0.0
+def _settings(module: Any) -> Node:
+    """The arguments of a module that keeps them under their names, but for defaults and modules."""
+    found = {}
+    cls: Any = type(module)
+    for name, default in _parameters(cls).items():
+        value = getattr(module, name, default)
+        value = value is not None if name == "bias" else value
+        if value != default and not isinstance(value, nn.Module):
+            found[name] = value
+    return found
 
 
-def _set_rates(model: Any, spec: Architecture) -> None:
-    """The dropouts beside those of the blocks, and what the stem does with sizes that patches do not divide."""
-    positions, patches, head = spec.drops
-    model.pos_drop, model.head_drop = nn.Dropout(positions), nn.Dropout(head)
-    if patches:
-        model.patch_drop = PatchDropout(patches, num_prefix_tokens=model.num_prefix_tokens)
-    if spec.dynamic_img_pad:
-        model.patch_embed.dynamic_img_pad = True
+def _nothing(_: Any) -> Node:
+    return {}
 
 
-def _head_spec(model: Any) -> list[LayerSpec] | None:
-    """The layers of a head, None of one that timm builds."""
-    head, width = (
-        model.head,
-        model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1),
-    )
-    if not classifiers(model) or (type(head) is nn.Linear and head.bias is not None and head.in_features == width):
-        return None
-    layers = list(head) if type(head) is nn.Sequential else [head]
-    if type(head) is nn.Sequential and len(layers) == 1:
-        layers.append(nn.Identity())  # else it would be taken for the layer alone
-    return [_layer_spec(f"head.{i}" if len(layers) > 1 else "head", layer) for i, layer in enumerate(layers)]
+def _norm(cls: Any) -> _Kind:
+    return lambda width, eps: cls(width, eps=eps), lambda m: {"width": m.normalized_shape[0], "eps": m.eps}
 
 
-def _layer_spec(name: str, layer: nn.Module) -> LayerSpec:
-    if type(layer) is nn.Linear:
-        return LayerSpec(
-            kind="linear", inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None
-        )
-    if type(layer) is nn.Dropout:
-        return LayerSpec(kind="dropout", rate=layer.p)
-    if type(layer) is nn.Identity:
-        return LayerSpec(kind="identity")
-    if type(layer) in _NORMS.values():
-        return LayerSpec(kind="norm", norm=_norm_spec(name, layer))
-    if hasattr(layer, "in_features"):
-        require_linear(name, layer)
-    return LayerSpec(kind="activation", activation=_activation_name(name, layer))
+_BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
 
 
-def _build_head(specs: list[LayerSpec]) -> nn.Module:
-    def layer(spec: LayerSpec) -> nn.Module:
-        if spec.kind == "linear":
-            return nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
-        if spec.kind == "dropout":
-            return nn.Dropout(spec.rate)
-        return _activation(spec.activation)() if spec.kind == "activation" else _build_norm(spec.norm)
-
-    return layer(specs[0]) if len(specs) == 1 else nn.Sequential(*map(layer, specs))
+def _constants(block: Any) -> Node:
+    found = {name: getattr(block, name) for name in ("attn_constant", "mlp_constant")}
+    return {name: len(value) for name, value in found.items() if value is not None}
 
 
-def _pixel_spec(model: Any) -> PixelSpec | None:
-    known = getattr(model, "pretrained_cfg", None) or {}
-    found = {name: known.get(name) for name in PixelSpec.model_fields}
-    return None if None in found.values() else PixelSpec(**found)
+def _bare(cls: Any) -> Callable[[], Any]:
+    """Make a module that has nothing but what it holds, which is built once and not twice so."""
+
+    def make() -> Any:
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        return module
+
+    return make
 
 
-def _build_frame(spec: Architecture) -> Any:
-    """The network without blocks."""
-    common: dict[str, Any] = {
-        "img_size": spec.img_size,
-        "patch_size": spec.patch_size,
-        "in_chans": spec.in_chans,
-        "num_classes": spec.num_classes,
-        # what pools by a module is put in later
-        "global_pool": "avg" if spec.pool else spec.global_pool,
-        "embed_dim": spec.embed_dim,
-        "depth": 0,
-        "num_heads": 1,
-    }
-    if spec.family == "beit":
-        return Beit(**common, use_abs_pos_emb=spec.pos_embed)
-    common |= {"no_embed_class": spec.no_embed_class, "dynamic_img_size": spec.dynamic_img_size}
-    common |= {"class_token": spec.class_token}
-    if spec.family == "eva":
-        return Eva(
-            **common,
-            num_reg_tokens=spec.reg_tokens,
-            use_abs_pos_emb=spec.pos_embed,
-            use_pre_transformer_norm=spec.norm_pre is not None,
-        )
-    common |= {"pos_embed": "learn" if spec.pos_embed else "none", "pre_norm": spec.norm_pre is not None}
-    if spec.stem:
-        common |= {"img_size": _grid(spec), "patch_size": 1}  # for as many tokens as the stem will give
-    if spec.distilled:
-        return VisionTransformerDistilled(**common, weight_init="skip")
-    return VisionTransformer(
-        **common, weight_init="skip", reg_tokens=spec.reg_tokens, pool_include_prefix=spec.pool_include_prefix
-    )
+def _pruned_block(attn_constant: int = 0, mlp_constant: int = 0) -> PrunedBlock:
+    given = {"attn_constant": attn_constant, "mlp_constant": mlp_constant}
+    constants = {name: torch.zeros(size) if size else None for name, size in given.items()}
+    return PrunedBlock(dict.fromkeys(_BLOCK), constants)
 
 
-def _stem_name(model: Any) -> str:
-    """The timm entry that makes the convolutional stem of ``model`` again; '' where it only cuts patches."""
-    embed = model.patch_embed
-    if type(embed) is PatchEmbed:
-        return ""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
-    if not name or not timm.is_model(name):
-        raise UnsupportedModelError(
-            f"patch_embed ({type(embed).__name__}): expected timm's PatchEmbed, or a model of timm.create_model"
-        )
-    return name
-
-
-def _build_stem(spec: Architecture) -> Any:
-    """By name, and only names that timm registers: nothing is fetched or imported."""
-    if not timm.is_model(spec.stem):
-        raise UnsupportedModelError(f"stem '{spec.stem}': expected an entry of timm")
-    donor: Any = timm.create_model(
-        spec.stem, depth=0, num_classes=0, embed_dim=spec.embed_dim, img_size=spec.img_size, in_chans=spec.in_chans
-    )
-    return donor.patch_embed
-
-
-def _grid(spec: Architecture) -> tuple[int, int]:
-    with torch.device("meta"):
-        return _build_stem(spec).grid_size
-
-
-def _pool_spec(pool: Any) -> PoolSpec | None:
-    if pool is None:
-        return None
-    if isinstance(pool, TokenAndMean):
-        return PoolSpec(prefix=pool.prefix)
-    if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.mlp is None:
-        raise UnsupportedModelError(f"attn_pool ({type(pool).__name__}): expected one latent query and an FFN")
-    if not isinstance(pool.q_norm, nn.Identity) or pool.pos_embed is not None:
-        raise UnsupportedModelError("attn_pool: expected neither norms of Q and K nor positions of its own")
-    return PoolSpec(
-        heads=pool.num_heads,
-        neurons=pool.mlp.fc1.out_features,
-        norm=_norm_spec("attn_pool.norm", pool.norm),
-        activation=_activation_name("attn_pool.mlp.act", pool.mlp.act),
-    )
-
-
-def _build_pool(dim: int, spec: PoolSpec) -> nn.Module:
-    if not spec.heads:
-        return TokenAndMean(spec.prefix)
-    pool = AttentionPoolLatent(dim, num_heads=spec.heads)
-    act: Any = _activation(spec.activation)
-    pool.norm, pool.mlp = _build_norm(spec.norm), Mlp(dim, spec.neurons, dim, act_layer=act)
-    return pool
-
-
-_ROPES = {"RotaryEmbeddingCat": "cat", "RotaryEmbeddingMixed": "mixed", "RotaryEmbeddingDinoV3": "dinov3"}
-
-
-def _rope_spec(model: Any) -> RopeSpec | None:
-    rope = getattr(model, "rope", None)
-    if rope is None:
-        return None
-    kind = _ROPES.get(type(rope).__name__)
-    if kind is None:
-        raise UnsupportedModelError(f"rope ({type(rope).__name__}): expected one of {', '.join(_ROPES)}")
-    heads = rope.num_heads if kind == "mixed" else 1
-    spec = RopeSpec(
-        rope_type=kind,  # type: ignore[arg-type]
-        dim=rope.dim,
-        num_heads=heads,
-        temperature=rope.temperature,
-        grid_indexing=rope.grid_indexing,
-        grid_offset=getattr(rope, "grid_offset", 0.0),
-        rotate_half=getattr(rope, "rotate_half", False),
-        fixed=not model.dynamic_img_size,
-        ref_feat_shape=getattr(rope, "ref_feat_shape", None),
-    )
-    again = _rope(spec, model.patch_embed.grid_size, len(model.blocks))
-    ours, theirs = (dict(r.named_buffers()) for r in (rope, again))
-    if ours.keys() != theirs.keys() or any(not torch.equal(v.cpu(), theirs[k]) for k, v in ours.items()):
-        raise UnsupportedModelError(f"rope ({type(rope).__name__}): with settings that cannot be described")
-    return spec
-
-
-def _build_rope(spec: Architecture, meta: bool) -> nn.Module:
-    grid = (spec.img_size[0] // spec.patch_size[0], spec.img_size[1] // spec.patch_size[1])
-    assert spec.rope
-    return _rope(spec.rope, grid, len(spec.blocks)).to("meta" if meta else "cpu")
-
-
-def _rope(spec: RopeSpec, grid: tuple[int, int], depth: int) -> nn.Module:
-    settings: dict[str, Any] = spec.model_dump(exclude={"fixed", "ref_feat_shape", "grid_offset", "rotate_half"})
-    settings["feat_shape"] = grid if spec.fixed else None
-    if spec.rope_type == "mixed":
-        return create_rope_embed(depth=depth, **settings)
-    settings |= {"grid_offset": spec.grid_offset}
-    if spec.rotate_half:
-        settings["rotate_half"] = True
-    if spec.rope_type == "cat":
-        settings |= {"in_pixels": False, "ref_feat_shape": spec.ref_feat_shape}
-    return create_rope_embed(**settings)
-
-
-def _block_spec(name: str, block: Any) -> BlockSpec:
-    if type(block) not in (Block, PrunedBlock):
-        raise UnsupportedModelError(f"{name} ({type(block).__name__}): expected timm's Block or an extracted one")
-    mlp = block.mlp
-    if mlp is not None and type(mlp) is not Mlp:
-        raise UnsupportedModelError(f"{name}.mlp ({type(mlp).__name__}): expected timm.layers.Mlp")
-    for part, layers in ((block.attn, ("qkv", "proj")), (mlp, ("fc1", "fc2"))):
-        for layer in layers if part is not None else ():
-            require_linear(f"{name}.{layer}", getattr(part, layer))
-    norm2, norm2_again = block.norm2, None
-    if isinstance(norm2, nn.Sequential):
-        norm2, norm2_again = norm2
-    spec = BlockSpec(
-        norm1=_norm_spec(f"{name}.norm1", block.norm1),
-        attn=None if block.attn is None else _attention_spec(f"{name}.attn", block.attn),
-        attn_constant=getattr(block, "attn_constant", None) is not None,
-        layer_scale1=isinstance(block.ls1, LayerScale),
-        after1=_norm_spec(f"{name}.ls1", block.ls1) if is_norm(block.ls1) else None,
-        norm2=_norm_spec(f"{name}.norm2", norm2),
-        norm2_again=_norm_spec(f"{name}.norm2", norm2_again),
-        mlp_constant=getattr(block, "mlp_constant", None) is not None,
-        layer_scale2=isinstance(block.ls2, LayerScale),
-        after2=_norm_spec(f"{name}.ls2", block.ls2) if is_norm(block.ls2) else None,
-        drop_paths=(_rate(block.drop_path1), _rate(block.drop_path2)),
-    )
-    if mlp is None:
-        return spec
-    act, glu = mlp.act, None
-    if isinstance(act, Glu):
-        act, glu = act.act, "last" if act.gate_last else "first"
-    return spec.model_copy(
-        update={
-            "neurons": mlp.fc2.in_features,
-            "fc1_bias": mlp.fc1.bias is not None,
-            "fc2_bias": mlp.fc2.bias is not None,
-            "activation": _activation_name(f"{name}.mlp.act", act),
-            "glu": glu,
-            "hidden_norm": _norm_spec(f"{name}.mlp.norm", mlp.norm),
-            "drops": (_rate(mlp.drop1), _rate(mlp.drop2)),
-        }
-    )
-
-
-def _attention_spec(name: str, attn: Any) -> AttentionSpec:
-    position = getattr(attn, "position", None)
-    rotary = position if isinstance(position, Rotary) else None
-    common = {
-        "scale": attn.scale,
-        "qkv_bias": biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
-        "proj_bias": attn.proj.bias is not None,
-        "q_norm": _norm_spec(f"{name}.q_norm", attn.q_norm),
-        "k_norm": _norm_spec(f"{name}.k_norm", attn.k_norm),
-        "norm": _norm_spec(f"{name}.norm", attn.norm),
-        "prefix": rotary.prefix if rotary else None,
-        "halves": bool(rotary and rotary.halves),
-        "angles": rotary.heads if rotary else None,
-        "window": position.window if isinstance(position, RelativeBias) else None,
-        "drops": (_rate(attn.attn_drop), _rate(attn.proj_drop)),
-    }
-    if isinstance(attn, PrunedAttention):
-        return AttentionSpec(qk_dims=attn.qk_dims, value_dims=attn.value_dims, **common)
-    if type(attn) is Attention and isinstance(attn.norm, nn.Identity) and getattr(attn, "gate", None) is None:
-        return AttentionSpec(heads=attn.num_heads, head_dim=attn.head_dim, **common)
-    raise UnsupportedModelError(f"{name} ({type(attn).__name__}): expected timm.layers.Attention or an extracted one")
-
-
-def _build_block(dim: int, spec: BlockSpec) -> nn.Module:
-    mlp = _build_mlp(dim, spec) if spec.neurons else None
-    norm2 = _build_norm(spec.norm2)
-    if spec.norm2_again:
-        norm2 = nn.Sequential(norm2, _build_norm(spec.norm2_again))
-    parts: dict[str, nn.Module | None] = {
-        "norm1": _build_norm(spec.norm1) if spec.attn else None,
-        "attn": _build_attention(dim, spec.attn) if spec.attn else None,
-        "ls1": _build_scale(dim, spec.layer_scale1, spec.after1) if spec.attn else None,
-        "drop_path1": _build_drop_path(spec.drop_paths[0]) if spec.attn else None,
-        "norm2": norm2 if mlp else None,
-        "mlp": mlp,
-        "ls2": _build_scale(dim, spec.layer_scale2, spec.after2) if mlp else None,
-        "drop_path2": _build_drop_path(spec.drop_paths[1]) if mlp else None,
-    }
-    if spec.attn and spec.attn.heads:  # a dense block stays timm's own, so that it can be gated again
-        block = Block(dim, 1)
-        for name, part in parts.items():
-            setattr(block, name, part)
-        return block
-    zeros = torch.zeros(dim)
-    constants = {n: zeros if getattr(spec, n) else None for n in ("attn_constant", "mlp_constant")}
-    return PrunedBlock(parts, constants)
-
-
-def _build_drop_path(rate: float) -> nn.Module:
-    return DropPath(rate) if rate else nn.Identity()
-
-
-def _build_scale(dim: int, layer_scale: bool, after: NormSpec | None) -> nn.Module:
-    return LayerScale(dim) if layer_scale else _build_norm(after)
-
-
-def _build_mlp(dim: int, spec: BlockSpec) -> nn.Module:
-    act: Any = _activation(spec.activation)
-    mlp: Any = Mlp(dim, spec.neurons, dim, act_layer=act, bias=(spec.fc1_bias, spec.fc2_bias))
-    mlp.norm = _build_norm(spec.hidden_norm)
-    mlp.drop1, mlp.drop2 = map(nn.Dropout, spec.drops)
-    if spec.glu:
-        mlp.fc1 = nn.Linear(dim, 2 * spec.neurons, bias=spec.fc1_bias)
-        mlp.act = Glu(mlp.act, spec.glu == "last")
-    return mlp
-
-
-def _build_attention(dim: int, spec: AttentionSpec) -> nn.Module:
-    norms: dict[str, Any] = {"q_norm": _build_norm(spec.q_norm), "k_norm": _build_norm(spec.k_norm)}
-    if spec.heads is None:
-        if not spec.qk_dims or not spec.value_dims or len(spec.qk_dims) != len(spec.value_dims):
-            raise UnsupportedModelError("attention: expected as many qk_dims as value_dims, at least one")
-        position: Position | None = None
-        if spec.window:
-            position = RelativeBias(spec.window, len(spec.value_dims))
-        elif spec.prefix is not None:
-            position = Rotary(spec.prefix, spec.halves, spec.angles)
-        return PrunedAttention(
-            dim,
-            spec.qk_dims,
-            spec.value_dims,
-            spec.scale,
-            spec.qkv_bias,
-            spec.proj_bias,
-            **norms,
-            attn_drop=spec.drops[0],
-            proj_drop=spec.drops[1],
-            position=position,
-            norm=_build_norm(spec.norm) if spec.norm else None,
-        )
-    if not isinstance(spec.qkv_bias, bool):
-        raise UnsupportedModelError("attention: expected one qkv_bias for timm's own attention")
-    attn = Attention(
-        dim, spec.heads, attn_head_dim=spec.head_dim, qkv_bias=spec.qkv_bias, proj_bias=spec.proj_bias, dim_out=dim
-    )
-    attn.q_norm, attn.k_norm = norms["q_norm"], norms["k_norm"]
-    attn.attn_drop, attn.proj_drop = map(nn.Dropout, spec.drops)
+def _scaled(scale: float, **sizes: Any) -> layers.Attention:
+    attn = layers.Attention(**sizes)
+    attn.scale = scale
     return attn
 
 
-def _norm_spec(name: str, norm: nn.Module | None) -> NormSpec | None:
-    if norm is None or isinstance(norm, nn.Identity):
+def _sizes(**names: str) -> Callable[[Any], Node]:
+    """Read an attention's: its own names of them by those of its arguments."""
+    return lambda m: {"dim": m.qkv.in_features, "scale": m.scale} | {name: getattr(m, n) for name, n in names.items()}
+
+
+# How a module is made of arguments, and how they are read off it; what it holds is put into it by name.
+_Kind = tuple[Callable[..., Any], Callable[[Any], Node]]
+_PLAIN: tuple[Any, ...] = (nn.Identity, nn.Linear, nn.Dropout, layers.DropPath, layers.PatchDropout, nn.GELU, nn.ReLU)
+_PLAIN += (nn.SiLU, layers.GELUTanh, layers.QuickGELU, TokenAndMean, Rotary)
+_ROPES: tuple[Any, ...] = tuple(getattr(sincos, f"RotaryEmbedding{kind}") for kind in ("Cat", "Mixed", "DinoV3"))
+_TYPES: dict[Any, _Kind] = {
+    **{cls: (cls, _settings) for cls in _PLAIN + _ROPES},
+    **{cls: _norm(cls) for cls in (layers.LayerNorm, nn.LayerNorm, layers.RmsNorm)},
+    **{cls: (_bare(cls), _nothing) for cls in (Block, layers.Mlp, nn.Sequential, nn.ModuleList)},
+    RelativeBias: (RelativeBias, lambda m: {"window": m.window, "heads": m.relative_position_bias_table.shape[1]}),
+    JoinedLinear: (lambda: JoinedLinear([]), _nothing),
+    Glu: (lambda gate_last: Glu(nn.Identity(), gate_last), _settings),
+    layers.LayerScale: (layers.LayerScale, lambda m: {"dim": len(m.gamma)}),
+    layers.AttentionPoolLatent: (
+        layers.AttentionPoolLatent,
+        lambda m: {"in_features": m.latent_dim, "num_heads": m.num_heads},
+    ),
+    layers.Attention: (_scaled, _sizes(num_heads="num_heads", attn_head_dim="head_dim")),
+    PrunedAttention: (PrunedAttention, _sizes(qk_dims="qk_dims", value_dims="value_dims")),
+    PrunedBlock: (_pruned_block, _constants),
+}
+_NAMES = {cls: "torch.LayerNorm" if cls is nn.LayerNorm else cls.__name__ for cls in _TYPES}
+_CLASS_OF = {name: cls for cls, name in _NAMES.items()}
+
+
+def _node(where: str, module: Any) -> Node | None:
+    if module is None:
         return None
-    for kind, cls in _NORMS.items():
-        if type(norm) is cls:
-            return NormSpec(kind=kind, width=norm.normalized_shape[0], eps=norm.eps)  # type: ignore[index, arg-type]
-    raise UnsupportedModelError(f"{name} ({type(norm).__name__}): expected one of {', '.join(_NORMS)}")
+    if hasattr(module, "in_features") and hasattr(module, "weight"):
+        require_linear(where, module)
+    if type(module) not in _TYPES:
+        kinds = ", ".join(_CLASS_OF)
+        raise UnsupportedModelError(f"{where} ({type(module).__name__}): has no description; expected one of {kinds}")
+    held = {name: _node(f"{where}.{name}", part) for name, part in module._modules.items() if part is not None}
+    return {"is": _NAMES[type(module)], **_TYPES[type(module)][1](module), **held}
 
 
-def _build_norm(spec: NormSpec | None) -> nn.Module:
-    if spec is None:
-        return nn.Identity()
-    if spec.kind not in _NORMS:
-        raise UnsupportedModelError(f"norm '{spec.kind}': expected one of {', '.join(_NORMS)}")
-    return _NORMS[spec.kind](spec.width, eps=spec.eps)
+def _block(where: str, block: Any) -> Any:
+    """The method's form of timm's block around timm's attention is only read; what runs is timm's."""
+    node: Any = _node(where, block)
+    return node | {"is": "Block"} if node.get("attn", {}).get("is") == "Attention" else node
 
 
-def _activation(name: str) -> Callable[[], nn.Module]:
-    if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"activation '{name}': expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def _built(node: Node | None) -> Any:
+    if node is None:
+        return None
+    cls, held = _CLASS_OF[node["is"]], {name: part for name, part in node.items() if isinstance(part, dict)}
+    given = {name: value for name, value in node.items() if name != "is" and name not in held}
+    with torch.device("cpu") if cls in (RelativeBias, *_ROPES) else nullcontext():  # their buffers are not stored
+        module = _TYPES[cls][0](**given)
+    for name, part in held.items():
+        _put(module, name, _built(part))
+    return module
 
 
-def _activation_name(name: str, act: nn.Module) -> str:
-    if isinstance(act, nn.GELU):
-        return "gelu_tanh" if act.approximate == "tanh" else "gelu"
-    if isinstance(act, GELUTanh):
-        return "gelu_tanh"
-    for key, make in _ACTIVATIONS.items():
-        if type(act) is make:
-            return key
-    raise UnsupportedModelError(f"{name} ({type(act).__name__}): expected one of {', '.join(_ACTIVATIONS)}")
+def _put(module: Any, name: str, part: nn.Module | None) -> None:
+    """Let ``module`` hold ``part`` where it may hold one: what is no frame may begin with nothing."""
+    if not isinstance(getattr(module, name, None if type(module) in _TYPES else name), nn.Module | None):
+        raise UnsupportedModelError(f"{name}: no part of a {type(module).__name__}")
+    setattr(module, name, part)
 
 
-def _check_same(again: Any, model: Any, state: dict[str, torch.Tensor]) -> None:
-    """The description must rebuild the very network: same names, same shapes, and layer by layer the same stem."""
-    built = {k: tuple(v.shape) for k, v in again.state_dict().items()}
-    given = {k: tuple(v.shape) for k, v in state.items()}
+# What has no part in what a network computes from an image, or follows from its layers.
+_FREE = ("training", "num_classes", "grad_checkpointing", "distilled_training", "weight_init_mode", "fix_init")
+
+
+def _require_same(again: Any, model: Any) -> None:
+    """The description must rebuild the very network: the same names, shapes, computed buffers and settings, and layer
+    by layer the same stem."""
+    if type(again.patch_embed) is not type(model.patch_embed):
+        cure = "expected timm's PatchEmbed, or a model of timm.create_model"
+        raise UnsupportedModelError(f"patch_embed ({type(model.patch_embed).__name__}): {cure}")
+    built, given = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (again, model))
     if wrong := sorted(k for k in built.keys() | given.keys() if built.get(k) != given.get(k)):
         raise UnsupportedModelError(f"{wrong[0]}: shape {given.get(wrong[0])} cannot be described by format {FORMAT}")
     if str(again.patch_embed) != str(model.patch_embed):
         raise UnsupportedModelError(f"patch_embed: other layers than {type(model).__name__} builds")
+    ours = dict(again.named_buffers())
+    for name, buffer in model.named_buffers():
+        other = ours.get(name)
+        if name not in given and (other is None or other.is_meta or not _close(buffer, other)):
+            raise UnsupportedModelError(f"{name}: made with settings that cannot be described by format {FORMAT}")
+    for name, part in (("", model), ("patch_embed.", model.patch_embed)):
+        other = vars(again.patch_embed if name else again)
+        for key, value in vars(part).items():
+            plain = isinstance(value, (bool, int, float, str, tuple)) and not key.startswith("_")
+            if plain and key in other and key not in _FREE and value != other[key]:
+                raise UnsupportedModelError(f"{name}{key}: {value!r} cannot be described by format {FORMAT}")
+
+
+def _close(buffer: torch.Tensor, other: torch.Tensor) -> bool:
+    buffer = buffer.cpu()
+    return buffer.shape == other.shape and torch.allclose(buffer, other.to(buffer.dtype), atol=1e-5)

@@ -109,8 +109,10 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def kind(net: Any) -> str:
     """Return what two entries of one kind have in common: everything but sizes."""
-    sizes = {"img_size", "patch_size", "num_classes", "embed_dim", "in_chans"}
-    return repr(_without(store.describe(net).model_dump(exclude=sizes), {"neurons", "scale", "width", "heads", "eps"}))
+    spec, sizes = store.describe(net), {"img_size", "patch_size", "num_classes", "embed_dim", "in_chans"}
+    sizes |= {"dim", "in_features", "out_features", "num_heads", "attn_head_dim", "scale", "width", "eps"}
+    given = {"class": type(net).__name__, **store.arguments_of(net), "parts": spec.parts, "blocks": spec.blocks}
+    return repr(_without(given, sizes))
 
 
 def _without(value: Any, names: set[str]) -> Any:

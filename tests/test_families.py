@@ -124,7 +124,7 @@ def test_rounded_to_multiples_masked_is_extracted(family, pictures):
     gated_vit.harden_to(gated, kept_units(gated, multiple=4))
     with torch.no_grad():
         assert relative(small_net(pictures), gated(pictures)) < 1e-10
-    assert all(width % 4 == 0 for block in block_shapes(small_net) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small_net) for width in (*block.head_dims, block.neurons))
 
 
 @pytest.mark.parametrize("attn_bias", ["gated", "kept"])

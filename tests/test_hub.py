@@ -88,7 +88,7 @@ def test_a_hostile_repository_gives_nothing_but_our_files(hub, tmp_path):
     hiap.load(NAME)
     assert names(tmp_path / "cache" / NAME) == [ARCHITECTURE, WEIGHTS]
     (hub / NAME / ARCHITECTURE).write_text('{"import": "os"}')
-    with pytest.raises(StoreError, match="not format hiap-vit 1"):
+    with pytest.raises(StoreError, match="not format hiap-vit 2"):
         hiap.load(NAME)
     (hub / NAME / ARCHITECTURE).unlink()
     (tmp_path / "cache" / NAME / ARCHITECTURE).unlink()

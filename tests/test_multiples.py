@@ -277,7 +277,7 @@ def test_masked_is_extracted_and_the_summary_says_both_numbers(options: Any, dim
         summaries.append(pruner.summary())
         small = pruner.finish().eval()
         assert torch.allclose(small(images), masked, atol=1e-5)
-    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.head_dims, block.neurons))
     by_target = any(name.startswith("target") for name in options)
     for summary in summaries:
         assert (summary.macs, summary.params) == (hiap.macs(small, IMAGE), hiap.params(small))
@@ -324,7 +324,7 @@ def test_a_run_cuts_every_method_in_multiples(start: Config, method: str, sectio
     assert record.size is not None
     assert 0.6 * record.size.dense_macs < record.size.macs <= 0.7 * record.size.dense_macs
     small = hiap.load(Folders.of(config).model)
-    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.dims, block.neurons))
+    assert all(width % 4 == 0 for block in block_shapes(small) for width in (*block.head_dims, block.neurons))
 
 
 def test_a_run_id_hears_of_multiples_only_where_they_are_set() -> None:

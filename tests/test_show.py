@@ -14,7 +14,8 @@ from conftest import small_vit
 from test_extraction import random_gated
 
 import hiap
-from hiap.budget.summary import BlockShape, block_shapes
+from hiap.budget.sizes import BlockShape
+from hiap.budget.summary import block_shapes
 from hiap.cli.networks import main
 from hiap.formats import shape
 from hiap.formats.show import PICTURES, Shown
@@ -44,11 +45,11 @@ def test_the_rows_add_up_to_the_network(pruned):
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
     assert sum(b.params for b in blocks) == hiap.params(model) - outside
     for i, block in enumerate(blocks):
-        assert table[str(i)][0] == f"{len(block.dims)}/4"
+        assert table[str(i)][0] == f"{block.heads}/4"
         assert f"{block.neurons}/128" in table[str(i)]
     assert table["all"][:3] == [
-        f"{sum(len(b.dims) for b in blocks)}/12",
-        f"{sum(sum(b.dims) for b in blocks)}/96",
+        f"{sum(b.heads for b in blocks)}/12",
+        f"{sum(b.value_dims for b in blocks)}/96",
         f"{sum(b.neurons for b in blocks)}/384",
     ]
 
@@ -68,11 +69,12 @@ def test_every_line_fits_a_terminal(name, depth, heads):
     with torch.device("meta"):
         dense = timm.create_model(name)
     block = shape.Dense.of(dense)
-    odd = BlockShape(tuple(range(64, 64 - heads, -1)), 777, block.block_macs // 2, block.block_params // 2)
+    dims, half = tuple(range(64, 64 - heads, -1)), {"macs": block.block_macs // 2, "params": block.block_params // 2}
+    odd = BlockShape(head_dims=dims, neurons=777, **half)
     text = shape.table_of([odd] * depth, block.macs // 2, block.params // 2, block)
     assert max(map(len, text.splitlines())) <= shape.COLUMNS
     written = " ".join(text.split())
-    assert all(str(d) in written for d in odd.dims), "a broken cell loses nothing"
+    assert all(str(d) in written for d in odd.head_dims), "a broken cell loses nothing"
 
 
 def test_numbers_have_four_digits_and_a_unit():
@@ -96,7 +98,7 @@ def test_a_notebook_shows_the_picture_and_a_branch_that_is_gone_is_drawn(pruned)
     assert rows(str(shown))["1"][:2] == ["0/4", "-"]
     panels = shown.figure().axes
     assert [len(panels[0].patches), len(panels[1].patches)] == [
-        12 + sum(len(b.dims) for b in block_shapes(model)),
+        12 + sum(b.heads for b in block_shapes(model)),
         6,
     ]
 

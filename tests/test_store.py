@@ -112,12 +112,12 @@ def test_what_version_1_wrote_is_read_and_written_again(name: str, tmp_path: Pat
             assert torch.equal(network(images), model(images))
 
 
-def test_a_network_of_timm_is_its_name_and_what_differs(tmp_path: Path) -> None:
+def test_a_network_of_timm_is_its_name_its_arguments_and_what_is_left(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, reg_tokens=2).eval()
     hiap.save(hiap.extract(random_gated(model, 1)).float(), tmp_path / "net")
     said = json.loads((tmp_path / "net" / ARCHITECTURE).read_text())
     assert said["model"] == "vit_tiny_patch16_224"
-    assert said["arguments"] == {"img_size": [32, 32], "num_classes": 3, "reg_tokens": 2}
+    assert said["arguments"].items() >= {"img_size": [32, 32], "num_classes": 3, "reg_tokens": 2}.items()
     again = hiap.load(tmp_path / "net")
     assert again.pretrained_cfg["architecture"] == "vit_tiny_patch16_224"
     assert said["blocks"][0]["is"] == "PrunedBlock"

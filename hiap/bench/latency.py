@@ -98,10 +98,10 @@ def network(name: str, model: Any) -> Network:
     left = block_shapes(model)
     return Network(
         name=name,
-        heads=sum(len(block.dims) for block in left),
-        value_dims=sum(sum(block.dims) for block in left),
+        heads=sum(block.heads for block in left),
+        value_dims=sum(block.value_dims for block in left),
         neurons=sum(block.neurons for block in left),
-        attention=sum(bool(block.dims) for block in left),
+        attention=sum(bool(block.head_dims) for block in left),
         ffn=sum(bool(block.neurons) for block in left),
         measured=0.0,
     )

@@ -1,6 +1,8 @@
-"""What a target means, and sizes of networks that the grids name; without torch."""
+"""What a target means, sizes of networks that the grids name, and of what is left of a block; without torch."""
 
 from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from hiap.ledger import Dims
 
@@ -11,6 +13,26 @@ _KNOWN = {
     "deit_base_patch16_224": (768, 12, 12, 16),
     "vit_small_patch14_dinov2": (384, 12, 6, 14),
 }
+
+
+class BlockShape(BaseModel):
+    """What is left of one block: value dimensions of each head that is, and FFN neurons (0: the FFN is gone); also MACs
+    of an image and parameters, which no record holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head_dims: tuple[int, ...]
+    neurons: int
+    macs: int = Field(0, exclude=True)
+    params: int = Field(0, exclude=True)
+
+    @property
+    def heads(self) -> int:
+        return len(self.head_dims)
+
+    @property
+    def value_dims(self) -> int:
+        return sum(self.head_dims)
 
 
 def known_dims(name: str, image: int = 224, classes: int = 1000, channels: int = 3) -> Dims | None:

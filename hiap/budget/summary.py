@@ -8,26 +8,9 @@ from typing import Any
 from hiap import ledger
 from hiap.backbones.count import attention_macs, ffn_macs, value_dims
 from hiap.budget.prices import kept_cost, param_prices
+from hiap.budget.sizes import BlockShape
 from hiap.cost import dims_of, params
 from hiap.gated_layers import BlockMask
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """Sizes of one block: value dimensions of each head, FFN neurons, MACs of an image and parameters."""
-
-    dims: tuple[int, ...]
-    neurons: int
-    macs: int
-    params: int
-
-    @property
-    def heads(self) -> int:
-        return len(self.dims)
-
-    @property
-    def value_dims(self) -> int:
-        return sum(self.dims)
 
 
 def block_shapes(model: Any) -> list[BlockShape]:
@@ -36,7 +19,7 @@ def block_shapes(model: Any) -> list[BlockShape]:
     tokens = rows * columns + model.num_prefix_tokens
     return [
         BlockShape(
-            dims=tuple(value_dims(block)),
+            head_dims=tuple(value_dims(block)),
             neurons=block.mlp.fc2.in_features if block.mlp is not None else 0,
             macs=attention_macs(block, tokens) + ffn_macs(block, tokens),
             params=params(block),
@@ -104,7 +87,7 @@ def summary_of(
 
     blocks = [
         BlockShape(
-            dims=tuple(mask.head_widths()),
+            head_dims=tuple(mask.head_widths()),
             neurons=mask.neuron_count(),
             macs=spent(replace(in_macs, constant=0), [mask]),
             params=spent(replace(in_params, constant=0), [mask]),

@@ -9,7 +9,8 @@ from pydantic import PositiveInt
 
 from hiap import cost
 from hiap.backbones.pruned import runs
-from hiap.budget.summary import BlockShape, block_shapes
+from hiap.budget.sizes import BlockShape
+from hiap.budget.summary import block_shapes
 from hiap.options import ConfigError, Section
 
 COLUMNS = 80
@@ -38,12 +39,17 @@ class Dense(Section):
         except (AttributeError, ValueError):
             raise ConfigError(f"dense: {type(model).__name__}: expected a Vision Transformer of timm's") from None
         first = blocks[0] if blocks else None
-        if first is None or not (first.dims and first.neurons) or len({*blocks}) > 1 or len({*first.dims}) > 1:
+        if (
+            first is None
+            or not (first.head_dims and first.neurons)
+            or len({*blocks}) > 1
+            or len({*first.head_dims}) > 1
+        ):
             raise ConfigError("dense: expected the network before pruning, whose blocks are alike")
         return cls(
             depth=len(blocks),
-            heads=len(first.dims),
-            head_dim=first.dims[0],
+            heads=first.heads,
+            head_dim=first.head_dims[0],
             neurons=first.neurons,
             block_macs=first.macs,
             block_params=first.params,
@@ -52,11 +58,15 @@ class Dense(Section):
         )
 
     def block(self) -> BlockShape:
-        return BlockShape((self.head_dim,) * self.heads, self.neurons, self.block_macs, self.block_params)
+        return _shape((self.head_dim,) * self.heads, self.neurons, self.block_macs, self.block_params)
 
     def whole(self) -> BlockShape:
         dims = (self.head_dim,) * (self.heads * self.depth)
-        return BlockShape(dims, self.neurons * self.depth, self.macs, self.params)
+        return _shape(dims, self.neurons * self.depth, self.macs, self.params)
+
+
+def _shape(dims: tuple[int, ...], neurons: int, macs: int, params: int) -> BlockShape:
+    return BlockShape(head_dims=dims, neurons=neurons, macs=macs, params=params)
 
 
 def total_macs(model: Any) -> int:
@@ -69,8 +79,8 @@ def require_fit(dense: Dense, blocks: list[BlockShape], source: str) -> None:
     if len(blocks) != dense.depth:
         raise ConfigError(f"{source}: {dense.depth} blocks, but the network has {len(blocks)}; expected its dense one")
     for i, block in enumerate(blocks):
-        widest = max(block.dims, default=0)
-        if len(block.dims) > dense.heads or widest > dense.head_dim or block.neurons > dense.neurons:
+        widest = max(block.head_dims, default=0)
+        if block.heads > dense.heads or widest > dense.head_dim or block.neurons > dense.neurons:
             raise ConfigError(f"{source}: smaller than the network in block {i}; expected the one it was pruned from")
 
 
@@ -121,22 +131,22 @@ def table_of(blocks: list[BlockShape], macs: int, params: int, dense: Dense | No
     rest = (macs - sum(b.macs for b in blocks), params - sum(b.params for b in blocks))
     shares = SHARE if dense else ""
     rows.append(["rest", "", "", "", *(unit.text(value) + shares for unit, value in zip(units, rest, strict=True))])
-    dims = tuple(d for b in blocks for d in b.dims)
-    whole = BlockShape(dims, sum(b.neurons for b in blocks), macs, params)
+    dims = tuple(d for b in blocks for d in b.head_dims)
+    whole = _shape(dims, sum(b.neurons for b in blocks), macs, params)
     rows.append(_row("all", whole, dense.whole() if dense else None, units))
-    rows[-1][2] = f"{sum(dims)}/{sum(dense.whole().dims)}" if dense else str(sum(dims))
+    rows[-1][2] = f"{sum(dims)}/{sum(dense.whole().head_dims)}" if dense else str(sum(dims))
     names = [f"{unit.name} {name}".strip() for unit, name in zip(units, ("MACs", "params"), strict=True)]
     return _laid_out([["block", "heads", "value dims per head", "neurons", *names], *rows])
 
 
 def _row(name: str, block: BlockShape, full: BlockShape | None, units: list[Unit]) -> list[str]:
     """Cells of one block, or of all, beside the dense one's."""
-    heads, neurons = str(len(block.dims)), str(block.neurons)
+    heads, neurons = str(block.heads), str(block.neurons)
     macs, params = units[0].text(block.macs), units[1].text(block.params)
     if full:
-        heads, neurons = f"{heads}/{len(full.dims)}", f"{neurons}/{full.neurons}"
+        heads, neurons = f"{heads}/{full.heads}", f"{neurons}/{full.neurons}"
         macs, params = f"{macs} {block.macs / full.macs:4.0%}", f"{params} {block.params / full.params:4.0%}"
-    return [name, heads, _widths(block.dims), neurons, macs, params]
+    return [name, heads, _widths(block.head_dims), neurons, macs, params]
 
 
 def _widths(dims: Iterable[int]) -> str:

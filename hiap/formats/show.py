@@ -15,7 +15,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiap.budget.summary import BlockShape, block_shapes
+from hiap.budget.sizes import BlockShape
+from hiap.budget.summary import block_shapes
 from hiap.files import atomic_write
 from hiap.formats import card, shape, store
 from hiap.formats.shape import Dense, Unit
@@ -133,17 +134,17 @@ def figure(model: Any, dense: Dense | None = None) -> Figure:
 
 def _heads(ax: Axes, blocks: list[BlockShape], dense: Dense | None) -> None:
     """A cell a head, as wide as the dense head; dimensions that are left, in colour, from its left edge."""
-    heads = dense.heads if dense else max((len(b.dims) for b in blocks), default=1) or 1
-    width = dense.head_dim if dense else max((d for b in blocks for d in b.dims), default=1)
-    left = sum(len(b.dims) for b in blocks)
+    heads = dense.heads if dense else max((b.heads for b in blocks), default=1) or 1
+    width = dense.head_dim if dense else max((d for b in blocks for d in b.head_dims), default=1)
+    left = sum(b.heads for b in blocks)
     of = f" of {heads * len(blocks)}" if dense else ""
     ax.set_title(f"{left}{of} heads, and the value dimensions of each", loc="left")
     for i, block in enumerate(blocks):
         if dense:
             ax.barh([i] * heads, 0.9, left=range(heads), height=0.72, color=GONE)
-        shares = [0.9 * d / width for d in block.dims]
+        shares = [0.9 * d / width for d in block.head_dims]
         ax.barh([i] * len(shares), shares, left=range(len(shares)), height=0.72, color=HEADS)
-        for x, (share, number) in enumerate(zip(shares, map(str, block.dims), strict=True)):
+        for x, (share, number) in enumerate(zip(shares, map(str, block.head_dims), strict=True)):
             room = 72 * ROOM / heads
             if share * room > DIGIT * len(number):
                 ax.text(x + share / 2, i, number, va="center", ha="center", fontsize=5.5, color="white")

@@ -2,10 +2,10 @@
 was asked for, a model card, ``README.md``.
 
 Version 2 names what timm builds, an entry (``vit_small_patch16_224``) or, for a network that somebody put together, a
-class, with those arguments that are not its defaults. What stands in it follows: the parts before and behind the
-blocks, and the blocks in the method's form, with the widths that are left. They are written out even where a name
-would give them: timm's next version may give others, a class has no name that would, and one form is less code than
-two. Version 1 is read (``hiap.formats.store_v1`` says it in version 2's words) and no longer written.
+class, and its arguments, of which timm is given those that are not its defaults. What stands in it follows: the parts
+before and behind the blocks, and the blocks in the method's form, with the widths that are left. They are written out
+even where a name would give them: timm's next version may give others, a class has no name that would, and one form
+is less code than two. Version 1 is read (``hiap.formats.store_v1`` says it in version 2's words), no longer written.
 
 Nothing is pickled and loading runs no code from the folder: the JSON names sizes, and the few types of modules and
 arguments that it may name are listed here. A network is built from its description and compared before it is saved.
@@ -215,10 +215,8 @@ def describe(model: Any) -> Architecture:
     refusal: Exception | None = None
     for name in [entry, spec.model] if entry and timm.is_model(entry) else [spec.model]:
         try:
-            cls, own = _defaults(name)
-            if cls is type(model):
-                given = {key: value for key, value in arguments_of(model).items() if value != own[key]}
-                spec = spec.model_copy(update={"model": name, "arguments": Arguments(**given)})
+            if _defaults(name)[0] is type(model):
+                spec = spec.model_copy(update={"model": name, "arguments": Arguments(**arguments_of(model))})
                 _require_same(build(spec), model)
                 return spec
         except _WRONG as error:  # an entry may refuse an argument that its class takes
@@ -239,7 +237,9 @@ def _in_form(model: Any) -> Any:
 def build(spec: Architecture) -> Any:
     """An untrained network of this architecture, its parameters without storage."""
     with torch.device("meta"), _Undrawn():
-        model = _frame(spec.model, spec.arguments.model_dump(exclude_none=True))
+        usual = _defaults(spec.model)[1]  # of the timm that is here, which may differ from the one that wrote
+        given = {k: v for k, v in spec.arguments.model_dump(exclude_none=True).items() if v != usual[k]}
+        model = _frame(spec.model, given)
         for name, node in spec.parts.items():
             owner, _, own = name.rpartition(".")
             _put(model.get_submodule(owner), own, _built(node))

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hiap.budget.sizes import BlockShape
 from hiap.files import write_json
 from hiap.options import one_line
 from hiap.train.config import SIZES, Config, ConfigError
@@ -145,13 +146,6 @@ class GateLog(_Part):
     neurons: list[int]
     macs: int
     expected_macs: int
-
-
-class BlockShape(_Part):
-    """Shape of what is left of a block: value dimensions of each head, and FFN neurons (0: the FFN is gone)."""
-
-    head_dims: list[int]
-    neurons: int
 
 
 class Environment(_Part):

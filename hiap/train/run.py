@@ -345,7 +345,7 @@ def _predicted(model: Any, table: LatencyTable | None) -> Latency | None:
 
 def shape_of(model: Any) -> list[BlockShape]:
     """Return what is left of each block of a dense or extracted network."""
-    return [BlockShape(head_dims=list(block.dims), neurons=block.neurons) for block in block_shapes(model)]
+    return [BlockShape(head_dims=block.head_dims, neurons=block.neurons) for block in block_shapes(model)]
 
 
 def _preflight(config: Config, folders: Folders) -> None:

@@ -1,4 +1,4 @@
-"""What a target means, sizes of networks that the grids name, and of what is left of a block; without torch."""
+"""Meaning of a target, sizes of networks that the grids name, and of what is left of a block; without torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _KNOWN = {
 
 
 class BlockShape(BaseModel):
-    """What is left of one block: value dimensions of each head that is, and FFN neurons (0: the FFN is gone); also MACs
-    of an image and parameters, which no record holds."""
+    """Shape of what is left of a block: value dimensions of each head, and FFN neurons (0: the FFN is gone); also
+    MACs of an image and parameters, which no record holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

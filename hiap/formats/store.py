@@ -81,7 +81,7 @@ class Arguments(_Spec):
 
 
 class Known(_Spec):
-    """What timm's ``pretrained_cfg`` says of pixels, which are in [0, 1], and of classes."""
+    """Facts that timm's ``pretrained_cfg`` holds of pixels, which are in [0, 1], and of classes."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -92,8 +92,8 @@ class Known(_Spec):
 
 
 class Architecture(_Spec):
-    """``model``: an entry of timm's or one of its classes; ``parts``: what stands in it beside the blocks, as the model
-    has it where nothing is said; ``frozen``: parameters that were not trained, where others were."""
+    """Description of a network. ``model``: an entry of timm's or one of its classes; ``parts``: what stands in it
+    beside the blocks, as the model has it where nothing is said; ``frozen``: parameters that were not trained, where others were."""
 
     format: Literal["hiap-vit"] = FORMAT
     version: Literal[2] = VERSION
@@ -197,7 +197,7 @@ def _read(path: Path, text: str) -> Architecture:
 
 
 def describe(model: Any) -> Architecture:
-    """The sizes of a dense or extracted ViT. Raises ``UnsupportedModelError`` naming what has no description."""
+    """Return the sizes of a dense or extracted ViT. Raises ``UnsupportedModelError`` naming what has no description."""
     model = _in_form(model)
     layouts = {m.layout for m in model.modules() if isinstance(m, PrunedAttention)}
     parts = {name: part for name, part in model._modules.items() if name not in ("patch_embed", "blocks")}
@@ -283,7 +283,7 @@ def _frame(name: str, arguments: Node) -> Any:
 
 
 def arguments_of(model: Any) -> Node:
-    """What ``_frame`` takes, read off a network, which may have been changed since it was made."""
+    """Return what ``_frame`` takes, read off a network, which may have been changed since it was made."""
     embed, tokens, vit = model.patch_embed, getattr(model, "reg_token", None), isinstance(model, VisionTransformer)
     kept = ("global_pool", "embed_dim", "no_embed_class", "pool_include_prefix", "dynamic_img_size")
     found = {name: getattr(model, name) for name in kept if hasattr(model, name)}

@@ -93,7 +93,8 @@ class Known(_Spec):
 
 class Architecture(_Spec):
     """Description of a network. ``model``: an entry of timm's or one of its classes; ``parts``: what stands in it
-    beside the blocks, as the model has it where nothing is said; ``frozen``: parameters that were not trained, where others were."""
+    beside the blocks, as the model has it where nothing is said; ``frozen``: parameters that were not
+    trained, where others were."""
 
     format: Literal["hiap-vit"] = FORMAT
     version: Literal[2] = VERSION

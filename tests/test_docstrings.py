@@ -42,7 +42,7 @@ def test_a_public_docstring_begins_with_a_verb_or_a_noun(package: Path) -> None:
         (str(path.relative_to(package)), name, text.splitlines()[0])
         for path in sorted(package.rglob("*.py"))
         for name, text in docstrings(ast.parse(path.read_text()))
-        if clumsy(text) and path.parent.name != "formats"
+        if clumsy(text)
     ]
     assert found == []
 

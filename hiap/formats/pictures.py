@@ -27,8 +27,8 @@ Batch = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Pictures:
-    """``calibration``: batches to prune by; ``held_out``: others, with labels, to measure on, () where there are none;
-    ``why``: why not, in words."""
+    """Images of a folder. ``calibration``: batches to prune by; ``held_out``: others, with labels, to measure on, ()
+    where there are none; ``why``: why not, in words."""
 
     calibration: Sequence[Batch]
     held_out: Sequence[Batch] = ()

@@ -85,7 +85,7 @@ def require_fit(dense: Dense, blocks: list[BlockShape], source: str) -> None:
 
 
 def headline(model: Any, dense: Dense | None) -> str:
-    """One line: MACs and parameters in all, of dense where that is known."""
+    """Return one line: MACs and parameters in all, of dense where that is known."""
     macs, params = total_macs(model), cost.params(model)
     if dense is None:
         return f"{quantity(macs)} MACs, {quantity(params)} parameters"
@@ -102,7 +102,7 @@ def quantity(number: float) -> str:
 
 
 class Unit(NamedTuple):
-    """What numbers of about one size are shown in: '', k, M, G or T."""
+    """Unit that numbers of about one size are shown in: '', k, M, G or T."""
 
     name: str
     scale: float
@@ -110,7 +110,7 @@ class Unit(NamedTuple):
 
     @classmethod
     def of(cls, largest: float) -> Unit:
-        """Such that the largest has four digits."""
+        """Choose the unit such that the largest number has four digits."""
         name, scale = next(((n, s) for n, s in UNITS if largest >= s), ("", 1.0))
         return cls(name, scale, max(0, 4 - len(f"{largest / scale:.0f}")) if name else 0)
 
@@ -119,13 +119,13 @@ class Unit(NamedTuple):
 
 
 def table(model: Any, dense: Dense | None = None) -> str:
-    """One row per block, what no block holds, and all. 'heads 4/6': four of six; 'dims 2x64 40': two heads keep 64
-    value dimensions and one keeps 40; per cent are of the dense network's."""
+    """Return a table: one row per block, what no block holds, and all. 'heads 4/6': four of six; 'dims 2x64 40': two
+    heads keep 64 value dimensions and one keeps 40; per cent are of the dense network's."""
     return table_of(block_shapes(model), total_macs(model), cost.params(model), dense)
 
 
 def table_of(blocks: list[BlockShape], macs: int, params: int, dense: Dense | None) -> str:
-    """The same of sizes; ``macs`` and ``params`` are the whole network's."""
+    """Return the table of sizes; ``macs`` and ``params`` are the whole network's."""
     units = [Unit.of(max(b.macs for b in blocks)), Unit.of(max(b.params for b in blocks))]
     rows = [_row(str(i), block, dense.block() if dense else None, units) for i, block in enumerate(blocks)]
     rest = (macs - sum(b.macs for b in blocks), params - sum(b.params for b in blocks))
@@ -150,7 +150,7 @@ def _row(name: str, block: BlockShape, full: BlockShape | None, units: list[Unit
 
 
 def _widths(dims: Iterable[int]) -> str:
-    """(64, 64, 40) as '2x64 40'; nothing left as '-'."""
+    """Write (64, 64, 40) as '2x64 40'; nothing left as '-'."""
     return " ".join(f"{n}x{width}" if n > 1 else str(width) for n, width in runs(dims)) or "-"
 
 

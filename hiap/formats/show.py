@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Shown:
-    """``str`` is the table, ``figure`` the picture, which notebooks show by themselves."""
+    """View of a network: ``str`` is the table, ``figure`` the picture, which notebooks show by themselves."""
 
     def __init__(self, model: Any, dense: Dense | None = None):
         self.model, self.dense = model, dense
@@ -72,9 +72,9 @@ class Shown:
 
 
 def show(network: Any, dense: Any = None) -> Shown:
-    """What is left of ``network``: one in memory, a folder of ``hiap.save``, or the hub's ``owner/name``. ``dense``:
-    what it was pruned from, given likewise or as timm's name; without it a model card's word counts, and without a card
-    only what is left is shown. Raises ``StoreError`` or ``ConfigError`` (one line)."""
+    """Show what is left of ``network``: one in memory, a folder of ``hiap.save``, or the hub's ``owner/name``.
+    ``dense``: what it was pruned from, given likewise or as timm's name; without it a model card's word counts, and
+    without a card only what is left is shown. Raises ``StoreError`` or ``ConfigError`` (one line)."""
     model, known = network, None
     if isinstance(network, str | Path):
         folder = store.folder_of(network)
@@ -89,7 +89,7 @@ def show(network: Any, dense: Any = None) -> Shown:
 
 
 def _network(given: Any) -> Any:
-    """A network in memory as it is; a name is a folder's, the hub's, or timm's for a network without weights."""
+    """Return a network in memory as it is; a name is a folder's, the hub's, or timm's for a network without weights."""
     if not isinstance(given, str | Path):
         return given
     import timm
@@ -102,7 +102,8 @@ def _network(given: Any) -> Any:
 
 
 def checked_picture(path: str | Path) -> Path:
-    """Before anything is drawn. Raises ``ConfigError``."""
+    """Return the path of a picture, checked before anything is drawn. Raises ``ConfigError`` for an ending that is
+    none."""
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"{path}: expected a name that ends in {', '.join(PICTURES)}")
@@ -112,7 +113,7 @@ def checked_picture(path: str | Path) -> Path:
 
 
 def figure(model: Any, dense: Dense | None = None) -> Figure:
-    """One row a block, the first on top: heads filled as far as their value dimensions are left, neurons, MACs and
+    """Draw a row a block, the first on top: heads filled as far as their value dimensions are left, neurons, MACs and
     parameters; pale where the dense network has more, if that is known."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ def figure(model: Any, dense: Dense | None = None) -> Figure:
 
 
 def _heads(ax: Axes, blocks: list[BlockShape], dense: Dense | None) -> None:
-    """A cell a head, as wide as the dense head; dimensions that are left, in colour, from its left edge."""
+    """Draw a cell a head, as wide as the dense head; dimensions that are left, in colour, from its left edge."""
     heads = dense.heads if dense else max((b.heads for b in blocks), default=1) or 1
     width = dense.head_dim if dense else max((d for b in blocks for d in b.head_dims), default=1)
     left = sum(b.heads for b in blocks)
@@ -176,7 +177,7 @@ def _bare(ax: Axes) -> None:
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:
-    """The same bytes whenever it is drawn."""
+    """Return the same bytes whenever it is drawn."""
     from matplotlib import rc_context
 
     undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})

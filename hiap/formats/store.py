@@ -151,14 +151,15 @@ def others_files(folder: Path) -> list[str]:
 
 
 def folder_of(name: str | Path) -> Path:
-    """A folder as it is; where there is none, the hub's ``owner/name``, fetched. Raises ``StoreError`` (one line)."""
+    """Return a folder as it is; where there is none, the hub's ``owner/name``, fetched. Raises ``StoreError`` (one
+    line)."""
     if isinstance(name, str) and not Path(name).exists() and hub.is_name(name):
         return hub.fetch(name)
     return Path(name)
 
 
 def load(folder: str | Path) -> Any:
-    """The network that ``save`` wrote, in eval mode, on the CPU: of a folder, or the hub's ``owner/name``. Raises
+    """Load the network that ``save`` wrote, in eval mode, on the CPU: of a folder, or the hub's ``owner/name``. Raises
     ``StoreError`` (one line) for anything else."""
     folder = folder_of(folder)
     try:
@@ -226,7 +227,7 @@ def describe(model: Any) -> Architecture:
 
 
 def _in_form(model: Any) -> Any:
-    """An extracted network or a plain dense one as it is, a dense one of another family in the method's form."""
+    """Return an extracted network or a plain dense one as it is, a dense one of another family in the method's form."""
     if type(model) not in _CLASSES.values():
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
     if is_gated(model):
@@ -236,7 +237,7 @@ def _in_form(model: Any) -> Any:
 
 
 def build(spec: Architecture) -> Any:
-    """An untrained network of this architecture, its parameters without storage."""
+    """Build an untrained network of this architecture, its parameters without storage."""
     with torch.device("meta"), _Undrawn():
         usual = _defaults(spec.model)[1]  # of the timm that is here, which may differ from the one that wrote
         given = {k: v for k, v in spec.arguments.model_dump(exclude_none=True).items() if v != usual[k]}
@@ -259,14 +260,14 @@ def build(spec: Architecture) -> Any:
 
 @lru_cache
 def _defaults(name: str) -> tuple[type, Node]:
-    """What class a name makes, and its arguments where none are given."""
+    """Return what class a name makes, and its arguments where none are given."""
     with torch.device("meta"), _Undrawn():
         model = _frame(name, {})
     return type(model), arguments_of(model)
 
 
 class _Undrawn(TorchFunctionMode):
-    """Within, layers do not draw the weights that they begin with, for which nothing has storage."""
+    """Context in which layers do not draw the weights that they begin with, for which nothing has storage."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -275,7 +276,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _frame(name: str, arguments: Node) -> Any:
-    """The network without blocks, by names that timm registers: nothing is fetched or imported."""
+    """Return the network without blocks, by names that timm registers: nothing is fetched or imported."""
     if name in _CLASSES:
         return _CLASSES[name](depth=0, num_heads=1, **arguments)
     if not timm.is_model(name):
@@ -320,7 +321,7 @@ def _parameters(cls: Any) -> dict[str, Any]:
 
 
 def _settings(module: Any) -> Node:
-    """The arguments of a module that keeps them under their names, but for defaults and modules."""
+    """Return the arguments of a module that keeps them under their names, but for defaults and modules."""
     found = {}
     cls: Any = type(module)
     for name, default in _parameters(cls).items():

@@ -33,7 +33,7 @@ class Dense(Section):
 
     @classmethod
     def of(cls, model: Any) -> Dense:
-        """Raises ``ConfigError`` if ``model`` is none, or has itself been pruned: its blocks are not alike."""
+        """Read a dense network off ``model``. Raises ``ConfigError`` if it is none, or has been pruned: blocks differ."""
         try:
             macs, blocks = total_macs(model), block_shapes(model)
         except (AttributeError, ValueError):
@@ -75,7 +75,7 @@ def total_macs(model: Any) -> int:
 
 
 def require_fit(dense: Dense, blocks: list[BlockShape], source: str) -> None:
-    """Raises ``ConfigError`` naming ``source`` if ``blocks`` cannot be what is left of ``dense``."""
+    """Raise ``ConfigError`` naming ``source`` if ``blocks`` cannot be what is left of ``dense``."""
     if len(blocks) != dense.depth:
         raise ConfigError(f"{source}: {dense.depth} blocks, but the network has {len(blocks)}; expected its dense one")
     for i, block in enumerate(blocks):

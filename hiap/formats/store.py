@@ -38,7 +38,7 @@ from torch.overrides import TorchFunctionMode
 from hiap.backbones.families import channels, classes, copied, standard
 from hiap.backbones.guard import require_linear, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
-from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, set_layout
+from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
 from hiap.formats import hub, store_v1
@@ -246,6 +246,7 @@ def build(spec: Architecture) -> Any:
             owner, _, own = name.rpartition(".")
             _put(model.get_submodule(owner), own, _built(node))
         model.blocks = nn.Sequential(*map(_built, spec.blocks))
+    allow_gaps(model)
     if hasattr(model, "rope_mixed"):
         model.rope_mixed = isinstance(model.rope, sincos.RotaryEmbeddingMixed)
     model.feature_info = [{"module": f"blocks.{i}", "num_chs": model.embed_dim} for i in range(len(spec.blocks))]
@@ -414,7 +415,7 @@ def _node(where: str, module: Any) -> Node | None:
 
 
 def _block(where: str, block: Any) -> Any:
-    """The method's form of timm's block around timm's attention is only read; what runs is timm's."""
+    """Describe a block; the method's form of timm's, around timm's attention, is only read: what runs is timm's."""
     node: Any = _node(where, block)
     return node | {"is": "Block"} if node.get("attn", {}).get("is") == "Attention" else node
 
@@ -443,8 +444,8 @@ _FREE = ("training", "num_classes", "grad_checkpointing", "distilled_training", 
 
 
 def _require_same(again: Any, model: Any) -> None:
-    """The description must rebuild the very network: the same names, shapes, computed buffers and settings, and layer
-    by layer the same stem."""
+    """Raise ``UnsupportedModelError`` unless the description rebuilds the very network: the same names, shapes, computed
+    buffers and settings, and layer by layer the same stem."""
     if type(again.patch_embed) is not type(model.patch_embed):
         cure = "expected timm's PatchEmbed, or a model of timm.create_model"
         raise UnsupportedModelError(f"patch_embed ({type(model.patch_embed).__name__}): {cure}")

@@ -33,7 +33,7 @@ class Dense(Section):
 
     @classmethod
     def of(cls, model: Any) -> Dense:
-        """Read a dense network off ``model``. Raises ``ConfigError`` if it is none, or has been pruned: blocks differ."""
+        """Read a dense network off ``model``. Raises ``ConfigError`` if it is none: pruned blocks differ."""
         try:
             macs, blocks = total_macs(model), block_shapes(model)
         except (AttributeError, ValueError):

@@ -444,8 +444,8 @@ _FREE = ("training", "num_classes", "grad_checkpointing", "distilled_training", 
 
 
 def _require_same(again: Any, model: Any) -> None:
-    """Raise ``UnsupportedModelError`` unless the description rebuilds the very network: the same names, shapes, computed
-    buffers and settings, and layer by layer the same stem."""
+    """Raise ``UnsupportedModelError`` unless the description rebuilds the very network: the same names, shapes,
+    computed buffers and settings, and layer by layer the same stem."""
     if type(again.patch_embed) is not type(model.patch_embed):
         cure = "expected timm's PatchEmbed, or a model of timm.create_model"
         raise UnsupportedModelError(f"patch_embed ({type(model.patch_embed).__name__}): {cure}")

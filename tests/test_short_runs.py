@@ -46,7 +46,6 @@ def test_395_short_runs_take_five_core_minutes_beside_their_training(tmp_path: P
     each = (many - few) / 16
     total = few + each * (395 - 4)
     alone = cpu_seconds(sys.executable, "-c", "import hiap.train.everything")
-    print(
-        f"{each:.2f} s a run and {few - 4 * each:.1f} s once: {total:.0f} s for 395 runs; imports {alone:.1f} s a process"
-    )
-    assert total <= max(300, 395 * alone / 8)  # on a slow or busy processor: an eighth of what imports alone would take
+    print(f"{each:.2f} s a run and {few - 4 * each:.1f} s once: {total:.0f} s for 395; imports alone {alone:.1f} s")
+    # On a slow or busy processor: an eighth of what imports alone would take with a process a run.
+    assert total <= max(300, 395 * alone / 8)

@@ -121,7 +121,9 @@ def test_a_seeds_runs_belong_to_one_type_of_device() -> None:
         devices: dict[int, set[str]] = defaultdict(set)
         for record in records(name):
             devices[record.seed].add(record.environment.device_name)
-        assert all(len(found) == 1 for found in devices.values()), (name, dict(devices))
+        for found in devices.values():  # records before 2026-11-29 have a processor's name without its instructions
+            bare = {device for device in found if f"{device} (" in " ".join(found)}
+            assert len(found - bare) == 1, (name, dict(devices))
 
 
 def test_all_saw_the_same_images() -> None:

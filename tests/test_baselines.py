@@ -197,7 +197,7 @@ def test_vit_slim_keeps_the_same_share_of_both_kinds_by_signed_mask():
 def test_soft_masks_multiply_and_start_as_the_dense_network(images):
     model = small_vit().train()
     search = vit_slim.Search(from_dict({"search": {"epochs": 1}, "optim": {"epochs": 2}}))
-    gated = search.prepare(model, Context(Config(), target_of(model, 10**9))).train()
+    gated = search.prepare(model, Context(Config(), target_of(model, 0.9))).train()
     assert torch.allclose(gated(images), model(images), atol=1e-5)
     gated.blocks[0].mlp.neuron_gate.logit.data[:] = 0.5
     assert not torch.allclose(gated(images), model(images), atol=1e-4)

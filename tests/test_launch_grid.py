@@ -653,6 +653,14 @@ sys.exit(status)
 LIMITS = {"--dry-run": 10.0, "--status": 5.0, "--collect": 20.0}  # seconds of this machine's processors
 
 
+def plain_seconds(out: Path) -> float:
+    """Seconds of this processor, as fast as it is and shared as it is now, to read the records below ``out`` plainly."""
+    begin = time.process_time()
+    for record in out.rglob("*.json"):
+        json.loads(record.read_bytes())
+    return time.process_time() - begin
+
+
 @pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.slow)])
 def test_a_large_grid_is_looked_at_in_seconds(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_grid(tmp_path, seeds=list(range(count)), runs={"dense": RUNS["dense"]})
@@ -668,7 +676,7 @@ def test_a_large_grid_is_looked_at_in_seconds(count: int, tmp_path: Path, monkey
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         print(option, count, f"{spent:.1f} s of processor time, {done.stderr} MB")
         assert int(done.stderr) < 500
-        assert spent < most / 5000 * max(count, 2500)
+        assert spent < most / 5000 * max(count, 2500) or spent < 1.5 * plain_seconds(tmp_path / "out")
         assert len(done.stdout.splitlines()) >= count
 
 
@@ -896,12 +904,8 @@ def test_status_of_500_records_with_long_gate_trajectories_is_quick(tmp_path: Pa
     done = subprocess.run([*command, "--status"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begin
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    begin = time.process_time()
-    for record in (tmp_path / "out").rglob("*.json"):
-        json.loads(record.read_bytes())
-    plainly = time.process_time() - begin
-    print(f"{seconds:.2f} s, {spent:.2f} s of a processor, which reads as much JSON in {plainly:.2f} s")
-    assert spent < max(2, 1.5 * plainly)  # of whatever processor, and however many share it
+    print(f"{seconds:.2f} s, {spent:.2f} s of a processor")
+    assert spent < 2 or spent < 1.5 * plain_seconds(tmp_path / "out")
     assert done.stdout.endswith("500 finished\n")
 
 

@@ -654,7 +654,7 @@ LIMITS = {"--dry-run": 10.0, "--status": 5.0, "--collect": 20.0}  # seconds of t
 
 
 def plain_seconds(out: Path) -> float:
-    """Seconds of this processor, as fast as it is and shared as it is now, to read the records below ``out`` plainly."""
+    """Seconds of this processor, as fast as it is and as shared as it is now, to read these records plainly."""
     begin = time.process_time()
     for record in out.rglob("*.json"):
         json.loads(record.read_bytes())

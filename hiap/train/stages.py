@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -194,7 +195,9 @@ class SinglePhase(Stage):
 
     def param_groups(self, model: Any, config: Config, per_epoch: int, total: int) -> list[dict[str, Any]]:
         summed = summed_rate(config, total, per_epoch, total)
-        return self.pruner.param_groups(config.optim.lr, config.optim.weight_decay, summed=summed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ``check_reach`` has said it by the names that a run knows
+            return self.pruner.param_groups(config.optim.lr, config.optim.weight_decay, summed=summed)
 
     def anneal(self, model: Any, progress: float) -> float:
         # The loop calls this before a step and a plain loop steps after it. Between the two nothing changes but that

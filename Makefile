@@ -53,6 +53,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
 # test may look at what another target writes.
 ifneq ($(and $(filter test-slow,$(MAKECMDGOALS)),$(filter slurm-test,$(MAKECMDGOALS))),)
 MAKEFLAGS += -j2 --output-sync=target
+SLOW_WORKERS := 0
 test-slow slurm-test: | $(filter test,$(MAKECMDGOALS))
 verify: | $(filter test test-slow slurm-test,$(MAKECMDGOALS))
 endif
@@ -61,7 +62,7 @@ test: lint
 	$(PYTEST) -n $(TEST_WORKERS) -m "not slow and not slurm"
 
 test-slow: $(STAMP)
-	$(PYTEST) -n $(TEST_WORKERS) -m "slow and not slurm"
+	$(PYTEST) -n $(or $(SLOW_WORKERS),$(TEST_WORKERS)) -m "slow and not slurm"
 
 slurm-test: $(STAMP)
 	which slurmctld munged slurmdbd mariadbd >/dev/null || (apt-get update -qq && \

@@ -16,6 +16,8 @@
 # make docs        the documentation as a site: docs/_build/html/index.html
 # make release-archive   what a release is made of, in dist/: the repository's tree, wheel, sdist, metadata for a DOI
 # make lock        resolve both locks anew from pyproject.toml (needs uv)
+# Where nothing may be kept, each of hundreds of processes would compile all that it imports, for half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

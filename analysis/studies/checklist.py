@@ -71,7 +71,7 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
             f"{len(methods & {*SIMPLE, *RECENT})} methods run ([baselines](baselines.md))",
         ),
         (
-            "The pruned shape from scratch, at equal epochs and at equal cost",
+            "The pruned shape from scratch, at equal epochs and at equal training MACs",
             _met(len(scratch), 6),
             f"{len(scratch)} runs; grid `cifar10`, labels `scratch`",
         ),

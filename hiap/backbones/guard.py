@@ -116,17 +116,21 @@ def _tied(blocks: nn.Module) -> set[str]:
     return {name for same in names.values() if len(same) > 1 for name in same}
 
 
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def tell_lost(model: Any, kept: Any, action: str) -> None:
     """Warn of hooks, and of a forward, that ``action`` left behind; those hooks that change outputs are refused by
     ``require_same``."""
     if "forward" in vars(model) and kept is not None and "forward" not in vars(kept):
         warnings.warn(f"{action}: a forward that was put on the network (accelerate?) is not taken along", stacklevel=4)
     if lost := hooked(model, kept):
-        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-        warnings.warn(f"{action}: hooks of {some} are not taken along; register them on the new network", stacklevel=4)
-    if kept is not None and (names := sorted(_tied(model.blocks) - _tied(kept.blocks))):
-        some = ", ".join(f"blocks.{name}" for name in names[:3])
-        warnings.warn(f"{action}: {some} shared a weight with others and have one of their own now", stacklevel=4)
+        told = "are not taken along; register them on the new network"
+        warnings.warn(f"{action}: hooks of {_first(lost)} {told}", stacklevel=4)
+    if kept is not None and (apart := sorted(_tied(model.blocks) - _tied(kept.blocks))):
+        told = "shared a weight with others and have one of their own now"
+        warnings.warn(f"{action}: {_first([f'blocks.{name}' for name in apart])} {told}", stacklevel=4)
 
 
 @dataclass

@@ -97,8 +97,6 @@ def cpu_has_bf16() -> bool:
     fp32."""
     import torch
 
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -6,7 +6,7 @@ A grid file is YAML::
     extends: study               # another grid of slurm/grids, over whose keys these lie
     about: what it reproduces, on which data
     published: where the paper's numbers are, in words or claim ids
-    seeds: [0]                   # every run is made once per seed
+    seeds: [0, 3]                # every run is made once per seed
     jobs: 2                      # runs at once on one machine, and CPU threads of each: hints,
     threads: 1                   # not part of what a run is
     processes: 1                 # that share one run on SLURM; a hint as well
@@ -16,6 +16,8 @@ A grid file is YAML::
     base: {optim.epochs: 10}     # Config keys of all runs, nested or dotted
     shared:                      # Config keys under a name, for several runs: what was tuned stands in one place
       tuned: {gates.lr: 0.05}
+    by_seed:                     # Config keys of all runs of a seed: what one machine cannot do and another can
+      3: {optim.precision: fp32}
     runs:
       dense: {method: dense}     # label: Config keys over base
       hiap: {method: hiap, model.weights: run:dense, like: tuned}
@@ -65,6 +67,7 @@ class Grid(BaseModel):
     closes_by: int | None = Field(None, ge=1)
     base: dict[str, Any] = {}
     shared: dict[str, dict[str, Any]] = {}
+    by_seed: dict[int, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -164,6 +167,10 @@ def expand(
     ``ConfigError`` naming ``source``.
     """
     seeds = {label: _seeds(grid, label, source) for label in grid.runs}
+    for seed, keys in grid.by_seed.items():
+        if seed not in grid.seeds:
+            raise ConfigError(f"{source}: by_seed: {seed} is none of the seeds {grid.seeds}")
+        _refuse_launcher_keys(_nested(keys), f"{source}: by_seed: {seed}")
     reading = _reading(grid.reading, source)
     values = {label: _values(grid, label, reading, source) for label in grid.runs}
     for label, nested in values.items():
@@ -177,6 +184,7 @@ def expand(
             for need in (need for need in needs if need not in made):
                 raise ConfigError(f"{source}: run '{label}' needs '{need}', which has no seed {seed}")
             own = _map_references(values[label], lambda other, made=made: made[other].run_id)  # type: ignore[misc]
+            merge(own, _nested(grid.by_seed.get(seed, {})))
             own["seed"] = seed
             merge(own, {"run": {**settings, "grid": grid.name, "label": label}})
             config = from_dict(own, f"{source}: run '{label}'")

@@ -299,7 +299,7 @@ def test_an_epoch_from_the_cache_takes_as_long_as_from_memory(augment: Any, tmp_
 
     def epoch(number: int, in_memory: bool) -> float:
         data._kept.cache_clear()
-        kept = data._tensors(data.unchanged(config), 56, "train", 0)  # mapped anew: nothing of it is touched
+        kept = data._tensors(data.unaugmented(config), 56, "train", 0)  # mapped anew: nothing of it is touched
         if in_memory:
             kept.images = kept.images.clone()
         before = time.process_time()

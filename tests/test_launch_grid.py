@@ -207,6 +207,22 @@ def test_a_grid_that_extends_another_lays_its_keys_over_it_however_they_are_writ
         load(path)
 
 
+def test_keys_of_a_seed_lie_over_all_runs_of_that_seed_alone(tmp_path: Path) -> None:
+    plain = {run.config.seed: run for run in runs_of(write_grid(tmp_path, seeds=[0, 3]), tmp_path)}
+    found = {
+        run.config.seed: run
+        for run in runs_of(write_grid(tmp_path, seeds=[0, 3], by_seed={3: {"optim.precision": "bf16"}}), tmp_path)
+    }
+    assert found[0].run_id == plain[0].run_id and found[3].run_id != plain[3].run_id
+    assert (found[0].config.optim.precision, found[3].config.optim.precision) == ("fp32", "bf16")
+    assert found[3].config.optim.model_copy(update={"precision": "fp32"}) == plain[3].config.optim
+    for keys, message in (({4: {"optim.epochs": 1}}, "by_seed: 4 is none of the seeds"),
+                          ({3: {"seed": 1}}, "by_seed: 3: seed cannot be set in a grid"),
+                          ({3: {"optim.epoch": 1}}, "optim.epoch")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            runs_of(write_grid(tmp_path, seeds=[0, 3], by_seed=keys), tmp_path)
+
+
 def test_a_grid_whose_gates_cannot_close_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

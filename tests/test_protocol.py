@@ -55,8 +55,8 @@ def test_every_untrained_cell_is_there() -> None:
     found = seeds("cifar10_cut")
     cells = [(ranking, cut) for ranking in RANKINGS for cut in BUDGETS if ranking != "l1" or cut not in OUT_OF_REACH]
     for ranking, cut in cells:
-        assert found[f"{ranking}-{cut}-ls"] == {0, 1, 2}
-        assert found[f"{ranking}-{cut}"] == {0}
+        assert found[f"{ranking}-{cut}-ls"] == {0, 1, 2, 3, 4, 5}
+        assert found[f"{ranking}-{cut}"] == {0, 3}
     small = seeds("imagenette")
     assert all(small[f"cut-{ranking}-{cut}"] == {0} for ranking, cut in cells)
 
@@ -124,6 +124,14 @@ def test_a_seeds_runs_belong_to_one_type_of_device() -> None:
         for found in devices.values():  # records before 2026-11-29 have a processor's name without its instructions
             bare = {device for device in found if f"{device} (" in " ".join(found)}
             assert len(found - bare) == 1, (name, dict(devices))
+
+
+def test_a_seeds_runs_have_one_precision() -> None:
+    for name in STUDY:
+        found: dict[int, set[str]] = defaultdict(set)
+        for run in runs_of(name):
+            found[run.config.seed].add(run.config.optim.precision)
+        assert all(len(precisions) == 1 for precisions in found.values()), name
 
 
 def test_all_saw_the_same_images() -> None:

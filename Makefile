@@ -126,6 +126,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 # What is committed under results/: our own records, and the notebooks executed on them.
 release: $(STAMP)

@@ -49,9 +49,9 @@ def test_a_run_leaves_a_card_that_hubs_read_and_that_says_what_its_record_says(r
     record, model = run_cards.read(folders.record), hiap.load(folders.model)
     text = (folders.model / cards.NAME).read_text()
     data = ModelCard(text).data
-    assert (data.library_name, data.metrics, data.pipeline_tag) == ("hiap", ["accuracy"], "image-classification")
-    assert {"pruning", "vision-transformer"} <= set(data.tags)
-    (result,) = data.eval_results
+    assert (data.library_name, data.metrics, data.pipeline_tag) == ("hiap", ["accuracy"], "image-classification")  # type: ignore[attr-defined]
+    assert {"pruning", "vision-transformer"} <= set(data.tags)  # type: ignore[attr-defined]
+    (result,) = data.eval_results  # type: ignore[attr-defined]
     assert (result.metric_type, result.dataset_name) == ("accuracy", "digits")
     assert result.metric_value == pytest.approx(record.metrics.extracted.top1, abs=1e-4)
     low, high = cards.interval(record.metrics.extracted.top1, record.metrics.extracted.n)
@@ -119,7 +119,7 @@ def test_a_card_from_python_has_what_was_given_and_goes_when_the_network_is_repl
     text = (folder / cards.NAME).read_text()
     assert "Top-1 on my: set | 50.00 % [23.66, 76.34], n = 10" in text
     assert r"# a \| b # c" in text
-    assert ModelCard(text).data.eval_results[0].dataset_name == "my: set"
+    assert ModelCard(text).data.eval_results[0].dataset_name == "my: set"  # type: ignore[attr-defined]
     assert cards.dense_of(folder) == Dense.of(dense)
     hiap.save(pruned(), folder)
     assert names(folder) == [ARCHITECTURE, WEIGHTS], "the old card described another network"

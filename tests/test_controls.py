@@ -36,7 +36,7 @@ def test_same_sizes_are_the_other_runs_and_units_are_the_seeds(dense: Config, pr
     targets = {"method": "same_sizes", "budget": {"target_macs": f"run:{pruned.run_id}"}, "options": {"ramp": ramp}}
     drawn = after(dense, **targets)
     assert shape(drawn) == shape(pruned)
-    first, second = (stages(after(dense, **targets, seed=seed))[0].kept for seed in (0, 1))
+    first, second = (stages(after(dense, **targets, seed=seed))[0].kept for seed in (0, 1))  # type: ignore[attr-defined]
     model = store.load(Folders.of(dense).model)
     assert any(
         not torch.equal(a.neurons, b.neurons)

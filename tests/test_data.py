@@ -184,15 +184,15 @@ class Python2Pickler(pickle._Pickler):
 
     def save_bytes(self, value):
         raw = value.encode() if isinstance(value, str) else value
-        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
-        self.memoize(value)
+        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     dispatch[bytes] = dispatch[str] = save_bytes
 
     def save_global(self, value, name=None):
         module = "numpy.core.multiarray" if value.__name__ == "_reconstruct" else value.__module__
-        self.write(pickle.GLOBAL + f"{module}\n{value.__name__}\n".encode())
-        self.memoize(value)
+        self.write(pickle.GLOBAL + f"{module}\n{value.__name__}\n".encode())  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     dispatch[type] = dispatch[type(len)] = dispatch[type(pickle.dumps)] = save_global
 

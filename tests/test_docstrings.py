@@ -57,7 +57,7 @@ def takes(found: object) -> list[str]:
     return [name for name in inspect.signature(call).parameters if name != "self"] if inspect.isfunction(call) else []
 
 
-@pytest.mark.parametrize("name", hiap.__all__)
+@pytest.mark.parametrize("name", hiap.__all__)  # type: ignore[attr-defined]
 def test_a_public_name_lists_more_than_three_arguments(name: str) -> None:
     found = getattr(hiap, name)
     text, names = inspect.getdoc(found) or "", takes(found)
@@ -70,4 +70,4 @@ def test_a_public_name_lists_more_than_three_arguments(name: str) -> None:
 
 
 def test_lists_are_asked_of_some_public_names() -> None:
-    assert sum(len(takes(getattr(hiap, name))) > 3 for name in hiap.__all__) >= 5
+    assert sum(len(takes(getattr(hiap, name))) > 3 for name in hiap.__all__) >= 5  # type: ignore[attr-defined]

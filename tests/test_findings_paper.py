@@ -99,7 +99,7 @@ def test_finding_8_the_inside_of_the_region_costs_what_is_printed_and_the_outsid
     low, high = table2.width_range(3.1, 15.0, (middle["neurons"], middle["neurons"])) or (math.nan, math.nan)
     assert low < middle["width"] < high
     for width, inside in ((low + 1e-6, True), (high - 1e-6, True), (low - 1, False), (high + 1, False)):
-        size = macs(L * width, L * width, 11 * middle["neurons"]), params(*[L * width] * 2, 11 * middle["neurons"], 11)
+        size = macs(L * width, L * width, 11 * middle["neurons"]), params(*[L * width] * 2, 11 * middle["neurons"], 11)  # type: ignore[call-arg]
         assert bool(abs(size[0] / 1e9 - 3.1) <= 0.05 and abs(size[1] / 1e6 - 15.0) <= 0.05) is inside
     assert table2.width_range(3.1, 15.0, (1260, 1400)) is None
 

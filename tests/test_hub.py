@@ -58,7 +58,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_pushed_is_what_is_loaded(hub, tmp_path, images):
-    model = pruned().eval()
+    model = pruned().eval()  # type: ignore[attr-defined]
     hiap.save(model, tmp_path / "net", card={"method": "hiap", "dense": small_vit()})
     assert hiap.push(tmp_path / "net", NAME) == f"https://hub.example/{NAME}"
     assert names(hub / NAME) == FILES

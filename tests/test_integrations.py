@@ -57,7 +57,7 @@ def test_lightning_prunes_to_half_and_resumes(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
     from hiap.integrations.lightning import PrunerCallback
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self, pruner: hiap.Pruner):
             super().__init__()
             self.pruner, self.model = pruner, pruner.model

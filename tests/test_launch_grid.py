@@ -213,7 +213,8 @@ def test_keys_of_a_seed_lie_over_all_runs_of_that_seed_alone(tmp_path: Path) -> 
         run.config.seed: run
         for run in runs_of(write_grid(tmp_path, seeds=[0, 3], by_seed={3: {"optim.precision": "bf16"}}), tmp_path)
     }
-    assert found[0].run_id == plain[0].run_id and found[3].run_id != plain[3].run_id
+    assert found[0].run_id == plain[0].run_id
+    assert found[3].run_id != plain[3].run_id
     assert (found[0].config.optim.precision, found[3].config.optim.precision) == ("fp32", "bf16")
     assert found[3].config.optim.model_copy(update={"precision": "fp32"}) == plain[3].config.optim
     for keys, message in (({4: {"optim.epochs": 1}}, "by_seed: 4 is none of the seeds"),

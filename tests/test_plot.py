@@ -84,4 +84,4 @@ def test_our_own_figures_are_drawn_in_our_style():
     rows = Results(ROOT / "results")
     assert rows.root.is_dir()
     figure = gates.fig2(found.densities()) if hasattr(found, "densities") else None
-    assert figure is None or figure.axes[0].xaxis.label.get_size() == STYLE["axes.labelsize"]
+    assert figure is None or figure.axes[0].xaxis.label.get_size() == STYLE["axes.labelsize"]  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ def loop(
                 if schedule:
                     schedule.step()
             pruner.step()
-        pruner.small = pruner.finish()
+        pruner.small = pruner.finish()  # type: ignore[attr-defined]
     return pruner, [str(line.message) for line in told if "hiap" in str(line.filename) or "tests" in str(line.filename)]
 
 

@@ -31,7 +31,7 @@ def encoded(kind: str, rng: np.random.Generator) -> bytes:
     )
     options = {"TIFF": {"compression": ["raw", "tiff_lzw", "jpeg", "tiff_deflate", "group4"][rng.integers(4)]},
                "WEBP": {"lossless": bool(rng.integers(2))}, "JPEG": {"progressive": bool(rng.integers(2))}}  # fmt: skip
-    if options.get(kind, {}).get("compression") == "jpeg":
+    if options.get(kind, {}).get("compression") == "jpeg":  # type: ignore[attr-defined]
         image = image.convert("RGB")
     file = io.BytesIO()
     image.save(file, kind, **options.get(kind, {}))

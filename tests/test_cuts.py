@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +62,18 @@ def test_one_sentence_says_what_a_prune_leaves(root: Path) -> None:
     assert "2 networks" in said
     assert "% at 50 % and" in said
     assert said.endswith("%.")
+
+
+def test_seconds_are_of_the_networks_that_were_timed(root: Path) -> None:
+    assert cuts.seconds(cuts.load(Results(root))).empty, "older records have none"
+    for path in root.glob(f"runs/{cuts.GRID}/obs*.json"):
+        record = json.loads(path.read_text())
+        stage = {"name": "fine-tune", "epochs": 0, "steps": 0, "images": 512, "seconds": 0.0, "train_macs": 1.0}
+        record["stages"] = [{**stage, "pruning_seconds": 10.0 + record["seed"]}]
+        path.write_text(json.dumps(record))
+    timed = cuts.seconds(cuts.load(Results(root)))
+    assert set(timed["ranking"]) == {"obs"}
+    assert timed[["n", "seconds", "least", "most"]].to_numpy().tolist() == [[2, 10.5, 10, 11]] * 2
 
 
 def test_the_checklist_says_yes_only_of_what_records_have(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -15,6 +17,9 @@ LOOKS = {
     "uniform": look("uniform"),
     "l1": look("l1"),
     "random": look("random"),
+    "amp": look("amp"),
+    "snapvit": look("snapvit"),
+    "obs_labels": Look("#7FD1D1", "p"),
 }
 
 
@@ -38,12 +43,36 @@ def by_share(found: pd.DataFrame, dense: float) -> Figure:
         ax.set_title(words)
         ax.set_xlabel("MACs left, % of dense")
     axes[0, 0].set_ylabel("top-1 (%)")
+    fig.legend(*_legend(found, linestyle="-"), loc="outside right center", frameon=False)
+    return fig
+
+
+def by_seconds(found: pd.DataFrame, dense: float) -> Figure:
+    """``cuts.seconds``: top-1 against the seconds of pruning, a panel per budget; the line from the least to the most
+    of its networks; dashed: the dense network."""
+    targets = sorted(found["target"].unique(), reverse=True)
+    fig, axes = wide(2.2, 1, len(targets), sharey=True, sharex=True, squeeze=False)
+    for ax, target in zip(axes[0], targets, strict=True):
+        rows = found[found["target"] == target].set_index("ranking")
+        for ranking, mark in LOOKS.items():
+            if ranking in rows.index:
+                own = rows.loc[ranking]
+                ax.hlines(own["top1"], own["least"], own["most"], color=mark.colour, linewidth=0.8)
+                ax.plot(own["seconds"], own["top1"], color=mark.colour, marker=mark.marker, markersize=4.5)
+        ax.axhline(dense, **DASHED)
+        ax.set_xscale("log")
+        ax.set_title(f"{100 * target:.0f} % of the MACs")
+        ax.set_xlabel("seconds of pruning, one core")
+    axes[0, 0].set_ylabel("top-1 (%)")
+    fig.legend(*_legend(found, linestyle=""), loc="outside right center", frameon=False)
+    return fig
+
+
+def _legend(found: pd.DataFrame, linestyle: str) -> tuple[list[Any], list[str]]:
     shown = [name for name in LOOKS if name in set(found["ranking"])]
     titles = found.drop_duplicates("ranking").set_index("ranking")["title"]
-    marks = [entry(LOOKS[name].colour, LOOKS[name].marker, linestyle="-", markersize=3.5) for name in shown]
-    marks.append(entry("black", linestyle="--"))
-    fig.legend(marks, [*(titles[name] for name in shown), "dense"], loc="outside right center", frameon=False)
-    return fig
+    marks = [entry(LOOKS[name].colour, LOOKS[name].marker, linestyle=linestyle, markersize=3.5) for name in shown]
+    return [*marks, entry("black", linestyle="--")], [*(titles[name] for name in shown), "dense"]
 
 
 styled(globals())

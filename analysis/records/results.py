@@ -24,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_COLUMNS = (
     "grid", "run_id", "label", "method", "seed", "data", "test_images", "start", "top1", "top1_dense", "top1_soft",
     "top1_hardened", "gap", "target", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
-    "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs", "device", "device_name", "commit",
-    "dirty", "status", "finished",
+    "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs", "pruning_seconds", "device", "device_name",
+    "commit", "dirty", "status", "finished",
 )  # fmt: skip
 SUMS = ("epochs", "steps", "images", "seconds", "train_macs")  # over the stages of a run
 STAGE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "stage", *SUMS, "inherited")
@@ -110,6 +110,7 @@ def _row(record: Record) -> dict[str, Any]:
         "value_dims": sum(sum(block.head_dims) for block in shape),
         "neurons": sum(block.neurons for block in shape),
         **{name: sum(getattr(stage, name) for stage in record.stages) for name in SUMS},
+        "pruning_seconds": _pruning_seconds(record),
         **{key: getattr(record.environment, key) for key in ("device", "device_name", "commit", "dirty")},
         "status": record.status,
         "finished": record.finished,
@@ -126,6 +127,12 @@ def _target(record: Record) -> float | None:
     if wanted is None or isinstance(wanted, str):
         return None
     return share(wanted, record.size.dense_macs) if record.size else wanted
+
+
+def _pruning_seconds(record: Record) -> float | None:
+    """None if not all stages were timed."""
+    seconds = [stage.pruning_seconds for stage in record.stages]
+    return None if None in seconds else sum(s for s in seconds if s is not None)
 
 
 def _start(record: Record) -> str:

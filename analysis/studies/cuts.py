@@ -25,6 +25,7 @@ TITLES = {
     "l1": "l1, all layers",
 }
 COLUMNS = ("ranking", "title", "target", "corrected", "n", "top1", "low", "high")
+SECONDS = ("ranking", "title", "target", "n", "top1", "seconds", "least", "most")
 AGAINST = ("ranking", "title", "target", "n", "difference", "low", "high")
 
 
@@ -53,6 +54,17 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         found = paired.accuracy(group)
         rows.append((ranking, title, target, corrected, found.n, found.mean, found.low, found.high))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def seconds(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean top-1 of each ranking at each target, corrected, and what ranking, cutting and correcting took: mean, least
+    and most of the networks whose records have it: ``SECONDS``."""
+    timed = runs[runs["corrected"] & runs["pruning_seconds"].notna()]
+    rows = []
+    for (ranking, title, target), group in timed.groupby(["ranking", "title", "target"], sort=False):
+        took = group["pruning_seconds"].astype(float)
+        rows.append((ranking, title, target, len(group), group["top1"].mean(), took.mean(), took.min(), took.max()))
+    return pd.DataFrame(rows, columns=list(SECONDS))
 
 
 def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:

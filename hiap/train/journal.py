@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +39,7 @@ class Journal:
         self.probe: Score | None = None
         self.made_of: dict[str, str] = {}  # digests of images, files and code, which a resumed run must have too
         self._last_status = 0.0
+        self.pruned = 0.0
         self.progress = Progress(config.run.label or config.run_id, config.run.progress and world.first)
         self.curves = Curves(config, folders)
 
@@ -150,12 +153,23 @@ class Journal:
                 images=images,
                 seconds=round(phase.elapsed(), 2),
                 train_macs=float(macs),
+                pruning_seconds=0.0,
             )
         )
 
-    def add_scored(self, context: Context) -> None:
-        """Add to it the images that the stage looked at before or after it trained."""
+    @contextmanager
+    def pruning(self, device: torch.device) -> Iterator[None]:
+        """Count the seconds within as ones of ranking, cutting and correcting."""
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        begun = clock()
+        yield
+        self.pruned += clock() - begun
+
+    def add_pruning(self, context: Context) -> None:
+        """Add to it the images that the stage looked at before or after it trained, and the seconds of that."""
         last = self.costs[-1]
+        last.pruning_seconds = round((last.pruning_seconds or 0.0) + self.pruned, 2)
+        self.pruned = 0.0
         last.images += context.scored
         last.train_macs += float(3 * self.dense_macs * context.scored)
         context.scored = 0

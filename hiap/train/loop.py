@@ -189,7 +189,7 @@ class Loop:
         images = phase.total * batch
         macs = 3 * batch * phase.trained_macs(self._macs) + per_image * images + once
         self.journal.add_cost(phase, images, macs)
-        self.journal.add_scored(self.context)
+        self.journal.add_pruning(self.context)
 
     def _checkpoint(self, phase: Phase) -> None:
         phase.average(self.world)

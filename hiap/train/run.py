@@ -227,7 +227,8 @@ class Run:
         model = self._begin() if first == 0 else store.load(self.folders.stage(first - 1))
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
-            model = self._lean(stage.prepare(model, self.context)).to(self.device)
+            with journal.pruning(self.device):
+                model = self._lean(stage.prepare(model, self.context)).to(self.device)
             set_drop_path(model, config.model.drop_path)
             self.loop.train(index, stage, model, state if index == first else None)
             stage.harden(model)
@@ -235,8 +236,9 @@ class Run:
             if gated_vit.is_gated(model) and index + 1 == len(self.stages):
                 metrics.soft = self.measure.soft_score(model)
                 metrics.hardened = without_hits(self.measure.score(model, "the gated network"))
-            model = self._lean(stage.finish(model))
-            self.journal.add_scored(self.context)
+            with journal.pruning(self.device):
+                model = self._lean(stage.finish(model))
+            journal.add_pruning(self.context)
             if index + 1 < len(self.stages) and self.world.first:
                 store.save(model, self.folders.stage(index))
         metrics.extracted = self.measure.score(model, "the network that is left")

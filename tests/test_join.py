@@ -95,7 +95,7 @@ def test_what_cannot_join_is_one_line(tmp_path, template, capsys):
 
 
 def test_the_pair_is_the_one_whose_dense_networks_are_pruned():
-    """Grid join starts from, and is tuned like, what grids evidence and tune have."""
+    """Grid join starts from, and is tuned like, what grids evidence and tune have; join_digits starts as study does."""
     settings = {"results": "x", "threads": 1}
 
     def starts(name: str, label: str) -> set[str]:
@@ -104,6 +104,7 @@ def test_the_pair_is_the_one_whose_dense_networks_are_pruned():
 
     assert starts("join", "dense") == starts("evidence", "dense")
     assert starts("join", "tune-dense") == starts("tune", "dense")
+    assert starts("join_digits", "dense") == starts("study", "dense")
 
 
 def test_labels_are_the_methods_own_and_references_follow():

@@ -129,12 +129,48 @@ def test_bf16_networks_stay_bf16() -> None:
         ("folder", {"target_macs": 0.5}, "images: expected"),
         (3, {"target_macs": 0.5}, "images: expected a tensor"),
         ([], {"target_macs": 0.5}, "images: none"),
+        (torch.zeros(8, *IMAGE), {"target_macs": 0.5}, "images: all values are 0"),
+        (images().index_fill(0, torch.tensor([3]), torch.inf), {"target_macs": 0.5}, "numbers that are not finite"),
         (images(), {"target_macs": 0.5, "fisher": "labels"}, "without labels"),
     ],
 )
 def test_bad_input_is_one_line(given: Any, options: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         hiap.prune(answering(), given, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (127 * images().abs(), r"images: values from .* normalised by the network's mean and std they lie between -1 "),
+        (images().sigmoid(), r"images: values from 0.* to 0.*; normalised by"),
+        (images(1), r"images: \d+ tokens in all are too few to tell the \d+ units of a layer apart"),
+    ],
+)
+def test_images_that_are_hardly_meant_are_told(given: torch.Tensor, line: str) -> None:
+    model = answering()
+    model.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}
+    with pytest.warns(UserWarning, match=line):
+        hiap.prune(model, given, target_macs=0.5)
+
+
+def test_images_as_the_network_takes_them_are_no_doubt(recwarn: pytest.WarningsRecorder) -> None:
+    model = answering()
+    model.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}
+    hiap.prune(model, images().clamp(-1, 1), target_macs=0.5)
+    assert not recwarn.list
+
+
+def test_networks_without_numbers_are_one_line() -> None:
+    model = answering().to("meta")
+    for action in (lambda: hiap.prune(model, images(), target_macs=0.5), lambda: hiap.extract(hiap.gate(model)),
+                   lambda: hiap.save(model, "never")):  # fmt: skip
+        with pytest.raises(hiap.UnsupportedModelError, match=r"on the device 'meta', without numbers; model\.to_empty"):
+            action()
+    with torch.inference_mode():
+        model = answering()
+    with pytest.raises(hiap.UnsupportedModelError, match=r"made under torch\.inference_mode"):
+        hiap.gate(model)
 
 
 def test_what_is_no_vit_is_one_line() -> None:

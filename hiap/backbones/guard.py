@@ -29,6 +29,13 @@ _REDUCED = 2e-2
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def require_numbers(model: nn.Module) -> None:
+    """Raise ``UnsupportedModelError`` if weights have no numbers, as networks made on the device 'meta'."""
+    if name := next((name for name, p in model.named_parameters() if p.is_meta), ""):
+        cure = "model.to_empty(device=...) and load_state_dict first"
+        raise UnsupportedModelError(f"{name}: on the device 'meta', without numbers; {cure}")
+
+
 def require_plain(model: nn.Module) -> None:
     """Raise ``UnsupportedModelError`` if a module of ``model`` carries an adapter, a mask, or a forward of its own."""
     for name, module in model.named_modules():
@@ -149,6 +156,8 @@ def require_same(wanted: Any, found: Any, action: str, masks: Callable[[Any], An
     parameters = [*wanted.parameters(), *found.parameters()]
     if any(p.is_meta or type(p) is not nn.Parameter for p in parameters):
         return
+    if odd := next((name for name, p in wanted.named_parameters() if p.is_inference()), ""):
+        raise UnsupportedModelError(f"{odd}: made under torch.inference_mode; make or load the network outside of it")
     if bad := next((name for name, p in wanted.named_parameters() if not p.isfinite().all()), ""):
         raise UnsupportedModelError(f"{bad}: has numbers that are not finite; expected a network that did not diverge")
     first = next(p for p in wanted.parameters() if p.is_floating_point())

@@ -12,7 +12,8 @@ behind what has gone (``hiap.beyond.correction``). No label is looked at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from hiap import cost, gated_vit, ledger
 from hiap.backbones.evening import even, trimmed
 from hiap.backbones.families import UnsupportedModelError, copied, is_vit
+from hiap.backbones.guard import require_numbers
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
 from hiap.budget.latency import LatencyTable
@@ -30,6 +32,7 @@ from hiap.budget.selection import Target, target_of
 from hiap.options import ConfigError
 
 AT_ONCE = 64  # images of one tensor that go through the network together
+FAR = 3  # times the range from black to white, outside of which no normalised image lies
 
 
 def prune(
@@ -60,6 +63,7 @@ def prune(
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
+    require_numbers(model)
     whole = even(model)
     require_correctable(whole)
     gated = gated_vit.gate(whole, attn_bias="kept")  # what a branch gave on the mean stays as a constant
@@ -115,4 +119,29 @@ def _checked(images: Any, model: Any) -> list[tuple[Tensor, Tensor | None]]:
         batches.append((x.to(like), None if labels is None else labels.to(like.device)))
     if not sum(len(x) for x, _ in batches):
         raise ConfigError("images: none; expected some hundred")
+    for doubt in _doubts([x for x, _ in batches if len(x)], model):
+        warnings.warn(doubt, stacklevel=3)
     return batches
+
+
+def _doubts(images: list[Tensor], model: Any) -> Iterator[str]:
+    """Yield what is odd about images that can be taken. Raises ``ConfigError`` for those that say nothing."""
+    if not all(x.isfinite().all() for x in images):
+        raise ConfigError("images: some have numbers that are not finite")
+    low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
+    if low == high:
+        raise ConfigError(f"images: all values are {low:g}; expected some hundred, as the network takes them")
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if known.get("mean") and known.get("std"):
+        black, white = (
+            end([(value - m) / s for m, s in zip(known["mean"], known["std"], strict=True)])
+            for end, value in ((min, 0), (max, 1))
+        )
+        far = max(black - low, high - white) > FAR * (white - black)
+        if far or (black < 0 <= low and high <= 1):
+            by = f"normalised by the network's mean and std they lie between {black:.2g} and {white:.2g}"
+            yield f"images: values from {low:.3g} to {high:.3g}; {by}"
+    dims = cost.dims_of(model)
+    rows, units = sum(len(x) for x in images) * dims.tokens, max(dims.hidden, dims.heads * dims.head_dim)
+    if rows < units:
+        yield f"images: {rows:,} tokens in all are too few to tell the {units:,} units of a layer apart; take more"

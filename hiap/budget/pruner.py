@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hiap import extraction, options, pruner
 from hiap.backbones.evening import even, trimmed
 from hiap.backbones.families import is_vit
+from hiap.backbones.guard import require_numbers
 from hiap.backbones.pruned import LAYOUTS
 from hiap.backbones.sharded import gathered
 from hiap.budget.latency import LatencyTable
@@ -247,6 +248,7 @@ def extract(
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
+    require_numbers(gated)
     plain = gathered(gated)
     target = target_of(plain, target_macs, target_params, target_latency, latency, multiple)
     return extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)

@@ -36,7 +36,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hiap.backbones.families import channels, classes, copied, standard
-from hiap.backbones.guard import require_linear, require_plain, tell_lost
+from hiap.backbones.guard import require_linear, require_numbers, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
 from hiap.files import atomic_folder, atomic_write
@@ -127,6 +127,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
         raise StoreError(f"{folder}: not a folder of hiap.save (it holds {others[0]}); expected a new or an old one")
     given, model = model, _in_form(model)
     spec = describe(model)
+    require_numbers(given)
     require_plain(given)
     tell_lost(given, None, "save")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}

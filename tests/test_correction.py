@@ -131,6 +131,32 @@ def test_bad_input_is_one_line() -> None:
         hiap.correct(cut(dense), dense, [])
     with pytest.raises(ValueError, match="3 blocks, but 2 before the cut"):
         hiap.correct(cut(dense), small_vit(depth=2), images())
+    for ridge in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="expected a number above 0, or None"):
+            hiap.correct(cut(dense), dense, images(), ridge=ridge)
+
+
+def test_what_would_be_solved_for_nothing_is_refused_and_leaves_modes_alone() -> None:
+    dense = small_vit().train()
+    later, other = cut(dense), copy.deepcopy(dense)
+    nn.init.normal_(later.patch_embed.proj.weight)  # as after training
+    nn.init.normal_(other.pos_embed)
+    for small, before in ((later, dense), (cut(dense), other)):
+        with pytest.raises(ValueError, match=r"differ before their first block .of another network, or trained since"):
+            hiap.correct(small, before, images())
+        assert before.training
+    first, last = images()[0], torch.full_like(images()[0], torch.nan)
+    for given in ([last], [first, last]):
+        small = cut(dense)
+        with pytest.raises(ValueError, match="not finite"):
+            hiap.correct(small, dense, given)
+        assert all(p.isfinite().all() for p in small.parameters())
+
+
+def test_too_few_images_are_told() -> None:
+    dense = small_vit()
+    with pytest.warns(UserWarning, match=r"correct: 17 tokens in all are too few to tell the \d+ units"):
+        hiap.correct(cut(dense), dense, [images()[0][:1]])
 
 
 @pytest.mark.parametrize("method", ["uniform", "taylor", "obs", "amp", "snapvit", "peer", "vit_slim", "hiap"])

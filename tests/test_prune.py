@@ -144,7 +144,7 @@ def test_bad_input_is_one_line(given: Any, options: dict[str, Any], line: str) -
     [
         (127 * images().abs(), r"images: values from .* normalised by the network's mean and std they lie between -1 "),
         (images().sigmoid(), r"images: values from 0.* to 0.*; normalised by"),
-        (images(1), r"images: \d+ tokens in all are too few to tell the \d+ units of a layer apart"),
+        (images(1), r"correct: \d+ tokens in all are too few to tell the \d+ units of a layer apart"),
     ],
 )
 def test_images_that_are_hardly_meant_are_told(given: torch.Tensor, line: str) -> None:

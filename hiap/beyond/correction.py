@@ -9,9 +9,11 @@ errors do not add up.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,8 +38,9 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
     the constants of removed branches change, so that sizes, MACs and parameters stay.
 
     Memory: four times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
-    method's form, twice that per block. Raises ``ValueError`` without images, for networks of different depth, and for
-    blocks that put a norm behind a branch, where a change of the output map is not a change of the stream.
+    method's form, twice that per block. Raises ``ValueError`` without images, for networks that differ before their
+    first block or in depth, for numbers that are not finite, and for blocks that put a norm behind a branch, where a
+    change of the output map is not a change of the stream. Warns where the images are too few.
 
     Args:
         small: an extracted ViT.
@@ -48,21 +51,34 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
     """
     if len(small.blocks) != len(before.blocks):
         raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")
+    if ridge is not None and not ridge > 0:
+        raise ValueError(f"correct: ridge {ridge}: expected a number above 0, or None")
     require_correctable(small)
     modes = small.training, before.training
     small.eval(), before.eval()
+    try:
+        _correct(small, before, images, ridge)
+    finally:
+        small.train(modes[0]), before.train(modes[1])
+    return small
+
+
+def _correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | None) -> None:
     sampled = is_gated(before) or any(not hasattr(block, "ls1") for block in before.blocks)
+    images, entry = _peeked(small, images)
     streams, given, recorded = _recorded(before, images) if sampled else _first(before, images)
-    if not streams:
-        raise ValueError("correct: no images; expected at least one batch")
+    if entry.shape != streams[0].shape or not torch.allclose(entry, streams[0], rtol=1e-3, atol=1e-3):
+        cause = "of another network, or trained since it was cut" if entry.isfinite().all() else "images not finite"
+        raise ValueError(
+            f"correct: the networks differ before their first block ({cause}); expected one cut from the other"
+        )
+    _tell_few(small, sum(x.shape[0] * x.shape[1] for x in streams))
     dense = streams
     for i, block in enumerate(small.blocks):
         after_attn, after_mlp = recorded[i] if recorded else _after(before.blocks[i], dense, given[i])
         streams = _corrected(block, "attn", streams, after_attn, ridge, given[i])
         streams = _corrected(block, "mlp", streams, after_mlp, ridge, {})
         dense = after_mlp
-    small.train(modes[0]), before.train(modes[1])
-    return small
 
 
 def require_correctable(model: Any) -> None:
@@ -75,6 +91,32 @@ def require_correctable(model: Any) -> None:
 
 class _EnoughError(Exception):
     """Raised within a network to leave it: all that was wanted of it is known."""
+
+
+def _peeked(model: Any, images: Iterable[Tensor]) -> tuple[Iterable[Tensor], Tensor]:
+    """Return the images, and the stream of the first batch before the first block of ``model``."""
+    batches, entry = iter(images), list[Tensor]()
+
+    def enter(_: Any, args: tuple[Tensor]) -> None:
+        entry.append(args[0])
+        raise _EnoughError
+
+    if (first := next(batches, None)) is None:
+        raise ValueError("correct: no images; expected at least one batch")
+    hook = model.blocks[0].register_forward_pre_hook(enter)
+    with suppress(_EnoughError):
+        model(first)
+    hook.remove()
+    return chain([first], batches), entry[0]
+
+
+def _tell_few(small: Any, rows: int) -> None:
+    """Warn of fewer equations than unknowns."""
+    branches = [(block.attn, "proj") for block in small.blocks] + [(block.mlp, "fc2") for block in small.blocks]
+    units = max((getattr(part, name).in_features for part, name in branches if part is not None), default=0)
+    if rows < units:
+        few = f"{rows:,} tokens in all are too few to tell the {units:,} units of a layer apart"
+        warnings.warn(f"correct: {few}; take more images", stacklevel=4)
 
 
 def _first(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, None]:
@@ -212,6 +254,8 @@ class _LeastSquares:
     def apply(self, ridge: float) -> None:
         count = self.linear.in_features
         added = self._solved(self.gram, self.cross, ridge).T.to(self.linear.weight.dtype)
+        if not added.isfinite().all():
+            raise ValueError("correct: the network gives numbers that are not finite for these images")
         self.linear.weight.add_(added[:, :count])
         if self.linear.bias is not None:
             self.linear.bias.add_(added[:, count])

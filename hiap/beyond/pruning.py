@@ -141,7 +141,3 @@ def _doubts(images: list[Tensor], model: Any) -> Iterator[str]:
         if far or (black < 0 <= low and high <= 1):
             by = f"normalised by the network's mean and std they lie between {black:.2g} and {white:.2g}"
             yield f"images: values from {low:.3g} to {high:.3g}; {by}"
-    dims = cost.dims_of(model)
-    rows, units = sum(len(x) for x in images) * dims.tokens, max(dims.hidden, dims.heads * dims.head_dim)
-    if rows < units:
-        yield f"images: {rows:,} tokens in all are too few to tell the {units:,} units of a layer apart; take more"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap.backbones.groups import param_groups
+from hiap.backbones.groups import check_rates, param_groups
 from hiap.backbones.pruned import LAYOUTS
 from hiap.backbones.seeds import noise_seed
 from hiap.extraction import extract
@@ -116,6 +116,7 @@ class Pruner:
             layer_decay: lowers the weights' rates from the head to the stem, as timm does; the gates' rate stays.
             summed: rates of the weights over all steps, where a scheduler changes them; else ``lr`` at each.
         """
+        check_rates(lr=lr, gate_lr=gate_lr, weight_decay=weight_decay)
         summed = lr * self.steps if summed is None else summed
         scale = gate_lr / lr if gate_lr else self.gates.rate_scale(lr, summed)
         far, way = scale * summed, distance_to_threshold(self.gates, self.strengths, nearest=True)
@@ -179,7 +180,6 @@ class Pruner:
             self.policy.load_state_dict(self.model, state)
             self.model.load_state_dict(state.get("model", self.model.state_dict()))
         except RuntimeError as error:
-            line = one_line(error)
-            raise PrunerError(f"load_state_dict: the state is of another model: {line}") from None
+            raise PrunerError(f"load_state_dict: the state is of another model: {one_line(error)}") from None
         self.done = state["done"]
         self._anneal()

@@ -43,6 +43,13 @@ Z, LABELS, ONE = torch.randn(B, K), torch.arange(B) % K, torch.randn(B, 1)
         ((Z, torch.ones(B, K)), {}, "targets that sum to 5 over the classes"),
         ((Z, torch.full((B, K), torch.nan)), {}, "targets that sum to nan"),
         ((Z, 2 * torch.ones(B, K)), {"task": "labels"}, "targets from 2 to 2; expected 0 to 1"),
+        ((Z, LABELS + 1), {}, "labels from 1 to 5; expected 0 to 4"),
+        ((Z, torch.full((B,), -100)), {}, "all labels are -100"),
+        ((Z, LABELS, Z.softmax(-1)), {}, "the teacher's answers sum to 1 for each image; expected logits"),
+        ((Z, LABELS, Z), {"alpha": 1.5}, "alpha 1.5: expected 0 to 1"),
+        ((Z, LABELS, Z), {"temperature": 0}, "temperature 0: expected a number above 0"),
+        ((Z, LABELS, Z), {"temperature": -1.0}, "temperature -1.0: expected a number above 0"),
+        ((Z, LABELS, Z), {"label_smoothing": 1}, "label_smoothing 1: expected 0 to below 1"),
     ],
 )
 def test_a_loss_that_would_be_wrong_is_one_line(arguments: Any, options: Any, line: str) -> None:
@@ -50,6 +57,14 @@ def test_a_loss_that_would_be_wrong_is_one_line(arguments: Any, options: Any, li
         hiap.distillation_loss(*arguments, **options)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_any_whole_type_and_left_out_ones_count_alike() -> None:
+    wanted = hiap.distillation_loss(Z, LABELS, Z + 1)
+    assert all(torch.equal(hiap.distillation_loss(Z, LABELS.to(t), Z + 1), wanted) for t in (torch.int32, torch.uint8))
+    some = LABELS.clone()
+    some[1:] = -100
+    assert torch.equal(hiap.distillation_loss(Z, some), hiap.distillation_loss(Z[:1], LABELS[:1]))
 
 
 def test_several_labels_are_independent_coins() -> None:

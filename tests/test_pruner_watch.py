@@ -245,6 +245,15 @@ def test_timms_optimisers_do_not_decay_logits() -> None:
     assert small.no_weight_decay() == small_vit().no_weight_decay()
 
 
+def test_a_rate_that_would_train_the_other_way_is_one_line() -> None:
+    pruner = hiap.Pruner(small_vit().train(), steps=100, target_macs=0.5)
+    for rates, line in (({"lr": -1e-4}, "lr -0.0001: expected a number above 0"), ({"lr": 0}, "lr 0"),
+                        ({"lr": 1e-4, "gate_lr": -0.1}, "gate_lr -0.1: expected a number of 0 or more"),
+                        ({"lr": 1e-4, "weight_decay": float("nan")}, "weight_decay nan")):  # fmt: skip
+        with pytest.raises(hiap.ConfigError, match=f"param_groups: {line}"):
+            pruner.param_groups(**rates)
+
+
 def test_layer_decay_is_timms_and_leaves_the_gates_their_rate() -> None:
     pruner = hiap.Pruner(small_vit(), steps=30)
     groups = pruner.param_groups(1e-3, 0.05, gate_lr=0.2, layer_decay=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hiap.backbones.errors import ConfigError
@@ -34,6 +35,16 @@ def param_groups(
         for params, decayed, scale in groups
         if params
     ]
+
+
+def check_rates(**rates: float | None) -> None:
+    """Raise ``ConfigError`` for a rate with which an optimiser would train away from what the loss asks, or not at all:
+    it takes those of groups unseen. Of None nothing is asked; 'lr' may not be 0, others may."""
+    for name, rate in rates.items():
+        low = rate is not None and not (0 < rate < math.inf if name == "lr" else 0 <= rate < math.inf)
+        if low:
+            least = "above 0 (requires_grad_(False) freezes weights)" if name == "lr" else "of 0 or more"
+            raise ConfigError(f"param_groups: {name} {rate}: expected a number {least}")
 
 
 def _layer_groups(

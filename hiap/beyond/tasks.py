@@ -3,6 +3,7 @@ many: several labels of an image, regression, features of networks without a hea
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiap import objective
+
+IGNORED = -100  # a label that cross-entropy leaves out
 
 
 def distillation_loss(
@@ -47,6 +50,7 @@ def distillation_loss(
     taught: Any
     student, taught = logits if two else (logits, logits)
     _check_task(task, student, taught, targets, teacher_logits)
+    _check_numbers(alpha, temperature, label_smoothing)
     if two and teacher_logits is None:
         raise ValueError(
             "distillation_loss: two heads and no teacher, from which the second learns; expected its logits"
@@ -54,7 +58,7 @@ def distillation_loss(
     if task == "classes":
         return objective.distillation_loss(
             student,
-            targets,
+            targets if targets.is_floating_point() else targets.long(),
             teacher_logits,
             alpha=alpha,
             temperature=temperature,
@@ -108,7 +112,8 @@ def _check_task(task: str, student: Any, taught: Any, targets: Any, teacher: Any
     for name, value in (("logits", student), ("logits", taught), ("targets", targets)):
         if not torch.is_tensor(value):
             raise ValueError(f"distillation_loss: {name} are a {type(value).__name__}; expected a tensor")
-    wrong = _wrong_shapes(task, student, targets) or _wrong_numbers(task, targets)
+    wrong = _wrong_shapes(task, student, targets) or _wrong_numbers(task, targets, student.shape[-1])
+    wrong = wrong or _wrong_teacher(task, teacher)
     if not wrong and (taught.shape != student.shape):
         wrong = f"two heads of shapes {tuple(student.shape)} and {tuple(taught.shape)}"
     if not wrong and teacher is not None and (not torch.is_tensor(teacher) or teacher.shape != student.shape):
@@ -136,10 +141,42 @@ def _wrong_shapes(task: str, logits: Tensor, targets: Tensor) -> str:
     return ""
 
 
-def _wrong_numbers(task: str, targets: Tensor) -> str:
-    """Return the same for what the targets hold, where it costs nothing to look: on a CPU."""
-    if targets.device.type != "cpu" or not targets.numel() or torch.compiler.is_compiling():
+def _check_numbers(alpha: float, temperature: float, label_smoothing: float) -> None:
+    """Raise ``ValueError`` for numbers with which the loss would ask for something else without a word."""
+    for name, value, fits, wanted in (
+        ("alpha", alpha, 0 <= alpha <= 1, "0 to 1"),
+        ("temperature", temperature, 0 < temperature < math.inf, "a number above 0"),
+        ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "0 to below 1"),
+    ):
+        if not fits:
+            raise ValueError(f"distillation_loss: {name} {value}: expected {wanted}")
+
+
+def _free_to_look(values: Any) -> bool:
+    """Tell whether it costs nothing to look at the numbers: on a CPU."""
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def _wrong_teacher(task: str, teacher: Any) -> str:
+    """Return what is wrong with a teacher's answers that are its probabilities."""
+    if task != "classes" or not torch.is_tensor(teacher) or teacher.ndim != 2 or not _free_to_look(teacher):
         return ""
+    answers = teacher.detach().float()
+    if answers.min() >= 0 and (answers.sum(-1) - 1).abs().max() < 1e-3:
+        return "the teacher's answers sum to 1 for each image; expected logits, which a softmax has not seen"
+    return ""
+
+
+def _wrong_numbers(task: str, targets: Tensor, classes: int) -> str:
+    """Return the same for what the targets hold, where it costs nothing to look."""
+    if not _free_to_look(targets):
+        return ""
+    if task == "classes" and not targets.is_floating_point():
+        counted = targets[targets != IGNORED]
+        if not counted.numel():
+            return f"all labels are {IGNORED}, which count for nothing"
+        if counted.min() < 0 or counted.max() >= classes:
+            return f"labels from {counted.min()} to {counted.max()}; expected 0 to {classes - 1}"
     if task == "labels" and not 0 <= targets.min() <= targets.max() <= 1:
         return f"task 'labels': targets from {targets.min():.3g} to {targets.max():.3g}; expected 0 to 1"
     if task == "classes" and targets.is_floating_point():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,11 +97,17 @@ def table(results: Results, grid: str = GRID) -> str:
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
         lines.append(_row(str(title), *cells))
     of = f"{names.count(found['n'])} networks" if found["n"].max() > 1 else "one network"
-    test = f"{runs['test_images'].iloc[0]:,.0f} test images"
+    test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
     behind = (
         "In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over networks and images."
     )
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
+
+
+def _precisions(results: Results, grid: str) -> str:
+    """'3 in bf16, 3 in fp32; ' where the networks of some seeds are in one and some in the other; else ''."""
+    found = Counter({record.seed: record.config.optim.precision for record in results.finished(grid)}.values())
+    return ", ".join(f"{found[name]} in {name}" for name in sorted(found)) + "; " if len(found) > 1 else ""
 
 
 def sentence(results: Results, grid: str = GRID) -> str:

@@ -36,6 +36,15 @@ def test_every_ranking_has_a_row_the_best_first(root: Path) -> None:
     assert "2,000 test images" in shown[-1]
 
 
+def test_rows_say_of_how_many_networks_they_are_where_that_differs(root: Path) -> None:
+    put(root, "dense", "dense", 2, 90, grid=cuts.GRID)
+    put(root, "obs-50-ls", "obs", 2, 80, grid=cuts.GRID, budget={"target_macs": 0.5, "correct": 512})
+    shown = cuts.table(Results(root)).splitlines()
+    assert shown[0] == "| top-1, %, with this share of the MACs | networks | 50 % | 35 % |"
+    assert shown[2].startswith("| structured OBS (ours) | 2 to 3 | ")
+    assert shown[3].startswith("| Taylor | 2 | ")
+
+
 def test_differences_are_image_by_image_and_of_corrected_cuts_alone(root: Path) -> None:
     rows = cuts.against(cuts.load(Results(root))).set_index(["ranking", "target"])
     assert len(rows) == 4
@@ -58,6 +67,7 @@ def test_one_sentence_says_what_a_prune_leaves(root: Path) -> None:
             for seed in range(2):
                 budget = {"target_macs": share, "correct": 512}
                 put(root, f"{ranking}-{cut}-ls", method, seed, level - lost, grid=cuts.GRID, budget=budget)
+    put(root, "taylor-50-ls", "taylor", 7, 10, grid=cuts.GRID, budget={"target_macs": 0.5, "correct": 512})
     said = " ".join(cuts.sentence(Results(root)).split())
     assert "2 networks" in said
     assert "% at 50 % and" in said

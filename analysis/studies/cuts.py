@@ -90,12 +90,14 @@ def table(results: Results, grid: str = GRID) -> str:
     targets = sorted(found["target"].unique(), reverse=True)
     first = dense(results, grid)
     tops = found.pivot_table(index=["ranking", "title"], columns="target", values="top1")
-    head = _row("top-1, %, with this share of the MACs", *(f"{100 * t:.0f} %" for t in targets))
-    lines = [head, _row("---", *["---:"] * len(targets))]
+    counts = found.groupby("ranking")["n"].agg(names.count)
+    uneven = found["n"].nunique() > 1  # then each row says of how many networks
+    head = ["top-1, %, with this share of the MACs", *["networks"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
+    lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
     best = tops.sort_values([targets[len(targets) // 2]], ascending=False)
     for (ranking, title), row in zip(best.index, best.to_dict("records"), strict=True):
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
-        lines.append(_row(str(title), *cells))
+        lines.append(_row(str(title), *[counts[ranking]] * uneven, *cells))
     of = f"{names.count(found['n'])} networks" if found["n"].max() > 1 else "one network"
     test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
     behind = (
@@ -111,16 +113,18 @@ def _precisions(results: Results, grid: str) -> str:
 
 
 def sentence(results: Results, grid: str = GRID) -> str:
-    """What ``hiap prune`` leaves without training, beside the dense network and Taylor with the same correction."""
-    runs = load(results, grid)
-    found = accuracies(runs[runs["corrected"]]).set_index(["ranking", "target"])
-    pairs = [(t, found["top1"].get(("obs_qk", t)), found["top1"].get(("taylor", t))) for t in (0.5, 0.25)]
-    if any(value is None for _, *values in pairs for value in values):
+    """What ``hiap prune`` leaves without training, beside Taylor with the same correction and the dense networks, of
+    the seeds that have them all."""
+    runs, shares = load(results, grid), (0.5, 0.25)
+    tops = runs[runs["corrected"] & runs["target"].isin(shares) & runs["ranking"].isin(["obs_qk", "taylor"])]
+    by_seed = tops.pivot_table(index="seed", columns=["ranking", "target"], values="top1")
+    if by_seed.shape[1] < 2 * len(shares) or (both := by_seed.dropna()).empty:
         return names.nothing(grid)
-    own = " and ".join(f"{ours:.1f} % at {100 * t:.0f} %" for t, ours, _ in pairs) + " of the MACs"
-    other = " and ".join(f"{theirs:.1f} %" for *_, theirs in pairs)
-    n = found["n"].get(("obs_qk", 0.5))
-    data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {n} networks of {dense(results, grid):.1f} %)"
+    mean, of_all = both.mean(), results.runs(grid)
+    whole = of_all[(of_all["method"] == "dense") & of_all["seed"].isin(both.index)]["top1"].mean()
+    own = " and ".join(f"{mean['obs_qk', t]:.1f} % at {100 * t:.0f} %" for t in shares) + " of the MACs"
+    other = " and ".join(f"{mean['taylor', t]:.1f} %" for t in shares)
+    data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"
     text = (
         f"Without training, on {data}, what `hiap prune` does leaves {own}; Taylor, with the same correction, {other}."
     )

@@ -60,7 +60,7 @@ def by_seconds(found: pd.DataFrame, dense: float) -> Figure:
                 ax.hlines(own["top1"], own["least"], own["most"], color=mark.colour, linewidth=0.8)
                 ax.plot(own["seconds"], own["top1"], color=mark.colour, marker=mark.marker, markersize=4.5)
         ax.axhline(dense, **DASHED)
-        ax.set_xscale("log")
+        ax.set_xlim(0, 1.1 * found["most"].max())
         ax.set_title(f"{100 * target:.0f} % of the MACs")
         ax.set_xlabel("seconds of pruning, one core")
     axes[0, 0].set_ylabel("top-1 (%)")

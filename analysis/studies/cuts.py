@@ -39,11 +39,12 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     return rows[rows["ranking"].notna() & (runs["method"] != "dense")]
 
 
-def dense(results: Results, grid: str = GRID) -> float:
-    """Mean top-1 of the dense networks that were cut."""
+def dense(results: Results, grid: str = GRID, timed: bool = False) -> float:
+    """Mean top-1 of the dense networks that were cut, or of those whose cuts were ``timed``."""
     runs = results.runs(grid)
     whole = runs["method"] == "dense"
-    return float(runs.loc[whole & runs["seed"].isin(runs.loc[~whole, "seed"]), "top1"].mean())
+    cut = ~whole & runs["pruning_seconds"].notna() if timed else ~whole
+    return float(runs.loc[whole & runs["seed"].isin(runs.loc[cut, "seed"]), "top1"].mean())
 
 
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +99,8 @@ def table(results: Results, grid: str = GRID) -> str:
     for (ranking, title), row in zip(best.index, best.to_dict("records"), strict=True):
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
         lines.append(_row(str(title), *[counts[ranking]] * uneven, *cells))
-    of = f"{names.count(found['n'])} networks" if found["n"].max() > 1 else "one network"
+    networks = runs["seed"].nunique()
+    of = f"{networks} networks" if networks > 1 else "one network"
     test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
     behind = (
         "In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over networks and images."

@@ -140,6 +140,10 @@ def test_all_saw_the_same_images() -> None:
         assert len(seen) <= 1, name
 
 
+def test_records_name_no_folder_of_a_machine() -> None:
+    assert {record.config.data.root for record in records(*STUDY)} <= {""}
+
+
 def test_records_were_made_from_committed_code() -> None:
     for record in records(*STUDY):
         assert record.environment.commit, record.run_id

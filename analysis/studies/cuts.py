@@ -83,7 +83,7 @@ def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
 
 def table(results: Results, grid: str = GRID) -> str:
     """Markdown: top-1 of every ranking with least squares behind the cut, by what is left of the MACs, the best ranking
-    first, and beneath it what ``REFERENCE`` is ahead by."""
+    first (where most of them are), and beneath it what ``REFERENCE`` is ahead by."""
     runs = load(results, grid)
     if runs.empty:
         return names.nothing(grid)
@@ -95,7 +95,8 @@ def table(results: Results, grid: str = GRID) -> str:
     uneven = found["n"].nunique() > 1  # then each row says of how many networks
     head = ["top-1, %, with this share of the MACs", *["networks"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
     lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
-    best = tops.sort_values([targets[len(targets) // 2]], ascending=False)
+    common = max(targets, key=lambda t: tops[t].count())  # where most rankings are
+    best = tops.sort_values(common, ascending=False)
     for (ranking, title), row in zip(best.index, best.to_dict("records"), strict=True):
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
         lines.append(_row(str(title), *[counts[ranking]] * uneven, *cells))

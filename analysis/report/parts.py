@@ -64,6 +64,7 @@ SHOWS = {
     "imagenet_calibrate": "the same after one epoch of the paper's data",
     "tune": "the settings of grid evidence",
     "join": "a method of one's own beside grid evidence",
+    "join_digits": "the same beside grid study, in minutes",
     "after_cut": "right after a cut, corrected or not",
     "cifar10_tune": "the settings of grid cifar10",
     "cifar10": "methods, controls and the paper's rule on CIFAR-10",

@@ -10,10 +10,9 @@ errors do not add up.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -37,10 +36,10 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
     """Correct ``small`` in place, towards the network before the cut, and return it. Only output maps, their biases and
     the constants of removed branches change, so that sizes, MACs and parameters stay.
 
-    Memory: four times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
-    method's form, twice that per block. Raises ``ValueError`` without images, for networks that differ before their
-    first block or in depth, for numbers that are not finite, and for blocks that put a norm behind a branch, where a
-    change of the output map is not a change of the stream. Warns where the images are too few.
+    Memory: five times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
+    method's form, twice that per block. Raises ``ValueError`` without images, for networks of different size
+    or depth, for numbers that are not finite, and for blocks that put a norm behind a branch, where a change of the
+    output map is not a change of the stream. Warns where the images are too few.
 
     Args:
         small: an extracted ViT.
@@ -65,15 +64,16 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
 
 def _correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | None) -> None:
     sampled = is_gated(before) or any(not hasattr(block, "ls1") for block in before.blocks)
-    images, entry = _peeked(small, images)
-    streams, given, recorded = _recorded(before, images) if sampled else _first(before, images)
-    if entry.shape != streams[0].shape or not torch.allclose(entry, streams[0], rtol=1e-3, atol=1e-3):
-        cause = "of another network, or trained since it was cut" if entry.isfinite().all() else "images not finite"
-        raise ValueError(
-            f"correct: the networks differ before their first block ({cause}); expected one cut from the other"
-        )
+    own: Streams = []
+    given_on = _noted(small, images, own)
+    streams, given, recorded = _recorded(before, given_on) if sampled else _first(before, given_on)
+    if not streams:
+        raise ValueError("correct: no images; expected at least one batch")
+    if own[0].shape != streams[0].shape:
+        shapes = f"{tuple(own[0].shape[1:])} and {tuple(streams[0].shape[1:])}"
+        raise ValueError(f"correct: tokens of {shapes} before the first block; expected two networks of one size")
     _tell_few(small, sum(x.shape[0] * x.shape[1] for x in streams))
-    dense = streams
+    dense, streams = streams, own
     for i, block in enumerate(small.blocks):
         after_attn, after_mlp = recorded[i] if recorded else _after(before.blocks[i], dense, given[i])
         streams = _corrected(block, "attn", streams, after_attn, ridge, given[i])
@@ -93,21 +93,20 @@ class _EnoughError(Exception):
     """Raised within a network to leave it: all that was wanted of it is known."""
 
 
-def _peeked(model: Any, images: Iterable[Tensor]) -> tuple[Iterable[Tensor], Tensor]:
-    """Return the images, and the stream of the first batch before the first block of ``model``."""
-    batches, entry = iter(images), list[Tensor]()
+def _noted(model: Any, images: Iterable[Tensor], streams: Streams) -> Iterator[Tensor]:
+    """Hand batches on, and note the stream of each before the first block of ``model``: one that was trained since it
+    was cut has another than the network before the cut."""
 
-    def enter(_: Any, args: tuple[Tensor]) -> None:
-        entry.append(args[0])
+    def enter(_: Any, args: tuple[Tensor], others: dict[str, Any]) -> None:
+        streams.append(args[0])
         raise _EnoughError
 
-    if (first := next(batches, None)) is None:
-        raise ValueError("correct: no images; expected at least one batch")
-    hook = model.blocks[0].register_forward_pre_hook(enter)
-    with suppress(_EnoughError):
-        model(first)
-    hook.remove()
-    return chain([first], batches), entry[0]
+    for batch in images:
+        hook = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
+        with suppress(_EnoughError):
+            model(batch)
+        hook.remove()
+        yield batch
 
 
 def _tell_few(small: Any, rows: int) -> None:

@@ -49,7 +49,8 @@ reproduce: $(STAMP)
 
 # Tests run side by side, a file at a time and one thread each: TEST_WORKERS=0 is one after the other, for a debugger.
 TEST_WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --durations=30 --durations-min=5
+LONGEST := --durations=30 --durations-min=5
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile $(LONGEST)
 
 # Tests on SLURM mostly wait: where both are asked for, slow tests run beside them. Others wait for their turn, since a
 # test may look at what another target writes.
@@ -70,7 +71,7 @@ slurm-test: $(STAMP)
 	which slurmctld munged slurmdbd mariadbd >/dev/null || (apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends slurm-wlm munge slurmdbd mariadb-server) || \
 	  echo "SLURM cannot be installed here: its tests are skipped"
-	$(BIN)/python -m pytest --durations=30 --durations-min=5 -m "slurm and not slow"
+	$(BIN)/python -m pytest $(LONGEST) -m "slurm and not slow"
 
 # Figures are left out: their bytes depend on the machine's fonts.
 WRITTEN := 'results/*.csv' 'results/*.tex' 'paper/*.tex' README.md 'docs/*.md'

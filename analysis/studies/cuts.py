@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -39,12 +39,12 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     return rows[rows["ranking"].notna() & (runs["method"] != "dense")]
 
 
-def dense(results: Results, grid: str = GRID, timed: bool = False) -> float:
-    """Mean top-1 of the dense networks that were cut, or of those whose cuts were ``timed``."""
+def dense(results: Results, grid: str = GRID, seeds: Iterable[int] | None = None) -> float:
+    """Mean top-1 of the dense networks of these seeds, by default of all that were cut."""
     runs = results.runs(grid)
     whole = runs["method"] == "dense"
-    cut = ~whole & runs["pruning_seconds"].notna() if timed else ~whole
-    return float(runs.loc[whole & runs["seed"].isin(runs.loc[cut, "seed"]), "top1"].mean())
+    wanted = runs.loc[~whole, "seed"] if seeds is None else seeds
+    return float(runs.loc[whole & runs["seed"].isin(wanted), "top1"].mean())
 
 
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,8 +123,7 @@ def sentence(results: Results, grid: str = GRID) -> str:
     by_seed = tops.pivot_table(index="seed", columns=["ranking", "target"], values="top1")
     if by_seed.shape[1] < 2 * len(shares) or (both := by_seed.dropna()).empty:
         return names.nothing(grid)
-    mean, of_all = both.mean(), results.runs(grid)
-    whole = of_all[(of_all["method"] == "dense") & of_all["seed"].isin(both.index)]["top1"].mean()
+    mean, whole = both.mean(), dense(results, grid, both.index)
     own = " and ".join(f"{mean['obs_qk', t]:.1f} % at {100 * t:.0f} %" for t in shares) + " of the MACs"
     other = " and ".join(f"{mean['taylor', t]:.1f} %" for t in shares)
     data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"

@@ -20,18 +20,30 @@ that only read records start without torch; ``hiap.Pruner`` and ``hiap.extract``
 
 from __future__ import annotations
 
-import ast
-from importlib import import_module
-from pathlib import Path
-from typing import Any
-
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOME = {name.name: str(node.module) for node in _STUB.body if isinstance(node, ast.ImportFrom) for name in node.names}
-__all__ = sorted(_HOME)
+_home: dict[str, str] = {}  # a public name and its module, read on first use: `import hiap` is to cost nothing
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+def __getattr__(name: str) -> object:
+    if not _home:
+        _read_stub()
+    if name == "__all__":
+        return sorted(_home)
+    if name not in _home:
         raise AttributeError(f"module 'hiap' has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(_HOME[name]), name)
+    from importlib import import_module
+
+    globals()[name] = found = getattr(import_module(_home[name]), name)
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})
+
+
+def _read_stub() -> None:
+    import ast
+    from pathlib import Path
+
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [lines for lines in stub.body if isinstance(lines, ast.ImportFrom)]
+    _home.update({name.name: str(lines.module) for lines in imports for name in lines.names})

@@ -10,7 +10,8 @@ import pytest
 from test_evidence import few, put  # noqa: F401
 
 from analysis.records.results import Results
-from analysis.studies import checklist, cuts
+from analysis.studies import checklist, cuts, epochs
+from hiap.train.record import Folders, write
 
 
 @pytest.fixture
@@ -97,3 +98,29 @@ def test_the_checklist_says_yes_only_of_what_records_have(root: Path, tmp_path_f
     assert "CIFAR-10 26 of" in some[0][2]
     unanswered = checklist.rows(Results(root), claims.assign(command=""))
     assert [met for question, met, _ in unanswered if question == "A command for each claim"] == ["in part"]
+
+
+def test_training_is_beside_the_untrained_cuts_of_the_same_networks(root: Path) -> None:
+    assert "--grid cifar10_first" in epochs.table(Results(root)), "nothing yet"
+    assert "--grid cifar10_first" in epochs.sentence(Results(root))
+    for seed in range(2):
+        put(root, "dense", "dense", seed, 90, grid=epochs.GRID)
+        for length, word in ((1, "-one"), (5, "")):
+            for ranking, level in (("hiap", 70), ("obs", 80), ("taylor", 76)):
+                keys = {"budget": {"target_macs": 0.5}, "optim": {"epochs": length}}
+                put(root, f"{ranking}{word}-50", ranking, seed, level + length, grid=epochs.GRID, **keys)
+    put(root, "taylor-50-ls", "taylor", 7, 10, grid=cuts.GRID, budget={"target_macs": 0.5, "correct": 512})
+    for grid in (cuts.GRID, epochs.GRID):  # a made-up record has trained for so long as all others
+        for record in Results(root).finished(grid):
+            length = record.config.optim.epochs if grid == epochs.GRID else 0
+            stages = [record.stages[0].model_copy(update={"epochs": length})]
+            write(record.model_copy(update={"stages": stages}), Folders(root, grid, record.run_id))
+    found = epochs.accuracies(epochs.load(Results(root))).set_index(["ranking", "epochs"])
+    assert set(found.index) == {(r, n) for r in ("obs", "taylor") for n in (0, 1, 5)} | {("hiap", 1), ("hiap", 5)}
+    assert found.loc[("obs", 5), "difference"] == pytest.approx(10, abs=1)
+    assert found.loc[("taylor", 0), "n"] == 2, "of the networks that were trained too"
+    shown = epochs.table(Results(root)).splitlines()
+    assert shown[0] == "| top-1, %, at 50 % of the MACs | no training | 1 epoch | 5 epochs |"
+    titles = [line.split("|")[1].strip() for line in shown[2:5]]
+    assert titles == ["structured OBS (ours)", "Taylor", "HiAP + target (ours)"]
+    assert "exploratory" in epochs.sentence(Results(root))

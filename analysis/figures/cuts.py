@@ -1,4 +1,5 @@
-"""Rankings right after their cut: accuracy against what is left, and against what it cost to get there."""
+"""Rankings right after their cut: accuracy against what is left, and against what it cost to get there; and after
+training."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import DASHED, Look, entry, look, styled, wide
+from analysis.figures.style import DASHED, Look, entry, look, narrow, styled, wide
 
 LOOKS = {
     "obs_qk": Look("#004D4D", "*"),
@@ -20,6 +21,8 @@ LOOKS = {
     "amp": look("amp"),
     "snapvit": look("snapvit"),
     "obs_labels": Look("#7FD1D1", "p"),
+    "hiap": look("hiap"),
+    "vit_slim": look("vit_slim"),
 }
 
 
@@ -65,6 +68,23 @@ def by_seconds(found: pd.DataFrame, dense: float) -> Figure:
         ax.set_xlabel("seconds of pruning, one core")
     axes[0, 0].set_ylabel("top-1 (%)")
     fig.legend(*_legend(found, linestyle=""), loc="outside right center", frameon=False)
+    return fig
+
+
+def by_training(found: pd.DataFrame, dense: float) -> Figure:
+    """``epochs.accuracies``: top-1 against what training took, from none on, with intervals of 95 % of three networks
+    or more; dashed: the dense network."""
+    fig, ax = narrow(2.6)
+    for ranking, mark in LOOKS.items():
+        own = found[found["ranking"] == ranking].sort_values("train_macs")
+        ax.plot(own["train_macs"] / 1e12, own["top1"], color=mark.colour, marker=mark.marker, markersize=4)
+        sure = own[own["n"] >= ENOUGH]
+        ax.vlines(sure["train_macs"] / 1e12, sure["low"], sure["high"], color=mark.colour, linewidth=0.8)
+    ax.axhline(dense, **DASHED)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("training, search and teacher, TMACs")
+    ax.set_ylabel("top-1 (%)")
+    fig.legend(*_legend(found, linestyle="-"), loc="outside upper left", frameon=False)
     return fig
 
 

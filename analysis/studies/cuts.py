@@ -34,9 +34,14 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     """The cut networks of a grid: what ``paired.load`` has, with ``ranking``, ``corrected`` and ``title``."""
     runs = paired.load(results, grid)
     parts = runs["label"].str.extract(re.compile(r"^(?P<ranking>.+)-\d+(?P<corrected>-ls)?$"))
-    titles = parts["ranking"].map(lambda name: TITLES.get(name, names.METHODS.get(name, str(name))))
-    rows = runs.assign(ranking=parts["ranking"], corrected=parts["corrected"].notna(), title=titles)
-    return rows[rows["ranking"].notna() & (runs["method"] != "dense")]
+    rows = runs.assign(ranking=parts["ranking"], corrected=parts["corrected"].notna())
+    rows = rows[rows["ranking"].notna() & (runs["method"] != "dense")]
+    return rows.assign(title=list(map(title, rows["ranking"])))
+
+
+def title(ranking: str) -> str:
+    """A ranking as a reader knows it."""
+    return TITLES.get(ranking, names.METHODS.get(ranking, ranking))
 
 
 def dense(results: Results, grid: str = GRID, seeds: Iterable[int] | None = None) -> float:

@@ -81,7 +81,7 @@ def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: s
     try:
         import torch_pruning as tp
     except ImportError:
-        raise ConfigError("torch-pruning is not here: install the development extra, hiap-reproduction[dev]") from None
+        raise ConfigError("torch-pruning is not here: pip install torch-pruning") from None
 
     image, prices = cost.image_of(model), target.prices
     column = prices.value_dim + prices.head // target.dims.head_dim

@@ -148,7 +148,7 @@ def test_what_is_not_installed_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(commands, "import_module", missing)
     assert main(["cite", "T2-10"]) == 2
     error = capsys.readouterr().err
-    assert error == "error: hiap cite needs pandas, which is not installed: pip install 'hiap-reproduction[study]'\n"
+    assert error == "error: hiap cite needs pandas, which is not installed: pip install -e '.[study]' in the clone\n"
 
 
 def test_export_writes_what_the_ending_says(tmp_path, capsys):

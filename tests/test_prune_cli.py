@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,37 @@ def test_a_name_of_timms_with_local_weights_and_a_checkpoint(photographs: Path, 
     assert (card.dense_of(tmp_path / "one") or pytest.fail("no sizes")).neurons == 768
 
 
+def test_a_checkpoint_is_of_the_images_that_it_was_made_for_and_others_are_told(tmp_path: Path) -> None:
+    name, file = "vit_tiny_patch16_224", tmp_path / "weights.pth"
+    torch.save(timm.create_model(name, num_classes=3, img_size=64).state_dict(), file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert hiap.cost.image_of(networks.load(str(file), arch=name)) == (3, 64, 64)
+        assert hiap.cost.image_of(networks.load(name, str(file))) == (3, 64, 64)
+        networks.load(str(file), arch=name, img_size=64)
+    with pytest.warns(UserWarning, match=r"pos_embed resampled from .* for images of 96 pixels"):
+        assert hiap.cost.image_of(networks.load(str(file), arch=name, img_size=96)) == (3, 96, 96)
+
+
+def test_an_option_that_would_do_nothing_is_refused(saved: Path) -> None:
+    assert networks.load(str(saved), img_size=16)
+    for options, words in (({"img_size": 32}, "is for 16 x 16"), ({"averaged": True}, "--averaged: is for a file")):
+        with pytest.raises(hiap.ConfigError, match=words):
+            networks.load(str(saved), **options)  # type: ignore[arg-type]
+
+
+def test_without_matplotlib_all_but_the_picture_is_there(
+    saved: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_cli, "find_spec", lambda name: None)
+    assert prune(saved, "--data", photographs, "--out", tmp_path / "small") == 0
+    assert "top-1 after" in (told := capsys.readouterr().out)
+    assert told.endswith("pip install matplotlib\n")
+    assert not (tmp_path / "small.png").exists()
+    assert prune(saved, "--data", photographs, "--out", tmp_path / "small", "--export", "onnx") == 2
+    assert "pip install onnx onnxscript" in capsys.readouterr().err
+
+
 def test_of_a_checkpoint_with_two_networks_one_is_chosen(tmp_path: Path) -> None:
     models: list[Any] = [timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32) for _ in range(2)]
     raw, averaged = (m.state_dict() for m in models)
@@ -124,6 +156,10 @@ def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "theirs")
     assert prune(tmp_path / "theirs", "--data", photographs, "--out", tmp_path / "small") == 0
+    assert prune(tmp_path / "theirs", "--data", photographs, "--out", tmp_path / "other", "--img-size", 32) == 2
+    assert str(hiap.show(tmp_path / "small", tmp_path / "theirs"))
+    with pytest.raises(ValueError, match="a folder of transformers, it seems"):
+        hiap.show(tmp_path / "theirs")
     whole = networks.load(str(tmp_path / "theirs"))
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(whole, (3, 16, 16))
 
@@ -174,6 +210,7 @@ def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
         (["{net}", "--data", "{empty}"], "holds no images"),
         (["{net}", "--data", "{data}", "--export", "tflite"], "--export tflite: expected some of onnx,openvino,torch"),
         (["{net}", "--data", "{data}", "--target", "0.001"], "reachable"),
+        (["{net}", "--data", "{data}", "--target", "50"], "a target of 50 MACs cannot be reached"),
         (["{net}", "--data", "{data}", "--target", "-1"], "expected a share"),
         (["{net}", "--data", "{data}", "--target", "0.5", "--target-params", "0.5"], "set one of them"),
         (["{net}", "--data", "{data}", "--target-latency", "0.5"], "latency: expected a table"),

@@ -20,6 +20,7 @@ from hiap.cli.networks import main
 from hiap.formats import shape
 from hiap.formats.show import PICTURES, Shown
 from hiap.formats.store import StoreError
+from hiap.options import ConfigError
 
 DEIT = "deit_tiny_patch16_224"
 
@@ -115,15 +116,23 @@ def test_a_dense_network_that_is_none_is_one_line(pruned, tmp_path, capsys):
     for dense, message in (
         (str(pruned), "expected the network before pruning"),
         (str(tmp_path / "two"), "2 blocks, but the network has 3"),
-        (str(tmp_path / "none"), "expected architecture.json"),
+        (str(tmp_path / "none"), "no such folder; expected a folder of hiap.save"),
     ):
         assert main(["show", str(pruned), "--dense", dense]) == 2
         out, error = capsys.readouterr()
         assert not out
         assert re.fullmatch(r"error: .*\n", error)
         assert message in error
-    with pytest.raises(StoreError, match="expected architecture"):
+    with pytest.raises(StoreError, match="expected a folder of"):
         hiap.show(tmp_path / "none")
+
+
+def test_the_dense_network_is_for_images_of_the_same_size(tmp_path):
+    """A name of timm's is built for them; another network is refused, whose MACs say nothing of these."""
+    small = timm.create_model(DEIT, img_size=64)
+    assert "(100.0%)" in str(hiap.show(small, dense=DEIT))
+    with pytest.raises(ConfigError, match="is for images of 3 x 224 x 224, the network for 3 x 64 x 64"):
+        hiap.show(small, dense=timm.create_model(DEIT))
 
 
 def test_looking_needs_no_plotting_library(pruned):

@@ -176,8 +176,9 @@ def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices:
     if least > target:
         meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
         meant = meant or ("; a share is less than 1" if target == 1 else "")
+        wanted = f"{target / 1e6:.2f} {name}" if target >= 1e4 else f"{target:g} {prices.unit}"
         raise ConfigError(
-            f"a target of {target / 1e6:.2f} {name} cannot be reached by removing these units; "
+            f"a target of {wanted} cannot be reached by removing these units; "
             f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {name.split()[0]}{meant}"
         )
 

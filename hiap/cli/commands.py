@@ -102,7 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _call(name: str, command: Command, rest: list[str]) -> int:
     if not _is_there(command.module):
-        raise ConfigError(f"hiap {name} works in a checkout of the repository (make setup), not in the package alone")
+        raise ConfigError(
+            f"hiap {name} works in a clone of the repository that is installed from there: make setup, or "
+            "pip install -e '.[study]'; not in the package alone"
+        )
     asked = [word for word in rest if word in HELP[:2]] + [word for word in rest[:1] if word == HELP[2]]
     if asked:
         rest = [word for word in rest if word not in asked]
@@ -121,9 +124,11 @@ def _call(name: str, command: Command, rest: list[str]) -> int:
         package = (missing.name or "").partition(".")[0]
         if package in ("", "hiap", "slurm", "analysis", "baselines"):
             raise
-        raise ConfigError(f"hiap {name} needs {package}, which is not installed: {_how(name)}") from None
+        raise ConfigError(f"hiap {name} needs {package}, which is not installed: {_how(command, package)}") from None
     return int(status or 0)
 
 
-def _how(name: str) -> str:
-    return f"pip install 'hiap-reproduction[{'runtimes' if name == 'export' else 'study'}]'"
+def _how(command: Command, package: str) -> str:
+    if command.study:
+        return "pip install -e '.[study]' in the clone"
+    return f"pip install {'scikit-learn' if package == 'sklearn' else package}"

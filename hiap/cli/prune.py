@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,7 +48,9 @@ def _parser() -> Parser:
     parser.add_argument("--weights", default="", metavar="FILE", help="for timm's name (default: timm's hub)")
     parser.add_argument("--arch", default="", metavar="NAME", help="timm's name for a checkpoint")
     parser.add_argument("--averaged", choices=("true", "false"), help="of a checkpoint that holds both: the average?")
-    parser.add_argument("--img-size", type=int, metavar="N", help="of timm's network (default: its own)")
+    parser.add_argument(
+        "--img-size", type=int, metavar="N", help="of timm's network (default: its own, or the checkpoint's)"
+    )
     parser.add_argument("--out", default="pruned", metavar="FOLDER", help="where to save (default: pruned)")
     parser.add_argument("--export", default="", metavar="FORMS", help=f"of {','.join(FORMS)}, beside the folder")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     averaged = None if options.averaged is None else options.averaged == "true"
+    pictures.require(options.data)
     model = networks.load(options.model, options.weights, options.arch, options.img_size, averaged)
     if (others := store.others_files(Path(options.out))) if Path(options.out).exists() else []:
         raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
@@ -81,11 +85,15 @@ def run(options: argparse.Namespace) -> None:
     accuracy = _measured(model, small, found.held_out) if found.held_out else None
     shown = show.Shown(small, dense := _dense(model))
     store.save(small, options.out, card=_card(dense, options, accuracy))
-    written = [str(options.out), *_exported(small, options.out, forms), str(shown.save(f"{options.out}.png"))]
+    written = [str(options.out), *_exported(small, options.out, forms)]
+    if drawn := find_spec("matplotlib") is not None:
+        written.append(str(shown.save(f"{options.out}.png")))
     print(shown)
     print(_sizes(model, small))
     print("\n".join(_report(model, small, accuracy, found.why)))
     print(f"{pruned:.0f} s to prune, {time.perf_counter() - started:.0f} s in all; written: {', '.join(written)}")
+    if not drawn:
+        print(f"no picture, {options.out}.png, without matplotlib: pip install matplotlib")
 
 
 def _checked(options: argparse.Namespace) -> list[str]:
@@ -94,10 +102,8 @@ def _checked(options: argparse.Namespace) -> list[str]:
     for form in forms:
         if form not in FORMS:
             raise ConfigError(f"--export {form}: expected some of {','.join(FORMS)}")
-        from importlib.util import find_spec
-
         if missing := [package for package in FORMS[form] if find_spec(package) is None]:
-            raise ConfigError(f"--export {form}: needs the package {missing[0]}")
+            raise ConfigError(f"--export {form}: not all is installed: pip install {' '.join(missing)}")
     for name, least in (("images", 1), ("measure", 1), ("epochs", 0), ("multiple", 1), ("img_size", 1), ("seed", 0)):
         given = getattr(options, name)
         if given is not None and given < least:

@@ -3,10 +3,14 @@ transformers, the hub's ``owner/name``."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hiap.backbones.families import standard
+from hiap.cost import image_of
 from hiap.formats import checkpoints, online, store
 from hiap.gated_vit import UnsupportedModelError
 from hiap.options import ConfigError, one_line
@@ -19,15 +23,17 @@ def load(
     model: str, weights: str = "", arch: str = "", img_size: int | None = None, averaged: bool | None = None
 ) -> Any:
     """Load a network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file
-    as ``model`` needs its ``arch``. ``img_size`` None: as it was made. ``averaged`` chooses where a file holds weights
-    as trained and their running average. Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one
-    line)."""
+    as ``model`` needs its ``arch``. ``img_size`` None: as it was made; another is for timm's networks, and a warning
+    says what was resampled for it. ``averaged`` chooses where a file holds weights as trained and their running
+    average. Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one line)."""
     import timm
+
+    _refuse_unless(averaged is None or bool(weights or arch), "--averaged: is for a file of weights")
 
     path = Path(model)
     if path.is_dir() and (path / CONFIG).is_file() and not (path / store.ARCHITECTURE).is_file():
         _refuse_unless(not (weights or arch), f"{model}: a folder of transformers has its own weights and architecture")
-        return _of_transformers(path).eval()
+        return _of_size(_of_transformers(path), img_size, model).eval()
     if path.is_file():
         _refuse_unless(bool(arch), f"{model}: a file of weights; say which network they are of, --arch NAME of timm's")
         _refuse_unless(not weights, f"--weights {weights}: {model} is a file of weights itself")
@@ -37,13 +43,20 @@ def load(
         return _of_timm(model, weights, img_size, averaged).eval()
     if path.is_dir() or "/" in model:
         _refuse_unless(not weights, f"--weights {weights}: {model} has its own")
-        return store.load(model)
+        return _of_size(store.load(model), img_size, model)
     raise ConfigError(f"{model}: no such network; {SAYS}")
 
 
 def _refuse_unless(fine: bool, line: str) -> None:
     if not fine:
         raise ConfigError(line)
+
+
+def _of_size(model: Any, img_size: int | None, name: str) -> Any:
+    _, height, width = image_of(model)
+    fits = img_size is None or (img_size, img_size) == (height, width)
+    _refuse_unless(fits, f"--img-size {img_size}: {name} is for {height} x {width}; another is for timm's networks")
+    return model
 
 
 def _of_timm(name: str, weights: str, img_size: int | None, averaged: bool | None) -> Any:
@@ -69,14 +82,31 @@ def _of_timm(name: str, weights: str, img_size: int | None, averaged: bool | Non
         state, adapted = checkpoints.read(file, frame.state_dict(), averaged)
         head = next((state[f"{n}.weight"] for n in checkpoints.classifiers(frame) if f"{n}.weight" in state), None)
         _refuse_unless(head is not None, f"{weights}: holds no classifier, so there is no answer to keep")
+        if img_size is None and (made := _made_for(frame, state)):
+            sizes["img_size"] = made
         model = _supported(timm.create_model(name, num_classes=len(head), **sizes))  # type: ignore[arg-type]
+        before = len(adapted)
         checkpoints.fill(model, state, adapted)
+        if resampled := [line for line in adapted[before:] if " resampled " in line]:
+            warnings.warn(f"{weights}: {'; '.join(resampled)}, for images of {img_size} pixels", stacklevel=3)
     except (checkpoints.CheckpointError, OSError) as error:
         line = one_line(error).replace("model.averaged=", "--averaged ")
         raise ConfigError(f"{weights}: {line}") from None
     except TypeError as error:
         raise UnsupportedModelError(f"{name}: {one_line(error)}") from None
     return model
+
+
+def _made_for(frame: Any, state: Mapping[str, Any]) -> int | None:
+    """Side of the square images that the position embeddings of ``state`` are of, in pixels; None where they are those
+    of ``frame``, timm's network, or say nothing."""
+    own, theirs = getattr(frame, "pos_embed", None), state.get("pos_embed")
+    if own is None or theirs is None or theirs.ndim != 3 or theirs.shape[1] == own.shape[1]:
+        return None
+    others = own.shape[1] - frame.patch_embed.num_patches  # class token and registers, where they have positions
+    side, patch = math.isqrt(max(0, theirs.shape[1] - others)), frame.patch_embed.patch_size
+    square = side * side == theirs.shape[1] - others and patch[0] == patch[1]
+    return side * patch[0] if square and side else None
 
 
 def _supported(model: Any) -> Any:
@@ -87,9 +117,11 @@ def _supported(model: Any) -> Any:
 def _of_transformers(folder: Path) -> Any:
     """Code that the folder may hold is not run."""
     try:
+        import transformers
         from transformers import AutoModelForImageClassification
     except ImportError:
-        raise ConfigError(f"{folder}: needs the package transformers") from None
+        raise ConfigError(f"{folder}: needs transformers, which is not installed: pip install transformers") from None
+    transformers.logging.disable_progress_bar()  # of loading, between the lines that a command prints
     from hiap.formats.huggingface import from_transformers
 
     try:

@@ -7,7 +7,7 @@ by name as bytes. Or it holds ``train`` and ``val``, in any layout of ``data.nam
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,32 @@ class Pictures:
     why: str = ""
 
 
+def require(folder: str) -> None:
+    """Raise ``ConfigError`` (one line) if ``folder`` holds no images; cheap, to be asked before a network is loaded."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"--data {folder}: no such folder")
+    if not _is_split(root) and not any(_images(root)):
+        raise ConfigError(f"--data {root}: holds no images ({', '.join(layouts.ENDINGS)})")
+
+
+def _is_split(root: Path) -> bool:
+    return any((root / name).exists() for name in ("train", "train.tar")) or any(root.glob("*.parquet"))
+
+
+def _images(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*") if path.suffix.lower() in layouts.ENDINGS and path.is_file())
+
+
 def read(folder: str, model: Any, wanted: int | None, most: int, measured: int, seed: int = 0) -> Pictures:
     """Read ``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. Raises ``ConfigError``
     (one line), also if there are fewer than are wanted."""
     channels, height, width = image_of(model)
     if channels != 3 or height != width:
         raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
+    require(folder)
     root = Path(folder)
-    if not root.is_dir():
-        raise ConfigError(f"--data {folder}: no such folder")
-    split = any((root / name).exists() for name in ("train", "train.tar")) or any(root.glob("*.parquet"))
-    return (_of_splits if split else _of_files)(root, model, wanted, most, measured, seed)
+    return (_of_splits if _is_split(root) else _of_files)(root, model, wanted, most, measured, seed)
 
 
 def _count(wanted: int | None, most: int, there: int, what: str) -> int:
@@ -76,12 +91,7 @@ def _mismatch(classes: int, model: Any) -> str:
 
 
 def _of_files(root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int) -> Pictures:
-    files = sorted(
-        (path for path in root.rglob("*") if path.suffix.lower() in layouts.ENDINGS and path.is_file()),
-        key=lambda path: path.relative_to(root).as_posix().encode(),
-    )
-    if not files:
-        raise ConfigError(f"--data {root}: holds no images ({', '.join(layouts.ENDINGS)})")
+    files = sorted(_images(root), key=lambda path: path.relative_to(root).as_posix().encode())
     parts = [path.relative_to(root).parts for path in files]
     names = sorted({p[0] for p in parts}, key=str.encode) if all(len(p) > 1 for p in parts) else []
     labels = [names.index(p[0]) for p in parts] if len(names) > 1 else None

@@ -12,13 +12,15 @@ The command line has the same: ``hiap show FOLDER --figure left.pdf``.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiap import cost
 from hiap.budget.sizes import BlockShape
 from hiap.budget.summary import block_shapes
 from hiap.files import atomic_write
-from hiap.formats import card, shape, store
+from hiap.formats import card, networks, shape, store
 from hiap.formats.shape import Dense, Unit
 from hiap.options import ConfigError
 
@@ -80,7 +82,10 @@ def show(network: Any, dense: Any = None) -> Shown:
         folder = store.folder_of(network)
         model, known = store.load(folder), card.dense_of(folder)
     if dense is not None:
-        known = Dense.of(_network(dense))
+        before = _network(dense, model)
+        if (sizes := cost.image_of(before)) != (own := cost.image_of(model)):
+            raise ConfigError(f"dense: is for images of {_by(sizes)}, the network for {_by(own)}: MACs do not compare")
+        known = Dense.of(before)
     if known is not None:
         shape.require_fit(
             known, block_shapes(model), "dense" if dense is not None else "the model card's dense network"
@@ -88,17 +93,26 @@ def show(network: Any, dense: Any = None) -> Shown:
     return Shown(model, known)
 
 
-def _network(given: Any) -> Any:
-    """Return a network in memory as it is; a name is a folder's, the hub's, or timm's for a network without weights."""
+def _by(image: Sequence[int]) -> str:
+    return " x ".join(map(str, image))
+
+
+def _network(given: Any, small: Any) -> Any:
+    """Return a network in memory as it is; a name is a folder's, the hub's, or timm's for a network without weights,
+    for images of the size that ``small`` takes."""
     if not isinstance(given, str | Path):
         return given
     import timm
     import torch
 
     if Path(given).is_dir() or not timm.is_model(str(given)):
-        return store.load(given)
+        return networks.load(str(given))
+    channels, *sides = cost.image_of(small)
     with torch.device("meta"):
-        return timm.create_model(str(given))
+        try:
+            return timm.create_model(str(given), img_size=tuple(sides), in_chans=channels)
+        except TypeError:  # it has one size
+            return timm.create_model(str(given))
 
 
 def checked_picture(path: str | Path) -> Path:

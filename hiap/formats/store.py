@@ -163,6 +163,8 @@ def load(folder: str | Path) -> Any:
     """Load the network that ``save`` wrote, in eval mode, on the CPU: of a folder, or the hub's ``owner/name``. Raises
     ``StoreError`` (one line) for anything else."""
     folder = folder_of(folder)
+    if not (folder / ARCHITECTURE).is_file():
+        raise StoreError(f"{folder}: {_what_is_there(folder)}; expected a folder of hiap.save")
     try:
         text, state = (folder / ARCHITECTURE).read_text(encoding="utf-8"), load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
@@ -182,6 +184,14 @@ def load(folder: str | Path) -> Any:
     except _WRONG as error:
         raise StoreError(f"{folder}: weights do not fit the architecture: {one_line(error, 300)}") from None
     return model.eval()
+
+
+def _what_is_there(folder: Path) -> str:
+    if not folder.exists():
+        return "no such folder"
+    if (folder / "config.json").is_file():
+        return "a folder of transformers, it seems, which hiap prune and hiap.from_transformers read"
+    return "is a file" if folder.is_file() else f"holds no {ARCHITECTURE}"
 
 
 def _read(path: Path, text: str) -> Architecture:

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -43,13 +44,14 @@ def results_root(text: str) -> Path:
 
 def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
     """Let a command return its exit status (None: 0). What it refuses, and files that cannot be read or written, become
-    one line on standard error, and status 2."""
+    one line on standard error, and status 2; a warning is its words, without the place in the code."""
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # of whatever locale: λ and µ are no reason to fail
                 stream.reconfigure(errors="replace")
+        by_python, warnings.formatwarning = warnings.formatwarning, _warned
         try:
             status = main(arguments) or 0
             sys.stdout.flush()
@@ -65,10 +67,21 @@ def one_line_errors(main: Callable[[list[str] | None], int | None]) -> Callable[
             if not _ours(error):
                 raise
             line = str(error)
+        finally:
+            warnings.formatwarning = by_python
         print(f"error: {line}", file=sys.stderr)
         return 2
 
     return command
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n" if category is UserWarning else _PYTHONS(message, category, filename, lineno, line)
+
+
+_PYTHONS = warnings.formatwarning
 
 
 def _ours(error: ValueError) -> bool:

@@ -294,7 +294,7 @@ def check_needs(config: Config) -> None:
     """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
     methods.options(config.method, config.options)
     if config.data.name in ("digits", "affine-digits") and find_spec("sklearn") is None:
-        raise ConfigError(f"data.name '{config.data.name}' is in scikit-learn: pip install 'hiap-reproduction[study]'")
+        raise ConfigError(f"data.name '{config.data.name}' is in scikit-learn: pip install scikit-learn")
     _check_data(config)
     kind = methods.kind(config.method)
     _check_unused(config, kind)

@@ -32,7 +32,7 @@ MOVED = {
     "1d6f0136085c": "34f558ebde76",  # same_sizes
     "7f7c7e977446": "771c9360d4ca",  # snapvit
     "d635980bc745": "26146982044d",  # taylor
-    "73d2e2d74141": "04696fffce8d",  # torch_pruning
+    "fa46a5559976": "04696fffce8d",  # torch_pruning, whose words on a missing package changed too
     "c6cf599c0726": "3dddf14401e3",  # uniform
     "5513969b82be": "dfb160097e34",  # vit_slim
 }

@@ -165,7 +165,7 @@ def test_a_dear_branch_goes_where_time_is_the_price() -> None:
     for ledger_name, lambdas in (("physical", 3.0), ("latency", 3.0)):
         torch.manual_seed(0)
         model, dear = small_vit(), replace(table_of(small_vit()).prices, ffn=10**10)
-        table = LatencyTable(cost.dims_of(model), dear)
+        table = LatencyTable(cost.dims_of(model), dear) if ledger_name == "latency" else None
         pruner = hiap.Pruner(
             model.train(), steps=20, lambda_macro=lambdas, lambda_micro=0, latency=table,
             penalty=PenaltyConfig(ledger=ledger_name), gates=hiap.GateConfig(init_logit=0.5),
@@ -327,3 +327,15 @@ def test_run_ids_are_as_before_and_a_table_is_part_of_new_ones() -> None:
     plain = from_dict({"penalty": {"lambda_macro": 0.5}})
     assert plain.run_id == from_dict({"penalty": {"lambda_macro": 0.5, "ledger": "paper", "latency_table": ""}}).run_id
     assert plain.run_id != from_dict({"penalty": {"lambda_macro": 0.5, "latency_table": "x"}}).run_id
+
+
+def test_a_table_that_nothing_would_ask_is_refused() -> None:
+    model = small_vit()
+    table, images = table_of(model), torch.randn(4, *cost.image_of(model))
+    for call in (
+        lambda: hiap.Pruner(model.train(), steps=20, target_macs=0.5, latency=table),
+        lambda: hiap.prune(model, images, target_macs=0.5, latency=table),
+        lambda: hiap.extract(hiap.gate(model), target_macs=0.5, latency=table),
+    ):
+        with pytest.raises(hiap.ConfigError, match="is for target_latency, which is not set"):
+            call()

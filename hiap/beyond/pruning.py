@@ -28,7 +28,7 @@ from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
 from hiap.budget.latency import LatencyTable
 from hiap.budget.pruner import extract
-from hiap.budget.selection import Target, target_of
+from hiap.budget.selection import Target, require_used, target_of
 from hiap.options import ConfigError
 
 AT_ONCE = 64  # images of one tensor that go through the network together
@@ -63,6 +63,7 @@ def prune(
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
+    require_used(latency, target_latency is not None)
     require_numbers(model)
     whole = even(model)
     require_correctable(whole)

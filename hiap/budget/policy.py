@@ -22,6 +22,7 @@ from hiap.budget.selection import (
     keep_one_head,
     kept_units,
     protected,
+    require_used,
     target_of,
     union,
     zero_units,
@@ -54,6 +55,7 @@ class Policy(pruner.Policy):
         self.gone = close_zeros(gated) if zeros else None
         self.keep, self.stay = keep, protected(gated, keep or {})
         self.keep_head = isinstance(gates, GateConfig) and gates.keep_head
+        require_used(latency, targets["target_latency"] is not None or penalty.ledger == "latency")
         table = latency or penalty.latency_table
         self.prices = latency_table(gated, table).prices if penalty.ledger == "latency" else None
         target = target_of(gated, **targets, latency=table, multiple=multiple)

@@ -21,7 +21,7 @@ from hiap.backbones.sharded import gathered
 from hiap.budget.latency import LatencyTable
 from hiap.budget.options import GateConfig, PenaltyConfig
 from hiap.budget.policy import Policy
-from hiap.budget.selection import kept_units, target_of
+from hiap.budget.selection import kept_units, require_used, target_of
 from hiap.budget.summary import Summary
 from hiap.budget.watch import LOOK, Watch
 from hiap.gated_layers import is_gated
@@ -250,5 +250,6 @@ def extract(
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
     require_numbers(gated)
     plain = gathered(gated)
+    require_used(latency, target_latency is not None)
     target = target_of(plain, target_macs, target_params, target_latency, latency, multiple)
     return extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)

@@ -118,6 +118,12 @@ def target_of(
     return replace(whole, amount=sizes.amount(wanted, whole.dense), multiple=multiple)
 
 
+def require_used(latency: object, used: bool) -> None:
+    """Raise ``ConfigError`` if a table of times is given that nothing would ask."""
+    if latency is not None and not used:
+        raise ConfigError("latency: a table of times is for target_latency, which is not set")
+
+
 def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
     """Return how many units go at a time where a network is made for use: the largest power of two up to ``MULTIPLE``
     of which so many neurons, and so many value dimensions (``cut_qk``: with their Q and K), cost at most ``COARSEST``

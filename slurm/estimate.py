@@ -52,8 +52,8 @@ def dims(config: Config) -> Dims | None:
 
 
 def train_macs(config: Config) -> float | None:
-    """Count the MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x; None if the model is
-    unknown.
+    """Count the MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x, once an image where it
+    is asked beforehand; None if the model is unknown.
 
     A baseline trains the pruned network, and the dense one for as long as it searches or goes by rounds; while its
     budget is another run's result, the dense network's MACs stand in, an upper bound.
@@ -62,10 +62,10 @@ def train_macs(config: Config) -> float | None:
     if size is None:
         return None
     dense = dense_macs(size)
-    per_image = 3 * _trained_macs(config, dense)
+    macs = 3 * _trained_macs(config, dense) * images_seen(config)
     if config.method != "dense" and config.distill.alpha > 0:
-        per_image += dense
-    return per_image * images_seen(config)
+        macs += dense * (published_size(config.data).train if config.distill.precompute else images_seen(config))
+    return macs
 
 
 def _trained_macs(config: Config, dense: int) -> float:

@@ -166,8 +166,9 @@ def _cost(todo: list[Run]) -> str:
     return (
         f"{len(todo)} of them to do{unknown}: about {cost} of training, {kept / 1e6:,.0f} MB on disk, and\n"
         f"{most / 1e6:,.0f} MB for each of those that train at once.\n"
-        "Counted: forward, backward (twice the forward) and the teacher's forward; a network that is to be pruned to\n"
-        "what another run leaves counts as dense until that run is finished."
+        "Counted: forward, backward (twice the forward) and the teacher's forward (once an image where\n"
+        "distill.precompute); a network that is to be pruned to what another run leaves counts as dense until\n"
+        "that run is finished."
     )
 
 

@@ -89,17 +89,18 @@ def _cell(own: pd.DataFrame, epochs: float) -> str:
 
 
 def sentence(results: Results) -> str:
-    """What the longest training leaves of each method, and what the best has without any."""
+    """What the longest training leaves of each method; it follows ``cuts.sentence``, which says of what networks."""
     runs = load(results)
     if not (runs["ranking"] == REFERENCE).any():
         return names.nothing(GRID)
     found = accuracies(runs)
     longest = found["epochs"].max()
     last = found[found["epochs"] == longest].sort_values("top1", ascending=False)
-    took = last["train_macs"] / 1e12
-    has = [f"{t} {top:.1f} % ({c:.0f} TMACs)" for t, top, c in zip(last["title"], last["top1"], took, strict=True)]
+    titles = last["title"].where(last["ranking"] != "obs_qk", "that")
+    took, networks = last["train_macs"] / 1e12, names.count(last["n"])
+    has = [f"{t} {top:.1f} % ({c:.0f} TMACs)" for t, top, c in zip(titles, last["top1"], took, strict=True)]
     text = (
-        f"With {longest:.0f} epochs of training at 50 % ({names.count(last['n'])} of these networks, nothing tuned on "
-        f"these images, exploratory) {names.listed(has)}."
+        f"Trained on for {longest:.0f} epochs at 50 % ({networks} of these networks; untuned, exploratory): "
+        f"{names.listed(has)}."
     )
     return textwrap.fill(text, width=125)

@@ -81,6 +81,7 @@ def by_training(found: pd.DataFrame, dense: float) -> Figure:
         sure = own[own["n"] >= ENOUGH]
         ax.vlines(sure["train_macs"] / 1e12, sure["low"], sure["high"], color=mark.colour, linewidth=0.8)
     ax.axhline(dense, **DASHED)
+    ax.set_title(f"{100 * found['target'].max():.0f} % of the MACs, n = {found['n'].max()} networks")
     ax.set_xlim(left=0)
     ax.set_xlabel("training, search and teacher, TMACs")
     ax.set_ylabel("top-1 (%)")

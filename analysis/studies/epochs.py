@@ -96,11 +96,11 @@ def sentence(results: Results) -> str:
     found = accuracies(runs)
     longest = found["epochs"].max()
     last = found[found["epochs"] == longest].sort_values("top1", ascending=False)
-    titles = last["title"].where(last["ranking"] != "obs_qk", "that")
+    titles = last["title"].where(last["ranking"] != "obs_qk", "that has")
     took, networks = last["train_macs"] / 1e12, names.count(last["n"])
     has = [f"{t} {top:.1f} % ({c:.0f} TMACs)" for t, top, c in zip(titles, last["top1"], took, strict=True)]
     text = (
-        f"Trained on for {longest:.0f} epochs at 50 % ({networks} of these networks; untuned, exploratory): "
+        f"With {longest:.0f} epochs of training at 50 % ({networks} of these networks; untuned, exploratory) "
         f"{names.listed(has)}."
     )
     return textwrap.fill(text, width=125)

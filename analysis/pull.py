@@ -4,8 +4,8 @@ Adam divides a gradient by the root of its mean square, so that a logit moves in
 mean square`` of its gradient: between 0 (noise) and the whole rate (a steady pull), whatever the gradient's size. That
 quotient is the *pull*, positive towards closing. It is measured at the start of a run, weights and logits held, over
 batches and gate noise, for the task (with distillation) and for the task with the price of Eq. 7, on the pretrained
-network of the paper's shape (grid tune's) and on the tiny one of the digit study (grid sensitivity's), with the reading
-and strengths of grid calibrate at Fig. 5. Writes ``<results>/pull/NETWORK.json``; notebook 16 draws them.
+network of DeiT-Small's widths and depth (grid tune's) and on the tiny one of the digit study (grid sensitivity's), with
+the reading and strengths of grid calibrate at Fig. 5. Writes ``<results>/pull/NETWORK.json``; notebook 16 draws them.
 """
 
 from __future__ import annotations

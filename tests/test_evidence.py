@@ -1,4 +1,4 @@
-"""The study at the paper's shape on made-up records: what is compared, what is judged, what is shown."""
+"""The study at the widths and depth of DeiT-Small on made-up records: what is compared, judged and shown."""
 
 from __future__ import annotations
 

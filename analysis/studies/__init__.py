@@ -1,1 +1,1 @@
-"""What our own runs say: comparisons at equal MACs, budgets, training costs, open points, the paper's shape."""
+"""What our own runs say: comparisons at equal MACs, budgets, training costs, open points."""

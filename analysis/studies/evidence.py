@@ -1,4 +1,4 @@
-"""The study at the paper's shape, grid ``evidence``: its runs as results/PROTOCOL.md judges them.
+"""The study at the widths and depth of DeiT-Small, grid ``evidence``: its runs as results/PROTOCOL.md judges them.
 
 Six differences are primary and share one Holm correction; every other one has an interval and no verdict.
 """

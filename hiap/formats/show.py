@@ -99,7 +99,7 @@ def _by(image: Sequence[int]) -> str:
 
 def _network(given: Any, small: Any) -> Any:
     """Return a network in memory as it is; a name is a folder's, the hub's, or timm's for a network without weights,
-    for images of the size that ``small`` takes."""
+    for the images and classes of ``small``."""
     if not isinstance(given, str | Path):
         return given
     import timm
@@ -108,11 +108,12 @@ def _network(given: Any, small: Any) -> Any:
     if Path(given).is_dir() or not timm.is_model(str(given)):
         return networks.load(str(given))
     channels, *sides = cost.image_of(small)
+    own = {"in_chans": channels, "num_classes": small.num_classes}
     with torch.device("meta"):
         try:
-            return timm.create_model(str(given), img_size=tuple(sides), in_chans=channels)
+            return timm.create_model(str(given), img_size=tuple(sides), **own)
         except TypeError:  # it has one size
-            return timm.create_model(str(given))
+            return timm.create_model(str(given), **own)
 
 
 def checked_picture(path: str | Path) -> Path:

@@ -24,26 +24,13 @@ _home: dict[str, str] = {}  # a public name and its module, read on first use: `
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if not _home:
-        _read_stub()
+        _home.update(import_module("hiap.files.stub").names(__file__))
     if name == "__all__":
         return sorted(_home)
     if name not in _home:
         raise AttributeError(f"module 'hiap' has no attribute {name!r}")
-    from importlib import import_module
-
     globals()[name] = found = getattr(import_module(_home[name]), name)
     return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
-
-
-def _read_stub() -> None:
-    import ast
-    from pathlib import Path
-
-    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imports = [lines for lines in stub.body if isinstance(lines, ast.ImportFrom)]
-    _home.update({name.name: str(lines.module) for lines in imports for name in lines.names})

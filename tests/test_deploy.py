@@ -268,7 +268,7 @@ def test_tokens_are_merged_in_every_network_beside_it(folders, tmp_path):
         (["merge=[0]"], "merge"),
         (["precisions=[int8]"], "expected fp32 among them"),
         (["networks={dense: x}"], "networks 'dense': that is the name of another"),
-        (["networks={a: nowhere}"], "nowhere: expected"),
+        (["networks={a: nowhere}"], "nowhere: no such folder; expected"),
         (
             ["model={cut}", "networks={a: {dense}}", "data=fashion-mnist", "root=nowhere"],
             "must be a folder with the four",

@@ -165,6 +165,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(where, tmp_path, 
             address = "https://hub.example"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.png").touch()  # the network is fetched before it is read
         prune = ["prune", "deit_tiny_patch16_224", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
         assert command(prune) == 2
     error = capsys.readouterr().err

@@ -116,14 +116,14 @@ def test_a_dense_network_that_is_none_is_one_line(pruned, tmp_path, capsys):
     for dense, message in (
         (str(pruned), "expected the network before pruning"),
         (str(tmp_path / "two"), "2 blocks, but the network has 3"),
-        (str(tmp_path / "none"), "no such folder; expected a folder of hiap.save"),
+        (str(tmp_path / "none"), "no such folder; expected architecture.json"),
     ):
         assert main(["show", str(pruned), "--dense", dense]) == 2
         out, error = capsys.readouterr()
         assert not out
         assert re.fullmatch(r"error: .*\n", error)
         assert message in error
-    with pytest.raises(StoreError, match="expected a folder of"):
+    with pytest.raises(StoreError, match="expected architecture"):
         hiap.show(tmp_path / "none")
 
 

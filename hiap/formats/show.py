@@ -83,9 +83,9 @@ def show(network: Any, dense: Any = None) -> Shown:
         model, known = store.load(folder), card.dense_of(folder)
     if dense is not None:
         before = _network(dense, model)
+        known = Dense.of(before)
         if (sizes := cost.image_of(before)) != (own := cost.image_of(model)):
             raise ConfigError(f"dense: is for images of {_by(sizes)}, the network for {_by(own)}: MACs do not compare")
-        known = Dense.of(before)
     if known is not None:
         shape.require_fit(
             known, block_shapes(model), "dense" if dense is not None else "the model card's dense network"

@@ -164,7 +164,7 @@ def load(folder: str | Path) -> Any:
     ``StoreError`` (one line) for anything else."""
     folder = folder_of(folder)
     if not (folder / ARCHITECTURE).is_file():
-        raise StoreError(f"{folder}: {_what_is_there(folder)}; expected a folder of hiap.save")
+        raise StoreError(f"{folder}: {_what_is_there(folder)}; expected {ARCHITECTURE} and {WEIGHTS} of hiap.save")
     try:
         text, state = (folder / ARCHITECTURE).read_text(encoding="utf-8"), load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, UnicodeDecodeError) as error:

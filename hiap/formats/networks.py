@@ -12,10 +12,10 @@ from typing import Any
 from hiap.backbones.families import standard
 from hiap.cost import image_of
 from hiap.formats import checkpoints, online, store
+from hiap.formats.folder import CONFIG
 from hiap.gated_vit import UnsupportedModelError
 from hiap.options import ConfigError, one_line
 
-CONFIG = "config.json"  # of a folder of transformers
 SAYS = "expected timm's name, a checkpoint with --arch, or a folder of hiap.save or transformers"
 
 

@@ -42,7 +42,7 @@ from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_g
 from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
 from hiap.formats import hub, store_v1
-from hiap.formats.folder import ARCHITECTURE, WEIGHTS, StoreError
+from hiap.formats.folder import ARCHITECTURE, CONFIG, WEIGHTS, StoreError
 from hiap.gated_vit import UnsupportedModelError, is_gated
 from hiap.options import one_line
 
@@ -189,7 +189,7 @@ def load(folder: str | Path) -> Any:
 def _what_is_there(folder: Path) -> str:
     if not folder.exists():
         return "no such folder"
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return "a folder of transformers, it seems, which hiap prune and hiap.from_transformers read"
     return "is a file" if folder.is_file() else f"holds no {ARCHITECTURE}"
 

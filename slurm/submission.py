@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 OF_A_JOB = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|SUBMITIT)_|(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT))$")
 OF_A_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
+ANSWER_S = 30  # a controller that is away is asked for a minute and more
 
 
 def parameters(
@@ -119,9 +120,11 @@ def check_resources(array: list[Run], site: Site, processes: int) -> None:
     """Raise ``ConfigError`` if no partition of the cluster could ever start such a job; silent where sinfo is."""
     if shutil.which("sinfo") is None:
         return
-    listing = subprocess.run(
-        ["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"], capture_output=True, encoding="utf-8", errors="replace"
-    )
+    command = ["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"]
+    try:
+        listing = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return
     rows = [line.split("|") for line in listing.stdout.splitlines() if line.count("|") == 5]
     if listing.returncode or not rows:
         return
@@ -208,6 +211,10 @@ def largest_array() -> int:
     """Return the controller's MaxArraySize; 1000, a little below SLURM's default, where it does not say."""
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
         return 1000
-    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, encoding="utf-8", errors="replace")
+    command = ["scontrol", "show", "config"]
+    try:
+        shown = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return 1000
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
     return int(found.group(1)) if found else 1000

@@ -29,7 +29,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "queue"
     folder.mkdir()
     (folder / "queue").touch()
-    scripts = {"srun": "", "sbatch": SBATCH, "squeue": "cat $D/queue", "scancel": SCANCEL}
+    scripts = {"srun": "", "sinfo": "exit 1", "sbatch": SBATCH, "squeue": "cat $D/queue", "scancel": SCANCEL}
     scripts["scontrol"] = "echo 'Slurmctld(primary) at here is UP'"
     for name, script in scripts.items():
         path = tmp_path / "bin" / name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import together
 from PIL import Image
 from test_data import batches, equal, own_cache, write_cifar  # noqa: F401
 from test_layouts import class_tars, one_tar
@@ -210,8 +210,7 @@ def _decoded(root: str) -> int:
 
 def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     root = str(write_copies(tmp_path, 3, 1))
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert sum(pool.map(_decoded, [root] * 3)) == 30
+    assert sum(together(_decoded, [root] * 3)) == 30
 
 
 @pytest.mark.parametrize("harm", ["cut", "other shape", "no labels"])

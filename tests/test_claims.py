@@ -311,7 +311,7 @@ def test_a_verdict_says_within_which_tolerances_it_holds(found: pd.DataFrame) ->
 NOT_RUN = sorted(
     {
         part
-        for line in ledger.verdicts(Results(REPOSITORY / "results"))["command"]
+        for line in pd.read_csv(REPOSITORY / "results" / "claims.csv", keep_default_na=False)["command"]
         for part in line.split(" && ")
         if part
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import together
 from PIL import Image
 from test_data import pack, write_imagenet
 from timm.data.readers.reader_image_folder import ReaderImageFolder
@@ -91,8 +91,7 @@ def count_scans(root: str) -> int:
 
 def test_a_tar_is_read_through_once_by_all_processes_that_start_together(tmp_path: Path) -> None:
     root = str(pack(write_imagenet(tmp_path)))
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert sum(pool.map(count_scans, [root] * 3)) == 2, "one of each split"
+    assert sum(together(count_scans, [root] * 3)) == 2, "one of each split"
     data._imagenet.cache_clear()
     assert count_scans(root) == 0
 

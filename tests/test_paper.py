@@ -3,6 +3,7 @@ citation file."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -20,8 +21,12 @@ from hiap.train.config import ConfigError
 from slurm import grid
 
 RESULTS = REPOSITORY / "results"
-ANSWERS = numbers.Answers.of(Results(RESULTS))
 TEX = (paper.PAPER / "paper.tex").read_text()
+
+
+@functools.cache
+def answers() -> numbers.Answers:
+    return numbers.Answers.of(Results(RESULTS))
 
 
 def document(text: str) -> str:
@@ -68,7 +73,7 @@ def test_macros_places_and_names_are_let_through(text: str) -> None:
 
 
 def test_every_number_of_the_report_is_computed_and_an_unknown_one_is_named() -> None:
-    known = numbers.numbers(ANSWERS)
+    known = numbers.numbers(answers())
     assert set(paper.used(TEX)) <= set(known)
     assert not [name for name in paper.used(TEX) if known[name] in ("nan", "$nan$")]
     with pytest.raises(ConfigError, match=r"not computed: study\.novel"):
@@ -91,7 +96,7 @@ def test_all_findings_and_all_open_points_have_a_line() -> None:
 
 
 def test_what_was_chosen_without_an_option_is_told_with_its_reason() -> None:
-    shown = parts.open_table(ANSWERS)
+    shown = parts.open_table(answers())
     page = (REPOSITORY / "docs" / "open_points.md").read_text(encoding="utf-8")
     for choice in open_points.CHOICES:
         assert choice.reason[:30] in shown

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -48,6 +49,7 @@ def as_another_user(action: Callable[[], object]) -> str:
     out, into = os.pipe()
     child = os.fork()
     if not child:
+        signal.alarm(60)  # a fork of a process with threads may wait forever
         try:
             os.setgroups([])
             os.setgid(NOBODY)

@@ -11,6 +11,7 @@ Records that do not say which images were right allow none of this: the answer i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from analysis.stats.seeds import DIGITS, LEVEL, Interval, student_p, widened
 
 SEED, RESAMPLES = 0, 4_000
 EQUIVALENT = 0.3  # points of top-1 that nobody would choose a method for
+
+_KEPT: dict[tuple[bytes, tuple[int, ...], int], tuple[np.ndarray, np.ndarray]] = {}
 
 Hits = Mapping[int, np.ndarray | None]  # seed -> which test images were right (n,), None where the record says nothing
 
@@ -75,10 +78,18 @@ def _stacked(hits: Hits, seeds: list[int]) -> np.ndarray | None:
 
 def _resampled(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Per resample, the mean over its images of each seed's whole-numbered ``values`` (seeds, images), and the weights
-    of the seeds; both (RESAMPLES, seeds).
+    of the seeds; both (RESAMPLES, seeds). Kept: tables, sentences and verdicts ask for the same differences."""
+    asked = hashlib.sha256(values.tobytes())
+    asked.update(b"" if clusters is None else clusters.tobytes())
+    key = asked.digest(), values.shape, RESAMPLES
+    if key not in _KEPT:
+        _KEPT[key] = _resample(values, clusters)
+    return _KEPT[key]
 
-    Images that have the same values in all seeds can be told apart by no statistic, so each kind is drawn as often as
-    its members would be together: a few hundred binomials instead of all images."""
+
+def _resample(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images that have the same values in all seeds can be told apart by no statistic, so each kind is drawn as often
+    as its members would be together: a few hundred binomials instead of all images."""
     rng = np.random.default_rng(SEED)
     sums, sizes = values, np.ones(values.shape[1], dtype=np.int64)
     if clusters is not None:

@@ -53,10 +53,10 @@ def row(results: Results, name: str) -> str:
 
 def claim(results: Results, name: str) -> str:
     """The text for a claim of the ledger. Raises ``ConfigError`` naming the nearest id if there is none."""
-    found = ledger.verdicts(results)
-    if name not in set(found["id"]):
-        raise ConfigError(unknown_key(name, list(found["id"])).replace("unknown key", "no claim"))
-    entry = found.set_index("id").loc[name]
+    stated = list(ledger.load()["id"])
+    if name not in stated:
+        raise ConfigError(unknown_key(name, stated).replace("unknown key", "no claim"))
+    entry = ledger.verdicts(results, [name]).iloc[0]
     shown = {"published": (entry["value"], entry["unit"]), "found": (entry["found"], entry["unit"])}
     lines = {"claim": f"{entry['place']}: {entry['claim']}"}
     lines |= {key: f"{value:g} {unit}".strip() for key, (value, unit) in shown.items() if _number(value)}

@@ -19,7 +19,7 @@ verdict. Verdicts:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -74,12 +74,13 @@ def load() -> pd.DataFrame:
     return claims.fillna(dict.fromkeys(texts, ""))
 
 
-def verdicts(results: Results) -> pd.DataFrame:
-    """One row per claim: what was claimed, what was ``found``, on how many runs (``n``), the ``verdict``, the
-    tolerances that it ``holds_for``, the ``evidence``, the ``command`` that would answer it, ids and commits of the
-    runs, and the words beside it (``TYPED``)."""
+def verdicts(results: Results, only: Collection[str] | None = None) -> pd.DataFrame:
+    """One row per claim, or per id in ``only``: what was claimed, what was ``found``, on how many runs (``n``), the
+    ``verdict``, the tolerances that it ``holds_for``, the ``evidence``, the ``command`` that would answer it, ids and
+    commits of the runs, and the words beside it (``TYPED``)."""
     rows = []
-    for claim in load().to_dict("records"):
+    stated = load()
+    for claim in stated[stated["id"].isin(stated["id"] if only is None else only)].to_dict("records"):
         found = judge(claim, results)
         numbers = {"found": found.found, "interval_low": found.low, "interval_high": found.high, "n": found.n}
         answer = {key: getattr(found, key) for key in ("verdict", "agrees")} | {"holds_for": _holds(claim, found)}

@@ -83,7 +83,7 @@ def _cell(own: pd.DataFrame, epochs: float) -> str:
     row = own.loc[epochs]
     cost = f"{row['train_macs'] / 1e12:.1f} TMACs"
     if pd.isna(row["difference"]):
-        return f"{row['top1']:.1f} ({cost})" if epochs else f"{row['top1']:.1f}"
+        return f"{row['top1']:.1f} ({cost})"
     ends = "" if pd.isna(row["difference_low"]) else f", {row['difference_low']:+.1f} to {row['difference_high']:+.1f}"
     return f"{row['top1']:.1f} ({row['difference']:+.1f}{ends}; {cost})"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 from test_evidence import few, put  # noqa: F401
 
 from analysis.records.results import Results
@@ -55,6 +56,20 @@ def test_differences_are_image_by_image_and_of_corrected_cuts_alone(root: Path) 
     both = cuts.accuracies(cuts.load(Results(root)))
     assert len(both) == 2 * 3 * 2
     assert both[both["corrected"]]["top1"].min() > both[~both["corrected"]]["top1"].max()
+
+
+def test_of_one_network_the_interval_is_that_of_paired_images_and_said_to_be(tmp_path: Path) -> None:
+    budget = {"target_macs": 0.5, "correct": 512}
+    put(tmp_path, "dense", "dense", 3, 90, grid=cuts.PHOTOGRAPHS)
+    for ranking, level in (("obs", 80), ("taylor", 75)):
+        put(tmp_path, f"{ranking}-50-ls", ranking, 3, level, grid=cuts.PHOTOGRAPHS, budget=budget)
+    runs = cuts.load(Results(tmp_path), cuts.PHOTOGRAPHS)
+    mine, other = (100.0 * runs["hits"].iloc[i] for i in (0, 1))
+    expected = stats.ttest_rel(mine, other).confidence_interval(0.95)
+    (row,) = cuts.against(runs).to_dict("records")
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert (row["n"], row["difference"]) == (1, pytest.approx((mine - other).mean()))
+    assert "over these images, which says nothing of other networks" in cuts.table(Results(tmp_path), cuts.PHOTOGRAPHS)
 
 
 def test_without_records_it_says_how_to_make_them(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "realised": lambda: words.realised(results),
         "deploy": lambda: words.deployed(results),
         "cuts": lambda: cuts.table(results),
+        "photographs": lambda: cuts.table(results, cuts.PHOTOGRAPHS),
         "cut": lambda: cuts.sentence(results),
         "epochs": lambda: epochs.table(results),
         "trained": lambda: epochs.sentence(results),

@@ -16,8 +16,8 @@ from hiap.train.record import Record
 from slurm import grid
 
 # (Data, network) pairs of results/PROTOCOL.md, each with the grids that fill it.
-PAIRS = {"Fashion-MNIST": ("evidence",), "CIFAR-10": ("cifar10", "cifar10_cut"), "Imagenette": ("imagenette",)}
-PAIRS["CIFAR-10 from scratch"] = ("table3",)
+PAIRS = {"Fashion-MNIST": ("evidence",), "CIFAR-10": ("cifar10", "cifar10_cut")}
+PAIRS |= {"Imagenette": ("imagenette", "imagenette_cut"), "CIFAR-10 from scratch": ("table3",)}
 SIMPLE, RECENT = (
     ("random", "l1", "uniform", "magnitude"),
     ("taylor", "vit_slim", "cofi", "peer", "obs", "amp", "snapvit"),

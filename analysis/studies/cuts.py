@@ -17,7 +17,7 @@ from analysis.records import names
 from analysis.records.results import Results
 from analysis.studies import paired
 
-GRID, REFERENCE = "cifar10_cut", "obs"
+GRID, PHOTOGRAPHS, REFERENCE = "cifar10_cut", "imagenette_cut", "obs"
 TITLES = {
     "obs": "structured OBS (ours)",
     "obs_qk": "structured OBS, Q and K narrower too (ours)",
@@ -75,13 +75,15 @@ def seconds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """``reference`` minus every other ranking at the same target, both corrected, image by image: ``AGAINST``."""
+    """``reference`` minus every other ranking at the same target, both corrected, image by image: ``AGAINST``. Of one
+    network the interval is over test images alone."""
     rows = []
     for target, group in runs[runs["corrected"]].groupby("target", sort=False):
         mine = group[group["ranking"] == reference]
         for (ranking, title), other in group.groupby(["ranking", "title"], sort=False):
             if ranking != reference and len(mine):
                 found = paired.difference(paired.compare(mine, other), mine, other)
+                found = paired.over_images(mine, other) if found.n == 1 else found
                 rows.append((ranking, title, target, found.n, found.mean, found.low, found.high))
     return pd.DataFrame(rows, columns=list(AGAINST))
 
@@ -108,9 +110,8 @@ def table(results: Results, grid: str = GRID) -> str:
     networks = runs["seed"].nunique()
     of = f"{networks} networks" if networks > 1 else "one network"
     test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
-    behind = (
-        "In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over networks and images."
-    )
+    over = "networks and images" if networks > 1 else "these images, which says nothing of other networks"
+    behind = f"In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over {over}."
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis.records.results import Results
 from analysis.stats import images
-from analysis.stats.seeds import Interval
+from analysis.stats.seeds import LEVEL, Interval
 from hiap.train.record import Record
 
 
@@ -63,6 +64,18 @@ def difference(found: images.Comparison | None, method: pd.DataFrame, reference:
         return found.difference
     gain = (method.set_index("seed")["top1"] - reference.set_index("seed")["top1"]).dropna()
     return Interval(float(gain.mean()), np.nan, np.nan, len(gain))
+
+
+def over_images(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
+    """The difference of two networks, one of each label, with its interval over test images alone; ends missing where
+    a record does not say which images were right."""
+    (mine,), (other,) = method["hits"], reference["hits"]
+    gain = difference(None, method, reference)
+    if mine is None or other is None:
+        return gain
+    each = 100 * (np.asarray(mine, float) - np.asarray(other, float))
+    half = float(stats.norm.ppf((1 + LEVEL) / 2) * each.std(ddof=1) / len(each) ** 0.5)
+    return gain._replace(low=gain.mean - half, high=gain.mean + half)
 
 
 def accuracy(runs: pd.DataFrame) -> Interval:

@@ -56,7 +56,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile $(LONGEST)
 # test may look at what another target writes.
 ifneq ($(and $(filter test-slow,$(MAKECMDGOALS)),$(filter slurm-test,$(MAKECMDGOALS))),)
 MAKEFLAGS += -j2 --output-sync=target
-SLOW_WORKERS := 2
+SLOW_WORKERS := 0
 test-slow slurm-test: | $(filter test,$(MAKECMDGOALS))
 verify: | $(filter test test-slow slurm-test,$(MAKECMDGOALS))
 endif

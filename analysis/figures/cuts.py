@@ -43,7 +43,7 @@ def by_share(found: pd.DataFrame, dense: float) -> Figure:
             sure = own[own["n"] >= ENOUGH]
             ax.vlines(100 * sure["target"], sure["low"], sure["high"], color=mark.colour, linewidth=0.8)
         ax.axhline(dense, **DASHED)
-        ax.set_title(words)
+        ax.set_title(words + (", one network" if rows["n"].max() == 1 else ""))
         ax.set_xlabel("MACs left, % of dense")
     axes[0, 0].set_ylabel("top-1 (%)")
     fig.legend(*_legend(found, linestyle="-"), loc="outside right center", frameon=False)

@@ -53,8 +53,8 @@ def together(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["timm", "hiap.train.everything"])  # of tests' modules it does not know the path
-    own = environments or [{} for _ in arguments]
-    calls = [(function, argument, {**os.environ, **own}) for argument, own in zip(arguments, own, strict=True)]
+    added = environments or [{} for _ in arguments]
+    calls = [(function, argument, {**os.environ, **own}) for argument, own in zip(arguments, added, strict=True)]
     with context.Pool(len(calls)) as pool:
         return pool.map_async(_called, calls, chunksize=1).get(timeout=300)
 

@@ -70,6 +70,9 @@ def test_of_one_network_the_interval_is_that_of_paired_images_and_said_to_be(tmp
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-3)
     assert (row["n"], row["difference"]) == (1, pytest.approx((mine - other).mean()))
     assert "over these images, which says nothing of other networks" in cuts.table(Results(tmp_path), cuts.PHOTOGRAPHS)
+    put(tmp_path, "obs-50-ls", "obs", 4, 82, grid=cuts.PHOTOGRAPHS, budget=budget)  # a seed that one alone has
+    (row,) = cuts.against(cuts.load(Results(tmp_path), cuts.PHOTOGRAPHS)).to_dict("records")
+    assert pd.isna(row["low"]), "beside others an interval is over networks too, or there is none"
 
 
 def test_without_records_it_says_how_to_make_them(tmp_path: Path) -> None:

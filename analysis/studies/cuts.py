@@ -75,15 +75,15 @@ def seconds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """``reference`` minus every other ranking at the same target, both corrected, image by image: ``AGAINST``. Of one
-    network the interval is over test images alone."""
-    rows = []
+    """``reference`` minus every other ranking at the same target, both corrected, image by image: ``AGAINST``. Where
+    all are of one network the interval is over test images alone."""
+    rows, one = [], runs["seed"].nunique() == 1
     for target, group in runs[runs["corrected"]].groupby("target", sort=False):
         mine = group[group["ranking"] == reference]
         for (ranking, title), other in group.groupby(["ranking", "title"], sort=False):
             if ranking != reference and len(mine):
                 found = paired.difference(paired.compare(mine, other), mine, other)
-                found = paired.over_images(mine, other) if found.n == 1 else found
+                found = paired.over_images(mine, other) if one else found
                 rows.append((ranking, title, target, found.n, found.mean, found.low, found.high))
     return pd.DataFrame(rows, columns=list(AGAINST))
 

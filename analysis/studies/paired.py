@@ -67,10 +67,11 @@ def difference(found: images.Comparison | None, method: pd.DataFrame, reference:
 
 
 def over_images(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
-    """The difference of two networks, one of each label, with its interval over test images alone; ends missing where
-    a record does not say which images were right."""
-    (mine,), (other,) = method["hits"], reference["hits"]
+    """The difference on the one seed that both labels have, with its interval over test images alone; ends missing
+    where a record does not say which images were right."""
     gain = difference(None, method, reference)
+    both = method.merge(reference, on="seed", suffixes=("", "_other"))
+    (mine,), (other,) = both["hits"], both["hits_other"]
     if mine is None or other is None:
         return gain
     each = 100 * (np.asarray(mine, float) - np.asarray(other, float))

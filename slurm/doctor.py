@@ -34,7 +34,7 @@ from hiap.train.config import ON_DISK, ConfigError
 from hiap.train.device import has_bf16, unusable, visible_gpus
 from slurm import prefetch, submission
 from slurm.grid import Run
-from slurm.jobs import queue
+from slurm.jobs import answer, queue
 from slurm.site import Site
 
 FILES = 200  # small ones, as a grid writes and reads them
@@ -279,11 +279,7 @@ def _cluster(found: Diagnosis, runs: list[Run], site: Site) -> None:
 
 
 def _lines(*command: str) -> list[str]:
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return (answer(*command) or "").splitlines()
 
 
 def _tell(found: Diagnosis, where: str, seen: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from hiap.train.warm import Warm
 from slurm import submission
 from slurm.grid import Run
 from slurm.job import IMPORTED, Job, Pack, apart
-from slurm.jobs import Jobs, Queued, packs_of, queue
+from slurm.jobs import Jobs, Queued, answer, packs_of, queue
 from slurm.site import Site
 
 # What sbatch says where an association, a quality of service or the controller takes no more jobs of this user.
@@ -441,11 +441,7 @@ def slurm_answers() -> bool:
         return False
     if shutil.which("scontrol") is None:  # some nodes that can submit lack it
         return queue() is not None
-    try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
-    except subprocess.TimeoutExpired:
-        return False
-    return ping.returncode == 0 and "UP" in ping.stdout
+    return "UP" in (answer("scontrol", "ping", seconds=20) or "")
 
 
 def last_line(log: Path) -> str:

@@ -125,16 +125,22 @@ class Queued:
     name: str
 
 
-def queue() -> dict[str, Queued] | None:
-    """Return this user's jobs; None if no controller answers."""
+def answer(*command: str, seconds: float = 60) -> str | None:
+    """Return what a command of SLURM's prints; None if it is not there, fails, or says nothing in time: one whose
+    controller is away asks it for a minute and more."""
     try:
-        command = ["squeue", "--me", "-r", "-h", "-o", "%i|%T|%j"]
-        listing = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if listing.returncode:
+    return None if done.returncode else done.stdout
+
+
+def queue() -> dict[str, Queued] | None:
+    """Return this user's jobs; None if no controller answers."""
+    listing = answer("squeue", "--me", "-r", "-h", "-o", "%i|%T|%j")
+    if listing is None:
         return None
-    lines = [[*line.split("|", 2), "", ""] for line in listing.stdout.split("\n") if line]
+    lines = [[*line.split("|", 2), "", ""] for line in listing.split("\n") if line]
     return {line[0]: Queued(line[1], line[2]) for line in lines}
 
 

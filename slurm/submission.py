@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import le
@@ -19,6 +17,7 @@ from hiap.train.config import ConfigError
 from hiap.train.record import SNAPSHOT, git_state
 from slurm.grid import Run
 from slurm.job import requeue_request
+from slurm.jobs import answer
 from slurm.site import Site
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 OF_A_JOB = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|SUBMITIT)_|(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT))$")
 OF_A_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 PACKAGES = ("hiap", "baselines", "slurm")  # what a job imports
-ANSWER_S = 30  # a controller that is away is asked for a minute and more
+ANSWER_S = 30  # of what a submission can do without
 
 
 def parameters(
@@ -118,15 +117,9 @@ def shape(site: Site, processes: int) -> tuple[int, int]:
 
 def check_resources(array: list[Run], site: Site, processes: int) -> None:
     """Raise ``ConfigError`` if no partition of the cluster could ever start such a job; silent where sinfo is."""
-    if shutil.which("sinfo") is None:
-        return
-    command = ["sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l"]
-    try:
-        listing = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S)
-    except subprocess.TimeoutExpired:
-        return
-    rows = [line.split("|") for line in listing.stdout.splitlines() if line.count("|") == 5]
-    if listing.returncode or not rows:
+    listing = answer("sinfo", "-h", "-e", "-o", "%P|%D|%c|%m|%G|%l", seconds=ANSWER_S) or ""
+    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 5]
+    if not rows:
         return
     names = sorted({row[0].rstrip("*") for row in rows})
     wanted = site.partition or next((row[0].rstrip("*") for row in rows if row[0].endswith("*")), "")
@@ -209,12 +202,6 @@ def as_from_a_shell() -> Iterator[None]:
 
 def largest_array() -> int:
     """Return the controller's MaxArraySize; 1000, a little below SLURM's default, where it does not say."""
-    if shutil.which("scontrol") is None:  # some nodes that can submit lack it
-        return 1000
-    command = ["scontrol", "show", "config"]
-    try:
-        shown = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S)
-    except subprocess.TimeoutExpired:
-        return 1000
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
+    shown = answer("scontrol", "show", "config", seconds=ANSWER_S)  # some nodes that can submit lack it
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown or "")
     return int(found.group(1)) if found else 1000

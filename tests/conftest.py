@@ -24,9 +24,13 @@ R = TypeVar("R")
 SLOW_UNTIL = float(os.environ.get("HIAP_SLOW_UNTIL", "inf"))
 
 
+def takes_long(item: pytest.Item) -> bool:
+    return any(map(item.get_closest_marker, ("slow", "slurm")))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip long tests that have not begun at HIAP_SLOW_UNTIL (seconds since 1970): on a slow machine, CI has to end."""
-    if any(map(item.get_closest_marker, ("slow", "slurm"))) and time.time() > SLOW_UNTIL:
+    if takes_long(item) and time.time() > SLOW_UNTIL:
         pytest.skip("not begun before HIAP_SLOW_UNTIL")
 
 
@@ -34,8 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that hangs fails, with the stacks of all threads: without, CI ends after its time and says nothing."""
     for item in items:
         if not item.get_closest_marker("timeout"):
-            quick = not (item.get_closest_marker("slow") or item.get_closest_marker("slurm"))
-            item.add_marker(pytest.mark.timeout(600 if quick else 2400))
+            item.add_marker(pytest.mark.timeout(2400 if takes_long(item) else 600))
 
 
 torch.set_num_threads(1)

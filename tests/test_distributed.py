@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from slurm_cluster import free_ports
 from test_data import break_images, write_imagenet
 
 from hiap.data import loader as data
@@ -47,9 +47,8 @@ def part(argument: tuple[Config, int]) -> None:
 
 def together(processes: int, config: Config, stop_at: int = 0) -> None:
     """The run, by so many processes of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    (port,) = free_ports(1)
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     ranks = [{**HERE, **group, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
     conftest.together(part, [(config, stop_at)] * processes, ranks)
 

@@ -82,8 +82,10 @@ def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         mine = group[group["ranking"] == reference]
         for (ranking, title), other in group.groupby(["ranking", "title"], sort=False):
             if ranking != reference and len(mine):
-                found = paired.difference(paired.compare(mine, other), mine, other)
-                found = paired.over_images(mine, other) if one else found
+                if one:
+                    found = paired.over_images(mine, other)
+                else:
+                    found = paired.difference(paired.compare(mine, other), mine, other)
                 rows.append((ranking, title, target, found.n, found.mean, found.low, found.high))
     return pd.DataFrame(rows, columns=list(AGAINST))
 

@@ -12,6 +12,7 @@ from analysis.figures.style import DASHED, Look, entry, look, narrow, styled, wi
 
 LOOKS = {
     "obs_qk": Look("#004D4D", "*"),
+    "obs_qk_16": Look("#4D8080", "s"),
     "obs": look("obs"),
     "taylor": look("taylor"),
     "group_taylor": look("peer"),
@@ -26,6 +27,7 @@ LOOKS = {
 }
 
 
+RULE = Look("#000000", "o")  # the paper's, its strengths scanned
 ENOUGH = 3  # networks for an interval: of two it says nothing
 PANELS = ((True, "with least squares"), (False, "the cut alone"))
 
@@ -86,6 +88,34 @@ def by_training(found: pd.DataFrame, dense: float) -> Figure:
     ax.set_xlabel("training, search and teacher, TMACs")
     ax.set_ylabel("top-1 (%)")
     fig.legend(*_legend(found, linestyle="-"), loc="outside upper left", frameon=False)
+    return fig
+
+
+def by_rule(found: pd.DataFrame, dense: float) -> Figure:
+    """``scan.beside``: top-1 against the share of the MACs, the paper's rule as a line through its strengths (the
+    factor beside each), cuts without training thin and open, what was trained filled; dashed: the dense network."""
+    fig, ax = wide(2.4)
+    handles = []
+    for (ranking, epochs), own in found.groupby(["ranking", "epochs"]):
+        mark = {"rule": RULE, **LOOKS}[str(ranking)]
+        trained = float(str(epochs)) > 0
+        style: dict[str, Any] = {"linestyle": "-", "linewidth": 1.3 if ranking == "rule" else 0.7}
+        style |= {"markerfacecolor": mark.colour if trained else "white", "markersize": 4.5 if trained else 3.5}
+        for _, one in own.groupby("seed"):
+            ax.plot(100 * one["macs_share"], one["top1"], color=mark.colour, marker=mark.marker, **style)
+        title = own["title"].iloc[0] + (f", {epochs} epochs" if trained else ", untrained")
+        handles.append((trained, ranking != "rule", title, entry(mark.colour, mark.marker, **style)))
+    rule = found[found["ranking"] == "rule"]
+    for row in rule.to_dict("records"):
+        place = {"xytext": (3, -7), "textcoords": "offset points", "fontsize": 6}
+        ax.annotate(rf"$\times${row['factor']:g}", (100 * row["macs_share"], row["top1"]), **place)
+    ax.axhline(dense, **DASHED)
+    ax.set_xlabel("MACs left, % of dense")
+    ax.set_ylabel("top-1 (%)")
+    ax.set_title("one network" if found["seed"].nunique() == 1 else f"n = {found['seed'].nunique()} networks")
+    handles.sort(key=lambda one: (not one[0], one[1], one[2]))
+    marks, titles = [one[3] for one in handles], [one[2] for one in handles]
+    fig.legend([*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center")
     return fig
 
 

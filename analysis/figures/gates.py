@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.figures.style import DASHED, DASHES, RATIOS, SERIES, Ink, entry, narrow, styled, wide
-from analysis.findings.costs import WHOLE
+from analysis.figures.style import DASHED, DASHES, RATIOS, SERIES, STYLE, Ink, entry, narrow, styled, wide
+from analysis.findings.costs import DEIT_SMALL, WHOLE
 from analysis.findings.gates import ANNEALED
 from analysis.findings.heat_maps import FIGURE_RATIOS
 from analysis.records.names import count
@@ -141,6 +141,28 @@ def calibrated(lines: pd.DataFrame, shown: dict[str, str]) -> Figure:
         ax.set_ylabel(f"open {unit} (%)", fontsize=7)
     fig.supxlabel("share of the training done (%)", fontsize=7)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    return fig
+
+
+def ends(rows: pd.DataFrame, shown: dict[str, str]) -> Figure:
+    """``calibrate.ends_by_block``: heads above and neurons below that are left of each block, a column per figure of
+    the paper; ``shown``: readings and their names."""
+    fig, axes = wide(3.0, 2, 5, sharex=True, sharey="row")
+    looks = [("black", "-", 1.6), (Ink.RED, "-", 1.1), (Ink.BLUE, "--", 1.1)]
+    for column, number in enumerate(sorted(rows["figure"].unique())):
+        for ax, (unit, whole) in zip(axes[:, column], WHOLE.items(), strict=True):
+            for (network, name), (colour, dash, width) in zip(
+                {"paper": "paper, last epoch", **shown}.items(), looks, strict=False
+            ):
+                own = rows[(rows["network"] == network) & (rows["figure"] == number)]
+                ax.step(own["block"], own[unit], where="mid", color=colour, linestyle=dash, linewidth=width, label=name)
+            ax.set_ylim(-0.04 * whole / DEIT_SMALL.depth, 1.04 * whole / DEIT_SMALL.depth)
+            ax.grid(True, axis="y")
+        axes[0, column].set_title(f"Fig. {number}")
+    axes[0, 0].set_ylabel("heads left")
+    axes[1, 0].set_ylabel("neurons left")
+    fig.supxlabel("block", fontsize=STYLE["axes.labelsize"])
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
 

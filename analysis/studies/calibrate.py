@@ -1,4 +1,4 @@
-"""Grids calibrate and imagenet_calibrate: how far each reading of A3, A6 and A12 is from the gates of Figs. 5-9."""
+"""Grids calibrate, calibrate_end, imagenet_calibrate: how far readings of what is left open are from Figs. 5-9."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from analysis.records import published
 from analysis.records.results import Results
 from hiap.train.record import EpochLog, GateLog, Record
 
-GRID, IMAGENET = "calibrate", "imagenet_calibrate"
+GRID, END, IMAGENET = "calibrate", "calibrate_end", "imagenet_calibrate"
 TAKEN, BEFORE = "m0.2-s3-t6-total-no-t2", "s3-t6-total-t2"  # 'calibrated' and 'near-open' in slurm/readings.yaml
 BLOCKS, COLUMNS = DEIT_SMALL.depth, published.EPOCHS  # in the figures, and looks at the gates in a run
 UNITS = list(FULL)
+WITH_HEADS = (5, 6, 7, 8)  # figures whose networks end with heads in every block
 
 
 def curves(results: Results) -> pd.DataFrame:
@@ -53,13 +54,64 @@ def taken(results: Results) -> dict[int, Record]:
     return {number: record for (reading, number), record in places.items() if reading == TAKEN}
 
 
+def ends(results: Results) -> pd.DataFrame:
+    """The networks that readings end with, against the last epoch of Figs. 5-9; best first by the rule of
+    results/PROTOCOL.md (second part, "The reading of the paper's rule"): fewest blocks ``without_heads`` in Figs. 5-8,
+    then the ``measure``, a mean over figures of the blocks' summed differences in heads and in neurons, each a share
+    of the network's. ``heads``, ``neurons``: the two parts; ``fig5`` to ``fig9``: heads / neurons left in all."""
+    theirs = {figure: published.last_state(figure).set_index("block")[UNITS] for figure in published.HEAT_MAPS}
+    rows = []
+    for grid in (GRID, END):
+        for reading, runs in _by_reading(results, grid).items():
+            if set(runs) != set(theirs):
+                continue  # a measure of other figures is another measure
+            last = {figure: _last(runs[figure]) for figure in theirs}
+            apart = pd.DataFrame({f: (last[f] - theirs[f]).abs().sum() for f in theirs}).T / pd.Series(FULL)
+            headless = sum(int((last[figure]["heads"] == 0).sum()) for figure in WITH_HEADS)
+            left = {f"fig{f}": f"{own['heads'].sum():.0f} / {own['neurons'].sum():,.0f}" for f, own in last.items()}
+            own = {"reading": reading, "grid": grid, "measure": apart.sum(axis=1).mean(), "without_heads": headless}
+            rows.append({**own, **apart.mean(), **left})
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).sort_values(["without_heads", "measure"], ignore_index=True).round(4)
+
+
+def ends_by_block(results: Results, readings: list[str]) -> pd.DataFrame:
+    """``network`` ('paper' or a reading), ``figure``, ``block``, and the ``heads`` and ``neurons`` at the end."""
+    frames = [published.last_state(f).assign(network="paper", figure=f) for f in published.HEAT_MAPS]
+    for reading in readings:
+        runs = next(found[reading] for grid in (END, GRID) if reading in (found := _by_reading(results, grid)))
+        frames += [_last(runs[f]).reset_index().assign(network=reading, figure=f) for f in sorted(runs)]
+    return pd.concat(frames, ignore_index=True)[["network", "figure", "block", *UNITS]]
+
+
+def _by_reading(results: Results, grid: str) -> dict[str, dict[int, Record]]:
+    """A grid's finished runs by reading and figure."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in results.records(grid):
+        reading, figure = _place(record)
+        if figure and record.gates:
+            found.setdefault(reading, {})[figure] = record
+    return found
+
+
+def _last(record: Record) -> pd.DataFrame:
+    """Open heads and neurons by block at a run's last look."""
+    look = record.gates[-1]
+    frame = pd.DataFrame({unit: getattr(look, unit) for unit in UNITS})
+    return frame.rename_axis("block")
+
+
 def words(reading: str) -> str:
     """A reading's label spelt out: 'm0.2-s3-t6-total-no-t2' is 'start 3 (macro 0.2), travel 6, scale total, no T²'."""
-    label, squared = reading.removesuffix("-no-t2").removesuffix("-t2"), not reading.endswith("-no-t2")
+    free = reading.removesuffix("-floor")
+    label, squared = free.removesuffix("-no-t2").removesuffix("-t2"), not free.endswith("-no-t2")
     *marks, scale = label.split("-")
     found = {mark[0]: mark[1:] for mark in marks}
     macro = f" (macro {found['m']})" if "m" in found else ""
-    return f"start {found['s']}{macro}, travel {found['t']}, scale {scale}, {'T²' if squared else 'no T²'}"
+    return f"start {found['s']}{macro}, travel {found['t']}, scale {scale}, {'T²' if squared else 'no T²'}" + (
+        ", binding floor" if free != reading else ""
+    )
 
 
 def _place(record: Record) -> tuple[str, int]:

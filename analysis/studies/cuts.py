@@ -21,6 +21,7 @@ GRID, PHOTOGRAPHS, REFERENCE = "cifar10_cut", "imagenette_cut", "obs"
 TITLES = {
     "obs": "structured OBS (ours)",
     "obs_qk": "structured OBS, Q and K narrower too (ours)",
+    "obs_qk_16": "structured OBS, Q and K narrower too, widths in multiples of 16 (ours)",
     "obs_labels": "structured OBS, weights from labels (ours)",
     "group_taylor": "Torch-Pruning, GroupTaylor",
     "l1": "l1, all layers",

@@ -22,16 +22,17 @@ COLUMNS = ("ranking", "title", "target", "epochs", "n", "train_macs", "top1", "l
            "difference", "difference_low", "difference_high")  # fmt: skip
 
 
-def load(results: Results, grid: str = GRID, untrained: str = cuts.GRID) -> pd.DataFrame:
-    """``paired.load`` of the trained runs and, at the same targets from the same dense networks, of the corrected cuts
-    without training (``epochs`` 0), with ``ranking`` and ``title``."""
+def load(results: Results, grid: str = GRID, untrained: str = cuts.GRID, everywhere: bool = False) -> pd.DataFrame:
+    """``paired.load`` of the trained runs with a target and, at the same targets (``everywhere``: at all) from the same
+    dense networks, of the corrected cuts without training (``epochs`` 0), with ``ranking`` and ``title``."""
     trained = paired.load(results, grid)
-    trained = trained[trained["method"] != "dense"]
+    trained = trained[trained["target"].notna()]
     ranking = trained["label"].str.replace(re.compile(r"(-one)?-\d+$"), "", regex=True)
     titles = [names.TARGETED if name == REFERENCE else cuts.title(name) for name in ranking]
     trained = trained.assign(ranking=ranking, title=titles)
     bare = cuts.load(results, untrained)
-    same = bare["corrected"] & bare["seed"].isin(trained["seed"]) & bare["target"].isin(trained["target"])
+    same = bare["corrected"] & bare["seed"].isin(trained["seed"])
+    same &= everywhere | bare["target"].isin(trained["target"])
     return pd.concat([trained, bare[same & bare["ranking"].isin(ranking)]], ignore_index=True)
 
 

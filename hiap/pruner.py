@@ -35,6 +35,13 @@ class PrunerError(RuntimeError):
     """Use of a pruner out of order; the message is one line and says what was expected."""
 
 
+def require_state(state: Mapping[str, Any]) -> None:
+    """Raise ``PrunerError`` for what no pruner's ``state_dict`` gave, a network's for example."""
+    steps, done = (state.get(name) if isinstance(state, Mapping) else None for name in ("steps", "done"))
+    if not isinstance(steps, int) or not isinstance(done, int) or not 0 <= done <= steps:
+        raise PrunerError(f"load_state_dict: steps {steps}, done {done}; expected what pruner.state_dict() gave")
+
+
 class Policy:
     """Decisions that may be taken in another way; as they stand, the paper's: strengths and thresholds as set."""
 
@@ -118,7 +125,7 @@ class Pruner:
         """
         check_rates(lr=lr, gate_lr=gate_lr, weight_decay=weight_decay)
         summed = lr * self.steps if summed is None else summed
-        scale = gate_lr / lr if gate_lr else self.gates.rate_scale(lr, summed)
+        scale = self.gates.rate_scale(lr, summed) if gate_lr is None else gate_lr / lr
         far, way = scale * summed, distance_to_threshold(self.gates, self.strengths, nearest=True)
         if way is not None and far < 2 * way:  # no gate is pulled the same way at every step
             warnings.warn(
@@ -174,6 +181,7 @@ class Pruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken. Raises ``PrunerError`` if it is of another model or phase."""
+        require_state(state)
         if state["steps"] != self.steps:
             raise PrunerError(f"load_state_dict: the state is of a phase of {state['steps']} steps; make the pruner so")
         try:

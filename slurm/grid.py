@@ -255,7 +255,7 @@ def _reading(name: str, source: str | Path) -> Reading:
 
 def _seeds(grid: Grid, label: str, source: str | Path) -> list[int]:
     own = grid.runs[label].get("seeds", grid.seeds)
-    if not isinstance(own, list) or not own or not set(own) <= set(grid.seeds):
+    if not isinstance(own, list) or not own or any(seed not in grid.seeds for seed in own):
         raise ConfigError(f"{source}: run '{label}': seeds must be a list of some of {grid.seeds}, not {own!r}")
     return own
 
@@ -268,7 +268,7 @@ def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dic
     if _nested(own).get("method", merged.get("method", "hiap")) == "hiap":
         merge(merged, _nested(reading.hiap))
     for name in names if isinstance(names, list) else [names]:
-        if name not in grid.shared:
+        if not isinstance(name, str) or name not in grid.shared:
             hint = unknown_key(str(name), list(grid.shared)).replace("key", "name", 1) if grid.shared else "no 'shared'"
             raise ConfigError(f"{source}: run '{label}': like: {hint}")
         merge(merged, _nested(grid.shared[name]))
@@ -283,8 +283,19 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
         value = _nested(value) if isinstance(value, dict) else value
         for part in reversed(str(key).split(".")):
             value = {part: value}
+        if twice := set(_leaves(nested)) & set(_leaves(value)):
+            raise ConfigError(f"key '{min(twice)}' is given twice, with a dot and in a section")
         merge(nested, value)
     return nested
+
+
+def _leaves(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values that are no section."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def _refuse_launcher_keys(values: dict[str, Any], where: str) -> None:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from hiap.options import one_line
 from hiap.train.config import NOT_YAML, ConfigError, explain
+from hiap.train.plain_yaml import StrictLoader
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Loader that refuses a key given twice: YAML would silently keep the second, and a run would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def load(path: Path, model: type[Model]) -> Model:

@@ -47,6 +47,17 @@ CASES = [
     ("train", [*DIGITS, "optim.lr=2001-13-41"], "'2001-13-41' is not a YAML value"),
     ("train", [*DIGITS, "optim.lr=" + "[" * 5000], "is not a YAML value"),
     ("grid", ["--grid", "nested.yaml"], r"nested\.yaml: not YAML"),
+    # Values that YAML takes for others
+    ("train", [*DIGITS, "distill.alpha=yes"], r"distill\.alpha: expected no 'yes' or 'no', not True"),
+    ("train", [*DIGITS, "optim.epochs=true"], r"optim\.epochs: expected no 'yes' or 'no', not True"),
+    ("train", [*DIGITS, "optim.epochs=1:30"], r"optim\.epochs: Input should be a valid integer"),
+    ("train", [*DIGITS, "optim=5", "optim.lr=1e-3"], "optim: given both as a value and as a section"),
+    ("grid", ["--grid", "twice.yaml"], r"key 'optim\.lr' is given twice, with a dot and in a section"),
+    ("grid", ["--grid", "seeds.yaml"], r"seeds must be a list of some of \[0\], not \[\[0\]\]"),
+    # Pixels of another scale
+    ("train", [*TIMM, "data.mean=[123.7,116.3,103.5]"], r"data\.mean: expected numbers of pixels in \[0, 1\]"),
+    ("train", [*TIMM, "data.std=[0,0,0]"], r"data\.std: expected numbers of pixels in \[0, 1\]"),
+    ("train", [*TIMM, "data.crop_pct=87.5"], r"data\.crop_pct: Input should be less than or equal to 1"),
     # Networks that are none, which left folders or a failed record behind
     ("train", [*DIGITS, "model.weights=emptyfolder"], r"expected architecture\.json and weights\.safetensors"),
     ("train", [*DIGITS, "model.weights=/dev/null"], r"model\.weights '/dev/null'"),
@@ -88,6 +99,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "emptyfolder").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "nested.yaml").write_text("[" * 20_000)
+    grid = "name: g\nabout: a\npublished: p\nseeds: [0]\n"
+    (tmp_path / "twice.yaml").write_text(grid + "base: {optim.lr: 1e-3, optim: {lr: 2e-3}}\nruns: {a: {}}\n")
+    (tmp_path / "seeds.yaml").write_text(grid + "runs: {a: {seeds: [[0]]}}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

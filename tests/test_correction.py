@@ -162,6 +162,18 @@ def test_what_cannot_be_solved_is_one_line_and_leaves_modes_and_numbers_alone() 
         assert all(p.isfinite().all() for p in small.parameters())
 
 
+def test_images_that_it_does_not_take_are_one_line_and_leave_a_network_that_runs() -> None:
+    dense, labels = small_vit(), torch.zeros(len(images()[0]))
+    small = cut(dense)
+    for given in (["folder"], [images()[0][:, :, :8]], [images()[0], None]):
+        with pytest.raises(ValueError, match="images: expected numbers"):
+            hiap.correct(small, dense, given)
+        assert small(images()[0]).isfinite().all()
+    one = hiap.correct(cut(dense), dense, images()[:1])(images()[0])
+    for same in ([(images()[0], labels)], images()[0]):  # a loader's pairs, one tensor
+        assert torch.equal(hiap.correct(cut(dense), dense, same)(images()[0]), one)
+
+
 def test_too_few_images_are_told() -> None:
     dense = small_vit()
     with pytest.warns(UserWarning, match=r"correct: 17 tokens in all are too few to tell the \d+ units"):

@@ -38,13 +38,14 @@ def test_every_ranking_has_a_row_the_best_first(root: Path) -> None:
     assert "2,000 test images" in shown[-1]
 
 
-def test_rows_say_of_how_many_networks_they_are_where_that_differs(root: Path) -> None:
+def test_rows_say_of_which_networks_they_are_where_that_differs(root: Path) -> None:
     put(root, "dense", "dense", 2, 90, grid=cuts.GRID)
     put(root, "obs-50-ls", "obs", 2, 80, grid=cuts.GRID, budget={"target_macs": 0.5, "correct": 512})
     shown = cuts.table(Results(root)).splitlines()
-    assert shown[0] == "| top-1, %, with this share of the MACs | networks | 50 % | 35 % |"
-    assert shown[2].startswith("| structured OBS (ours) | 2 to 3 | ")
-    assert shown[3].startswith("| Taylor | 2 | ")
+    assert shown[0] == "| top-1, %, with this share of the MACs | seeds | 50 % | 35 % |"
+    assert shown[2].startswith("| structured OBS (ours) | 0-1; 50 %: 0-2 | ")
+    assert shown[3].startswith("| Taylor | 0-1 | ")
+    assert "compare by their brackets alone" in shown[-1]
 
 
 def test_differences_are_image_by_image_and_of_corrected_cuts_alone(root: Path) -> None:
@@ -82,7 +83,7 @@ def test_without_records_it_says_how_to_make_them(tmp_path: Path) -> None:
 def test_one_sentence_says_what_a_prune_leaves(root: Path) -> None:
     assert "--grid cifar10_cut" in cuts.sentence(Results(root)), "nothing yet"
     for share, cut, level in ((0.5, 50, 82), (0.25, 75, 60)):
-        for ranking, method, lost in (("obs_qk", "obs", 0), ("taylor", "taylor", 8)):
+        for ranking, method, lost in ((cuts.PRUNE, "obs", 0), ("taylor", "taylor", 8)):
             for seed in range(2):
                 budget = {"target_macs": share, "correct": 512}
                 put(root, f"{ranking}-{cut}-ls", method, seed, level - lost, grid=cuts.GRID, budget=budget)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from hiap.data import affine_digits, cifar10, fashion_mnist, layouts
 from hiap.data import loader as data
+from hiap.data.decode import photograph
 from hiap.train.config import ConfigError, DataConfig
 
 SMALL = DataConfig(train_size=600, test_size=300)
@@ -468,6 +469,26 @@ def test_what_is_no_tar_or_lacks_a_class_or_a_split_is_one_line(tmp_path):
     (tmp_path / "val.tar").rename(tmp_path / "imagenet-train-000012.tar")
     with pytest.raises(ConfigError, match=r"000012\.tar: shards of train alone"):
         data.check(config, 64)
+
+
+def test_wide_pixels_keep_their_brightness_or_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    for name, pixels in (("a.png", ramp.astype(np.uint16)), ("a.tif", ramp.astype(np.uint16))):
+        Image.fromarray(pixels).save(tmp_path / name)
+        seen = np.asarray(photograph((tmp_path / name).read_bytes, name))
+        assert abs(seen[..., 0] - ramp / 257).max() <= 1, name
+    for name, pixels in (("f.tif", ramp.astype(np.float32) / 65535), ("i.tif", ramp.astype(np.int32))):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with pytest.raises(ConfigError, match=f"{name}: not a readable image .*expected 8 or 16 bits"):
+            photograph((tmp_path / name).read_bytes, name)
+
+
+def test_what_lies_beside_the_images_of_a_class_is_told(tmp_path):
+    write_imagenet(tmp_path)
+    (tmp_path / "train" / "n01440764" / "deeper").mkdir()
+    (tmp_path / "train" / "n01440764" / "b.ppm").write_bytes(b"P6")
+    with pytest.warns(UserWarning, match="2 files and folders in the class folders of .*train are no images"):
+        data.info(DataConfig(name="imagenet", root=str(tmp_path)), 64)
 
 
 def test_a_broken_photograph_is_an_error_that_names_it(tmp_path):

@@ -128,6 +128,18 @@ def test_blocks_of_equal_ffn_load_into_stock_timm(images, dims, width):
         assert (stock(batch) - small(batch)).abs().max() < 1e-5
 
 
+def test_heads_of_another_width_are_said_or_refused():
+    """Attention whose scale is of narrower heads, as a network pruned elsewhere may have it."""
+    whole = hiap.gate(small_vit()).eval()
+    for block in whole.blocks:
+        block.mlp.neuron_gate.logit.data[100:] = -1
+    small = hiap.extract(whole)
+    assert export.to_timm(small)[0]["num_heads"] == 4
+    small.blocks[1].attn.scale = 4**-0.5  # of eight heads, half as wide
+    with pytest.raises(export.ExportError, match=r"blocks\.1: its scale is of heads of 4 dimensions, it has some of 8"):
+        export.to_timm(small)
+
+
 def test_unequal_blocks_are_refused_by_name():
     with pytest.raises(export.ExportError, match=r"blocks\.0\.attn is gone"):
         export.to_timm(hiap.extract(random_gated(small_vit())))

@@ -230,6 +230,22 @@ def test_a_start_that_was_measured_on_other_images_is_measured_anew(folders: tup
     assert run.metrics.dense.loss != dense.metrics.extracted.loss
 
 
+def test_a_start_that_was_measured_at_another_size_is_measured_anew(tmp_path: Path) -> None:
+    keys = ["method=dense", "data.name=digits", "model.img_size=16", "model.embed_dim=16", "model.depth=1"]
+    keys += ["model.num_heads=2", "optim.epochs=1", f"run.results={tmp_path}", "run.tensorboard=false", "run.threads=1"]
+    dense = train.run(config_of(keys))
+    cut = ["method=l1", f"model.weights=run:{dense.run_id}", "optim.epochs=0", "distill.alpha=0", *keys[3:]]
+    same, larger = (
+        train.run(config_of([*cut, "data.name=digits", f"model.img_size={side}", "budget.target_macs=0.95"]))
+        for side in (16, 32)
+    )
+    assert dense.metrics.extracted
+    assert same.metrics.dense
+    assert larger.metrics.dense
+    assert same.metrics.dense.loss == dense.metrics.extracted.loss
+    assert larger.metrics.dense.loss != dense.metrics.extracted.loss
+
+
 @pytest.fixture
 def terminated_as_before() -> Iterator[None]:
     """The launcher's answer to SIGTERM is for its process, which here others share."""

@@ -317,7 +317,9 @@ def spoil(root: Path, what: str) -> None:
         with tarfile.open(shard, "w") as tar:
             add(tar, "a.png", b"x")
             if what != "no label":
-                add(tar, "a.cls", {"word": b"cat", "below zero": b"-1", "nothing": b""}[what])
+                add(tar, "a.cls", {"word": b"cat", "below zero": b"-1", "nothing": b"", "two": b"1"}[what])
+            if what == "two":
+                add(tar, "a.mask.png", b"x")
 
 
 @pytest.mark.parametrize(
@@ -330,6 +332,7 @@ def spoil(root: Path, what: str) -> None:
         ("word", r"set-train-0001\.tar/a\.cls: expected a class number, not b'cat'"),
         ("below zero", r"a\.cls: expected a class number, not b'-1'"),
         ("nothing", r"a\.cls: expected a class number, not b''"),
+        ("two", r"set-train-0001\.tar: a\.png and a\.mask\.png are one sample; expected an image for each label"),
     ],
 )
 def test_wrong_shards_are_one_line(what: str, message: str, tmp_path: Path) -> None:

@@ -131,7 +131,18 @@ def test_bf16_networks_stay_bf16() -> None:
         ([], {"target_macs": 0.5}, "images: none"),
         (torch.zeros(8, *IMAGE), {"target_macs": 0.5}, "images: all values are 0"),
         (images().index_fill(0, torch.tensor([3]), torch.inf), {"target_macs": 0.5}, "numbers that are not finite"),
-        (images(), {"target_macs": 0.5, "fisher": "labels"}, "without labels"),
+        (images(), {"target_macs": 0.5, "fisher": "labels"}, "expected class numbers .* not NoneType"),
+        (
+            [(images(8), torch.zeros(8, 1).long())],
+            {"target_macs": 0.5, "fisher": "labels"},
+            r"not torch.int64 \(8, 1\)",
+        ),
+        ([(images(8), torch.zeros(1).long())], {"target_macs": 0.5, "fisher": "labels"}, r"not torch.int64 \(1,\)"),
+        ([(images(8), torch.rand(8))], {"target_macs": 0.5, "fisher": "labels"}, r"not torch.float32 \(8,\)"),
+        ([(images(8), torch.arange(8) - 1)], {"target_macs": 0.5, "fisher": "labels"}, "-1 to 6; expected 0 to"),
+        (images(), {"target_macs": 0.5, "fisher": "label"}, "fisher 'label': expected 'own', 'labels', 'none'"),
+        (images(), {"target_macs": 0.5, "ridge": 0}, "ridge 0: expected a number above 0"),
+        (images(), {"target_macs": 0.5, "ridge": "0.1"}, "ridge '0.1': expected a number above 0"),
     ],
 )
 def test_bad_input_is_one_line(given: Any, options: dict[str, Any], line: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import hiap
 from hiap.cli import main
 from hiap.cli import prune as prune_cli
 from hiap.formats import card, networks, pictures
+from hiap.options import ConfigError
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
 
@@ -155,8 +159,13 @@ def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "theirs")
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "size": {"height": 16, "width": 16}, "resample": 2}
+    (tmp_path / "theirs" / networks.PROCESSOR).write_text(json.dumps(processor))
     assert prune(tmp_path / "theirs", "--data", photographs, "--out", tmp_path / "small") == 0
     assert prune(tmp_path / "theirs", "--data", photographs, "--out", tmp_path / "other", "--img-size", 32) == 2
+    known = {"mean": (0.5,) * 3, "std": (0.4,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    assert networks.load(str(tmp_path / "theirs")).pretrained_cfg == known
+    assert {**hiap.load(tmp_path / "small").pretrained_cfg, **known} == hiap.load(tmp_path / "small").pretrained_cfg
     assert str(hiap.show(tmp_path / "small", tmp_path / "theirs"))
     with pytest.raises(ValueError, match="a folder of transformers, it seems"):
         hiap.show(tmp_path / "theirs")
@@ -244,3 +253,80 @@ def test_bad_input_is_one_line(
     assert line.format(**places) in told
     assert "\n" not in told
     assert not (tmp_path / "small").exists()
+
+
+def folders(root: Path, names: Iterable[str], size: tuple[int, int] = (16, 16)) -> Path:
+    """A folder for each class, of two images."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", size, (len(name), 100 * i, 7)).save(root / name / f"{i}.png")
+    return root
+
+
+def labels_by_folder(root: Path, model: Any, **more: Any) -> dict[str, int] | str:
+    """The number of each class as images are measured by it, or why they are not."""
+    found = pictures.read(str(root), model, 1, 8, 1000, **more)
+    if found.why:
+        return found.why
+    files = sorted(root.rglob("*.png"), key=lambda path: path.relative_to(root).as_posix().encode())
+    order = list(range(len(files)))
+    random.Random(0).shuffle(order)
+    labels = torch.cat([labels for _, labels in [*found.calibration, *found.held_out] if labels is not None])
+    return {files[i].parent.name: int(label) for i, label in zip(order, labels, strict=True)}
+
+
+def test_classes_have_the_numbers_that_the_network_gives_them(tmp_path: Path) -> None:
+    model = answering()
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "label_names": ["c", "a", "b"]}
+    assert labels_by_folder(folders(tmp_path / "all", "abc"), model) == {"a": 1, "b": 2, "c": 0}
+    assert labels_by_folder(folders(tmp_path / "some", "ab"), model) == {"a": 1, "b": 2}
+    with pytest.raises(ConfigError, match="class 'd' is none of the network's 3"):
+        labels_by_folder(folders(tmp_path / "other", "abd"), model)
+    del model.pretrained_cfg["label_names"]
+    assert labels_by_folder(tmp_path / "all", model) == {"a": 0, "b": 1, "c": 2}
+
+
+def test_what_is_not_the_networks_classes_is_not_measured(tmp_path: Path) -> None:
+    model = answering()
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    numbered = folders(tmp_path / "numbered", ("1", "2", "10"))
+    with pytest.raises(ConfigError, match="set --class-order to 'name'"):
+        labels_by_folder(numbered, model)
+    assert labels_by_folder(numbered, model, class_order="number") == {"1": 0, "2": 1, "10": 2}
+    assert labels_by_folder(numbered, model, class_order="name") == {"1": 0, "10": 1, "2": 2}
+    with pytest.raises(ConfigError, match="test_set and training_set are no classes"):
+        labels_by_folder(folders(tmp_path / "splits", ("training_set/a", "test_set/a")), model)
+    (tmp_path / "holes" / "c").mkdir(parents=True)
+    assert labels_by_folder(folders(tmp_path / "holes", "ab"), model) == "class folder 'c' holds no image"
+    linked = folders(tmp_path / "linked", "ab")
+    (linked / "c").symlink_to(folders(tmp_path / "elsewhere", "x") / "x")
+    assert pictures.read(str(linked), model, 1, 8, 1000).held_out, "a linked class counts"
+
+
+def test_pixels_are_as_the_network_knows_them(tmp_path: Path) -> None:
+    model = answering()
+    root = folders(tmp_path / "wide", "abc", (48, 16))
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+    for path in root.rglob("*.png"):
+        image = np.zeros((16, 48, 3), np.uint8)
+        image[:, :16] = 255
+        Image.fromarray(image).save(path)
+    seen = {}
+    for mode in ("center", "squash"):
+        model.pretrained_cfg["crop_mode"] = mode
+        seen[mode] = pictures.read(str(root), model, 1, 8, 1).calibration[0][0].mean().item()
+    assert seen["center"] == pytest.approx(-1, abs=0.01), "the middle is black"
+    assert seen["squash"] == pytest.approx(2 / 3 - 1, abs=0.05), "a third is white"
+    hiap.save(model, tmp_path / "net")
+    assert hiap.load(tmp_path / "net").pretrained_cfg["crop_mode"] == "squash"
+    with pytest.warns(UserWarning, match="does not say how its images are normalised"):
+        pictures.read(str(root), answering(), 1, 8, 1)
+
+
+def test_a_network_at_chance_is_told(photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    model = answering()
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    hiap.save(model, tmp_path / "net")
+    assert prune(tmp_path / "net", "--data", photographs, "--out", tmp_path / "small") == 0
+    assert "which is not above chance" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import scatter_logits, small_vit, tiny
@@ -298,6 +299,12 @@ def test_what_is_protected_stays(options: dict[str, float]) -> None:
         assert on_target(small, 0.5)
 
 
+@pytest.mark.parametrize("units", [[True, False, False, False], np.array([True, False, False, False]), [-1], [1.5]])
+def test_what_is_no_number_of_a_unit_protects_nothing_else(units: Any) -> None:
+    with pytest.raises(ValueError, match=r"keep 'blocks\.0\.attn': .* are not numbers of its heads or neurons"):
+        hiap.extract(hiap.gate(small_vit()), target_macs=0.5, keep={"blocks.0.attn": units})
+
+
 def test_protected_gates_are_open_in_every_sample_and_stay_through_the_phase() -> None:
     pruner = a_few_steps(keep=KEEP, lambda_macro=50.0, lambda_micro=50.0)
     block = pruner.model.blocks[2].train()
@@ -381,6 +388,16 @@ def test_a_state_of_another_phase_or_model_is_refused() -> None:
         with pytest.raises(hiap.PrunerError, match=line) as error:
             other.load_state_dict(state)
         assert "\n" not in str(error.value)
+    for odd in ({}, small_vit().state_dict(), {**state, "done": 11}):
+        with pytest.raises(hiap.PrunerError, match="expected what pruner"):
+            hiap.Pruner(small_vit(), steps=10).load_state_dict(odd)
+
+
+def test_a_rate_of_zero_holds_the_gates_and_is_told() -> None:
+    pruner = hiap.Pruner(small_vit(), steps=10)
+    with pytest.warns(UserWarning, match="a gate starts"):
+        groups = pruner.param_groups(lr=1e-3, gate_lr=0.0)
+    assert min(group["lr"] for group in groups) == 0
 
 
 def test_the_papers_pruner_is_ours_without_a_target() -> None:

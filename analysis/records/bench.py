@@ -40,6 +40,16 @@ def deploy(results: Results) -> pd.DataFrame:
     return rows.assign(fastest=rows["ms"] == least)
 
 
+def realised(results: Results) -> pd.DataFrame:
+    """Of every report on a CPU, the share of the multiply-adds that Fig. 5's heads save in a DeiT-Small and that shows
+    as time: ``report``, ``batch``, ``precision``, ``share``."""
+    speed, deployed = load(results), deploy(results)
+    speed = speed[(speed["mode"] == "speed") & speed["name"].str.startswith("fig5") & (speed["device"] == "cpu")]
+    deployed = deployed[deployed["network"].str.startswith("fig5")]
+    shown = ["report", "batch", "precision", "share"]
+    return pd.concat([frame.dropna(subset="share")[shown] for frame in (speed, deployed)], ignore_index=True)
+
+
 def _reports(results: Results) -> Iterator[tuple[str, dict]]:
     paths = sorted((results.root / "bench").glob("*.json")) or sorted((REPOSITORY / "results/bench").glob("*.json"))
     return ((path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths)

@@ -18,7 +18,7 @@ from analysis.records import bench, names
 from analysis.records.names import fixed
 from analysis.records.results import REPOSITORY, Results, dense_units
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, comparisons, evidence, open_points, paired
+from analysis.studies import budget, calibrate, comparisons, cuts, epochs, evidence, open_points, paired, scan
 from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
@@ -57,6 +57,10 @@ def _sources(answers: Answers) -> Iterator[Numbers]:
     yield of_study(longer, comparisons.study(longer), "long")
     yield _standing(comparisons.against_single_phase(longer, short), "single")
     yield of_evidence(results)
+    yield of_cuts(results, cuts.GRID, "copies")
+    yield of_cuts(results, cuts.PHOTOGRAPHS, "photographs")
+    yield of_trained_cuts(results)
+    yield of_scan(results)
     yield of_gaps(short)
     yield of_budget(results)
     yield of_labels(results.runs("sensitivity"), "sensitivity")
@@ -180,10 +184,10 @@ def _tuned(results: Results) -> Numbers:
 
 def _untrained(results: Results) -> Numbers:
     """``cut.<method>.<kept>.corrected`` and ``.alone``: top-1 right after the cut; ``cut.dense``, ``cut.images``."""
-    cuts, runs = evidence.untrained(results, evidence.FIRST.untrained), results.runs(evidence.FIRST.untrained)
+    untrained, runs = evidence.untrained(results, evidence.FIRST.untrained), results.runs(evidence.FIRST.untrained)
     found = {"cut.dense": fixed(runs.loc[runs["method"] == "dense", "top1"].mean())}
     found["cut.images"] = fixed(runs["test_images"].max(), 0)
-    for row in cuts.to_dict("records"):
+    for row in untrained.to_dict("records"):
         how = "corrected" if row["corrected"] else "alone"
         found[f"cut.{row['method']}.{_kept(row['target'])}.{how}"] = fixed(row["top1"])
     return found
@@ -200,6 +204,63 @@ def _left_at_papers_shape(results: Results) -> Numbers:
             found |= {f"evidence.{label!s}.neurons": fixed(group["neurons"].mean(), 0)}
     gone, networks = evidence.last_ffns(results)
     return found | {"evidence.ffn.gone": str(gone), "evidence.ffn.all": str(networks)}
+
+
+def of_cuts(results: Results, grid: str, name: str) -> Numbers:
+    """``<name>.dense``, ``.networks``, ``.images``; of corrected cuts without training ``<name>.<ranking>.<kept>`` and,
+    behind ``.diff``, what structured OBS is ahead of it by."""
+    runs = cuts.load(results, grid)
+    if runs.empty:
+        return {}
+    found = {
+        f"{name}.dense": fixed(cuts.dense(results, grid), 1),
+        f"{name}.networks": str(runs["seed"].nunique()),
+        f"{name}.images": fixed(runs["test_images"].max(), 0),
+    }
+    for row in cuts.accuracies(runs[runs["corrected"]]).to_dict("records"):
+        found[f"{name}.{row['ranking']}.{_kept(row['target'])}"] = fixed(row["top1"], 1)
+    for row in cuts.against(runs).to_dict("records"):
+        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
+        found |= {f"{name}.{row['ranking']}.{_kept(row['target'])}.{end}": fixed(v, 1) for end, v in ends.items()}
+    return found
+
+
+def of_trained_cuts(results: Results) -> Numbers:
+    """``trained.dense``, ``.networks``; ``trained.<ranking>.<epochs>`` at half of the MACs, ``.tmacs``, and what it is
+    ahead of HiAP with a target by, ``.diff``."""
+    runs = epochs.load(results)
+    if runs.empty:
+        return {}
+    found = {"trained.dense": fixed(cuts.dense(results, epochs.GRID), 1)}
+    for row in epochs.accuracies(runs).to_dict("records"):
+        key = f"trained.{row['ranking']}.{row['epochs']:.0f}"
+        found |= {key: fixed(row["top1"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
+        ends = {"diff": row["difference"], "difflow": row["difference_low"], "diffhigh": row["difference_high"]}
+        found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
+        found["trained.networks"] = str(row["n"])
+    return found
+
+
+def of_scan(results: Results) -> Numbers:
+    """``scan.strengths``, ``.dense``, ``.least``, ``.most`` (share of the MACs); ``scan.<kept>`` read between two
+    strengths, ``.diff`` to HiAP with a target on the same networks; ``scan.x<factor>`` and ``.macs``."""
+    runs = paired.load(results, scan.GRID)
+    points = scan.curve(runs)
+    if points.empty:
+        return {}
+    found = {
+        "scan.strengths": str(points["factor"].nunique()),
+        "scan.dense": fixed(cuts.dense(results, scan.GRID, points["seed"].unique()), 1),
+        "scan.least": fixed(100 * points["macs_share"].min(), 0),
+        "scan.most": fixed(100 * points["macs_share"].max(), 0),
+    }
+    for row in scan.at_targets(runs).to_dict("records"):
+        found[f"scan.{_kept(row['target'])}"] = fixed(row["top1"], 1)
+        found[f"scan.{_kept(row['target'])}.diff"] = fixed(row["difference"], 1)
+    for row in points.groupby("factor", as_index=False).mean().to_dict("records"):
+        found[f"scan.x{row['factor']:g}"] = fixed(row["top1"], 1)
+        found[f"scan.x{row['factor']:g}.macs"] = fixed(100 * row["macs_share"], 0)
+    return found
 
 
 def of_gaps(runs: pd.DataFrame) -> Numbers:
@@ -280,11 +341,25 @@ def of_ratios(results: Results) -> Numbers:
 
 
 def of_calibrate(results: Results) -> Numbers:
-    """``calibrate.*``: how many readings, and the distances from Figs. 5-9, whole and after the first epoch."""
+    """``calibrate.*``: how many readings, and the distances from Figs. 5-9, whole and after the first epoch;
+    ``ends.*``: how many by what is left at the end, the best one's ``measure`` and the one's taken by curves."""
     near = calibrate.distances(calibrate.curves(results)).set_index("reading")
     whole, first = near["distance"], near["first"].sort_values()
     looks = next(iter(calibrate.taken(results).values())).gates
+    ends = calibrate.ends(results)
+    best, by_reading = ends.iloc[0], ends.set_index("reading")
+    left = {"measure": fixed(best["measure"]), "heads": fixed(best["heads"]), "neurons": fixed(best["neurons"])}
+    left |= {
+        "readings": str(len(ends)),
+        "headless": str(best["without_heads"]),
+        "old": fixed(by_reading["measure"][calibrate.TAKEN]),
+    }
+    left |= {
+        "old.headless": str(by_reading["without_heads"][calibrate.TAKEN]),
+        "words": calibrate.words(best["reading"]).replace("T²", "$T^2$"),
+    }
     return {
+        **{f"ends.{name}": text for name, text in left.items()},
         "calibrate.readings": str(len(near)),
         "calibrate.steps": str(looks[-1].steps),
         "calibrate.near": fixed(whole.min()),

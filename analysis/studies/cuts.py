@@ -28,6 +28,7 @@ TITLES = {
 }
 COLUMNS = ("ranking", "title", "target", "corrected", "n", "top1", "low", "high")
 SECONDS = ("ranking", "title", "target", "n", "top1", "seconds", "least", "most")
+PRUNE = "obs_qk_16"  # what ``hiap prune`` does by default
 AGAINST = ("ranking", "title", "target", "n", "difference", "low", "high")
 
 
@@ -101,21 +102,32 @@ def table(results: Results, grid: str = GRID) -> str:
     targets = sorted(found["target"].unique(), reverse=True)
     first = dense(results, grid)
     tops = found.pivot_table(index=["ranking", "title"], columns="target", values="top1")
-    counts = found.groupby("ranking")["n"].agg(names.count)
-    uneven = found["n"].nunique() > 1  # then each row says of how many networks
-    head = ["top-1, %, with this share of the MACs", *["networks"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
+    corrected = runs[runs["corrected"]]
+    seeds = corrected.groupby("ranking")[["seed", "target"]].apply(_seeds)
+    uneven = corrected.groupby(["ranking", "target"])["seed"].agg(frozenset).nunique() > 1  # then each row says which
+    head = ["top-1, %, with this share of the MACs", *["seeds"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
     lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
     common = max(targets, key=lambda t: tops[t].count())  # where most rankings are
     best = tops.sort_values(common, ascending=False)
     for (ranking, title), row in zip(best.index, best.to_dict("records"), strict=True):
         cells = [_cell(row, ahead[ahead["ranking"] == ranking], target) for target in targets]
-        lines.append(_row(str(title), *[counts[ranking]] * uneven, *cells))
+        lines.append(_row(str(title), *[seeds[ranking]] * uneven, *cells))
     networks = runs["seed"].nunique()
-    of = f"{networks} networks" if networks > 1 else "one network"
+    of = f"{networks} trainings of one pretrained network" if networks > 1 else "one network"
     test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
     over = "networks and images" if networks > 1 else "these images, which says nothing of other networks"
     behind = f"In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over {over}."
+    if uneven:
+        behind += " Rows of different seeds compare by their brackets alone, which are of the seeds that both have."
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
+
+
+def _seeds(runs: pd.DataFrame) -> str:
+    """'0-5', or where targets differ '0-5; 35 %: 3-5'."""
+    by_target = runs.groupby("target")["seed"].agg(lambda own: f"{own.min()}-{own.max()}")
+    usual = by_target.mode().iloc[0]
+    others = [f"{100 * float(str(target)):.0f} %: {own}" for target, own in by_target.items() if own != usual]
+    return "; ".join([usual, *others])
 
 
 def _precisions(results: Results, grid: str) -> str:
@@ -128,16 +140,17 @@ def sentence(results: Results, grid: str = GRID) -> str:
     """What ``hiap prune`` leaves without training, beside Taylor with the same correction and the dense networks, of
     the seeds that have them all."""
     runs, shares = load(results, grid), (0.5, 0.25)
-    tops = runs[runs["corrected"] & runs["target"].isin(shares) & runs["ranking"].isin(["obs_qk", "taylor"])]
+    tops = runs[runs["corrected"] & runs["target"].isin(shares) & runs["ranking"].isin([PRUNE, "taylor"])]
     by_seed = tops.pivot_table(index="seed", columns=["ranking", "target"], values="top1")
     if by_seed.shape[1] < 2 * len(shares) or (both := by_seed.dropna()).empty:
         return names.nothing(grid)
     mean, whole = both.mean(), dense(results, grid, both.index)
-    own = " and ".join(f"{mean['obs_qk', t]:.1f} % at {100 * t:.0f} %" for t in shares) + " of the MACs"
+    own = " and ".join(f"{mean[PRUNE, t]:.1f} % at {100 * t:.0f} %" for t in shares) + " of the MACs"
     other = " and ".join(f"{mean['taylor', t]:.1f} %" for t in shares)
     data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"
     text = (
-        f"Without training, on {data}, what `hiap prune` does leaves {own}; Taylor, with the same correction, {other}."
+        f"Without training, on {data}, what `hiap prune` does (widths in multiples of 16) leaves {own}; Taylor, any "
+        f"widths, with the same correction, {other}."
     )
     return textwrap.fill(text, width=125)
 

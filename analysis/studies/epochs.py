@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,18 +92,24 @@ def _cell(own: pd.DataFrame, epochs: float) -> str:
 
 
 def sentence(results: Results) -> str:
-    """What the longest training leaves of each method; it follows ``cuts.sentence``, which says of what networks."""
+    """What the longest training leaves of each method, and the difference from HiAP with a target."""
     runs = load(results)
     if not (runs["ranking"] == REFERENCE).any():
         return names.nothing(GRID)
     found = accuracies(runs)
     longest = found["epochs"].max()
     last = found[found["epochs"] == longest].sort_values("top1", ascending=False)
-    titles = last["title"].where(last["ranking"] != "obs_qk", "that has")
-    took, networks = last["train_macs"] / 1e12, names.count(last["n"])
-    has = [f"{t} {top:.1f} % ({c:.0f} TMACs)" for t, top, c in zip(titles, last["top1"], took, strict=True)]
+    has = [_said(row) for row in last.to_dict("records")]
     text = (
-        f"With {longest:.0f} epochs of training at 50 % ({networks} of these networks; untuned, exploratory) "
+        f"With {longest:.0f} epochs of training at 50 % ({names.count(last['n'])} networks; untuned, exploratory): "
         f"{names.listed(has)}."
     )
     return textwrap.fill(text, width=125)
+
+
+def _said(row: dict[Hashable, Any]) -> str:
+    cost = f"{row['train_macs'] / 1e12:.0f} TMACs"
+    if row["ranking"] == REFERENCE:
+        return f"{row['title']}, the only one without least squares, {row['top1']:.1f} % ({cost})"
+    ends = "" if pd.isna(row["difference_low"]) else f" [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
+    return f"{row['title']} {row['top1']:.1f} % ({cost}; {row['difference']:+.1f}{ends} from HiAP)"

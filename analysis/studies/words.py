@@ -90,16 +90,25 @@ def _shape(results: Results, pair: evidence.Pair) -> list[str]:
 def _explored(runs: pd.DataFrame) -> list[str]:
     """Exploratory comparisons, with intervals and without a verdict."""
     said = []
-    tuned = evidence.finetuning(runs).set_index("label")
-    tuned = tuned[~tuned.index.str.contains("settled")].sort_values("target", ascending=False)
+    said += _behind(runs)
+    tuned = evidence.finetuning(runs).sort_values("target", ascending=False)
     if len(tuned):
-        shown = [f"{_ends(row)} ({_name(row['target'])})" for row in tuned.to_dict("records")]
-        said.append(f"Three more epochs without a teacher, which the paper leaves out, add {', '.join(shown)}.")
+        own = tuned["label"].str.contains("settled")
+        shown = [f"{_ends(row)} ({_name(row['target'])})" for row in tuned[~own].to_dict("records")]
+        shown += [f"{_ends(row)} (settled, {_name(row['target'])})" for row in tuned[own].to_dict("records")]
+        said.append(
+            "Three more epochs without a teacher, which the paper leaves out, add "
+            f"{', '.join(shown)}; {names.count(tuned['n'])} seeds. What they would add with a teacher was not measured."
+        )
     longer = evidence.longer(runs).to_dict("records")
     if longer:
         differences = ", ".join(f"{_ends(row)} ({METHODS[row['method']]})" for row in longer)
         epochs, at = f"{longer[0]['epochs']:g} epochs for both", _name(longer[0]["target"])
-        said.append(f"With {epochs}, {TARGETED} {at} minus the method is {differences}.")
+        bills = ", ".join(f"{row['train_macs'] / 1e12:.1f}" for row in longer)
+        said.append(
+            f"With {epochs} ({names.count(pd.Series([row['n'] for row in longer]))} seeds), {TARGETED} {at} minus the "
+            f"method is {differences}, for {longer[0]['reference_train_macs'] / 1e12:.1f} against {bills} TMACs."
+        )
     settled = [
         f"{_ends(row)} {_name(row['target'])} for {row['bill']:.2f} of the training MACs"
         for row in evidence.settled(runs).to_dict("records")
@@ -107,6 +116,19 @@ def _explored(runs: pd.DataFrame) -> list[str]:
     if settled:
         said.append(f"Gates that settle early and leave the rest to the small network (ours): {', '.join(settled)}.")
     return said
+
+
+def _behind(runs: pd.DataFrame) -> list[str]:
+    """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
+    rows = evidence.against(runs)
+    mine = (rows["method"] == evidence.REFERENCE) | rows["variant"].str.contains("-long") | rows["primary"].astype(bool)
+    rows = rows[~mine & (rows["high"] < 0)].sort_values("target", ascending=False)
+    shown = [
+        f"{row['title']} {_name(row['target'])} {_ends(row)} ({row['n']} seeds, {row['train_macs'] / 1e12:.1f} : "
+        f"{row['reference_train_macs'] / 1e12:.1f} TMACs)"
+        for row in rows.to_dict("records")
+    ]
+    return [f"Exploratory, {TARGETED} is behind {names.listed(shown)}."] if shown else []
 
 
 def _name(target: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 
 class ConfigError(ValueError):
@@ -19,6 +20,21 @@ class Section(BaseModel):
     """Options, frozen once they are checked; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("expected no 'yes' or 'no'")
+        return value
+
+
+@lru_cache(maxsize=1024)
+def _takes_bool(annotation: Any) -> bool:
+    """Tell whether a field of this type may be True or False, as such or among others."""
+    if annotation is bool or annotation is Any or isinstance(annotation, bool):
+        return True
+    return any(_takes_bool(part) for part in get_args(annotation))
 
 
 Some = TypeVar("Some", bound=BaseModel)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hiap.backbones.families import UnsupportedModelError, standard
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedBlock
+from hiap.beyond.images import batches
 from hiap.gated_vit import is_gated, sampling
 
 RIDGE = 0.01  # of the mean square of the inputs
@@ -32,7 +33,7 @@ Given = list[dict[str, Any]]  # what each block is given beside the stream, rota
 
 
 @torch.no_grad()
-def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | None = RIDGE) -> Any:
+def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -> Any:
     """Correct ``small`` in place, towards the network before the cut, and return it. Only output maps, their biases and
     the constants of removed branches change, so that sizes, MACs and parameters stay.
 
@@ -44,7 +45,8 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
     Args:
         small: an extracted ViT.
         before: the ViT that it was cut from; if it carries gates, they sample as in training.
-        images: batches (B, C, height, width) as the networks take them, some hundred in all, without augmentation.
+        images: some hundred as the networks take them, without augmentation: one tensor (B, C, height, width) or
+            batches, which may be pairs of images and labels.
         ridge: above 0; holds a correction small where the images say little. None: of each map, the one of ``RIDGES``
             that leaves the least error on a fifth of each batch, which the others are fitted without.
     """
@@ -56,7 +58,7 @@ def correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | No
     modes = small.training, before.training
     small.eval(), before.eval()
     try:
-        _correct(small, before, images, ridge)
+        _correct(small, before, (x for x, _ in batches(images, before)), ridge)
     finally:
         small.train(modes[0]), before.train(modes[1])
     return small
@@ -103,9 +105,11 @@ def _noted(model: Any, images: Iterable[Tensor], streams: Streams) -> Iterator[T
 
     for batch in images:
         hook = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
-        with suppress(_EnoughError):
-            model(batch)
-        hook.remove()
+        try:
+            with suppress(_EnoughError):
+                model(batch)
+        finally:  # else the network could not be run again
+            hook.remove()
         yield batch
 
 

@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiap import cost, gated_vit, ledger
+from hiap import gated_vit, ledger
 from hiap.backbones.evening import even, trimmed
 from hiap.backbones.families import UnsupportedModelError, copied, is_vit
 from hiap.backbones.guard import require_numbers
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
+from hiap.beyond.images import batches
 from hiap.budget.latency import LatencyTable
 from hiap.budget.pruner import extract
 from hiap.budget.selection import Target, require_used, target_of
 from hiap.options import ConfigError
 
-AT_ONCE = 64  # images of one tensor that go through the network together
 FAR = 3  # times the range from black to white, outside of which no normalised image lies
 
 
@@ -64,6 +64,10 @@ def prune(
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")
     require_used(latency, target_latency is not None)
+    if fisher not in obs.FISHER:
+        raise ConfigError(f"fisher {fisher!r}: expected {', '.join(map(repr, obs.FISHER))}")
+    if ridge is not None and (not isinstance(ridge, int | float) or not 0 < ridge < float("inf")):
+        raise ConfigError(f"ridge {ridge!r}: expected a number above 0, or None")
     require_numbers(model)
     whole = even(model)
     require_correctable(whole)
@@ -73,10 +77,10 @@ def prune(
         raise ConfigError("set target_macs, target_params or target_latency, e.g. target_macs=0.5")
     target = _constants_stay(target, whole)
     target.require_reachable(_blank(target))
-    batches = _checked(images, whole)
+    seen = _checked(images, whole, fisher == "labels")
     form = copied(whole).eval()
     queries = query_key.watch(form) if fisher != "none" else []
-    ranking = obs.rank(form, batches, fisher, ridge or RIDGE, target.prices, queries)
+    ranking = obs.rank(form, seen, fisher, ridge or RIDGE, target.prices, queries)
     bases = [one.basis() for one in queries]
     kept, widths = query_key.keep_best(target, ranking, bases)
     for mask in kept:
@@ -85,7 +89,7 @@ def prune(
         gated = gated_vit.gate(query_key.narrowed(whole, bases, widths), attn_bias="kept")
     gated_vit.set_masks(gated, kept)
     small = extract(gated.eval())
-    correct(small, form, (x for x, _ in batches), ridge)
+    correct(small, form, (x for x, _ in seen), ridge)
     return trimmed(small)
 
 
@@ -104,25 +108,30 @@ def _blank(target: Target) -> obs.Ranking:
     return obs.Ranking(dims=torch.zeros(d.depth, d.heads, d.head_dim), neurons=torch.zeros(d.depth, d.hidden))
 
 
-def _checked(images: Any, model: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Return batches of images, in the network's precision and on its device, with labels where they come with some."""
-    if isinstance(images, Tensor):
-        images = images.split(AT_ONCE) if images.ndim == 4 else [images]
-    if not isinstance(images, Iterable):
-        raise ConfigError(f"images: expected a tensor (B, C, height, width) or batches, not {type(images).__name__}")
-    like, expected = next(model.parameters()), cost.image_of(model)
-    batches = []
-    for batch in images:
-        x, labels = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or tuple(x.shape[1:]) != expected:
-            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ConfigError(f"images: expected numbers (B, {', '.join(map(str, expected))}), not {found}")
-        batches.append((x.to(like), None if labels is None else labels.to(like.device)))
-    if not sum(len(x) for x, _ in batches):
+def _checked(images: Any, model: Any, labelled: bool) -> list[tuple[Tensor, Tensor | None]]:
+    """Return batches of images, in the network's precision and on its device, with labels if they are looked at."""
+    like = next(model.parameters())
+    taken = [
+        (x.to(like), _labels(labels, len(x), model).to(like.device) if labelled else None)
+        for x, labels in batches(images, model)
+    ]
+    if not sum(len(x) for x, _ in taken):
         raise ConfigError("images: none; expected some hundred")
-    for doubt in _doubts([x for x, _ in batches if len(x)], model):
+    for doubt in _doubts([x for x, _ in taken if len(x)], model):
         warnings.warn(doubt, stacklevel=3)
-    return batches
+    return taken
+
+
+def _labels(labels: Any, count: int, model: Any) -> Tensor:
+    """Return labels as ``fisher`` 'labels' takes them: a class number (B,) of each image. Raises ``ConfigError`` for
+    others."""
+    classes = model.num_classes
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
+        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ConfigError(f"fisher 'labels': expected class numbers ({count},) with the images, not {found}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConfigError(f"fisher 'labels': {int(labels.min())} to {int(labels.max())}; expected 0 to {classes - 1}")
+    return labels.long()
 
 
 def _doubts(images: list[Tensor], model: Any) -> Iterator[str]:

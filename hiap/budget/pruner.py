@@ -26,7 +26,7 @@ from hiap.budget.summary import Summary
 from hiap.budget.watch import LOOK, Watch
 from hiap.gated_layers import is_gated
 from hiap.options import ConfigError, FeasibilityConfig, checked
-from hiap.pruner import PrunerError
+from hiap.pruner import PrunerError, require_state
 
 
 class Pruner(pruner.Pruner):
@@ -204,6 +204,7 @@ class Pruner(pruner.Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken. With ``shrink`` the network takes the state's sizes: make the optimiser
         afterwards. Raises ``PrunerError`` if it is of another model or phase."""
+        require_state(state)
         if state["steps"] != self.steps or ("budget" in state) != (self.budget is not None):
             phase = f"{state['steps']} steps {'with' if 'budget' in state else 'without'} a target"
             raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")

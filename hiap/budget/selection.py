@@ -5,6 +5,7 @@ Everything in this project that lands on a target does so here: HiAP with a budg
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -266,7 +267,7 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
             )
         mask = stay[int(found[1])]
         try:
-            chosen = slice(None) if units is True else sorted(units)
+            chosen = slice(None) if units is True else [_number(unit) for unit in units]
             if found[2] != "mlp":
                 mask.heads[chosen] = True
                 mask.dims[chosen] = True
@@ -276,6 +277,16 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
         except (IndexError, TypeError):
             raise ConfigError(f"keep {name!r}: {units!r} are not numbers of its heads or neurons") from None
     return stay
+
+
+def _number(unit: Any) -> int:
+    """Return the number of a unit. Raises ``TypeError`` for what is none, as the entries of a mask, and ``IndexError``
+    for one below 0."""
+    if isinstance(unit, bool) or "bool" in str(getattr(unit, "dtype", "")):
+        raise TypeError
+    if (number := operator.index(unit)) < 0:
+        raise IndexError
+    return number
 
 
 def drop_removed(gated: Any, kept: list[BlockMask]) -> list[BlockMask]:

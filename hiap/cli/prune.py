@@ -51,6 +51,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "--img-size", type=int, metavar="N", help="of timm's network (default: its own, or the checkpoint's)"
     )
+    parser.add_argument(
+        "--class-order",
+        default="auto",
+        choices=("auto", "name", "number"),
+        help="of class folders that are numbers: by name, or by number (as data.class_order)",
+    )
     parser.add_argument("--out", default="pruned", metavar="FOLDER", help="where to save (default: pruned)")
     parser.add_argument("--export", default="", metavar="FORMS", help=f"of {','.join(FORMS)}, beside the folder")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
@@ -77,7 +83,9 @@ def run(options: argparse.Namespace) -> None:
     model = networks.load(options.model, options.weights, options.arch, options.img_size, averaged)
     if (others := store.others_files(Path(options.out))) if Path(options.out).exists() else []:
         raise ConfigError(f"--out {options.out}: holds {others[0]}; expected a new folder or one of hiap.save")
-    found = pictures.read(options.data, model, options.images, IMAGES, options.measure, options.seed)
+    found = pictures.read(
+        options.data, model, options.images, IMAGES, options.measure, options.seed, options.class_order
+    )
     small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))
     if options.epochs:
         small = _trained(model, options)
@@ -146,7 +154,7 @@ def _trained(model: Any, options: argparse.Namespace) -> Any:
         "method": "obs",
         "seed": options.seed,
         "model": {"name": "vit", "img_size": image_of(model)[1], "weights": str(root / "dense")},
-        "data": {"name": "folder", "root": options.data},
+        "data": {"name": "folder", "root": options.data, "class_order": options.class_order},
         "optim": {"epochs": options.epochs, "batch_size": 64, "lr": 5e-5, "warmup_epochs": 0.1 * options.epochs},
         "budget": {**budget, "correct": options.images or IMAGES, "multiple": options.multiple or 16},
         "options": {"images": options.images or IMAGES, "queries": True},
@@ -180,6 +188,8 @@ def _report(model: Any, small: Any, accuracy: Accuracy | None, why: str) -> list
             top1 = 100 * right.float().mean().item()
             low, high = card.interval(top1, n)
             lines.append(f"top-1 {name} {top1:.2f} % [{low:.2f}, {high:.2f}] on {n} images that nothing was fitted to")
+            if name == "before" and low <= 100 / model.num_classes:
+                lines.append("which is not above chance: classes or pixels are probably not as the network knows them")
         difference, half = paired(accuracy)
         lines.append(
             f"difference {difference:+.2f} points [{difference - half:+.2f}, {difference + half:+.2f}], paired, 95 %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hiap.options import Section
 
@@ -49,9 +49,17 @@ class DataConfig(Section):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    crop_pct: float | None = Field(None, gt=0)
+    crop_pct: float | None = Field(None, gt=0, le=1)
+    crop_mode: Literal["center", "squash", "border"] | None = None  # how a photograph that is not square fits, by timm
     mixup: float = Field(0.0, ge=0)  # alpha of Mixup; 0: off
     cutmix: float = Field(0.0, ge=0)  # alpha of CutMix; 0: off
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_pixels_up_to_one(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if value and not all((0 if info.field_name == "mean" else 1e-6) <= v <= 1 for v in value):
+            raise ValueError("expected numbers of pixels in [0, 1], not in [0, 255]")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hiap.options import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -26,11 +28,24 @@ def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
         image = Image.open(io.BytesIO(read()), formats=FORMATS)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
-        return image.convert("RGB")
+        return _eight_bits(image).convert("RGB")
     except Image.UnidentifiedImageError:  # whose words are the address of the bytes
         raise unreadable(name, f"none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: zlib.error, struct.error, KeyError
         raise unreadable(name, f"{type(error).__name__}: {error}") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits a pixel in 8, which Pillow would clip to white. Raises ``ValueError`` for other wide
+    pixels: what is their white is not told."""
+    from PIL import Image
+
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if wide:
+        return Image.fromarray((np.asarray(image).astype(np.int64) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}; expected 8 or 16 bits a channel")
+    return image
 
 
 def unreadable(name: str, reason: str) -> ConfigError:

@@ -11,7 +11,8 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -72,7 +73,7 @@ def _check_folders(root: Path) -> None:
             raise ConfigError(f"{root / name} is missing; {EXPECTED}")
         names[name] = class_folders(root / name)
         if not names[name]:
-            if any(_is_image(entry) for entry in os.listdir(root / name)):
+            if any(is_image(entry) for entry in os.listdir(root / name)):
                 raise ConfigError(f"{root / name} {FLAT}")
             raise ConfigError(f"{root / name} has no class folders; {EXPECTED}")
     if different := sorted(set(names["train"]) ^ set(names["val"])):
@@ -80,7 +81,7 @@ def _check_folders(root: Path) -> None:
         raise ConfigError(f"class folder {different[0]!r} is in {root / here} but not in {root / there}; {EXPECTED}")
     for folder in (root / split / name for split in names for name in names[split]):
         with os.scandir(folder) as entries:
-            if not any(_is_image(entry.name) for entry in entries):
+            if not any(is_image(entry.name) for entry in entries):
                 raise ConfigError(f"{folder} holds no image ({', '.join(ENDINGS)}); {EXPECTED}")
 
 
@@ -102,6 +103,17 @@ def numbers(names: Sequence[str], order: str) -> np.ndarray:
             "whichever the network to start from was trained with"
         )
     return np.argsort(by_number)
+
+
+def numbers_for(names: Sequence[str], network: Mapping[str, Any], classes: int) -> list[int] | None:
+    """Return the number that a network gives each class, where its ``pretrained_cfg`` names its ``classes`` and these
+    are among them; None where it does not say. Raises ``ConfigError`` where it knows some of them only."""
+    told = list(map(str, network.get("label_names") or ()))
+    if len(told) != classes or not set(names) & set(told):
+        return None
+    if unknown := [name for name in names if name not in told]:
+        raise ConfigError(f"class {unknown[0]!r} is none of the network's {classes} ({', '.join(told[:3])} ...)")
+    return [told.index(name) for name in names]
 
 
 def class_numbers(images: Indexed, class_order: str) -> np.ndarray:
@@ -132,13 +144,20 @@ def hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Tell whether a file's name is that of an image, and no system left it behind."""
     return path.lower().endswith(ENDINGS) and not hidden(path)
 
 
 def scan(place: Place) -> Indexed:
     """List the images of a split. Raises ``ConfigError`` if the files are damaged or say no classes."""
     return {"folder": _scan_folder, "tar": _scan_tars, "parquet": _scan_parquet}[place.kind](place)
+
+
+def are_splits(names: Sequence[str]) -> bool:
+    """Tell whether what look like classes are the parts of a data set: 'training_set' and 'test_set', say."""
+    words = {*WORDS["train"], *WORDS["val"], "test", "testing", "eval", "evaluation"}
+    return bool(names) and all(re.split(r"[ _-]", name.lower())[0] in words for name in names)
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:
@@ -150,9 +169,16 @@ def _natural(name: str) -> tuple[list[int | str], str]:
 def _scan_folder(place: Place) -> Indexed:
     classes = class_folders(place.path)
     found: list[str] = []
+    others: list[str] = []
     for name in classes:
         with os.scandir(place.path / name) as entries:
-            found += [f"{name}/{entry.name}" for entry in entries if _is_image(entry.name) and not entry.is_dir()]
+            for entry in entries:
+                taken = is_image(entry.name) and not entry.is_dir()
+                if taken or not hidden(entry.name):
+                    (found if taken else others).append(f"{name}/{entry.name}")
+    if others:
+        what = f"{len(others):,} files and folders in the class folders of {place.path} are no images"
+        warnings.warn(f"{what} ({', '.join(ENDINGS)}) and left out, {min(others)} for example", stacklevel=2)
     found.sort(key=_natural)
     return _named(place, found, [name.partition("/")[0] for name in found], None)
 
@@ -197,6 +223,7 @@ def _scan_tars(place: Place) -> Indexed:
     for number, file in enumerate(place.files):
         images, fields = _members(file, len(place.files) > 1)
         said = _labels(file, fields)
+        _require_one_each(file, images, said)
         found += [(number, image, said.get(_key(image.name))) for image in images]
     if labelled := sum(label is not None for _, _, label in found):
         if labelled < len(found):
@@ -211,6 +238,16 @@ def _scan_tars(place: Place) -> Indexed:
     return _named(place, names, [image.folder for _, image, _ in found], spots)
 
 
+def _require_one_each(file: Path, images: list[Member], said: dict[str, int]) -> None:
+    """Raise ``ConfigError`` for a labelled sample of two images, such as a photograph and its mask."""
+    seen = dict[str, str]()
+    for image in images:
+        key = _key(image.name)
+        if key in said and key in seen:
+            raise ConfigError(f"{file}: {seen[key]} and {image.name} are one sample; expected an image for each label")
+        seen[key] = image.name
+
+
 def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
     """Return the images of a tar, and of the tars in it, and the files that may hold labels. What lies at the top of
     one of ``several`` tars belongs to a class of the tar's name."""
@@ -218,7 +255,7 @@ def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
     try:
         with file.open("rb") as stream:
             for member in _walk(stream, 0, file.stat().st_size, "", file.stem if several else ""):
-                if _is_image(member.name):
+                if is_image(member.name):
                     images.append(member)
                 elif member.name.lower().endswith((".cls", ".json")) and not hidden(member.name):
                     fields.append(member)

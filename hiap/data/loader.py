@@ -56,10 +56,11 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 
-PIXELS = {"mean", "std", "interpolation", "crop_pct"}  # of DataConfig and, under the same names, of timm
+PIXELS = {"mean", "std", "interpolation", "crop_pct", "crop_mode"}  # of DataConfig and, under the same names, of timm
 
 ON_GPU = 0.25  # share of a GPU's free memory that a split's images may take, to stay there
 
+DECODER = 2  # of ``hiap.data.decode``: what an older one decoded is decoded anew
 DECODED_AT_ONCE = 256  # images that are decoded for the cache between two looks at what could not be read
 
 # Names for the independent streams of random numbers.
@@ -644,7 +645,7 @@ def _kept(source: Source, data: DataConfig, img_size: int, split: Split, workers
         "contents": [found.digest, "" if found.whole else found.where],
         "chosen": hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest(),
         "size": img_size,
-        "resized": [shown["interpolation"], shown["crop_pct"], version("pillow")],
+        "resized": [shown["interpolation"], shown["crop_pct"], shown["crop_mode"], version("pillow"), DECODER],
         "tolerant": whole.tolerant,
     }
 
@@ -705,9 +706,9 @@ def _transform(data: DataConfig, img_size: int, split: Split, pixels_only: bool 
 
 
 def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return how images become what a network expects, by timm's names: ``mean``, ``std``, ``interpolation``,
-    ``crop_pct``. Of photographs as ``data`` says, else as ``network`` (timm's ``pretrained_cfg``) was trained, else the
-    data set's own; the sets in memory are always normalised by their own."""
+    """Return how images become what a network expects, by timm's names, ``PIXELS``. Of photographs as ``data`` says,
+    else as ``network`` (timm's ``pretrained_cfg``) was trained, else the data set's own; the sets in memory are always
+    normalised by their own."""
     from timm.data import constants
 
     mean, std = NORMALISATION.get(data.name, (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD))
@@ -717,12 +718,13 @@ def pixels(data: DataConfig, network: dict[str, Any] | None = None) -> dict[str,
         "std": std,
         "interpolation": "bicubic",
         "crop_pct": 1.0 if whole else constants.DEFAULT_CROP_PCT,
+        "crop_mode": "center",
     }
     if data.name in IN_MEMORY:
         return own
     theirs = {name: value for name in own if (value := (network or {}).get(name)) is not None}
     if whole:
-        theirs.pop("crop_pct", None)
+        theirs = {name: value for name, value in theirs.items() if not name.startswith("crop")}
     return {**own, **theirs, **data.model_dump(include=PIXELS, exclude_none=True)}
 
 

@@ -109,11 +109,27 @@ def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if counts[i] != counts[0]:
             raise ExportError(f"blocks.{i} keeps {counts[i]} neurons and blocks.0 {counts[0]}: timm wants equal ones")
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    heads = set[int]()
     for i, block in enumerate(blocks):
         if isinstance(block.attn, PrunedAttention):
+            heads.add(_whole_heads(block.attn, f"blocks.{i}"))
             state |= {f"blocks.{i}.attn.{k}": v for k, v in _dense_attention(block.attn).items()}
+        else:
+            heads.add(block.attn.num_heads)
+    if len(heads) > 1:
+        raise ExportError(f"blocks of {' and '.join(map(str, sorted(heads)))} heads: timm wants equal ones")
     # half a neuron more, because timm truncates the product
-    return {"mlp_ratio": (counts[0] + 0.5) / model.embed_dim}, state
+    return {"mlp_ratio": (counts[0] + 0.5) / model.embed_dim, "num_heads": heads.pop()}, state
+
+
+def _whole_heads(attn: PrunedAttention, name: str) -> int:
+    """Return how many heads attention had before extraction, as wide together as the embedding. Raises ``ExportError``
+    where its scale is of other heads."""
+    dim, width = attn.qkv.in_features, round(attn.scale**-2)
+    widest = max([*attn.qk_dims, *attn.value_dims])
+    if width < widest or dim % width or len(attn.qk_dims) > dim // width:
+        raise ExportError(f"{name}: its scale is of heads of {width} dimensions, it has some of {widest}: no such form")
+    return dim // width
 
 
 def _dense_attention(attn: PrunedAttention) -> dict[str, Tensor]:

@@ -121,7 +121,10 @@ def to_transformers(model: Any, like: Any) -> Any:
     ``ExportError`` (one line) where that is not so."""
     if type(like).__name__ not in _CLASSES:
         raise ExportError(f"{type(like).__name__}: expected one of {', '.join(_CLASSES)}")
-    _, state = to_timm(model)
+    arguments, state = to_timm(model)
+    own_heads = getattr(like.config, "vision_config", like.config).num_attention_heads
+    if arguments["num_heads"] != own_heads:
+        raise ExportError(f"the network is of {arguments['num_heads']} heads, {type(like).__name__} of {own_heads}")
     if "reg_token" in state and "Registers" in type(like).__name__:
         state["pos_embed"] = torch.cat([torch.zeros_like(state["cls_token"]), state["pos_embed"]], dim=1)
     elif "reg_token" in state:

@@ -3,6 +3,7 @@ transformers, the hub's ``owner/name``."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from hiap.formats.folder import CONFIG
 from hiap.gated_vit import UnsupportedModelError
 from hiap.options import ConfigError, one_line
 
+PROCESSOR = "preprocessor_config.json"  # of a folder of transformers: how images become pixels
 SAYS = "expected timm's name, a checkpoint with --arch, or a folder of hiap.save or transformers"
 
 
@@ -128,4 +130,42 @@ def _of_transformers(folder: Path) -> Any:
         theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged folder makes it raise
         raise ConfigError(f"{folder}: not a classifier of transformers ({one_line(error)})") from None
-    return from_transformers(theirs)
+    model = from_transformers(theirs)
+    model.pretrained_cfg = {**_pixels(folder), **_labels(theirs.config)}
+    return model
+
+
+def _pixels(folder: Path) -> dict[str, Any]:
+    """Return how the folder's processor makes pixels of photographs, by timm's names; {} where there is none."""
+    file = folder / PROCESSOR
+    if not file.is_file():
+        return {}
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        size, crop, cuts = told.get("size") or {}, told.get("crop_size") or {}, told.get("do_center_crop", False)
+        if isinstance(size, int):  # as older versions wrote it
+            size = {"shortest_edge": size} if cuts else {}
+        if abs(255 * told.get("rescale_factor", 1 / 255) - 1) > 1e-3 or not told.get("do_rescale", True):
+            raise ValueError("pixels that are not in [0, 1]")
+        mean, std = (told[name] for name in ("image_mean", "image_std"))
+        if not told.get("do_normalize", True):
+            mean, std = [0.0] * 3, [1.0] * 3
+        found: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+        if "shortest_edge" in size:
+            side = (crop["height"] if isinstance(crop, dict) else crop) if cuts else size["shortest_edge"]
+            found |= {"crop_pct": side / size["shortest_edge"], "crop_mode": "center"}
+        else:
+            found |= {"crop_pct": 1.0, "crop_mode": "squash"}
+        if (how := {2: "bilinear", 3: "bicubic"}.get(told.get("resample", 2))) is None:
+            raise ValueError(f"resample {told['resample']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{file}: not a processor that is known ({type(error).__name__}: {one_line(error)})"
+        ) from None
+    return {**found, "interpolation": how}
+
+
+def _labels(config: Any) -> dict[str, Any]:
+    """Return the names of the classes, where they are not transformers' 'LABEL_0' and so on."""
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)] if getattr(config, "id2label", None) else []
+    return {} if not names or names[0] == "LABEL_0" else {"label_names": names}

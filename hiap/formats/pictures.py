@@ -1,12 +1,15 @@
 """Some hundred images of a folder, with labels or without, as a network takes them.
 
-The folder holds images, in any folders below it; if each lies in one of several folders, these are its classes, sorted
-by name as bytes. Or it holds ``train`` and ``val``, in any layout of ``data.name=folder``.
+The folder holds images, in any folders below it; if each lies in one of several folders, these are its classes,
+numbered as the network names them, or by name. Or it holds ``train`` and ``val``, in any layout of
+``data.name=folder``.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +52,44 @@ def _is_split(root: Path) -> bool:
 
 
 def _images(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob("*") if path.suffix.lower() in layouts.ENDINGS and path.is_file())
+    """Yield the images of a folder and of those below it, linked ones too, but for what a system left behind."""
+    seen = set[str]()
+    for folder, below, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link back up
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not layouts.hidden(name)]
+        yield from (Path(folder, name) for name in files if layouts.is_image(name))
 
 
-def read(folder: str, model: Any, wanted: int | None, most: int, measured: int, seed: int = 0) -> Pictures:
-    """Read ``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. Raises ``ConfigError``
-    (one line), also if there are fewer than are wanted."""
+def read(
+    folder: str, model: Any, wanted: int | None, most: int, measured: int, seed: int = 0, class_order: str = "auto"
+) -> Pictures:
+    """Read ``wanted`` images of ``folder`` (None: up to ``most``) and up to ``measured`` others. A class has the number
+    that the network gives its name, where it says so, else its place in ``class_order`` (as ``data.class_order``).
+    Raises ``ConfigError`` (one line), also if there are fewer than are wanted; warns of a network that does not say how
+    its images are normalised."""
     channels, height, width = image_of(model)
     if channels != 3 or height != width:
         raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
     require(folder)
     root = Path(folder)
-    return (_of_splits if _is_split(root) else _of_files)(root, model, wanted, most, measured, seed)
+    if not (_told(model).get("mean") and _told(model).get("std")):
+        warnings.warn(
+            "the network does not say how its images are normalised: ImageNet's mean and deviation are taken; "
+            "in Python hiap.prune takes images that you prepare",
+            stacklevel=2,
+        )
+    try:
+        return (_of_splits if _is_split(root) else _of_files)(root, model, wanted, most, measured, seed, class_order)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("data.class_order", "--class-order")) from None
+
+
+def _told(model: Any) -> dict[str, Any]:
+    """Return what timm's networks, and those that were saved here, know of their images and classes."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def _count(wanted: int | None, most: int, there: int, what: str) -> int:
@@ -70,10 +99,12 @@ def _count(wanted: int | None, most: int, there: int, what: str) -> int:
     return min(wanted or most, there)
 
 
-def _of_splits(root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int) -> Pictures:
+def _of_splits(
+    root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int, class_order: Any
+) -> Pictures:
     side = image_of(model)[1]
-    data = DataConfig(name="folder", root=str(root))
-    data = data.model_copy(update=loader.pixels(data, getattr(model, "pretrained_cfg", None)))
+    data = DataConfig(name="folder", root=str(root), class_order=class_order)
+    data = data.model_copy(update=loader.pixels(data, _told(model)))
     loader.check(data, side)
     found = loader.info(data, side)
     left = found.train - choice.apart(found.train)  # a subset is never of those that validate
@@ -83,6 +114,9 @@ def _of_splits(root: Path, model: Any, wanted: int | None, most: int, measured: 
     batches = list(loader.in_order(known, side, BATCH))
     if found.classes != model.num_classes:
         return Pictures(batches, why=_mismatch(found.classes, model))
+    own = layouts.numbers_for(loader.class_names(data), _told(model), found.classes)
+    if own is not None and own != sorted(own):
+        return Pictures(batches, why="the network names its classes in another order than the folders have")
     return Pictures(batches, list(loader.test_batches(known, side, batch_size=BATCH)))
 
 
@@ -90,31 +124,46 @@ def _mismatch(classes: int, model: Any) -> str:
     return f"the folder has {classes} classes and the network answers with {model.num_classes}"
 
 
-def _of_files(root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int) -> Pictures:
+def _of_files(
+    root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int, class_order: str
+) -> Pictures:
     files = sorted(_images(root), key=lambda path: path.relative_to(root).as_posix().encode())
     parts = [path.relative_to(root).parts for path in files]
-    names = sorted({p[0] for p in parts}, key=str.encode) if all(len(p) > 1 for p in parts) else []
-    labels = [names.index(p[0]) for p in parts] if len(names) > 1 else None
+    names = layouts.class_folders(root) if all(len(p) > 1 for p in parts) else []
+    if layouts.are_splits(names):
+        raise ConfigError(f"--data {root}: {' and '.join(names[:2])} are no classes; call the folders train and val")
+    number, why = _numbers(names, {p[0] for p in parts}, model, class_order)
+    labels = [number[p[0]] for p in parts] if number else None
     order = list(range(len(files)))
     random.Random(seed).shuffle(order)
-    labelled = labels is not None and len(names) == model.num_classes
     # Where there are few, half of them are kept to measure on.
-    there = max(1, len(files) // 2) if labelled else len(files)
-    what = f"of {len(files)} images in {root} half are kept to measure on" if labelled else f"{root} holds {there}"
+    there = max(1, len(files) // 2) if labels else len(files)
+    what = f"of {len(files)} images in {root} half are kept to measure on" if labels else f"{root} holds {there}"
     count = _count(wanted, most, there, what)
     chosen, others = order[:count], order[count : count + measured]
     calibration = _batches(files, labels, chosen, model)
-    if not labelled:
-        why = "the images come without classes" if labels is None else _mismatch(len(names), model)
-        return Pictures(calibration, why=why)
-    return Pictures(calibration, _batches(files, labels, others, model))
+    return Pictures(calibration, _batches(files, labels, others, model)) if labels else Pictures(calibration, why=why)
+
+
+def _numbers(names: list[str], filled: set[str], model: Any, class_order: str) -> tuple[dict[str, int], str]:
+    """Return the number of each class, {} with the reason where images cannot be measured by their folders."""
+    if len(names) < 2:
+        return {}, "the images come without classes"
+    classes = model.num_classes
+    if (known := layouts.numbers_for(names, _told(model), classes)) is not None:
+        return dict(zip(names, known, strict=True)), ""
+    if len(names) != classes:
+        return {}, _mismatch(len(names), model)
+    if empty := [name for name in names if name not in filled]:
+        return {}, f"class folder {empty[0]!r} holds no image"
+    return dict(zip(names, map(int, layouts.numbers(names, class_order)), strict=True)), ""
 
 
 def _batches(files: list[Path], labels: list[int] | None, chosen: list[int], model: Any) -> list[Batch]:
     from timm.data import create_transform
 
     side = image_of(model)[1]
-    how = loader.pixels(DataConfig(name="folder"), getattr(model, "pretrained_cfg", None))
+    how = loader.pixels(DataConfig(name="folder"), _told(model))
     transform: Any = create_transform(input_size=(3, side, side), **how)
     batches: list[Batch] = []
     for first in range(0, len(chosen), BATCH):

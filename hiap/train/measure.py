@@ -69,6 +69,7 @@ class Measure:
                 and other.config.optim.precision == config.optim.precision
                 and (other.environment.device_name, other.environment.threads) == (here.device_name, here.threads)
                 and other.environment.libraries == here.libraries
+                and other.config.model.img_size == config.model.img_size  # else its positions are resampled
             )
             if same and other.metrics.extracted:
                 return without_hits(other.metrics.extracted)

@@ -59,9 +59,15 @@ def looked_at(context: Context, count: int, device: torch.device) -> Iterator[tu
         epoch=0,
         workers=config.run.workers,
     )
-    for _, (images, labels) in zip(range(count // size), batches, strict=False):
-        context.scored += len(images)
-        yield images.to(device), labels.to(device)
+    left = count
+    for images, labels in batches:
+        context.scored += min(left, len(images))
+        yield images[:left].to(device), labels[:left].to(device)
+        if (left := left - len(images)) <= 0:
+            return
+    warnings.warn(
+        f"{count - left:,} images were looked at, not {count:,}: there are no more whole batches", stacklevel=2
+    )
 
 
 def corrected(small: Any, before: Any, context: Context) -> Any:

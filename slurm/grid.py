@@ -171,6 +171,10 @@ def expand(
         if seed not in grid.seeds:
             raise ConfigError(f"{source}: by_seed: {seed} is none of the seeds {grid.seeds}")
         _refuse_launcher_keys(_nested(keys), f"{source}: by_seed: {seed}")
+        named = list[str]()
+        _map_references(_nested(keys), lambda other, named=named: named.append(other) or other)  # type: ignore[misc]
+        if named:
+            raise ConfigError(f"{source}: by_seed: {seed}: {REFERENCE}{named[0]}: name other runs in 'base' or 'runs'")
     reading = _reading(grid.reading, source)
     values = {label: _values(grid, label, reading, source) for label in grid.runs}
     for label, nested in values.items():

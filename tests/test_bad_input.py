@@ -53,6 +53,7 @@ CASES = [
     ("train", [*DIGITS, "optim.epochs=1:30"], r"optim\.epochs: Input should be a valid integer"),
     ("train", [*DIGITS, "optim=5", "optim.lr=1e-3"], "optim: given both as a value and as a section"),
     ("grid", ["--grid", "twice.yaml"], r"key 'optim\.lr' is given twice, with a dot and in a section"),
+    ("grid", ["--grid", "by_seed.yaml"], r"by_seed: 0: run:a: name other runs in 'base' or 'runs'"),
     ("grid", ["--grid", "seeds.yaml"], r"seeds must be a list of some of \[0\], not \[\[0\]\]"),
     # Pixels of another scale
     ("train", [*TIMM, "data.mean=[123.7,116.3,103.5]"], r"data\.mean: expected numbers of pixels in \[0, 1\]"),
@@ -101,6 +102,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nested.yaml").write_text("[" * 20_000)
     grid = "name: g\nabout: a\npublished: p\nseeds: [0]\n"
     (tmp_path / "twice.yaml").write_text(grid + "base: {optim.lr: 1e-3, optim: {lr: 2e-3}}\nruns: {a: {}}\n")
+    (tmp_path / "by_seed.yaml").write_text(grid + "by_seed: {0: {model.weights: run:a}}\nruns: {a: {}, b: {}}\n")
     (tmp_path / "seeds.yaml").write_text(grid + "runs: {a: {seeds: [[0]]}}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -218,6 +218,7 @@ def of_cuts(results: Results, grid: str, name: str) -> Numbers:
         f"{name}.images": fixed(runs["test_images"].max(), 0),
     }
     for row in cuts.accuracies(runs[runs["corrected"]]).to_dict("records"):
+        found[f"kept.{_kept(row['target'])}"] = _kept(row["target"])
         found[f"{name}.{row['ranking']}.{_kept(row['target'])}"] = fixed(row["top1"], 1)
     for row in cuts.against(runs).to_dict("records"):
         ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
@@ -431,10 +432,12 @@ def of_claims(everything: pd.DataFrame) -> Numbers:
 
 def of_project(results: Results) -> Numbers:
     """What is committed, and the defaults of what the paper leaves open."""
-    runs, config = results.runs(), Config()
+    runs, config = results.runs().drop_duplicates("run_id"), Config()  # a start may serve several grids
+    hours = runs["seconds"] / 3600
     return {
         "runs.all": fixed(len(runs), 0),
-        "runs.hours": fixed(runs["seconds"].sum() / 3600, 1),
+        "runs.hours": fixed(hours[runs["device"] == "cpu"].sum(), 1),
+        "runs.hours.gpu": fixed(hours[runs["device"] != "cpu"].sum(), 1),
         "runs.machines": names.machines(runs["device_name"]),
         "runs.threads": str(max(record.environment.threads for record in results.records())),
         "runs.disk": fixed(sum(path.stat().st_size for path in results.root.glob("runs/*/*.json")) / 1e6, 1),

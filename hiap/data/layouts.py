@@ -140,8 +140,8 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def hidden(path: str) -> bool:
-    """Tell whether it is something that a system left behind: .DS_Store, ._a.JPEG, .ipynb_checkpoints, __MACOSX."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    """Tell whether it is something that a system left behind: .DS_Store, ._a.JPEG, .ipynb_checkpoints, Thumbs.db."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in path.split("/"))
 
 
 def is_image(path: str) -> bool:

@@ -28,11 +28,26 @@ from hiap.gated_vit import gate
 from hiap.gates import anneal
 from hiap.ledger import Prices
 from hiap.objective import feasibility, penalties
-from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, distance_to_threshold, one_line
+from hiap.options import (
+    ConfigError,
+    FeasibilityConfig,
+    GateConfig,
+    PenaltyConfig,
+    Section,
+    distance_to_threshold,
+    one_line,
+)
 
 
 class PrunerError(RuntimeError):
     """Use of a pruner out of order; the message is one line and says what was expected."""
+
+
+def require_options(**given: Any) -> None:
+    """Raise ``ConfigError`` for options that are none, a dictionary for example."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Section):
+            raise ConfigError(f"{name}: expected a section of hiap.options, not {type(value).__name__}")
 
 
 def require_state(state: Mapping[str, Any]) -> None:
@@ -97,6 +112,7 @@ class Pruner:
     ):
         if not hasattr(steps, "__index__") or steps < 1:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
+        require_options(gates=gates, penalty=penalty, feasibility=feasibility)
         self.gates, self.strengths = gates or GateConfig(), penalty or PenaltyConfig()
         self.feasibility = feasibility or FeasibilityConfig()
         self.steps, self.done, self.seed = steps, 0, seed

@@ -184,6 +184,14 @@ def test_networks_without_numbers_are_one_line() -> None:
         hiap.gate(model)
 
 
+def test_a_target_may_be_a_tensor_and_inference_mode_is_refused() -> None:
+    model, seen = answering(), images()
+    small = hiap.prune(model, seen, target_macs=torch.tensor(0.5))  # type: ignore[arg-type]
+    assert hiap.macs(small, IMAGE) == hiap.macs(hiap.prune(model, seen, target_macs=0.5), IMAGE)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"cannot run under torch\.inference_mode"):
+        hiap.prune(model, seen, target_macs=0.5)
+
+
 def test_what_is_no_vit_is_one_line() -> None:
     with pytest.raises(hiap.UnsupportedModelError, match="ResNet: expected a timm VisionTransformer"):
         hiap.prune(timm.create_model("resnet18"), images(), target_macs=0.5)

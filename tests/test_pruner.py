@@ -336,6 +336,13 @@ def test_misuse_is_one_clear_line() -> None:
         hiap.Pruner(pruner.model, steps=1)
     with pytest.raises(ValueError, match="carries no gates"):
         hiap.extract(small_vit(), target_macs=0.5)
+    for given, line in (
+        ({"gates": {"init_logit": 3}}, "gates: expected a section of hiap.options, not dict"),
+        ({"penalty": {}}, "penalty: expected a section"),
+        ({"ramp": "0.5"}, "ramp '0.5': expected a share"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            hiap.Pruner(small_vit(), steps=1, **given)
     with pytest.warns(UserWarning, match="after 0 of 9 steps"):
         hiap.Pruner(small_vit(), steps=9).finish()
 

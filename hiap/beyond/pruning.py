@@ -68,6 +68,10 @@ def prune(
         raise ConfigError(f"fisher {fisher!r}: expected {', '.join(map(repr, obs.FISHER))}")
     if ridge is not None and (not isinstance(ridge, int | float) or not 0 < ridge < float("inf")):
         raise ConfigError(f"ridge {ridge!r}: expected a number above 0, or None")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "hiap.prune: cannot run under torch.inference_mode(), which keeps no gradients; call it outside"
+        )
     require_numbers(model)
     whole = even(model)
     require_correctable(whole)

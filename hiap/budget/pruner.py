@@ -26,7 +26,7 @@ from hiap.budget.summary import Summary
 from hiap.budget.watch import LOOK, Watch
 from hiap.gated_layers import is_gated
 from hiap.options import ConfigError, FeasibilityConfig, checked
-from hiap.pruner import PrunerError, require_state
+from hiap.pruner import PrunerError, require_options, require_state
 
 
 class Pruner(pruner.Pruner):
@@ -79,7 +79,8 @@ class Pruner(pruner.Pruner):
         seed: int = 0,
         shrink: Any = None,
     ):
-        if not 0 < ramp <= 1:
+        require_options(gates=gates, penalty=penalty, feasibility=feasibility)
+        if not isinstance(ramp, int | float) or not 0 < ramp <= 1:
             raise ConfigError(f"ramp {ramp!r}: expected a share of the phase in (0, 1]")
         given = {"lambda_macro": lambda_macro, "lambda_micro": lambda_micro}
         chosen = {name: value for name, value in given.items() if value is not None}

@@ -105,6 +105,7 @@ def target_of(
     ((name, wanted),) = chosen.items()
     if not hasattr(wanted, "__float__") or not 0 < wanted < float("inf"):
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
+    wanted = wanted if isinstance(wanted, int) else float(wanted)  # of a tensor, say
     if wanted < 1 and name in (given_before := getattr(model, "given", {})):  # it was pruned before, and evened
         wanted = round(wanted * given_before[name])
     dims = cost.dims_of(model)

@@ -230,6 +230,20 @@ def test_a_start_that_was_measured_on_other_images_is_measured_anew(folders: tup
     assert run.metrics.dense.loss != dense.metrics.extracted.loss
 
 
+def test_a_start_that_numbers_its_classes_otherwise_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    dense = train.run(config_of(arguments(folders[0], tmp_path)))
+    model = hiap.load(Folders(tmp_path / "out", "manual", dense.run_id).model)
+    names = sorted(path.name for path in (folders[0] / "train").iterdir())
+    starts = []
+    for name, order in (("same", names), ("other", names[::-1])):
+        model.pretrained_cfg = {**model.pretrained_cfg, "label_names": order}
+        hiap.save(model, tmp_path / name)
+        starts.append([*without_sizes(arguments(folders[0], tmp_path)), f"model.weights={tmp_path / name}"])
+    train.run(config_of(starts[0]))
+    with pytest.raises(ConfigError, match="the network numbers its classes in another order"):
+        train.run(config_of(starts[1]))
+
+
 def test_a_start_that_was_measured_at_another_size_is_measured_anew(tmp_path: Path) -> None:
     keys = ["method=dense", "data.name=digits", "model.img_size=16", "model.embed_dim=16", "model.depth=1"]
     keys += ["model.num_heads=2", "optim.epochs=1", f"run.results={tmp_path}", "run.tensorboard=false", "run.threads=1"]

@@ -114,7 +114,10 @@ def _of_splits(
     batches = list(loader.in_order(known, side, BATCH))
     if found.classes != model.num_classes:
         return Pictures(batches, why=_mismatch(found.classes, model))
-    own = layouts.numbers_for(loader.class_names(data), _told(model), found.classes)
+    try:
+        own = layouts.numbers_for(loader.class_names(data), _told(model), found.classes)
+    except ConfigError as error:
+        return Pictures(batches, why=str(error))
     if own is not None and own != sorted(own):
         return Pictures(batches, why="the network names its classes in another order than the folders have")
     return Pictures(batches, list(loader.test_batches(known, side, batch_size=BATCH)))
@@ -150,7 +153,11 @@ def _numbers(names: list[str], filled: set[str], model: Any, class_order: str) -
     if len(names) < 2:
         return {}, "the images come without classes"
     classes = model.num_classes
-    if (known := layouts.numbers_for(names, _told(model), classes)) is not None:
+    try:
+        known = layouts.numbers_for(names, _told(model), classes)
+    except ConfigError as error:
+        return {}, str(error)
+    if known is not None:
         return dict(zip(names, known, strict=True)), ""
     if len(names) != classes:
         return {}, _mismatch(len(names), model)

@@ -21,6 +21,7 @@ from hiap.budget.latency import PICOSECONDS, LatencyTable
 from hiap.budget.prices import latency_table, priced
 from hiap.budget.selection import Target, target_of
 from hiap.budget.summary import block_shapes
+from hiap.data import layouts
 from hiap.data import loader as data
 from hiap.formats import store
 from hiap.train import card, checkpoint, compilation, curves, identity, iterative, probe
@@ -189,9 +190,21 @@ class Run:
             raise ConfigError(
                 f"model.probe: model.weights '{weights}' have a classifier of these {info.classes} classes"
             )
+        if config.model.weights and not start.new_head:
+            self._require_same_classes(start.model)
         if start.adapted and self.world.first:
             print(f"{config.run_id}: {'; '.join(start.adapted)}", file=sys.stderr)
         return start
+
+    def _require_same_classes(self, model: Any) -> None:
+        """Raise ``ConfigError`` if the network names its classes, and those of the data have other numbers."""
+        told = getattr(model, "pretrained_cfg", None) or {}
+        numbers = layouts.numbers_for(data.class_names(self.config.data), told, self.info.classes)
+        if numbers is not None and numbers != list(range(self.info.classes)):
+            raise ConfigError(
+                f"model.weights '{self.config.model.weights}': the network numbers its classes in another order "
+                f"({', '.join(map(str, told['label_names'][:3]))} ...) than the data; rename the class folders"
+            )
 
     def _pixels(self) -> dict[str, Any]:
         """Return how images become pixels in this run; the network keeps it, and hands it on to runs that start from

@@ -9,17 +9,21 @@ because the time of --budget was over.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the checkout that this file is of, whichever one the environment has installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import os
 import signal
-import sys
 import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiap.cli import parsers

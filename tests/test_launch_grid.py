@@ -981,3 +981,25 @@ def test_a_budget_that_is_over_in_the_middle_of_a_run_changes_nothing_of_it(tmp_
     assert stops > 0
     assert sum(read(run.folders.record).resumed for run in found) > 0
     assert [measured(run) for run in found] == [measured(run) for run in whole]
+
+
+def test_a_second_checkout_launches_its_own_code_and_grids(tmp_path: Path) -> None:
+    """Run as a file by an environment in which another checkout is installed."""
+    for folder in ("hiap", "slurm", "baselines"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "slurm" / "grids" / "own.yaml").write_text(
+        "name: own\nabout: a\npublished: p\nseeds: [0]\n"
+        "runs: {d: {method: dense, data.name: digits, model.img_size: 16}}\n"
+    )
+    command = [
+        sys.executable,
+        tmp_path / "slurm" / "launch_grid.py",
+        "--grid",
+        "own",
+        "--dry-run",
+        "--cluster",
+        "local",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"({tmp_path.name}/slurm/grids/own.yaml)" in " ".join(done.stdout.split())

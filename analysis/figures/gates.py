@@ -148,7 +148,7 @@ def ends(rows: pd.DataFrame, shown: dict[str, str]) -> Figure:
     """``calibrate.ends_by_block``: heads above and neurons below that are left of each block, a column per figure of
     the paper; ``shown``: readings and their names."""
     fig, axes = wide(3.0, 2, 5, sharex=True, sharey="row")
-    looks = [("black", "-", 1.6), (Ink.RED, "-", 1.1), (Ink.BLUE, "--", 1.1)]
+    looks = [("black", "-", 1.8), (Ink.RED, "-", 1.1), (Ink.GREEN, "-.", 1.1), (Ink.BLUE, "--", 1.1)]
     for column, number in enumerate(sorted(rows["figure"].unique())):
         for ax, (unit, whole) in zip(axes[:, column], WHOLE.items(), strict=True):
             for (network, name), (colour, dash, width) in zip(
@@ -162,7 +162,7 @@ def ends(rows: pd.DataFrame, shown: dict[str, str]) -> Figure:
     axes[0, 0].set_ylabel("heads left")
     axes[1, 0].set_ylabel("neurons left")
     fig.supxlabel("block", fontsize=STYLE["axes.labelsize"])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 

@@ -343,12 +343,14 @@ def of_ratios(results: Results) -> Numbers:
 
 def of_calibrate(results: Results) -> Numbers:
     """``calibrate.*``: how many readings, and the distances from Figs. 5-9, whole and after the first epoch;
-    ``ends.*``: how many by what is left at the end, the best one's ``measure`` and the one's taken by curves."""
+    ``ends.*``: how many by what is left at the end, the ``measure`` of the one that the rule takes, of the ``nearest``,
+    and of the ``old``, taken by curves."""
     near = calibrate.distances(calibrate.curves(results)).set_index("reading")
     whole, first = near["distance"], near["first"].sort_values()
     looks = next(iter(calibrate.taken(results).values())).gates
     ends = calibrate.ends(results)
     best, by_reading = ends.iloc[0], ends.set_index("reading")
+    nearest = ends.loc[ends["measure"].idxmin()]
     left = {"measure": fixed(best["measure"]), "heads": fixed(best["heads"]), "neurons": fixed(best["neurons"])}
     left |= {
         "readings": str(len(ends)),
@@ -357,7 +359,10 @@ def of_calibrate(results: Results) -> Numbers:
     }
     left |= {
         "old.headless": str(by_reading["without_heads"][calibrate.TAKEN]),
-        "words": calibrate.words(best["reading"]).replace("T²", "$T^2$"),
+        "words": _in_tex(calibrate.words(best["reading"])),
+        "nearest": fixed(nearest["measure"]),
+        "nearest.words": _in_tex(calibrate.words(nearest["reading"])),
+        "nearest.headless": str(nearest["without_heads"]),
     }
     return {
         **{f"ends.{name}": text for name, text in left.items()},
@@ -370,6 +375,10 @@ def of_calibrate(results: Results) -> Numbers:
         "calibrate.first.next": fixed(first.drop(calibrate.TAKEN).min()),
         "calibrate.first.old": fixed(first[calibrate.BEFORE]),
     }
+
+
+def _in_tex(words: str) -> str:
+    return words.replace("T²", "$T^2$")
 
 
 def of_pull(results: Results) -> Numbers:

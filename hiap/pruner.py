@@ -28,33 +28,11 @@ from hiap.gated_vit import gate
 from hiap.gates import anneal
 from hiap.ledger import Prices
 from hiap.objective import feasibility, penalties
-from hiap.options import (
-    ConfigError,
-    FeasibilityConfig,
-    GateConfig,
-    PenaltyConfig,
-    Section,
-    distance_to_threshold,
-    one_line,
-)
+from hiap.options import ConfigError, FeasibilityConfig, GateConfig, PenaltyConfig, distance_to_threshold, one_line
 
 
 class PrunerError(RuntimeError):
     """Use of a pruner out of order; the message is one line and says what was expected."""
-
-
-def require_options(**given: Any) -> None:
-    """Raise ``ConfigError`` for options that are none, a dictionary for example."""
-    for name, value in given.items():
-        if value is not None and not isinstance(value, Section):
-            raise ConfigError(f"{name}: expected a section of hiap.options, not {type(value).__name__}")
-
-
-def require_state(state: Mapping[str, Any]) -> None:
-    """Raise ``PrunerError`` for what no pruner's ``state_dict`` gave, a network's for example."""
-    steps, done = (state.get(name) if isinstance(state, Mapping) else None for name in ("steps", "done"))
-    if not isinstance(steps, int) or not isinstance(done, int) or not 0 <= done <= steps:
-        raise PrunerError(f"load_state_dict: steps {steps}, done {done}; expected what pruner.state_dict() gave")
 
 
 class Policy:
@@ -112,7 +90,6 @@ class Pruner:
     ):
         if not hasattr(steps, "__index__") or steps < 1:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
-        require_options(gates=gates, penalty=penalty, feasibility=feasibility)
         self.gates, self.strengths = gates or GateConfig(), penalty or PenaltyConfig()
         self.feasibility = feasibility or FeasibilityConfig()
         self.steps, self.done, self.seed = steps, 0, seed
@@ -197,7 +174,6 @@ class Pruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken. Raises ``PrunerError`` if it is of another model or phase."""
-        require_state(state)
         if state["steps"] != self.steps:
             raise PrunerError(f"load_state_dict: the state is of a phase of {state['steps']} steps; make the pruner so")
         try:

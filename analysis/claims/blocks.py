@@ -25,7 +25,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "results": lambda: overview.table(results),
         "results-newest": lambda: overview.table(results, overview.newest(results)),
         "verdict": lambda: overview.verdict(results),
-        "verdict-newest": lambda: overview.verdict(results, overview.newest(results)),
+        "verdict-newest": lambda: overview.verdict(results, overview.newest(results), exploratory=False),
         "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading
         "evidence": lambda: words.at_papers_shape(results),
         **{f"evidence-{pair.grid}": _at(results, pair) for pair in list(evidence.PAIRS)[1:]},  # one for each

@@ -149,15 +149,15 @@ def _everywhere(results: Results) -> str:
 # The sentences
 
 
-def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
+def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *, exploratory: bool = True) -> str:
     """Per pair: what the tests that were fixed beforehand say of HiAP + target (ours), with the training bills, and
-    the exploratory differences, without a verdict."""
-    said = [_tested(evidence.load(results, pair.grid), pair) for pair in pairs]
+    the ``exploratory`` differences, without a verdict."""
+    said = [_tested(evidence.load(results, pair.grid), pair, exploratory) for pair in pairs]
     text = " ".join(filter(None, said)) or "No comparison has been run yet."
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
-def _tested(runs: pd.DataFrame, pair: evidence.Pair) -> str:
+def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     rows = evidence.against(runs, pair)
     rows = rows[~rows["variant"].isin(evidence.CONTROLS) & (rows["method"] != evidence.REFERENCE)]
     rows = rows[rows["target"].isin({target for target, _ in pair.primary}) & ~evidence.aside(rows["variant"])]
@@ -178,7 +178,7 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair) -> str:
         f"On {pair.data} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's correction), "
         f"{OURS} is {', and '.join(found)}; "
         f"{_bill(runs, list(dict.fromkeys(tested['title'])))}.",
-        _exploratory(others),
+        _exploratory(others) if exploratory else "",
         pair.note,
     ]
     return " ".join(filter(None, said))

@@ -25,8 +25,8 @@ from hiap.budget.selection import kept_units, require_used, target_of
 from hiap.budget.summary import Summary
 from hiap.budget.watch import LOOK, Watch
 from hiap.gated_layers import is_gated
-from hiap.options import ConfigError, FeasibilityConfig, checked
-from hiap.pruner import PrunerError, require_options, require_state
+from hiap.options import ConfigError, FeasibilityConfig, Section, checked
+from hiap.pruner import PrunerError
 
 
 class Pruner(pruner.Pruner):
@@ -79,7 +79,7 @@ class Pruner(pruner.Pruner):
         seed: int = 0,
         shrink: Any = None,
     ):
-        require_options(gates=gates, penalty=penalty, feasibility=feasibility)
+        _require_options(gates=gates, penalty=penalty, feasibility=feasibility)
         if not isinstance(ramp, int | float) or not 0 < ramp <= 1:
             raise ConfigError(f"ramp {ramp!r}: expected a share of the phase in (0, 1]")
         given = {"lambda_macro": lambda_macro, "lambda_micro": lambda_micro}
@@ -205,7 +205,7 @@ class Pruner(pruner.Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken. With ``shrink`` the network takes the state's sizes: make the optimiser
         afterwards. Raises ``PrunerError`` if it is of another model or phase."""
-        require_state(state)
+        _require_state(state)
         if state["steps"] != self.steps or ("budget" in state) != (self.budget is not None):
             phase = f"{state['steps']} steps {'with' if 'budget' in state else 'without'} a target"
             raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")
@@ -213,6 +213,20 @@ class Pruner(pruner.Pruner):
             raise PrunerError(f"load_state_dict: the state is {'not ' * bool(self.shrink)}of a pruner with shrink")
         super().load_state_dict(state)
         self._watch = Watch(self.model)
+
+
+def _require_options(**given: Any) -> None:
+    """Raise ``ConfigError`` for options that are none, a dictionary for example."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Section):
+            raise ConfigError(f"{name}: expected a section of hiap.options, not {type(value).__name__}")
+
+
+def _require_state(state: Any) -> None:
+    """Raise ``PrunerError`` for what no pruner's ``state_dict`` gave, a network's for example."""
+    steps, done = (state.get(name) if isinstance(state, Mapping) else None for name in ("steps", "done"))
+    if not isinstance(steps, int) or not isinstance(done, int) or not 0 <= done <= steps:
+        raise PrunerError(f"load_state_dict: steps {steps}, done {done}; expected what pruner.state_dict() gave")
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ SHOWS = {
     "table3": "Table 3's network from scratch, on a CPU",
     "cifar10_cut": "the same right after a cut, corrected or not",
     "cifar10_first": "a first look at it, untuned, in fp32",
-    "imagenette_cut": "ImageNet photographs right after a cut, corrected, in fp32",
+    "imagenette_cut": "the same on ImageNet photographs, in fp32",
     "imagenette": "methods and controls on photographs (Imagenette)",
     "shrink": "the bill of a phase that shrinks",
     "latency": "time against MACs as the price of a unit",

@@ -332,3 +332,27 @@ def test_a_network_at_chance_is_told(photographs: Path, tmp_path: Path, capsys: 
     hiap.save(model, tmp_path / "net")
     assert prune(tmp_path / "net", "--data", photographs, "--out", tmp_path / "small") == 0
     assert "which is not above chance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"size": {"height": 224, "width": 224}}, ("bilinear", 1.0, "squash")),
+        ({"size": 224}, ("bilinear", 1.0, "squash")),  # as older versions wrote it
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, ("bilinear", 0.875, "center")),
+        (
+            {"size": {"height": 256}, "crop_size": {"height": 224}, "do_center_crop": True, "resample": 3},
+            ("bicubic", 0.875, "squash"),
+        ),
+    ],
+)
+def test_a_processor_of_transformers_is_read(told: dict[str, Any], known: tuple[Any, ...], tmp_path: Path) -> None:
+    file = tmp_path / networks.PROCESSOR
+    file.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **told}))
+    found = networks._pixels(tmp_path)
+    assert (found["interpolation"], found["crop_pct"], found["crop_mode"]) == known
+    assert (found["mean"], found["std"]) == ((0.5,) * 3, (0.25,) * 3)
+    for odd in ({"resample": 1}, {"rescale_factor": 1.0}, {"image_mean": None}):
+        file.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **told, **odd}))
+        with pytest.raises(ConfigError, match="not a processor that is known"):
+            networks._pixels(tmp_path)

@@ -151,11 +151,9 @@ def _pixels(folder: Path) -> dict[str, Any]:
         if not told.get("do_normalize", True):
             mean, std = [0.0] * 3, [1.0] * 3
         found: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
-        if "shortest_edge" in size:
-            side = (crop["height"] if isinstance(crop, dict) else crop) if cuts else size["shortest_edge"]
-            found |= {"crop_pct": side / size["shortest_edge"], "crop_mode": "center"}
-        else:
-            found |= {"crop_pct": 1.0, "crop_mode": "squash"}
+        whole = size.get("shortest_edge") or size.get("height")
+        share = (crop["height"] if isinstance(crop, dict) else crop) / whole if cuts and whole else 1.0
+        found |= {"crop_pct": share, "crop_mode": "center" if "shortest_edge" in size else "squash"}
         if (how := {2: "bilinear", 3: "bicubic"}.get(told.get("resample", 2))) is None:
             raise ValueError(f"resample {told['resample']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:

@@ -350,7 +350,7 @@ def of_calibrate(results: Results) -> Numbers:
     looks = next(iter(calibrate.taken(results).values())).gates
     ends = calibrate.ends(results)
     best, by_reading = ends.iloc[0], ends.set_index("reading")
-    nearest = ends.loc[ends["measure"].idxmin()]
+    nearest = ends.sort_values("measure").iloc[0]
     left = {"measure": fixed(best["measure"]), "heads": fixed(best["heads"]), "neurons": fixed(best["neurons"])}
     left |= {
         "readings": str(len(ends)),

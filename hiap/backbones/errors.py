@@ -24,7 +24,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+        annotation: Any = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not _takes_bool(annotation):
             raise ValueError("expected no 'yes' or 'no'")
         return value
 

@@ -244,7 +244,7 @@ def of_trained_cuts(results: Results) -> Numbers:
 
 def of_scan(results: Results) -> Numbers:
     """``scan.strengths``, ``.dense``, ``.least``, ``.most`` (share of the MACs); ``scan.<kept>`` read between two
-    strengths, ``.diff`` to HiAP with a target on the same networks; ``scan.x<factor>`` and ``.macs``."""
+    strengths, ``.diff`` to HiAP with a target on the same networks; ``scan.x<factor>``, ``.macs`` and ``.times``."""
     runs = paired.load(results, scan.GRID)
     points = scan.curve(runs)
     if points.empty:
@@ -260,6 +260,7 @@ def of_scan(results: Results) -> Numbers:
         found[f"scan.{_kept(row['target'])}.diff"] = fixed(row["difference"], 1)
     for row in points.groupby("factor", as_index=False).mean().to_dict("records"):
         found[f"scan.x{row['factor']:g}"] = fixed(row["top1"], 1)
+        found[f"scan.x{row['factor']:g}.times"] = fixed(row["factor"], 0)
         found[f"scan.x{row['factor']:g}.macs"] = fixed(100 * row["macs_share"], 0)
     return found
 

@@ -29,18 +29,20 @@ COLUMNS = ("target", "n", "top1", "low", "high", "difference", "difference_low",
 def curve(runs: pd.DataFrame) -> pd.DataFrame:
     """The networks of the scan, a row each, by seed and strength: ``factor``, ``seed``, ``macs_share``, ``top1``,
     ``heads``, ``neurons``, ``train_macs``."""
-    own = runs[runs["label"].astype(str).str.startswith(PREFIX)]
-    rows = own.assign(factor=own["label"].str.removeprefix(PREFIX).astype(float))
     columns = ["factor", "seed", "macs_share", "top1", "heads", "neurons", "train_macs"]
-    return rows[columns].sort_values(["seed", "factor"]).reset_index(drop=True)
+    return _scanned(runs)[columns].sort_values(["seed", "factor"]).reset_index(drop=True)
+
+
+def _scanned(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the scan, with the ``factor`` that their labels name."""
+    own = runs[runs["label"].astype(str).str.startswith(PREFIX)]
+    return own.assign(factor=own["label"].str.removeprefix(PREFIX).astype(float))
 
 
 def beside(results: Results, grid: str = GRID) -> pd.DataFrame:
     """The scan and, of the same dense networks, everything with a target: ``ranking`` ('rule', or as in ``epochs``),
     ``title``, ``epochs``, ``seed``, ``factor``, ``macs_share``, ``top1``, ``train_macs``."""
-    runs = paired.load(results, grid)
-    own = runs[runs["label"].astype(str).str.startswith(PREFIX)]
-    own = own.assign(ranking="rule", title=names.RULE, factor=own["label"].str.removeprefix(PREFIX).astype(float))
+    own = _scanned(paired.load(results, grid)).assign(ranking="rule", title=names.RULE)
     others = epochs.load(results, grid, everywhere=True)
     rows = pd.concat([own, others[others["seed"].isin(own["seed"])]])
     columns = ["ranking", "title", "epochs", "seed", "factor", "macs_share", "top1", "train_macs"]

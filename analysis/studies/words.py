@@ -89,8 +89,7 @@ def _shape(results: Results, pair: evidence.Pair) -> list[str]:
 
 def _explored(runs: pd.DataFrame) -> list[str]:
     """Exploratory comparisons, with intervals and without a verdict."""
-    said = []
-    said += _behind(runs)
+    said = _behind(runs)
     tuned = evidence.finetuning(runs).sort_values("target", ascending=False)
     if len(tuned):
         own = tuned["label"].str.contains("settled")

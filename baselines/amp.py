@@ -10,13 +10,9 @@ own measure; here value dimensions are ranked too, and one threshold over all la
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-from torch import Tensor
-
-from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
-from hiap import cost, ledger
+from baselines.ranking import importance, per_mac, prune_then_tune, scored_copy
 from hiap.budget.selection import Ranking
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import pick_device
@@ -33,15 +29,9 @@ def stages(config: Config) -> list[Stage]:
 
 
 def rank(model: Any, context: Context) -> Ranking:
-    dims, place = cost.dims_of(model), pick_device(context.config.run.device)
-    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    scored = copy.deepcopy(model).eval().to(place)
-    for images, _ in looked_at(context, options(context.config)["images"], place):
+    device = pick_device(context.config.run.device)
+    scored = scored_copy(model, device)
+    for images, _ in looked_at(context, options(context.config)["images"], device):
         answers = scored(images).float().log_softmax(-1)
         (-(answers.exp() * answers).sum()).backward()  # of a sum, so that a last, smaller batch counts as it should
-
-    def importance(weight: Any) -> Tensor:
-        return (weight * weight.grad).detach().abs()
-
-    value_dims = value_dim_sums(scored, importance) / (prices.value_dim + prices.head / dims.head_dim)
-    return Ranking(dims=value_dims.cpu(), neurons=(neuron_sums(scored, importance) / prices.neuron).cpu())
+    return per_mac(scored, importance)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiap import gated_vit
+from hiap import cost, gated_vit, ledger
 from hiap.backbones.families import standard
 from hiap.budget.selection import Ranking
 from hiap.gated_vit import BlockMask
@@ -179,6 +179,25 @@ def value_dim_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
         return (rows + of(attn.proj.weight).sum(0)).view(attn.num_heads, attn.head_dim)
 
     return torch.stack([layer(b.attn) for b in model.blocks])
+
+
+def scored_copy(model: Any, device: torch.device) -> Any:
+    """A copy of ``model`` in evaluation on ``device`` whose weights all take gradients, frozen ones too."""
+    return copy.deepcopy(model).eval().requires_grad_().to(device)
+
+
+def importance(weight: Any) -> Tensor:
+    """|weight x gradient|: what a loss would change by without the weight, to first order."""
+    return (weight * weight.grad).detach().abs()
+
+
+def per_mac(model: Any, of: Callable[[Any], Tensor]) -> Ranking:
+    """``of`` each weight, summed over a unit's weights and divided by the MACs that removing the unit saves. A value
+    dimension bears its share of its head's Q and K, which go with the last one."""
+    dims = cost.dims_of(model)
+    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
+    value_dims = value_dim_sums(model, of) / (prices.value_dim + prices.head / dims.head_dim)
+    return Ranking(dims=value_dims.cpu(), neurons=(neuron_sums(model, of) / prices.neuron).cpu())
 
 
 def within_layer_rank(scores: Tensor) -> Tensor:

@@ -12,14 +12,11 @@ left out; a head goes with its last dimension. Each image costs a backward pass 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
-from hiap import cost, ledger
+from baselines.ranking import per_mac, prune_then_tune, scored_copy
 from hiap.beyond import obs
 from hiap.budget.selection import Ranking
 from hiap.train.config import Config, ConfigError
@@ -37,22 +34,16 @@ def stages(config: Config) -> list[Stage]:
 
 
 def rank(model: Any, context: Context) -> Ranking:
-    dims, place = cost.dims_of(model), pick_device(context.config.run.device)
-    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    scored = copy.deepcopy(model).eval().to(place)
+    device = pick_device(context.config.run.device)
+    scored = scored_copy(model, device)
     layers = [layer for b in scored.blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
     weights = [layer.weight for layer in layers]
     squares = {id(weight): torch.zeros_like(weight) for weight in weights}
     generator = torch.Generator().manual_seed(0)
-    for images, _ in looked_at(context, options(context.config)["images"], place):
+    for images, _ in looked_at(context, options(context.config)["images"], device):
         for image in images:
             logits = scored(image[None]).float()
             loss = (logits * obs.directions(logits.detach(), None, generator)).sum()
             for weight, grad in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                 squares[id(weight)] += grad.square()
-
-    def score(weight: Any) -> Tensor:
-        return (weight.square() * squares[id(weight)]).detach()
-
-    value_dims = value_dim_sums(scored, score) / (prices.value_dim + prices.head / dims.head_dim)
-    return Ranking(dims=value_dims.cpu(), neurons=(neuron_sums(scored, score) / prices.neuron).cpu())
+    return per_mac(scored, lambda weight: (weight.square() * squares[id(weight)]).detach())

@@ -10,14 +10,11 @@ gradient is of the mean loss over the batches. The images scored are billed.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
-from baselines.ranking import neuron_sums, prune_then_tune, value_dim_sums
-from hiap import cost, ledger
+from baselines.ranking import importance, per_mac, prune_then_tune, scored_copy
 from hiap.backbones.seeds import derive
 from hiap.budget.selection import Ranking
 from hiap.data import loader as data
@@ -35,24 +32,14 @@ def stages(config: Config) -> list[Stage]:
 
 
 def rank(model: Any, context: Context) -> Ranking:
-    dims = cost.dims_of(model)
-    prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
-    scored = with_gradients(model, context)
-
-    def importance(weight: Any) -> Tensor:
-        return (weight * weight.grad).detach().abs()
-
-    return Ranking(
-        dims=value_dim_sums(scored, importance) / (prices.value_dim + prices.head / dims.head_dim),
-        neurons=neuron_sums(scored, importance) / prices.neuron,
-    )
+    return per_mac(with_gradients(model, context), importance)
 
 
 def with_gradients(model: Any, context: Context) -> Any:
     """A copy of ``model`` whose weights hold the gradients of the cross-entropy over ``BATCHES`` training batches."""
     config = context.config
-    place, device = model.pos_embed.device, pick_device(config.run.device)
-    scored = copy.deepcopy(model).eval().to(device)
+    device = pick_device(config.run.device)
+    scored = scored_copy(model, device)
     batches = data.train_batches(
         config.data,
         config.model.img_size,
@@ -64,4 +51,4 @@ def with_gradients(model: Any, context: Context) -> Any:
     for _, (images, targets) in zip(range(BATCHES), batches, strict=False):
         (F.cross_entropy(scored(images.to(device)), targets.to(device)) / BATCHES).backward()
         context.scored += len(images)
-    return scored.to(place)
+    return scored.to(model.pos_embed.device)

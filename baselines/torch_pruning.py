@@ -41,9 +41,12 @@ class TorchPruning(Stage):
         require_plain(model)
         multiple, importance = context.target.multiple, options(context.config)["importance"]
         scored = with_gradients(model, context) if importance == "taylor" else copy.deepcopy(model)
+        scored.requires_grad_()  # Torch-Pruning passes over what is frozen
         pruned = prune_to(scored, context.target, multiple if multiple > 1 else None, importance)
         pruned.zero_grad()
         small = as_extracted(pruned)
+        for name, weight in small.named_parameters():
+            weight.requires_grad_(model.get_parameter(name).requires_grad)
         return corrected(small, model, context)
 
 

@@ -14,6 +14,7 @@ from hiap import cost, gated_vit, ledger
 from hiap.budget import selection
 from hiap.budget.prices import kept_cost
 from hiap.budget.selection import Ranking, joint_ranking, keep_best, target_of
+from hiap.train import methods
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict
 from hiap.train.record import Folders
@@ -160,6 +161,31 @@ def test_taylor_removes_what_the_loss_does_not_feel():
     assert (ranking.neurons[:, 5:] > 0).all()
     assert context.scored == 32 * taylor.BATCHES
     assert all(p.grad is None for p in model.parameters()), "the network itself is left alone"
+
+
+RANKED = {name: (name, {}) for kind in ("ranking", "cutting") for name in methods.of_kind(kind) if name != "same_sizes"}
+RANKED["peer by taylor"] = ("peer", {"importance": "taylor"})
+
+
+@pytest.mark.parametrize(("method", "options"), RANKED.values(), ids=RANKED)
+def test_a_frozen_network_is_ranked_and_stays_frozen(method: str, options: dict[str, str]):
+    config = from_dict(
+        {
+            "method": method,
+            "data": {"name": "digits"},
+            "model": {"img_size": 16},
+            "optim": {"batch_size": 32, "epochs": 1},
+            "budget": {"target_macs": 0.8},
+            "options": options,
+        }
+    )
+    model = small_vit().requires_grad_(False)
+    model.head.requires_grad_(True)
+    stage = stages(config)[0]
+    small = stage.finish(stage.prepare(model, Context(config, target_of(model, 0.8))))
+    learns = [name for name, p in small.named_parameters() if p.requires_grad and not name.endswith("logit")]
+    assert learns == ["head.weight", "head.bias"]
+    assert not any(p.requires_grad for p in model.blocks.parameters())
 
 
 def test_vit_slim_masks_what_it_extracts(images):

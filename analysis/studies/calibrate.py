@@ -79,8 +79,9 @@ def ends(results: Results) -> pd.DataFrame:
 def ends_by_block(results: Results, readings: list[str]) -> pd.DataFrame:
     """``network`` ('paper' or a reading), ``figure``, ``block``, and the ``heads`` and ``neurons`` at the end."""
     frames = [published.last_state(f).assign(network="paper", figure=f) for f in published.HEAT_MAPS]
+    found = _by_reading(results, GRID) | _by_reading(results, END)
     for reading in readings:
-        runs = next(found[reading] for grid in (END, GRID) if reading in (found := _by_reading(results, grid)))
+        runs = found[reading]
         frames += [_last(runs[f]).reset_index().assign(network=reading, figure=f) for f in sorted(runs)]
     return pd.concat(frames, ignore_index=True)[["network", "figure", "block", *UNITS]]
 

@@ -145,6 +145,12 @@ def classes(model: Any) -> int:
     return layers[-1].out_features if layers else model.num_classes
 
 
+def pretrained(model: Any) -> dict[str, Any]:
+    """Return timm's ``pretrained_cfg``, which networks saved here have too: what a network knows of its images and
+    classes. {} where it knows nothing."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
 def channels(embed: Any) -> int:
     """Return the number of channels of the images."""
     return embed.proj.in_channels if isinstance(embed.proj, nn.Conv2d) and is_patches(embed) else embed.in_chans

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hiap import gated_vit, ledger
 from hiap.backbones.evening import even, trimmed
-from hiap.backbones.families import UnsupportedModelError, copied, is_vit
+from hiap.backbones.families import UnsupportedModelError, copied, is_vit, pretrained
 from hiap.backbones.guard import require_numbers
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
@@ -145,7 +145,7 @@ def _doubts(images: list[Tensor], model: Any) -> Iterator[str]:
     low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
     if low == high:
         raise ConfigError(f"images: all values are {low:g}; expected some hundred, as the network takes them")
-    known = getattr(model, "pretrained_cfg", None) or {}
+    known = pretrained(model)
     if known.get("mean") and known.get("std"):
         black, white = (
             end([(value - m) / s for m, s in zip(known["mean"], known["std"], strict=True)])

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 
+from hiap.backbones.families import pretrained
 from hiap.options import one_line
 
 # What a training checkpoint holds beside tensors: its arguments, paths, and scores as numpy's numbers.
@@ -186,7 +187,7 @@ def _filter(model: Any) -> Any:
 
 def classifiers(model: Any) -> list[str]:
     """Names of the modules that give the classes: one, or two of a distilled DeiT."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    named = pretrained(model).get("classifier") or "head"
     return [named] if isinstance(named, str) else list(named)
 
 

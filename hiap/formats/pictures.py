@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiap.backbones.families import pretrained
 from hiap.cost import image_of
 from hiap.data import choice, layouts, loader
 from hiap.data.config import DataConfig
@@ -75,7 +76,7 @@ def read(
         raise ConfigError(f"the network takes {channels} x {height} x {width}: expected square images of 3 channels")
     require(folder)
     root = Path(folder)
-    if not (_told(model).get("mean") and _told(model).get("std")):
+    if not (pretrained(model).get("mean") and pretrained(model).get("std")):
         warnings.warn(
             "the network does not say how its images are normalised: ImageNet's mean and deviation are taken; "
             "in Python hiap.prune takes images that you prepare",
@@ -85,11 +86,6 @@ def read(
         return (_of_splits if _is_split(root) else _of_files)(root, model, wanted, most, measured, seed, class_order)
     except ConfigError as error:
         raise ConfigError(str(error).replace("data.class_order", "--class-order")) from None
-
-
-def _told(model: Any) -> dict[str, Any]:
-    """Return what timm's networks, and those that were saved here, know of their images and classes."""
-    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def _count(wanted: int | None, most: int, there: int, what: str) -> int:
@@ -104,7 +100,7 @@ def _of_splits(
 ) -> Pictures:
     side = image_of(model)[1]
     data = DataConfig(name="folder", root=str(root), class_order=class_order)
-    data = data.model_copy(update=loader.pixels(data, _told(model)))
+    data = data.model_copy(update=loader.pixels(data, pretrained(model)))
     loader.check(data, side)
     found = loader.info(data, side)
     left = found.train - choice.apart(found.train)  # a subset is never of those that validate
@@ -115,7 +111,7 @@ def _of_splits(
     if found.classes != model.num_classes:
         return Pictures(batches, why=_mismatch(found.classes, model))
     try:
-        own = layouts.numbers_for(loader.class_names(data), _told(model), found.classes)
+        own = layouts.numbers_for(loader.class_names(data), pretrained(model), found.classes)
     except ConfigError as error:
         return Pictures(batches, why=str(error))
     if own is not None and own != sorted(own):
@@ -154,7 +150,7 @@ def _numbers(names: list[str], filled: set[str], model: Any, class_order: str) -
         return {}, "the images come without classes"
     classes = model.num_classes
     try:
-        known = layouts.numbers_for(names, _told(model), classes)
+        known = layouts.numbers_for(names, pretrained(model), classes)
     except ConfigError as error:
         return {}, str(error)
     if known is not None:
@@ -170,7 +166,7 @@ def _batches(files: list[Path], labels: list[int] | None, chosen: list[int], mod
     from timm.data import create_transform
 
     side = image_of(model)[1]
-    how = loader.pixels(DataConfig(name="folder"), _told(model))
+    how = loader.pixels(DataConfig(name="folder"), pretrained(model))
     transform: Any = create_transform(input_size=(3, side, side), **how)
     batches: list[Batch] = []
     for first in range(0, len(chosen), BATCH):

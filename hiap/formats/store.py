@@ -35,7 +35,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hiap.backbones.families import channels, classes, copied, standard
+from hiap.backbones.families import channels, classes, copied, pretrained, standard
 from hiap.backbones.guard import require_linear, require_numbers, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
@@ -235,7 +235,7 @@ def describe(model: Any) -> Architecture:
         parts={name: _node(name, part) for name, part in parts.items()},
         blocks=[_block(f"blocks.{i}", block) for i, block in enumerate(model.blocks)],
     )
-    entry = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
+    entry = pretrained(model).get("architecture", "")
     refusal: Exception | None = None
     for name in [entry, spec.model] if entry and timm.is_model(entry) else [spec.model]:
         try:
@@ -323,7 +323,7 @@ def arguments_of(model: Any) -> Node:
 
 def _known(model: Any) -> Known:
     """As far as timm's names of classes are of as many as there are."""
-    told = getattr(model, "pretrained_cfg", None) or {}
+    told = pretrained(model)
     pixels = {name: told.get(name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     if pixels["crop_mode"] == "center":  # what it is where nothing is said
         del pixels["crop_mode"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hiap import cost, gated_vit
+from hiap.backbones.families import pretrained
 from hiap.backbones.pruned import LAYOUTS, set_layout
 from hiap.backbones.seeds import derive
 from hiap.budget.latency import PICOSECONDS, LatencyTable
@@ -198,7 +199,7 @@ class Run:
 
     def _require_same_classes(self, model: Any) -> None:
         """Raise ``ConfigError`` if the network names its classes, and those of the data have other numbers."""
-        told = getattr(model, "pretrained_cfg", None) or {}
+        told = pretrained(model)
         numbers = layouts.numbers_for(data.class_names(self.config.data), told, self.info.classes)
         if numbers is not None and numbers != list(range(self.info.classes)):
             raise ConfigError(
@@ -209,7 +210,7 @@ class Run:
     def _pixels(self) -> dict[str, Any]:
         """Return how images become pixels in this run; the network keeps it, and hands it on to runs that start from
         it."""
-        known = getattr(self.start, "pretrained_cfg", None) or {}
+        known = pretrained(self.start)
         found = data.pixels(self.config.data, known if self.config.model.weights else None)
         self.start.pretrained_cfg = {**known, **found}
         return found if self.config.data.name in ON_DISK else {}

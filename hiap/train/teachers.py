@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hiap import cost
 from hiap.backbones.count import counted_macs
+from hiap.backbones.families import pretrained
 from hiap.data import loader as data
 from hiap.formats import online
 from hiap.train.config import Config, ConfigError
@@ -101,7 +102,7 @@ def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int,
     if new_head:
         raise ConfigError(f"distill.teacher '{name}': no classifier of the data's {classes} classes; nothing to learn")
     bare = config.data.model_copy(update=dict.fromkeys(data.PIXELS))
-    theirs = data.pixels(bare, getattr(model, "pretrained_cfg", None))
+    theirs = data.pixels(bare, pretrained(model))
     (mean, std), (own_mean, own_std) = (
         (torch.tensor(p["mean"]).view(-1, 1, 1), torch.tensor(p["std"]).view(-1, 1, 1)) for p in (pixels, theirs)
     )

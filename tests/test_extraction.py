@@ -170,6 +170,20 @@ def test_macs_refuse_an_image_that_does_not_fit(image):
         hiap.macs(small_vit(), image)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("image", [(1, 16, 24), (1, 18, 16), (1, 16, 15)])
+def test_macs_are_told_of_the_images_that_the_network_takes(padded, image):
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=padded)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, *image))
+    except AssertionError:
+        with pytest.raises(ValueError, match="the model takes whole patches"):
+            hiap.macs(model, image)
+    else:
+        assert hiap.macs(model, image) == counter.get_total_flops() // 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -69,6 +69,19 @@ def test_each_step_removes_the_cheapest() -> None:
         gone.append(unit)
 
 
+def test_without_a_classifier_all_features_count_alike() -> None:
+    model, x, seen = small_vit(depth=2, num_classes=0), next(iter(images(4))), []
+    found = obs.moments(model, [x.repeat(500, 1, 1, 1)])
+    layer = model.blocks[0].mlp.fc2
+    with torch.enable_grad():
+        handle = layer.register_forward_hook(lambda _, args, output: seen.append(output))
+        features = model(x.requires_grad_())
+        handle.remove()
+        squares = sum(torch.autograd.grad(f, seen[0], retain_graph=True)[0].square() for f in features.sum(0))
+    wanted = squares.flatten(0, 1).mean(0).double()
+    assert float((found[0][1].channels - wanted).norm() / wanted.norm()) < 0.1
+
+
 def test_of_two_units_that_do_the_same_one_is_free_and_the_other_is_not() -> None:
     found, weight = problem(units=12)
     weight *= 10

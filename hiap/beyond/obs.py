@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiap import cost, ledger
+from hiap.backbones.families import classes
 from hiap.beyond.correction import RIDGE
 from hiap.budget.selection import Ranking
 
@@ -53,7 +54,8 @@ def rank(
     MAC saved, or per unit of other ``prices``.
 
     ``images``: batches as for ``hiap.correct``, or pairs of images and labels. ``fisher``: weights of squared errors,
-    'own' from the network's own predictions, 'labels' from the images' labels, 'none' equal ones (no backward pass).
+    'own' from the network's own predictions (its features, if it has no classifier), 'labels' from the images' labels,
+    'none' equal ones (no backward pass).
     ``also``: what else looks at the same pass (``hiap.beyond.query_key.Queries``).
     Raises ``ValueError`` without images, and without labels where they are asked for.
     """
@@ -129,7 +131,8 @@ def _pieces(model: Any, images: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor 
 
 
 def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generator: torch.Generator | None) -> None:
-    """Run one batch forward and, with a ``generator``, backward from the logits to what each branch gives."""
+    """Run one batch forward and, with a ``generator``, backward from the logits, or from the features of a network
+    without a classifier, to what each branch gives."""
     if generator is None:
         with torch.no_grad():
             model(x)
@@ -138,7 +141,7 @@ def _look(model: Any, x: Tensor, sums: list[Any], labels: Tensor | None, generat
         return
     with torch.enable_grad():
         logits = model(x.detach().requires_grad_()).float()
-        direction = directions(logits.detach(), labels, generator)
+        direction = directions(logits.detach(), labels, generator) if classes(model) else signs(logits, generator)
         grads = torch.autograd.grad((logits * direction).sum(), [one.output for one in sums])
     for one, grad in zip(sums, grads, strict=True):
         one.add(grad)
@@ -151,9 +154,13 @@ def directions(logits: Tensor, labels: Tensor | None, generator: torch.Generator
     p = logits.softmax(-1)
     if labels is not None:
         return p - F.one_hot(labels, p.shape[-1])
-    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
-    drawn = p.sqrt() * signs
+    drawn = p.sqrt() * signs(p, generator)
     return drawn - p * drawn.sum(-1, keepdim=True)
+
+
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return -1 and 1 at random: as a gradient of features, whose squared errors then all count alike."""
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
 
 
 class _Sums:

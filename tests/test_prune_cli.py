@@ -23,6 +23,7 @@ from hiap.cli import main
 from hiap.cli import prune as prune_cli
 from hiap.formats import card, networks, pictures
 from hiap.options import ConfigError
+from hiap.train import methods
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 3, "embed_dim": 32}
 
@@ -177,6 +178,15 @@ def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: 
     assert prune(saved, "--data", splits, "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 0
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(hiap.load(saved), (3, 16, 16))
     assert len(list((tmp_path / "small-run" / "runs").rglob("*.json"))) == 1
+
+
+def test_without_the_repository_training_on_is_refused_before_anything_is_pruned(
+    saved: Path, splits: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(methods, "BASELINES", tmp_path / "nowhere")
+    monkeypatch.setattr(hiap, "prune", None)
+    assert prune(saved, "--data", splits, "--out", tmp_path / "small", "--epochs", 1) == 2
+    assert "which a checkout of the repository has" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiap.options import ConfigError
+from hiap.train import methods
 from hiap.train.arguments import Parser, one_line_errors
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def run(options: argparse.Namespace) -> None:
     found = pictures.read(
         options.data, model, options.images, IMAGES, options.measure, options.seed, options.class_order
     )
-    small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))
     if options.epochs:
         small = _trained(model, options)
+    else:
+        small = hiap.prune(model, found.calibration, multiple=options.multiple, **_target(options))
     pruned = time.perf_counter() - started
     accuracy = _measured(model, small, found.held_out) if found.held_out else None
     shown = show.Shown(small, dense := _dense(model))
@@ -123,8 +125,10 @@ def _checked(options: argparse.Namespace) -> list[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or Path(options.out).is_file():
         raise ConfigError(f"--out {options.out}: cannot be written")
-    if options.epochs and not any((Path(options.data) / name).exists() for name in ("train", "train.tar")):
-        raise ConfigError(f"--epochs {options.epochs}: needs labels, {options.data}/train and {options.data}/val")
+    if options.epochs:
+        if not any((Path(options.data) / name).exists() for name in ("train", "train.tar")):
+            raise ConfigError(f"--epochs {options.epochs}: needs labels, {options.data}/train and {options.data}/val")
+        methods.find("obs")
     return forms
 
 

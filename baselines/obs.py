@@ -70,6 +70,7 @@ class Narrower(Round):
         place = model.pos_embed.device
         bases = [one.basis().to(place) for one in queries]
         kept, widths = query_key.keep_best(target, ranking, bases)
-        gated = gated_vit.gate(query_key.narrowed(model, bases, widths) if bases else model, kind=FixedGate)
+        narrow = query_key.narrowed(model, bases, widths) if bases else model
+        gated = gated_vit.gate(narrow, context.config.gates.model_copy(update={"dims": "v"}), kind=FixedGate)
         gated_vit.set_masks(gated, kept)
         return corrected(trimmed(remove(gated)), model, context)

@@ -104,13 +104,14 @@ class NoisyTuning(Round):
         self.gates = config.gates
 
     def prepare(self, model: Any, context: Context) -> Any:
+        self.context = context
         return self.masked(model, context, NoisyGate)
 
     def anneal(self, model: Any, progress: float) -> float:
         return gated_vit.anneal(model, self.gates, progress)
 
     def finish(self, model: Any) -> Any:
-        return remove(model)
+        return corrected(remove(model), model, self.context)
 
 
 @torch.no_grad()

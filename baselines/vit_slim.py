@@ -50,7 +50,8 @@ class Search(TargetedStage):
         return config.model_copy(update={"optim": optim})
 
     def gate(self, model: Any, context: Context) -> Any:
-        return gated_vit.gate(model, GateConfig(dims="qkv", init_logit=1.0), kind=SoftMask)
+        masks = GateConfig(dims="qkv", init_logit=1.0, attn_bias=self.config.gates.attn_bias)
+        return gated_vit.gate(model, masks, kind=SoftMask)
 
     def terms(self, model: Any) -> dict[str, Tensor]:
         attn = torch.stack([b.attn.value_gate.logit.abs().sum() for b in model.blocks]).sum()

@@ -16,6 +16,9 @@ from fake_queue import queue  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer
 
 import hiap
+from hiap import ledger
+from hiap.budget.selection import Ranking, Target
+from hiap.gated_vit import BlockMask
 from hiap.train import run as train
 from hiap.train.config import Config, from_dict, merge
 
@@ -78,6 +81,12 @@ def small_vit(**changes: Any) -> VisionTransformer:
             if name.endswith("bias"):
                 p.normal_(std=0.1)
     return model.eval()
+
+
+def keep_best(
+    dims: ledger.Dims, ranking: Ranking, target: int, prices: ledger.Prices | None = None, multiple: int = 1
+) -> list[BlockMask]:
+    return Target(dims, prices or ledger.mac_prices(dims), target, multiple).keep_best(ranking)
 
 
 def scatter_logits(gated: Any, seed: int = 0, spread: float = 1.0) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import scatter_logits, small_vit, tiny
+from conftest import keep_best, scatter_logits, small_vit, tiny
 from timm.layers import SwiGLU
 
 import hiap
 from baselines import magnitude, random, taylor, torch_pruning, uniform, vit_slim
 from baselines.ranking import FixedGate, fold
 from hiap import cost, gated_vit, ledger
-from hiap.budget import selection
 from hiap.budget.prices import kept_cost
-from hiap.budget.selection import Ranking, joint_ranking, keep_best, target_of
+from hiap.budget.selection import Ranking, joint_ranking, target_of
 from hiap.train import methods
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict
@@ -398,7 +397,7 @@ def test_bad_targets_are_refused_before_training(start, method, sections, line):
 
 def test_a_ranking_of_nothing_else_keeps_the_other_kind_whole():
     dims, _, dense = sizes(small_vit())
-    kept = selection.keep_best(dims, Ranking(neurons=torch.rand(3, 128)), round(0.8 * dense))
+    kept = keep_best(dims, Ranking(neurons=torch.rand(3, 128)), round(0.8 * dense))
     assert all(m.dims.all() for m in kept)
 
 

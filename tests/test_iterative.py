@@ -15,7 +15,11 @@ from test_guard import Adapter, doubled, patched, put, twice
 from timm.models.eva import Eva
 
 import hiap
-from hiap import cost
+from hiap import cost, ledger
+from hiap.backbones.evening import even, trimmed
+from hiap.budget.latency import LatencyTable
+from hiap.budget.prices import priced
+from hiap.budget.summary import block_shapes
 from hiap.train import run as train
 from hiap.train.config import Config
 from hiap.train.record import Folders
@@ -88,6 +92,68 @@ def test_what_is_frozen_stays_frozen() -> None:
     assert learns == ["head.weight", "head.bias"]
     small = hiap.extract(pruner.model, target_macs=0.8)
     assert [name for name, p in small.named_parameters() if p.requires_grad] == learns
+
+
+def narrow(images: torch.Tensor) -> Any:
+    """As ``hiap.prune`` leaves a network: Q and K narrower, in the first block by half, and an FFN that is gone but
+    for what it gave on average."""
+    gated = hiap.gate(small_vit(depth=4), attn_bias="kept")
+    scatter_logits(gated)
+    for block in gated.blocks:
+        block.attn.head_gate.logit.data.fill_(1)
+        block.mlp.block_gate.logit.data.fill_(1)
+    gated.blocks[1].mlp.neuron_gate.logit.data.fill_(-1)
+    gated.blocks[2].attn.head_gate.logit.data.fill_(-1)
+    first = hiap.extract(gated).eval()
+    assert first.blocks[1].mlp_constant is not None
+    assert first.blocks[2].attn_constant is not None
+    with torch.no_grad():
+        for constant in (first.blocks[1].mlp_constant, first.blocks[2].attn_constant):
+            constant.normal_()
+        for attn, left in ((first.blocks[0].attn, 4), (first.blocks[3].attn, 1)):
+            rows = torch.arange(sum(attn.qk_dims)) % 8 >= left
+            attn.qkv.weight[: 2 * len(rows)][rows.repeat(2)] = 0
+            attn.qkv.bias[: 2 * len(rows)][rows.repeat(2)] = 0
+    return trimmed(first)
+
+
+@pytest.mark.parametrize("share", [0.99, 0.9, 0.7, 0.5])
+@pytest.mark.parametrize("what", ["target_macs", "target_params"])
+def test_a_target_of_a_narrowed_network_is_met_and_told(images: torch.Tensor, share: float, what: str) -> None:
+    first, count = narrow(images), {"target_macs": lambda m: hiap.macs(m, IMAGE), "target_params": hiap.params}[what]
+    pruner = hiap.Pruner(first, steps=2, multiple=1, **{what: share})
+    summary = pruner.summary()
+    small = pruner.finish()
+    wanted, most = share * count(first), max(pruner.budget.target.prices.head, pruner.budget.target.prices.neuron)
+    assert wanted - most < count(small) <= wanted
+    assert (summary.macs, summary.dense_macs) == (hiap.macs(small, IMAGE), hiap.macs(first, IMAGE))
+    assert [block.macs for block in summary.blocks] == [block.macs for block in block_shapes(small)]
+    again = hiap.extract(pruner.model, multiple=1, **{what: share})
+    assert count(again) == count(small)
+    with torch.no_grad():
+        assert relative(pruner.model.eval()(images), small(images)) < 1e-5
+        assert relative(again(images), small(images)) < 1e-5
+    left = hiap.prune(first, images, fisher="none", multiple=1, **{what: share})
+    assert wanted - most < count(left) <= wanted
+
+
+def test_what_an_ffn_has_left_behind_stays_with_a_target(images: torch.Tensor) -> None:
+    first = narrow(images)
+    with torch.no_grad():
+        first.blocks[3].mlp.fc2.weight[:, 0] = 1e-6  # goes first: nothing else changes
+        pruner = hiap.Pruner(first, steps=2, multiple=1, target_macs=0.999)
+        small = pruner.finish()
+        assert small.blocks[1].mlp_constant is not None
+        assert small.blocks[2].attn_constant is not None
+        assert torch.equal(small.blocks[1].mlp_constant, first.blocks[1].mlp_constant)
+
+
+def test_a_share_of_time_is_of_what_it_is_now(images: torch.Tensor) -> None:
+    first = narrow(images)
+    prices = ledger.Prices(head=800, value_dim=30, neuron=10, attention=50, ffn=70, constant=1000, unit="ps")
+    table = LatencyTable(dims=cost.dims_of(even(first)), prices=prices)
+    target = hiap.Pruner(first, steps=2, target_latency=0.9, latency=table).budget.target
+    assert target.amount == round(0.9 * priced(first, prices, 8))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +260,29 @@ def test_every_method_prunes_it_to_a_share_of_what_it_was(saved: Path, method: s
             assert not (block.attn.proj.weight == 0).all(0).any(), "nothing that was gone has come back"
         if block.mlp is not None:
             assert not (block.mlp.fc2.weight == 0).all(0).any()
+
+
+@pytest.mark.parametrize(
+    ("method", "sections"),
+    [
+        ("hiap", {"gates": {"lr": 0.2}}),
+        ("obs", {"options": {"queries": True, "images": 64}}),
+        ("uniform", {"budget": {"noise": True, "correct": 64}}),
+        ("vit_slim", {"search": {"epochs": 1}}),
+    ],
+)
+def test_constants_stay_where_they_are_to_be_kept(
+    tmp_path: Path, images: torch.Tensor, method: str, sections: dict[str, Any]
+) -> None:
+    first = narrow(images)
+    hiap.save(first, tmp_path / "narrow")
+    gates = {**sections.get("gates", {"lr": 1.0}), "attn_bias": "kept"}
+    config = further(tmp_path / "narrow", method, **{**sections, "gates": gates})
+    record, small = train.run(config), hiap.load(Folders.of(config).model)
+    assert small.blocks[2].attn_constant is not None
+    assert small.blocks[1].mlp_constant is not None
+    assert record.size is not None
+    assert 0.73 < record.size.macs / hiap.macs(first, IMAGE) <= 0.8
 
 
 def test_what_is_removed_in_two_runs_is_what_is_removed_in_one(tmp_path: Path, images: torch.Tensor) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import scatter_logits, small_vit, tiny
+from conftest import keep_best, scatter_logits, small_vit, tiny
 from torch import Tensor
 
 import hiap
 from hiap import cost, gated_vit, ledger
 from hiap.budget.prices import kept_cost, param_prices
-from hiap.budget.selection import Ranking, joint_ranking, keep_best, kept_units, rounded, target_of
+from hiap.budget.selection import Ranking, joint_ranking, kept_units, rounded, target_of
 from hiap.budget.summary import block_shapes, summary_of
 from hiap.gated_vit import BlockMask
 from hiap.ledger import Prices

@@ -6,6 +6,7 @@ The function stays what it is. Units of zeros cost nothing to remove, so they go
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,23 @@ from hiap.backbones.parts import JoinedLinear, biases, is_norm, is_trained
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock, set_layout
 
 PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
+
+
+@dataclass
+class Given:
+    """What a network had before it was made even: a share of a target means a share of this, without the zeros.
+    ``qk_left`` (L, H): the dimensions of Q and K of each head, which now has ``width``. ``gone``: the units of zeros,
+    once ``hiap.budget.selection`` has looked (``BlockMask`` of each block)."""
+
+    macs: int
+    params: int
+    qk_left: list[list[int]]
+    width: int
+    gone: tuple[Any, ...] = ()
+
+    def qk_share(self, like: Tensor) -> Tensor:
+        """Return (L, H): which share of Q and K each head has left."""
+        return torch.tensor(self.qk_left).to(like) / self.width
 
 
 @torch.no_grad()
@@ -46,8 +64,8 @@ def even(model: Any) -> Any:
     whole = copy.deepcopy(model, {id(model.blocks): model.blocks})
     whole.blocks = nn.Sequential(*(_block(block, donors, heads, width, neurons) for block in model.blocks))
     set_layout(whole, "padded")
-    # Of what was given shares of a target are, and not of the zeros.
-    whole.given = {"target_macs": macs(model, image_of(model)), "target_params": params(model)}
+    left = [[*qk_dims(block), *[0] * heads][:heads] for block in model.blocks]
+    whole.given = Given(macs(model, image_of(model)), params(model), left, width)
     require_same(model, whole.train(model.training), "evening")
     return whole
 

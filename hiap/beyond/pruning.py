@@ -29,7 +29,7 @@ from hiap.beyond.correction import RIDGE, correct, require_correctable
 from hiap.beyond.images import batches
 from hiap.budget.latency import LatencyTable
 from hiap.budget.pruner import extract
-from hiap.budget.selection import Target, require_used, target_of
+from hiap.budget.selection import Target, constants, require_used, target_of
 from hiap.options import ConfigError
 
 FAR = 3  # times the range from black to white, outside of which no normalised image lies
@@ -101,8 +101,8 @@ def _constants_stay(target: Target, model: Any) -> Target:
     """Price an FFN without the bias of its output, which it leaves behind."""
     if target.prices.unit != "parameters" or model.blocks[0].mlp is None:
         return target
-    kept = target.dims.dim
-    ffn, constant = target.prices.ffn - kept, target.prices.constant + target.dims.depth * kept
+    kept, new = target.dims.dim, target.dims.depth - sum(constants(target.gone))
+    ffn, constant = target.prices.ffn - kept, target.prices.constant + new * kept
     return replace(target, prices=replace(target.prices, ffn=ffn, constant=constant))
 
 

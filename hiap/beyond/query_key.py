@@ -122,7 +122,7 @@ def _widths(target: Target, ranking: Ranking, bases: Sequence[Basis], kept: list
 
 
 def _cost(target: Target, kept: list[BlockMask], widths: list[int]) -> int:
-    whole = kept_cost(target.prices, kept, target.dims.head_dim)
+    whole = kept_cost(target.prices, kept, target.dims.head_dim)  # in a new basis a head has all dimensions again
     gone = sum(len(mask.head_widths()) * (target.dims.head_dim - w) for mask, w in zip(kept, widths, strict=True))
     return whole - target.prices.head // target.dims.head_dim * gone
 

@@ -16,16 +16,15 @@ from hiap.budget.latency import LatencyTable
 from hiap.budget.options import GateConfig, PenaltyConfig
 from hiap.budget.prices import latency_table
 from hiap.budget.selection import (
-    drop_zeros,
     force_open,
     joint_ranking,
     keep_one_head,
     kept_units,
     protected,
+    pruned_before,
     require_used,
     target_of,
     union,
-    zero_units,
 )
 from hiap.budget.summary import Summary, summary_of
 from hiap.gated_layers import BlockMask, gates_with_masks, masks
@@ -94,8 +93,7 @@ class Policy(pruner.Policy):
 
     def kept(self, gated: Any) -> list[BlockMask]:
         """Return what stays, before a threshold's numbers are rounded to multiples."""
-        kept = kept_units(gated, self.budget.target if self.budget else None, self.keep)
-        return drop_zeros(kept, self.gone) if self.gone else kept
+        return kept_units(gated, self.budget.target if self.budget else None, self.keep)
 
     def _rounded(self, gated: Any) -> list[BlockMask]:
         return kept_units(gated, None, self.keep, self.multiple)
@@ -128,7 +126,8 @@ class Policy(pruner.Policy):
 @torch.no_grad()
 def close_zeros(gated: Any) -> list[BlockMask]:
     """Close the gates of units that give nothing, for good; return which they are."""
-    gone = zero_units(gated)
-    for one, closed in gates_with_masks(gated, gone):
+    before = pruned_before(gated)
+    assert before
+    for one, closed in gates_with_masks(gated, list(before.gone)):
         one.logit.masked_fill_(closed.to(one.logit.device), -CERTAIN)
-    return gone
+    return list(before.gone)

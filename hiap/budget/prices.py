@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import nn
 
 from hiap import ledger
 from hiap.backbones.count import blocks_of, qk_dims, value_dims
+from hiap.backbones.evening import Given
 from hiap.backbones.families import standard
 from hiap.backbones.parts import biases, is_norm
 from hiap.budget.latency import LatencyTable, read_latency
@@ -23,15 +27,33 @@ def million(prices: ledger.Prices) -> str:
     return "µs" if prices.unit == "ps" else f"M {prices.unit}"
 
 
-def kept_cost(prices: ledger.Prices, kept: list[BlockMask], head_dim: int, cut_qk: bool = False) -> int:
-    """Return what extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4)."""
+def kept_cost(
+    prices: ledger.Prices,
+    kept: list[BlockMask],
+    head_dim: int,
+    cut_qk: bool = False,
+    qk_left: Sequence[Sequence[int]] = (),
+) -> int:
+    """Return what extraction by these masks leaves; ``cut_qk``: Q and K lose the dimensions too (A4). ``qk_left``
+    (L, H): how many dimensions of Q and K each head has, where a cut before has left fewer than ``head_dim``."""
     total = prices.constant
-    for mask in kept:
+    for mask, own in zip_longest(kept, qk_left[: len(kept)]):
         widths, neurons = mask.head_widths(), mask.neuron_count()
-        total += prices.head // head_dim * sum(widths) if cut_qk else prices.head * len(widths)
+        if own is None:
+            total += prices.head // head_dim * sum(widths) if cut_qk else prices.head * len(widths)
+        else:
+            total += prices.head // head_dim * _qk_rows(mask, own, cut_qk)
         total += prices.value_dim * sum(widths) + prices.attention * bool(widths)
         total += prices.neuron * neurons + prices.ffn * bool(neurons)
     return total
+
+
+def _qk_rows(mask: BlockMask, own: Sequence[int], cut_qk: bool) -> int:
+    """Count the dimensions of Q, or K, that stay, one of each head at least, of ``own`` (H,) that are there."""
+    open_dims = mask.dims & mask.heads[:, None]
+    there = torch.arange(open_dims.shape[1], device=open_dims.device) < torch.tensor(own).to(open_dims.device)[:, None]
+    stay = there & (open_dims if cut_qk else open_dims.any(-1, keepdim=True))
+    return int(stay.sum(-1).clamp(min=1)[open_dims.any(-1)].sum())
 
 
 def latency_table(model: Any, latency: LatencyTable | str | os.PathLike[str] | None) -> LatencyTable:
@@ -59,7 +81,13 @@ def priced(model: Any, prices: ledger.Prices, head_dim: int) -> int:
 def hardened_macs(gated: Any) -> int:
     """Return the MACs of what extraction would leave of a gated model as it is now."""
     dims = dims_of(gated)
-    return kept_cost(ledger.mac_prices(dims), masks(gated), dims.head_dim, gated.blocks[0].attn.cuts_qk)
+    return kept_cost(ledger.mac_prices(dims), masks(gated), dims.head_dim, gated.blocks[0].attn.cuts_qk, qk_left(gated))
+
+
+def qk_left(model: Any) -> Sequence[Sequence[int]]:
+    """Return (L, H), the dimensions of Q and K of each head; () where all are there."""
+    before: Given | None = getattr(model, "given", None)
+    return () if before is None else before.qk_left
 
 
 def param_prices(model: Any) -> ledger.Prices:

@@ -87,8 +87,8 @@ class Pruner(pruner.Pruner):
         prices = checked(PenaltyConfig, {**(penalty or PenaltyConfig()).model_dump(), **chosen})
         gates = gates or GateConfig()
         whole = even(model) if is_vit(model) and not is_gated(model) else model  # what is none is refused by ``gate``
-        self._again, self._finished = whole is not model, False
-        if self._again and any(getattr(block, "attn_constant", None) is not None for block in model.blocks):
+        self._finished, again = False, whole is not model
+        if again and any(getattr(block, "attn_constant", None) is not None for block in model.blocks):
             gates = gates.model_copy(update={"attn_bias": "kept"})  # else what is gone would give nothing
         targets = {"target_macs": target_macs, "target_params": target_params, "target_latency": target_latency}
         policy = partial(
@@ -101,7 +101,7 @@ class Pruner(pruner.Pruner):
             keep=keep,
             multiple=multiple,
             shrink=shrink,
-            zeros=self._again,
+            zeros=again,
         )
         super().__init__(whole, steps, gates, prices, feasibility, seed, policy)
         self.budget, self.shrink, self.multiple = self.policy.budget, shrink, self.policy.multiple
@@ -189,7 +189,7 @@ class Pruner(pruner.Pruner):
         self.harden()
         small = extract(self.model, layout)
         self._finished = True
-        return trimmed(small) if self._again else small
+        return small
 
     def summary(self) -> Summary:
         """Return sizes of what ``finish`` would leave now, and of what the paper's rule leaves before ``multiple``
@@ -268,4 +268,5 @@ def extract(
     plain = gathered(gated)
     require_used(latency, target_latency is not None)
     target = target_of(plain, target_macs, target_params, target_latency, latency, multiple)
-    return extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)
+    small = extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)
+    return trimmed(small) if hasattr(gated, "given") else small

@@ -8,14 +8,15 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiap import cost, ledger
+from hiap.backbones.evening import Given
 from hiap.backbones.sharded import write
 from hiap.budget import sizes
 from hiap.budget.latency import PICOSECONDS, LatencyTable
@@ -49,12 +50,15 @@ class Ranking:
 @dataclass(frozen=True)
 class Target:
     """Target of a cut: at most ``amount`` of what ``prices`` count, of a network of sizes ``dims``, cut in multiples of
-    ``multiple`` units; ``dense`` is what the network has unpruned."""
+    ``multiple`` units; ``dense`` is what the network has unpruned. Of one that was pruned before: ``gone``, what is
+    zeros, and ``qk_left`` as in ``kept_cost``."""
 
     dims: ledger.Dims
     prices: Prices
     amount: int
     multiple: int = 1
+    gone: tuple[BlockMask, ...] = field(default=(), compare=False)
+    qk_left: Sequence[Sequence[int]] = field(default=(), compare=False)
 
     @property
     def dense(self) -> int:
@@ -73,13 +77,93 @@ class Target:
         """Return what the gates expect it to cost."""
         return float(cost.expected(gated, self.prices))
 
+    def cost_of(self, kept: list[BlockMask], cut_qk: bool = False) -> int:
+        """Return what extraction by these masks leaves."""
+        return kept_cost(self.prices, kept, self.dims.head_dim, cut_qk, self.qk_left)
+
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
-        """Return the masks of ``keep_best`` that meet this target."""
-        return keep_best(self.dims, ranking, self.amount, self.prices, self.multiple)
+        """Return masks that keep the highest-ranked units such that the extracted model costs at most ``amount``, and
+        no further unit would fit. A head or FFN whose macro gate the threshold splits is closed, and units of open ones
+        fill what is left; only if there are too few of them does it come back, as narrow as it must. The best value
+        dimension stays whatever its rank: with no head at all the image would not reach the classifier. Each head and
+        FFN keeps its best units, a ``multiple`` of them, or all or none, as near as possible to what the threshold
+        leaves. What is ``gone`` goes, but for the constant of an FFN that is gone as a whole, which costs nothing.
+        Raises ``ConfigError`` if the target is out of reach."""
+        portions = _portions(self.dims, ranking, self.multiple)
+        self._require_reachable(ranking, portions)
+
+        def left(chosen: Tensor) -> int:
+            return self.cost_of(_masks(self.dims, ranking, chosen[portions.of]), ranking.cut_qk)
+
+        low, high = portions.fixed, len(portions.order)  # the longest prefix of the order that fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = left(portions.first(middle)) <= self.amount
+            low, high = (middle, high) if fits else (low, middle - 1)
+        chosen = _without_split(portions, portions.first(low))
+        for gone_too in (False, True):
+            chosen = self._top_up(ranking, portions, chosen, self.amount - left(chosen), gone_too)
+        kept = _masks(self.dims, ranking, chosen[portions.of])
+        if not self.gone:
+            return kept
+        return [
+            replace(mask, ffn=mask.neurons.any() | constant)
+            for mask, constant in zip(drop_zeros(kept, self.gone), constants(self.gone), strict=True)
+        ]
 
     def require_reachable(self, ranking: Ranking) -> None:
-        """Raise ``ConfigError`` if removing every unit that ``ranking`` ranks is not enough."""
-        require_reachable(self.dims, ranking, self.amount, self.prices, self.multiple)
+        """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not
+        enough."""
+        self._require_reachable(ranking, _portions(self.dims, ranking, self.multiple))
+
+    def _require_reachable(self, ranking: Ranking, portions: _Portions) -> None:
+        target, most, name = self.amount, self.dense, million(self.prices)
+        least = self.cost_of(_masks(self.dims, ranking, portions.first(portions.fixed)[portions.of]), ranking.cut_qk)
+        if target > most:
+            raise ConfigError(
+                f"a target of {target / 1e6:.2f} {name} is above the {most / 1e6:.2f} of this network; expected less, "
+                "or a share in (0, 1)"
+            )
+        if least > target:
+            meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
+            meant = meant or ("; a share is less than 1" if target == 1 else "")
+            wanted = f"{target / 1e6:.2f} {name}" if target >= 1e4 else f"{target:g} {self.prices.unit}"
+            raise ConfigError(
+                f"a target of {wanted} cannot be reached by removing these units; "
+                f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {name.split()[0]}{meant}"
+            )
+
+    def _top_up(self, ranking: Ranking, portions: _Portions, chosen: Tensor, slack: int, gone_too: bool) -> Tensor:
+        """Add the best remaining portions that still fit; of heads and FFNs that are gone only if ``gone_too``, and
+        then the first of a head pays for its Q and K as well, and the first of a layer for what the layer has once."""
+        dims, prices = self.dims, self.prices
+        groups, heads = portions.group, dims.depth * dims.heads
+        qk = _qk_prices(self, ranking.cut_qk)
+        dim = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
+        price_of = portions.size * torch.where(groups < heads, dim, prices.neuron)
+        cheapest = int(price_of.min())
+        alive = set(groups[chosen].tolist())
+        layers = {group // dims.heads for group in alive if group < heads}  # with attention
+        for portion in portions.order[~chosen[portions.order]].tolist():
+            if slack < cheapest:
+                break
+            group = int(groups[portion])
+            if group not in alive and not gone_too:
+                continue
+            price = int(price_of[portion])
+            if group not in alive:
+                if group >= heads:
+                    price += prices.ffn
+                else:
+                    price += qk[group]
+                    price += 0 if group // dims.heads in layers else prices.attention
+            if price <= slack:
+                chosen[portion] = True
+                alive.add(group)
+                if group < heads:
+                    layers.add(group // dims.heads)
+                slack -= price
+        return chosen
 
 
 def target_of(
@@ -106,15 +190,21 @@ def target_of(
     if not hasattr(wanted, "__float__") or not 0 < wanted < float("inf"):
         raise ConfigError(f"{name} {wanted!r}: expected a share of the dense network in (0, 1), or a number")
     wanted = wanted if isinstance(wanted, int) else float(wanted)  # of a tensor, say
-    if wanted < 1 and name in (given_before := getattr(model, "given", {})):  # it was pruned before, and evened
-        wanted = round(wanted * given_before[name])
-    dims = cost.dims_of(model)
+    dims, before = cost.dims_of(model), pruned_before(model)
     if name == "target_latency":
         prices = latency_table(model, latency).prices
         wanted = wanted if wanted < 1 else wanted * PICOSECONDS
     else:
         prices = ledger.mac_prices(dims) if name == "target_macs" else param_prices(model)
     whole = Target(dims, prices, 0)
+    if before:
+        whole = replace(whole, gone=before.gone, qk_left=before.qk_left)
+        if name == "target_params":
+            constant = prices.constant + dims.dim * sum(constants(before.gone))
+            whole = replace(whole, prices=replace(prices, constant=constant))
+        known = {"target_macs": before.macs, "target_params": before.params}
+        if wanted < 1:
+            wanted = round(wanted * known.get(name, whole.cost_of(_there(before.gone))))
     if multiple is None:
         multiple = fitting_multiple(whole, getattr(model.blocks[0].attn, "cuts_qk", False))
     return replace(whole, amount=sizes.amount(wanted, whole.dense), multiple=multiple)
@@ -138,67 +228,16 @@ def fitting_multiple(target: Target, cut_qk: bool = False) -> int:
     return multiple
 
 
-def keep_best(
-    dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
-) -> list[BlockMask]:
-    """Return masks that keep the highest-ranked units such that the extracted model costs at most ``target`` (MACs,
-    unless ``prices`` count something else), and no further unit would fit. A head or FFN whose macro gate the threshold
-    splits is closed, and units of open ones fill what is left; only if there are too few of them does it come back, as
-    narrow as it must. The best value dimension stays whatever its rank: with no head at all the image would not reach
-    the classifier. Each head and FFN keeps a ``multiple`` of units, its best, or all or none: with 1 whatever the
-    threshold leaves, else what is nearest to that. Raises ``ConfigError`` if the target is out of reach."""
-    prices = prices or ledger.mac_prices(dims)
-    portions = _portions(dims, ranking, multiple)
-    _require_reachable(dims, ranking, target, prices, portions)
-
-    def cost_left(chosen: Tensor) -> int:
-        return kept_cost(prices, _masks(dims, ranking, chosen[portions.of]), dims.head_dim, ranking.cut_qk)
-
-    low, high = portions.fixed, len(portions.order)  # the longest prefix of the order that fits
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = cost_left(portions.first(middle)) <= target
-        low, high = (middle, high) if fits else (low, middle - 1)
-    chosen = _without_split(portions, portions.first(low))
-    for gone_too in (False, True):
-        chosen = _top_up(dims, ranking, prices, portions, chosen, target - cost_left(chosen), gone_too)
-    return _masks(dims, ranking, chosen[portions.of])
-
-
-def require_reachable(
-    dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices | None = None, multiple: int = 1
-) -> None:
-    """Raise ``ConfigError`` with the reachable range if removing every unit that ``ranking`` ranks is not enough."""
-    _require_reachable(dims, ranking, target, prices or ledger.mac_prices(dims), _portions(dims, ranking, multiple))
-
-
-def _require_reachable(dims: ledger.Dims, ranking: Ranking, target: int, prices: Prices, portions: _Portions) -> None:
-    kept = _masks(dims, ranking, portions.first(portions.fixed)[portions.of])
-    least = kept_cost(prices, kept, dims.head_dim, ranking.cut_qk)
-    most, name = prices.constant + ledger.dense_cost(dims, prices), million(prices)
-    if target > most:
-        raise ConfigError(
-            f"a target of {target / 1e6:.2f} {name} is above the {most / 1e6:.2f} of this network; expected less, or a "
-            "share in (0, 1)"
-        )
-    if least > target:
-        meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
-        meant = meant or ("; a share is less than 1" if target == 1 else "")
-        wanted = f"{target / 1e6:.2f} {name}" if target >= 1e4 else f"{target:g} {prices.unit}"
-        raise ConfigError(
-            f"a target of {wanted} cannot be reached by removing these units; "
-            f"reachable: {least / 1e6:.2f} to {most / 1e6:.2f} {name.split()[0]}{meant}"
-        )
-
-
 def kept_units(
     gated: Any, target: Target | None = None, keep: Mapping[str, Any] | None = None, multiple: int = 1
 ) -> list[BlockMask]:
     """Return what stays of a gated model: with a target, the units above the one threshold, common to all logits, that
-    meets it; without, its hardened gates, rounded to the nearest ``multiple``. Units of ``keep`` stay in any case."""
+    meets it; without, its hardened gates, rounded to the nearest ``multiple``. Units of ``keep`` stay in any case, what
+    was gone before does not."""
     if target:
         return drop_removed(gated, target.keep_best(joint_ranking(gated, keep)))
-    return drop_removed(gated, rounded(gated, thresholded(gated, keep), multiple, keep))
+    kept, before = drop_removed(gated, rounded(gated, thresholded(gated, keep), multiple, keep)), pruned_before(gated)
+    return drop_zeros(kept, before.gone) if before else kept
 
 
 def thresholded(gated: Any, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
@@ -345,21 +384,39 @@ def union(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
     ]
 
 
+def pruned_before(model: Any) -> Given | None:
+    """Return what a network had that was pruned before and evened; None for any other."""
+    before: Given | None = getattr(model, "given", None)
+    if before and not before.gone:
+        before.gone = zero_units(model)
+    return before
+
+
 @torch.no_grad()
-def zero_units(model: Any) -> list[BlockMask]:
+def zero_units(model: Any) -> tuple[BlockMask, ...]:
     """Return the heads, value dimensions and neurons that give nothing in a network that was made even (gated or
-    not)."""
+    not); and the FFNs that have not left a constant either."""
     gone = []
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
         dims = (attn.proj.weight == 0).all(0).view(attn.num_heads, attn.head_dim)
         neurons = (mlp.fc2.weight == 0).all(0)
-        none = torch.zeros((), dtype=torch.bool, device=neurons.device)
-        gone.append(BlockMask(heads=dims.all(-1), dims=dims, ffn=none, neurons=neurons))
-    return gone
+        nothing = neurons.all() & (mlp.fc2.bias is None or (mlp.fc2.bias == 0).all())
+        gone.append(BlockMask(heads=dims.all(-1), dims=dims, ffn=nothing, neurons=neurons))
+    return tuple(gone)
 
 
-def drop_zeros(kept: list[BlockMask], gone: list[BlockMask]) -> list[BlockMask]:
+def constants(gone: Sequence[BlockMask]) -> list[bool]:
+    """Tell of each block whether its FFN is gone but for a constant, which costs no MACs."""
+    return [bool(zero.neurons.all() & ~zero.ffn) for zero in gone]
+
+
+def _there(gone: Sequence[BlockMask]) -> list[BlockMask]:
+    """Return what is not ``gone``."""
+    return [BlockMask(~zero.heads, ~zero.dims, torch.ones_like(zero.ffn), ~zero.neurons) for zero in gone]
+
+
+def drop_zeros(kept: list[BlockMask], gone: Sequence[BlockMask]) -> list[BlockMask]:
     """Return ``kept`` without units that are ``gone``: they may fill what is left of a target, and give nothing."""
     pairs = [(mask, mask.dims & ~zero.dims.to(mask.dims.device), zero) for mask, zero in zip(kept, gone, strict=True)]
     return [
@@ -434,43 +491,14 @@ def _without_split(portions: _Portions, chosen: Tensor) -> Tensor:
     return chosen & ~torch.isin(group, torch.tensor(sorted(split), dtype=group.dtype))
 
 
-def _top_up(
-    dims: ledger.Dims,
-    ranking: Ranking,
-    prices: Prices,
-    portions: _Portions,
-    chosen: Tensor,
-    slack: int,
-    gone_too: bool,
-) -> Tensor:
-    """Add the best remaining portions that still fit; of heads and FFNs that are gone only if ``gone_too``, and then
-    the first of a head pays for its Q and K as well, and the first of a layer for what the layer has once."""
-    dim = prices.value_dim + (prices.head // dims.head_dim if ranking.cut_qk else 0)
-    groups, heads = portions.group, dims.depth * dims.heads
-    price_of = portions.size * torch.where(groups < heads, dim, prices.neuron)
-    cheapest = int(price_of.min())
-    alive = set(groups[chosen].tolist())
-    layers = {group // dims.heads for group in alive if group < heads}  # with attention
-    for portion in portions.order[~chosen[portions.order]].tolist():
-        if slack < cheapest:
-            break
-        group = int(groups[portion])
-        if group not in alive and not gone_too:
-            continue
-        price = int(price_of[portion])
-        if group not in alive:
-            if group >= heads:
-                price += prices.ffn
-            else:
-                price += 0 if ranking.cut_qk else prices.head
-                price += 0 if group // dims.heads in layers else prices.attention
-        if price <= slack:
-            chosen[portion] = True
-            alive.add(group)
-            if group < heads:
-                layers.add(group // dims.heads)
-            slack -= price
-    return chosen
+def _qk_prices(target: Target, cut_qk: bool) -> list[int]:
+    """Return what Q and K of each head cost beside its value dimensions, head by head."""
+    heads, dims = target.dims.depth * target.dims.heads, target.dims
+    if cut_qk:
+        return [0] * heads
+    if not target.qk_left:
+        return [target.prices.head] * heads
+    return [target.prices.head // dims.head_dim * max(1, own) for layer in target.qk_left for own in layer]
 
 
 def _masks(dims: ledger.Dims, ranking: Ranking, chosen: Tensor) -> list[BlockMask]:

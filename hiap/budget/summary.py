@@ -7,7 +7,7 @@ from typing import Any
 
 from hiap import ledger
 from hiap.backbones.count import attention_macs, ffn_macs, value_dims
-from hiap.budget.prices import kept_cost, param_prices
+from hiap.budget.prices import kept_cost, param_prices, qk_left
 from hiap.budget.sizes import BlockShape
 from hiap.cost import dims_of, params
 from hiap.gated_layers import BlockMask
@@ -79,27 +79,27 @@ def summary_of(
     gated: Any, kept: list[BlockMask], multiple: int = 1, threshold: list[BlockMask] | None = None
 ) -> Summary:
     """Return what extraction of a gated model by these masks leaves; the rest as in ``Summary``."""
-    dims, cut_qk = dims_of(gated), gated.blocks[0].attn.cuts_qk
-    in_macs, in_params = ledger.mac_prices(dims), param_prices(gated)
+    dims, cut_qk, left = dims_of(gated), gated.blocks[0].attn.cuts_qk, qk_left(gated)
+    in_macs, in_params, given = ledger.mac_prices(dims), param_prices(gated), getattr(gated, "given", None)
 
-    def spent(prices: ledger.Prices, masks: list[BlockMask]) -> int:
-        return kept_cost(prices, masks, dims.head_dim, cut_qk)
+    def spent(prices: ledger.Prices, masks: list[BlockMask], first: int = 0) -> int:
+        return kept_cost(prices, masks, dims.head_dim, cut_qk, left[first:])
 
     blocks = [
         BlockShape(
             head_dims=tuple(mask.head_widths()),
             neurons=mask.neuron_count(),
-            macs=spent(replace(in_macs, constant=0), [mask]),
-            params=spent(replace(in_params, constant=0), [mask]),
+            macs=spent(replace(in_macs, constant=0), [mask], i),
+            params=spent(replace(in_params, constant=0), [mask], i),
         )
-        for mask in kept
+        for i, mask in enumerate(kept)
     ]
     return Summary(
         blocks=blocks,
         macs=spent(in_macs, kept),
         params=spent(in_params, kept),
-        dense_macs=ledger.dense_macs(dims),
-        dense_params=in_params.constant + ledger.dense_cost(dims, in_params),
+        dense_macs=given.macs if given else ledger.dense_macs(dims),
+        dense_params=given.params if given else in_params.constant + ledger.dense_cost(dims, in_params),
         multiple=multiple,
         threshold=summary_of(gated, threshold) if threshold else None,
     )

@@ -4,7 +4,7 @@ is left loses them. Shares of a target are of the network that was given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,25 +12,18 @@ from torch import Tensor
 
 from hiap import gated_vit
 from hiap.backbones.evening import alike, even, trimmed
-from hiap.budget.selection import Ranking, Target, drop_zeros, target_of, zero_units
-from hiap.gated_vit import BlockMask
+from hiap.budget.selection import Ranking, Target, target_of
+from hiap.gated_layers import BlockMask
 from hiap.train import methods
 from hiap.train.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
 class IterativeTarget(Target):
-    """Target of an evened network. ``gone``: of each block what is zeros."""
-
-    gone: tuple[BlockMask, ...] = field(default=(), compare=False)
+    """Target of an evened network, whatever ranks its units."""
 
     def keep_best(self, ranking: Ranking) -> list[BlockMask]:
-        kept = drop_zeros(super().keep_best(self._behind(ranking)), list(self.gone))
-        # An FFN that was gone may have left a constant, which costs nothing.
-        return [
-            replace(mask, ffn=mask.neurons.any() | zero.neurons.all())
-            for mask, zero in zip(kept, self.gone, strict=True)
-        ]
+        return super().keep_best(self._behind(ranking))
 
     def require_reachable(self, ranking: Ranking) -> None:
         super().require_reachable(self._behind(ranking))
@@ -69,7 +62,7 @@ def evened(start: Any, config: Config) -> Any:
 def target(whole: Any, macs: float | None, params: float | None, multiple: int) -> Target | None:
     """Return the target for an evened network, None if none is set."""
     found = target_of(whole, macs, params, multiple=multiple)
-    return found and IterativeTarget(found.dims, found.prices, found.amount, found.multiple, tuple(zero_units(whole)))
+    return found and IterativeTarget(**vars(found))
 
 
 def without_zeros(model: Any) -> Any:

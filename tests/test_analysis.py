@@ -22,7 +22,7 @@ from analysis.figures import style
 from analysis.findings import costs, gates, heat_maps
 from analysis.records import names, published, results
 from analysis.records.results import REPOSITORY, Results, dense_units, gate_trajectory, topology
-from analysis.studies import comparisons
+from analysis.studies import comparisons, evidence, paired
 from analysis.tables import ours, render, theirs
 from hiap.budget.sizes import dense_params
 from hiap.ledger import Dims
@@ -248,6 +248,10 @@ def test_one_label_for_two_configurations_is_refused(root: Path) -> None:
     put(root, made_up("l1-moderate", "l1", 0, optim={"epochs": 7}))
     with pytest.raises(ConfigError, match="label 'l1-moderate' names different runs"):
         comparisons.summary(Results(root).runs())
+    grid = Results(root).finished()[0].grid
+    for look in (Results.runs, paired.load, evidence.load):
+        with pytest.raises(ConfigError, match="label 'l1-moderate' names different runs"):
+            look(Results(root), grid)
 
 
 def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:

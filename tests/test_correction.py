@@ -162,6 +162,27 @@ def test_what_cannot_be_solved_is_one_line_and_leaves_modes_and_numbers_alone() 
         assert all(p.isfinite().all() for p in small.parameters())
 
 
+def test_a_network_that_had_lost_branches_before_is_cut_and_corrected() -> None:
+    gated = hiap.gate(small_vit())
+    scatter_logits(gated)
+    for i, block in enumerate(gated.blocks):
+        block.mlp.block_gate.logit.data.fill_(1 if i else -1)
+    gated.blocks[1].attn.head_gate.logit.data.fill_(-1)
+    first = hiap.extract(gated).eval()
+    second = hiap.Pruner(first, steps=1, target_macs=0.6).finish().eval()
+    apart = distance(second, first)
+    assert distance(hiap.correct(second, first, images()), first) < 0.9 * apart
+    with pytest.raises(ValueError, match="are the arguments the other way round"):
+        hiap.correct(first, second, images())
+
+
+def test_a_ridge_that_is_too_small_is_one_line() -> None:
+    model, few = small_vit(), images(1)[0][:1]
+    nn.init.normal_(model.head.weight)
+    with pytest.raises(ValueError, match=r"ridge 1e-30: too small for these images; expected more of them, or 0\.01"):
+        hiap.prune(model, few, target_macs=0.5, ridge=1e-30)
+
+
 def test_images_that_it_does_not_take_are_one_line_and_leave_a_network_that_runs() -> None:
     dense, labels = small_vit(), torch.zeros(len(images()[0]))
     small = cut(dense)

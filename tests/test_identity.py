@@ -221,6 +221,27 @@ def test_a_run_that_was_begun_with_other_images_does_not_go_on(
     assert train.run(second, rerun=True).resumed == 0
 
 
+def test_a_rerun_that_was_interrupted_goes_on(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """Given again as it was given, as by a job that is requeued; of other images it begins afresh."""
+    first, second = (config_of(arguments(root, tmp_path, "optim.epochs=2")) for root in folders)
+    before = train.run(first)
+    for _ in range(2):
+        monkeypatch.setattr(train.Run, "_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(train.Interrupted):
+            train.run(first, rerun=True)
+        monkeypatch.undo()
+    again = train.run(first, rerun=True)
+    assert again.resumed
+    assert again.metrics == before.metrics
+    assert not train.run(first, rerun=True).resumed, "a finished run is made again from its start"
+    monkeypatch.setattr(train.Run, "_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(train.Interrupted):
+        train.run(first, rerun=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("HIAP_CACHE", str(tmp_path / "cache"))
+    assert not train.run(second, rerun=True).resumed
+
+
 def test_a_start_that_was_measured_on_other_images_is_measured_anew(folders: tuple[Path, Path], tmp_path: Path) -> None:
     dense = train.run(config_of(arguments(folders[0], tmp_path)))
     more = [*without_sizes(arguments(folders[1], tmp_path)), f"model.weights=run:{dense.run_id}"]
@@ -240,8 +261,13 @@ def test_a_start_that_numbers_its_classes_otherwise_is_refused(folders: tuple[Pa
         hiap.save(model, tmp_path / name)
         starts.append([*without_sizes(arguments(folders[0], tmp_path)), f"model.weights={tmp_path / name}"])
     train.run(config_of(starts[0]))
-    with pytest.raises(ConfigError, match="the network numbers its classes in another order"):
+    with pytest.raises(
+        ConfigError, match=r"model\.weights '.*other': the network numbers its classes in another order"
+    ):
         train.run(config_of(starts[1]))
+    taught = [*starts[0], f"distill.teacher={tmp_path / 'other'}", "distill.alpha=0.5"]
+    with pytest.raises(ConfigError, match=r"distill\.teacher '.*other': the network numbers its classes in another"):
+        train.run(config_of(taught))
 
 
 def test_a_start_that_was_measured_at_another_size_is_measured_anew(tmp_path: Path) -> None:

@@ -295,6 +295,17 @@ def test_classes_have_the_numbers_that_the_network_gives_them(tmp_path: Path) ->
     assert why == "class 'd' is none of the network's 3 (c, a, b ...)"
     splits = [folders(tmp_path / "both" / split, "abc") for split in ("train", "val")]
     assert "in another order" in pictures.read(str(splits[0].parent), model, 1, 8, 1000).why
+    model.pretrained_cfg["label_names"] = ["Sea lion", "B", "A"]  # in other words, a person would say, the same
+    assert labels_by_folder(folders(tmp_path / "spelt", ("a", "b", "sea_lion")), model) == {
+        "a": 2,
+        "b": 1,
+        "sea_lion": 0,
+    }
+    model.pretrained_cfg["label_names"] = ["Hund", "Katze", "Maus"]
+    with pytest.warns(
+        UserWarning, match=r"names its classes \(Hund, .* otherwise than the folders \(a, b, c .* same order"
+    ):
+        assert labels_by_folder(tmp_path / "all", model) == {"a": 0, "b": 1, "c": 2}
     del model.pretrained_cfg["label_names"]
     assert labels_by_folder(tmp_path / "all", model) == {"a": 0, "b": 1, "c": 2}
 

@@ -56,9 +56,11 @@ class Results:
         return [record for record in self.finished(grid) if any(log.heads for log in record.epochs)]
 
     def runs(self, grid: str | None = None) -> pd.DataFrame:
-        """One row per finished run. No run: an empty frame with the same columns."""
+        """One row per finished run. No run: an empty frame with the same columns. Raises ``ConfigError`` as
+        ``require_one_each`` where a grid is asked for."""
         if grid not in self._runs:
-            self._runs[grid] = pd.DataFrame(map(_row, self.finished(grid)), columns=list(RUN_COLUMNS))
+            found = pd.DataFrame(map(_row, self.finished(grid)), columns=list(RUN_COLUMNS))
+            self._runs[grid] = found if grid is None else require_one_each(found)
         return self._runs[grid].copy()
 
     def failures(self, grid: str | None = None) -> pd.DataFrame:
@@ -87,6 +89,18 @@ class Results:
             yield from ({**stage, "inherited": True} for stage in (self._stages(self._record(path)) if path else ()))
         for own in record.stages:
             yield {"stage": own.name, **{name: getattr(own, name) for name in SUMS}, "inherited": False}
+
+
+def require_one_each(runs: pd.DataFrame) -> pd.DataFrame:
+    """``runs``. Raises ``ConfigError`` where a label names two runs of one seed, which no mean may mix: of a grid whose
+    file was edited, say, or of runs that were given no label."""
+    if (twice := runs.duplicated(["data", "label", "seed"], keep=False)).any():
+        label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
+        raise ConfigError(
+            f"label '{label}' names different runs of one seed ({ids}); give each a run.label, or move the record away "
+            "that no longer counts"
+        )
+    return runs
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -182,7 +196,7 @@ def dense_units(record: Record) -> dict[str, int]:
     if dims := estimate.dims(record.config):
         return block_units(dims)
     name = record.config.model.name
-    raise ConfigError(f"{record.run_id}: hiap.ledger.known_dims does not know the sizes of model '{name}'")
+    raise ConfigError(f"{record.run_id}: the sizes of model '{name}' are not known (hiap/budget/sizes.py)")
 
 
 def block_units(dims: Dims) -> dict[str, int]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from analysis.records import names, published
+from analysis.records.results import require_one_each
 from analysis.stats.seeds import LEVEL, half_width, holm
 from analysis.studies import paired
-from hiap.train.config import ConfigError
 from hiap.train.record import Record
 
 CONTROLS = ("dense-continued", "dense-distilled", "dense-noise")  # trained on, with no price on any unit
@@ -36,10 +36,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per data set and label: means over seeds, ``n`` of them, and for n > 1 the half width of Student's 95 %
     interval of the mean top-1; ``sampling`` is the half width that the finite test set alone gives one accuracy.
     Dense first, then by falling MACs. Raises ``ConfigError`` if a label is used twice."""
-    runs = runs.drop_duplicates("run_id")
-    if (twice := runs.duplicated(["data", "label", "seed"], keep=False)).any():
-        label, ids = runs.loc[twice, "label"].iloc[0], ", ".join(runs.loc[twice, "run_id"].head(2))
-        raise ConfigError(f"label '{label}' names different runs of one seed ({ids}); choose a grid or rename one")
+    runs = require_one_each(runs.drop_duplicates("run_id"))
     groups = runs.astype(dict.fromkeys([*MEANS, "target"], float)).groupby(["data", "label", "method"], sort=False)
     table = groups[list(MEANS)].mean()
     table["target"] = groups["target"].first()

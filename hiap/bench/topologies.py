@@ -78,7 +78,10 @@ def load(name: str, width: Width, dense: Any, multiple: int = 1, removed: Litera
     """Return the extracted network of a named topology or folder; ``removed``: what a closed dimension takes along
     (A4). Raises ``ConfigError`` for a name that is none, or that does not fit the backbone."""
     if Path(name).is_dir():
-        return store.load(name).eval()
+        small = store.load(name).eval()
+        if (own := cost.image_of(small)) != (images := cost.image_of(dense)):
+            raise ConfigError(f"'{name}' takes images of {own}, dense ones of {images}; expected one cut from it")
+        return small
     gated = gated_vit.gate(dense, GateConfig(dims=removed))
     dims = cost.dims_of(gated)
     kind, _, gmacs = name.partition("@")

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.count import image_of, macs
+from hiap.backbones.evening import even
 from hiap.backbones.families import UnsupportedModelError, standard
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedBlock
@@ -38,9 +40,9 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
     the constants of removed branches change, so that sizes, MACs and parameters stay.
 
     Memory: five times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
-    method's form, twice that per block. Raises ``ValueError`` without images, for networks of different size
-    or depth, for numbers that are not finite, and for blocks that put a norm behind a branch, where a change of the
-    output map is not a change of the stream. Warns where the images are too few.
+    method's form, twice that per block. Raises ``ValueError`` without images, for networks of different size or depth,
+    if ``small`` is the larger one, for numbers that are not finite, and for blocks that put a norm behind a branch,
+    where a change of the output map is not a change of the stream. Warns where the images are too few.
 
     Args:
         small: an extracted ViT.
@@ -55,6 +57,9 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
     if ridge is not None and not ridge > 0:
         raise ValueError(f"correct: ridge {ridge}: expected a number above 0, or None")
     require_correctable(small)
+    if small.embed_dim == before.embed_dim and macs(small, image_of(small)) > macs(before, image_of(before)):
+        raise ValueError("correct: small has more MACs than before; are the arguments the other way round?")
+    before = before if is_gated(before) else even(before)
     modes = small.training, before.training
     small.eval(), before.eval()
     try:

@@ -214,10 +214,13 @@ def removal_errors(found: Moments, weight: Tensor, ridge: float = RIDGE) -> Tens
 @torch.no_grad()
 def removals(found: Moments, weight: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
     """Return the units in the order in which they go, at each turn the cheapest of those left, and what each costs
-    (float64)."""
+    (float64). Raises ``ValueError`` where ``ridge`` is too small."""
     gram = found.gram
     strength = ridge * gram.diagonal().mean().clamp_min(TINY)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram)))
+    factor, failed = torch.linalg.cholesky_ex(gram + strength * torch.eye(len(gram)).to(gram))
+    if failed:
+        raise ValueError(f"ridge {ridge:g}: too small for these images; expected more of them, or {RIDGE:g}")
+    inverse = torch.cholesky_inverse(factor)
     w = found.channels.sqrt()[:, None] * weight.detach().double()
     left = torch.arange(len(gram), device=gram.device)
     order, errors = [], []

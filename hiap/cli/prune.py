@@ -108,6 +108,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _checked(options: argparse.Namespace) -> list[str]:
     """Return the forms to export, once everything has been refused that can be without torch."""
+    options.out = str(Path(options.out))  # without the slash that a shell puts behind a folder's name
     forms = [form for form in options.export.split(",") if form]
     for form in forms:
         if form not in FORMS:

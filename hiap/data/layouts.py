@@ -107,13 +107,29 @@ def numbers(names: Sequence[str], order: str) -> np.ndarray:
 
 def numbers_for(names: Sequence[str], network: Mapping[str, Any], classes: int) -> list[int] | None:
     """Return the number that a network gives each class, where its ``pretrained_cfg`` names its ``classes`` and these
-    are among them; None where it does not say. Raises ``ConfigError`` where it knows some of them only."""
+    are among them, in whatever case and with '_', '-' or a space between words; None where it does not say. Raises
+    ``ConfigError`` where it knows some of them only, and warns where it knows as many others."""
     told = list(map(str, network.get("label_names") or ()))
-    if len(told) != classes or not set(names) & set(told):
+    if len(told) != classes:
         return None
-    if unknown := [name for name in names if name not in told]:
+    known, wanted = list(map(_spelt, told)), list(map(_spelt, names))
+    if len(set(known)) < len(known) or len(set(wanted)) < len(wanted):  # told apart by their spelling alone
+        known, wanted = told, list(names)
+    if not set(wanted) & set(known):
+        if len(names) == classes and not all(name.isdecimal() for name in [*names[:1], *told[:1]]):
+            warnings.warn(
+                f"the network names its classes ({', '.join(told[:3])} ...) otherwise than the folders "
+                f"({', '.join(names[:3])} ...): they are taken to be in the same order",
+                stacklevel=2,
+            )
+        return None
+    if unknown := [name for name, spelt in zip(names, wanted, strict=True) if spelt not in known]:
         raise ConfigError(f"class {unknown[0]!r} is none of the network's {classes} ({', '.join(told[:3])} ...)")
-    return [told.index(name) for name in names]
+    return list(map(known.index, wanted))
+
+
+def _spelt(name: str) -> str:
+    return re.sub(r"[-_\s]+", " ", name).strip().casefold()
 
 
 def class_numbers(images: Indexed, class_order: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -79,6 +80,8 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _numbers_belong_to_vit(self) -> ModelConfig:
         numbers = {k: getattr(self, k) for k in ("patch_size", "embed_dim", "depth", "num_heads")}
+        if self.name == "vit" and (self.weights.startswith("run:") or Path(self.weights).is_dir()):
+            return self  # a network of its own sizes
         if self.name == "vit":
             if self.embed_dim % self.num_heads:  # type: ignore[operator]
                 raise ValueError(f"model.embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}")

@@ -258,6 +258,7 @@ class Folders:
         self.status = self.work / "status.json"
         self.curves = self.work / "curves.csv"
         self.earlier = self.work / "earlier.json"  # the record of a run that is made again, until it is
+        self.again = self.work / "again.json"  # what such a run is made of
 
     @classmethod
     def of(cls, config: Config) -> Folders:
@@ -297,6 +298,13 @@ class Folders:
             self.record.replace(self.earlier)
         for folder in self.needed_to_resume():
             shutil.rmtree(folder, ignore_errors=True)
+
+    def begin_again(self, made_of: dict[str, str]) -> None:
+        """``set_aside``, unless the run was begun again before, of the same images, files and code, and interrupted."""
+        if not self.record.exists() and self.again.exists() and json.loads(self.again.read_text()) == made_of:
+            return
+        self.set_aside()
+        write_json(self.again, made_of)
 
     def failed_records(self) -> list[Path]:
         return sorted(self.runs.glob(f"{self.run_id}.failed-*.json"))

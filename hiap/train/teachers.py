@@ -21,7 +21,7 @@ from hiap.train.config import Config, ConfigError
 from hiap.train.device import autocast
 from hiap.train.evaluate import at_once
 from hiap.train.record import Folders
-from hiap.train.start import build, filled
+from hiap.train.start import build, filled, require_same_classes
 
 
 class Teacher(nn.Module):
@@ -101,6 +101,7 @@ def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int,
         model, adapted, new_head = _of_timm(config, channels, classes)
     if new_head:
         raise ConfigError(f"distill.teacher '{name}': no classifier of the data's {classes} classes; nothing to learn")
+    require_same_classes(model, config.data, classes, f"distill.teacher '{name}'")
     bare = config.data.model_copy(update=dict.fromkeys(data.PIXELS))
     theirs = data.pixels(bare, pretrained(model))
     (mean, std), (own_mean, own_std) = (

@@ -17,6 +17,7 @@ from test_choice import write_copies
 from test_data import own_cache  # noqa: F401
 
 import hiap
+from analysis.records.results import REPOSITORY, Results
 from hiap.train import identity
 from hiap.train import methods as methods_there
 from hiap.train import run as train
@@ -351,5 +352,16 @@ def test_a_baseline_whose_imports_alone_have_moved_is_the_same(
     (methods / "uniform.py").write_text(source + "\nMOVED = True\n")
     assert train.main(given) == 2
     now = identity.code_digest("uniform")[: identity.SHOWN]
-    monkeypatch.setitem(identity.MOVED, now, before)
+    monkeypatch.setitem(identity.MOVED, now, (before,))
     assert train.main(given) == 0
+
+
+def test_committed_records_are_of_the_code_that_is_here() -> None:
+    """An edited baseline would leave the published runs behind: it computes the same (``identity.MOVED``), or they are
+    run again."""
+    finished = [record for record in Results(REPOSITORY / "results").finished() if record.code]
+    assert finished
+    codes = {(record.config.method, record.code[: identity.SHOWN]) for record in finished}
+    for method, code in codes:
+        now = identity.code_digest(method)[: identity.SHOWN]
+        assert code in (now, *identity.MOVED.get(now, ())), method

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import date
 
 import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records import names
-from analysis.records.results import Results
+from analysis.records.results import REPOSITORY, Results
 from analysis.stats import seeds
 from analysis.studies import paired
 from hiap.cli import parsers
 from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError, unknown_key
-from hiap.train.record import git_state
+from hiap.train.record import Record, git_state
 from slurm import grid as grids
 
 REFERENCE = "arXiv:2603.12222"
@@ -38,8 +39,10 @@ def row(results: Results, name: str) -> str:
     over = "seeds and test images"
     if pd.isna(top1.low):  # of one seed, or the records do not say which images were right
         top1, over = seeds.mean(found["top1"]), "seeds"
+    records = {record.run_id: record for record in results.finished(grid)}
+    title, copies = names.with_variants(found)["title"].iloc[0], results.root.resolve() == REPOSITORY / "results"
     lines = {
-        "result": f"{names.titles(found.head(1))[0]} on {found['data'].iloc[0]}",
+        "result": f"{title} on {_setting(records[found['run_id'].iloc[0]], copies)}",
         "top-1": _interval(top1, "%", over),
         "MACs": _interval(macs, "% of dense", "seeds"),
         "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
@@ -47,8 +50,18 @@ def row(results: Results, name: str) -> str:
         "commits": ", ".join(_commits(found)),
         "rerun": rerun(results, grid, label, found),
     }
-    note = f"{lines['result']}: top-1 {lines['top-1']}, {lines['n']}"
+    note = f"{lines['result']}: top-1 {lines['top-1']} with {macs.mean:.1f} % of the dense MACs, {lines['n']}"
     return _text(name, lines, note)
+
+
+def _setting(record: Record, copies: bool) -> str:
+    """What a number is of: data, pixels, training images and epochs. ``copies``: CIFAR-10 is that of the published
+    records."""
+    config = record.config
+    size, images = config.model.img_size, config.data.train_size
+    data = config.data.name + (" (JPEG copies)" if copies and config.data.name == "cifar10" else "")
+    shown = [data, f"{size} pixels", *([f"{images:,} training images"] if images else [])]
+    return ", ".join([*shown, f"{sum(stage.epochs for stage in record.stages):g} epochs"])
 
 
 def claim(results: Results, name: str) -> str:
@@ -103,6 +116,7 @@ def bibtex(name: str, link: str, note: str) -> str:
         f"@misc{{hiap-reproduction-{name.replace('/', '-')},",
         "  title = {An open reproduction of {HiAP}},",
         "  author = {{The HiAP reproduction contributors}},",
+        f"  year = {{{date.today().year}}},",
         f"  note = {{{re.sub(r'([%_&#$])', ESCAPED, text)}}},",
         "}",
     ]

@@ -252,3 +252,10 @@ def test_the_site_lists_every_option(tmp_path, monkeypatch):
     written = (tmp_path / "_generated" / "options.md").read_text()
     assert options.train_help([]) in written
     assert len(list((tmp_path / "_generated").glob("*.ipynb"))) >= 18
+
+
+def test_every_grid_is_on_the_page_about_clusters():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert [
+        grid.stem for grid in sorted((ROOT / "slurm" / "grids").glob("*.yaml")) if f"`{grid.stem}`" not in page
+    ] == []

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.findings.costs import DEIT_SMALL
 from analysis.findings.costs import WHOLE as FULL  # of the dense network, the paper's and ours
-from analysis.records import published
+from analysis.records import names, published
 from analysis.records.results import Results
 from hiap.train.record import EpochLog, GateLog, Record
 
@@ -74,6 +74,33 @@ def ends(results: Results) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     return pd.DataFrame(rows).sort_values(["without_heads", "measure"], ignore_index=True).round(4)
+
+
+def table(results: Results) -> str:
+    """Markdown: the paper's figures, and of ``ends`` the reading that the protocol's rule takes, the nearest by the
+    measure, the one with the fewest heads, and that of the earlier grids, with who uses them."""
+    found = ends(results)
+    if found.empty:
+        return names.nothing(END)
+    at = {f: published.last_state(f)[UNITS].sum() for f in published.HEAT_MAPS}
+    figures = {f"fig{f}": f"{left['heads']:.0f} / {left['neurons']:,.0f}" for f, left in at.items()}
+    chosen = {
+        found["reading"].iloc[0]: "the rule of PROTOCOL.md; grid `cifar10_first`",
+        found.loc[found["measure"].idxmin(), "reading"]: "nothing: the nearest by the measure alone",
+        found.loc[found[[*figures]].map(_heads).sum(axis=1).idxmin(), "reading"]: "nothing: the fewest heads",
+        TAKEN: "grids `evidence`, `imagenet_*`, `cifar10_table3` (`slurm/readings.yaml`), chosen by whole curves",
+    }
+    lines = [("reading", *(f"Fig. {f}" for f in at), "blocks without heads, Figs. 5-8", "measure", "who takes it")]
+    lines += [(":---", *["---:"] * (len(at) + 2), ":---"), ("the paper", *figures.values(), "0", "0", "")]
+    for row in found[found["reading"].isin(list(chosen))].to_dict("records"):
+        label = str(row["reading"])
+        counts = [str(row[figure]) for figure in figures]
+        lines.append((words(label), *counts, str(row["without_heads"]), f"{row['measure']:.2f}", chosen[label]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _heads(left: str) -> int:
+    return int(left.partition(" / ")[0])
 
 
 def ends_by_block(results: Results, readings: list[str]) -> pd.DataFrame:

@@ -94,7 +94,7 @@ def against(runs: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
 
 def table(results: Results, grid: str = GRID) -> str:
     """Markdown: top-1 of every ranking with least squares behind the cut, by what is left of the MACs, the best ranking
-    first (where most of them are), and beneath it what ``REFERENCE`` is ahead by."""
+    first (where most of them are), and in brackets how far it is from ``REFERENCE``."""
     runs = load(results, grid)
     if runs.empty:
         return names.nothing(grid)
@@ -105,7 +105,7 @@ def table(results: Results, grid: str = GRID) -> str:
     corrected = runs[runs["corrected"]]
     seeds = corrected.groupby("ranking")[["seed", "target"]].apply(_seeds)
     uneven = corrected.groupby(["ranking", "target"])["seed"].agg(frozenset).nunique() > 1  # then each row says which
-    head = ["top-1, %, with this share of the MACs", *["seeds"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
+    head = ["top-1, %, with this share of the MACs", *["networks"] * uneven, *(f"{100 * t:.0f} %" for t in targets)]
     lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
     common = max(targets, key=lambda t: tops[t].count())  # where most rankings are
     best = tops.sort_values(common, ascending=False)
@@ -116,18 +116,21 @@ def table(results: Results, grid: str = GRID) -> str:
     of = f"{networks} trainings of one pretrained network" if networks > 1 else "one network"
     test = f"{_precisions(results, grid)}{runs['test_images'].iloc[0]:,.0f} test images"
     over = "networks and images" if networks > 1 else "these images, which says nothing of other networks"
-    behind = f"In brackets: structured OBS minus this ranking, in points, with an interval of 95 % over {over}."
+    behind = f"In brackets: this ranking minus structured OBS, in points, with an interval of 95 % over {over}."
     if uneven:
-        behind += " Rows of different seeds compare by their brackets alone, which are of the seeds that both have."
+        behind += " Each bracket is of the networks that both have; of three, the interval is Student's, and wide."
     return "\n".join([*lines, "", f"Dense: {first:.1f} % ({of}; {test}). {behind}"])
 
 
 def _seeds(runs: pd.DataFrame) -> str:
-    """'0-5', or where targets differ '0-5; 35 %: 3-5'."""
-    by_target = runs.groupby("target")["seed"].agg(lambda own: f"{own.min()}-{own.max()}")
-    usual = by_target.mode().iloc[0]
-    others = [f"{100 * float(str(target)):.0f} %: {own}" for target, own in by_target.items() if own != usual]
-    return "; ".join([usual, *others])
+    """How many networks there are, '6', or where targets differ '6, 3 at 67 and 35 %'."""
+    counts = runs.groupby("target")["seed"].nunique().sort_index(ascending=False)
+    usual = counts.max()
+    fewer = [
+        f"{count} at {names.listed([f'{100 * float(str(target)):.0f}' for target in own.index])} %"
+        for count, own in counts[counts < usual].groupby(counts)
+    ]
+    return ", ".join([f"{usual}", *fewer[::-1]])
 
 
 def _precisions(results: Results, grid: str) -> str:
@@ -149,8 +152,8 @@ def sentence(results: Results, grid: str = GRID) -> str:
     other = " and ".join(f"{mean['taylor', t]:.1f} %" for t in shares)
     data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"
     text = (
-        f"Without training, on {data}, what `hiap prune` does (widths in multiples of 16) leaves {own}; Taylor, any "
-        f"widths, with the same correction, {other}."
+        f"Without training (exploratory), on {data}, `hiap prune`, with widths in multiples of 16, has {own}; Taylor, "
+        f"equally corrected and free in its widths, {other}."
     )
     return textwrap.fill(text, width=125)
 
@@ -163,8 +166,8 @@ def _cell(row: Mapping[Any, float], ahead: pd.DataFrame, target: float) -> str:
     if own.empty:
         return text
     gap = own.iloc[0]
-    ends = "" if pd.isna(gap["low"]) else f", {gap['low']:+.1f} to {gap['high']:+.1f}"
-    return f"{text} ({gap['difference']:+.1f}{ends})"
+    ends = "" if pd.isna(gap["low"]) else f", {-gap['high']:+.1f} to {-gap['low']:+.1f}"
+    return f"{text} ({-gap['difference']:+.1f}{ends})"
 
 
 def _row(*cells: str) -> str:

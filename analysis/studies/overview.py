@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.findings import costs
 from analysis.records import bench, names, published
 from analysis.records.results import Results
 from analysis.stats.seeds import Interval
@@ -43,65 +42,73 @@ def table(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> 
 
 
 def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
-    yield from _counted()
     for pair in pairs:
         runs = evidence.load(results, pair.grid)
         if len(runs):
-            yield from _trained(results, runs, pair)
+            yield from _trained(results, runs, pair, only=len(pairs) == 1)
     yield from _budgets(results)
     yield from _timed(results)
 
 
-def _counted() -> Iterator[Line]:
-    units, parts = costs.units(), costs.cost_parts()
-    dense = published.table(published.TABLE2).iloc[0]
-    counted = f"{units.total_macs / 1e9:.3f} GMACs, {units.params / 1e6:.2f} M"
-    yield Line("Dense DeiT-Small", f"{dense['gmacs']} GMACs, {dense['params_m']} M", counted, "counted")
-    printed = published.table(published.TABLE3)["mmacs"].max()
-    whole, bare = sum(parts.values()) / 1e6, (sum(parts.values()) - parts["attention"]) / 1e6
-    found = f"{whole:.1f}; {bare:.1f} without attention's products"
-    yield Line("Dense CIFAR-10 network, MMACs", f"{printed:.1f}", found, "counted; the convention is not stated")
-
-
-def _trained(results: Results, runs: pd.DataFrame, pair: evidence.Pair) -> Iterator[Line]:
-    """Differences in points of top-1 that the paper prints, each on this pair."""
+def _trained(results: Results, runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
+    """Differences in points of top-1 that the paper prints, each on this pair, the ``only`` one of the table or not."""
     table2, table3 = (published.table(name) for name in (published.TABLE2, published.TABLE3))
     third = table3.set_index("method")["final_acc"].groupby(level=0).max()
     slim = table2.set_index(["method", "gmacs"])["top1"]
     wanted = (
-        ("Cut by a third, minus dense", third["HiAP (Moderate)"] - third["Dense Baseline"], "CIFAR-10", "dense", 33),
-        ("Cut by half, minus dense", third["HiAP (Aggressive)"] - third["Dense Baseline"], "CIFAR-10", "dense", 50),
-        ("Cut by a third, minus uniform", third["HiAP (Moderate)"] - third["Uniform-Ratio"], "CIFAR-10", "uniform", 33),
-        ("Cut by a third, minus ViT-Slim", slim["HiAP", 3.1] - slim["ViT-Slim", 3.1], "ImageNet", "vit_slim", 33),
+        (
+            "dense",
+            (third["HiAP (Moderate)"], third["HiAP (Aggressive)"]),
+            third["Dense Baseline"],
+            "CIFAR-10",
+            (33, 50),
+        ),
+        ("uniform", (third["HiAP (Moderate)"],), third["Uniform-Ratio"], "CIFAR-10", (33,)),
+        ("ViT-Slim", (slim["HiAP", 3.1],), slim["ViT-Slim", 3.1], "ImageNet", (33,)),
     )
-    for what, printed, data, other, cut in wanted:
-        label = other if other == "dense" else f"{other}-{cut}"
-        if found := paired.pair(runs, f"hiap-{cut}", label):
-            yield Line(
-                what, f"{printed:+.2f} points ({data})", _points(found.difference), _on(pair, found.difference.n)
-            )
+    for title, own, theirs, data, cuts in wanted:
+        label = title.lower().replace("-", "_")
+        others = [label if title == "dense" else f"{label}-{cut}" for cut in cuts]
+        found = [paired.pair(runs, f"hiap-{cut}", other) for cut, other in zip(cuts, others, strict=True)]
+        there = [
+            (100 - cut, top1 - theirs, one.difference) for cut, top1, one in zip(cuts, own, found, strict=True) if one
+        ]
+        if there:
+            what = f"Minus {title}'s top-1, at {names.listed([str(left) for left, *_ in there])} % of the MACs"
+            printed = f"{', '.join(f'{gain:+.2f}' for _, gain, _ in there)} points ({data})"
+            n = min(difference.n for *_, difference in there)
+            yield Line(what, printed, ", ".join(_points(difference) for *_, difference in there), _on(pair, n, only))
+        if title == "dense":
+            yield from _rule(runs, pair, only)
     tuned = evidence.finetuning(runs).dropna(subset="target").sort_values("target", ascending=False)
     tuned = tuned[~tuned["label"].str.contains("settled")]  # another form of HiAP
     if len(tuned):
         gained = ", ".join(_points(Interval(*row)) for row in tuned[["difference", "low", "high", "n"]].to_numpy())
         what = f"Three more epochs, no teacher, at {', '.join(f'{100 * target:.0f}' for target in tuned['target'])} %"
-        yield Line(what, "not needed", gained, f"{_on(pair, None)}, {names.count(tuned['n'])} seeds")
+        yield Line(what, "not needed", gained, _on(pair, names.count(tuned["n"]), only))
     gone, networks = evidence.last_ffns(results, pair.grid)
     if networks:
         ends = [published.last_state(figure)["neurons"].iloc[-1] == 0 for figure in published.HEAT_MAPS]
         printed = f"always (text); {sum(ends)} of {len(ends)} figures"
         digits, few = evidence.last_ffns(results, DIGITS)
         lost = f"{gone} of {networks} networks" + (f"; {digits} of {few} on digits" if few else "")
-        yield Line("The last FFN is removed", printed, lost, _on(pair, None))
+        yield Line("The last FFN is removed", printed, lost, _on(pair, None, only))
+
+
+def _rule(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
+    rule = runs[runs["label"] == "hiap-faithful"]
+    if one := paired.pair(runs, "hiap-faithful", "dense"):
+        ends = f"{_points(one.difference)} at {100 * rule['macs_share'].mean():.0f} %"
+        told = _on(pair, one.difference.n, only, f"the paper's rule, {rule['steps'].mean():.0f} steps")
+        yield Line("The same, where the paper's rule ends", "the same", ends, told)
 
 
 def _points(ends: Interval) -> str:
     return f"{ends.mean:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}]"
 
 
-def _on(pair: evidence.Pair, n: int | None) -> str:
-    seeds = "" if n is None else f", {n} seeds"
-    return f"{OURS}, {pair.data}{seeds}"
+def _on(pair: evidence.Pair, n: object, only: bool, what: str = OURS) -> str:
+    return ", ".join([what, *([] if only else [pair.data]), *([] if n is None else [f"{n} seeds"])])
 
 
 def _budgets(results: Results) -> Iterator[Line]:
@@ -114,7 +121,7 @@ def _budgets(results: Results) -> Iterator[Line]:
         "Hardened minus expected MACs", "0 (Proposition 2)", ends, f"the paper's rule, {data}, {len(misses)} runs"
     )
     short, above = budget.landings(aimed)["shortfall"].max(), int((aimed["macs_share"] > aimed["target"]).sum())
-    found = f"at most {short:.2f} % of dense below, {above} above"
+    found = f"at most {short:.2f} % of dense below, {above or 'none'} above"
     yield Line("Ends at a target", "steered there (version 3)", found, f"our budget rule, {data}, {len(aimed)} runs")
 
 

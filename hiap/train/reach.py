@@ -132,8 +132,8 @@ def check_reach(config: Config, per_epoch: int, closes_by: int | None = None) ->
 
 def few_steps(config: Config, per_epoch: int) -> str:
     """Return a warning where HiAP has fewer steps to a target than any record of this repository that is near a Taylor
-    ranking, else ''. At half of the MACs runs of 234 steps are 0.1 points behind, at a third 4.7, and of 465 steps 0.3
-    (grids study and evidence). How long a network and its data need is not known beforehand, so it is no refusal."""
+    ranking, else ''. How long a network and its data need is not known beforehand (docs/prune_your_model.md), so it is
+    no refusal."""
     steps = round((config.budget.settle or 1.0) * config.optim.epochs) * per_epoch
     if config.method != "hiap" or not config.budget.has_target or not distance(config) or steps >= FEW:
         return ""

@@ -2,7 +2,7 @@
 
 The paper is the files of this folder, in the order to read them:
 
-    options       the open points of the paper that are options of the method, with our reasons (A1-A10)
+    options       the open points of the paper that are options of the method, with our reasons (A1-A10 but A8)
     gates         Gumbel-Sigmoid gates and their annealing                                      (Eq. 6)
     reference     gated attention and FFN as printed: slow, readable                            (Eqs. 1-4)
     gated_layers  the same folded into the weights; masks

@@ -1,6 +1,6 @@
 """The options of the method, each with the gap in the paper that it fills (docs/open_points.md numbers them): A1 to A10
-here, A12 in ``objective.distillation_loss``, A11, the CIFAR-10 network, in ``hiap.train.config``. A ``Section`` is a
-pydantic model."""
+without A8 here, A12 in ``objective.distillation_loss``, A8 and A11, recipe and CIFAR-10 network, in
+``hiap.train.config``. A ``Section`` is a pydantic model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class GateConfig(Section):
     init_macro: float | None = None
     # A6: unstated. None is the weights' learning rate, the only one that the paper gives.
     lr: float | None = Field(None, gt=0)
-    # A6, the same as a length: the rates of all steps sum to it, so a steady gradient takes a logit so far, however
-    # long the run (one that grows takes it farther). Instead of lr.
+    # A6, as a distance instead of a rate: how far a steady gradient moves a logit over the whole run, however long that
+    # is (one that grows moves it farther). Instead of lr.
     travel: float | None = Field(None, gt=0)
     # A6: decay pulls logits to 0, i.e. to maximal doubt, and is not in the paper's loss: off.
     weight_decay: float = Field(0.0, ge=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pytest
@@ -58,15 +57,6 @@ def test_a_file_of_ones_own_is_trained_and_its_options_matter(dense, mine, tmp_p
     assert len({config.run_id for config in configs}) == 2
     assert all(record.size.macs <= 0.8 * record.size.dense_macs for record in records)
     assert records[0].metrics.extracted.loss != records[1].metrics.extracted.loss
-
-
-def test_the_digest_follows_the_file(mine):
-    assert methods.digest(str(mine)) == hashlib.sha256(MINE.encode()).hexdigest()
-    before = methods.digest("taylor")
-    assert len(before) == 64
-    assert methods.digest("hiap") == methods.digest("dense") == ""
-    mine.write_text(MINE + "\n# edited\n")
-    assert methods.digest(str(mine)) != hashlib.sha256(MINE.encode()).hexdigest()
 
 
 BAD = {

@@ -180,6 +180,19 @@ def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: 
     assert len(list((tmp_path / "small-run" / "runs").rglob("*.json"))) == 1
 
 
+def test_a_network_of_any_patch_is_trained_on_and_a_slash_behind_the_folder_is_none(
+    splits: Path, tmp_path: Path
+) -> None:
+    model = small_vit(**{**TINY, "img_size": 18, "patch_size": 6})
+    nn.init.normal_(model.head.weight)
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    hiap.save(model, tmp_path / "sixths")
+    out = f"{tmp_path / 'small'}/"
+    given = ["--epochs", 1, "--images", 16, "--export", "torch"]
+    assert prune(tmp_path / "sixths", "--data", splits, "--out", out, *given) == 0
+    assert {path.name for path in tmp_path.glob("small*")} == {"small", "small-run", "small.png", "small.pt2"}
+
+
 def test_without_the_repository_training_on_is_refused_before_anything_is_pruned(
     saved: Path, splits: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -22,7 +22,7 @@ from hiap.bench.report import Timing
 from hiap.bench.settings import TrainSettings
 from hiap.budget.sizes import known_dims
 from hiap.objective import penalties
-from hiap.train.config import Config, PenaltyConfig, parse_overrides
+from hiap.train.config import Config, ConfigError, PenaltyConfig, parse_overrides
 from hiap.train.device import cpu_has_bf16
 
 
@@ -186,6 +186,12 @@ def test_bench_refuses_in_one_line(arguments, line, capsys):
     assert error.startswith("error: ")
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_of_another_image_size_is_refused(tmp_path):
+    hiap.save(small_vit(), tmp_path / "small")
+    with pytest.raises(ConfigError, match="expected one cut from it"):
+        topologies.load(str(tmp_path / "small"), None, small_vit(img_size=32))
 
 
 @pytest.mark.slow

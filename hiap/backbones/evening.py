@@ -24,7 +24,7 @@ PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp",
 
 @dataclass
 class Given:
-    """What a network had before it was made even: a share of a target means a share of this, without the zeros.
+    """Sizes of a network before it was made even: a share of a target means a share of these, without the zeros.
     ``qk_left`` (L, H): the dimensions of Q and K of each head, which now has ``width``. ``gone``: the units of zeros,
     once ``hiap.budget.selection`` has looked (``BlockMask`` of each block)."""
 

@@ -39,7 +39,7 @@ def param_groups(
 
 def check_rates(**rates: float | None) -> None:
     """Raise ``ConfigError`` for a rate with which an optimiser would train away from what the loss asks, or not at all:
-    it takes those of groups unseen. Of None nothing is asked; 'lr' may not be 0, others may."""
+    it takes those of groups unseen. None passes, and 0 for all but 'lr'."""
     for name, rate in rates.items():
         low = rate is not None and not (0 < rate < math.inf if name == "lr" else 0 <= rate < math.inf)
         if low:

@@ -8,7 +8,7 @@ unit. Two additions make the errors of all branches comparable: output channels 
 own output depends on them (its Fisher information; no labels), and a unit that is removed later is never worth less
 than one before. Weighting tokens likewise was tried, and left a larger divergence from the dense network.
 
-What is counted on is done by ``hiap.correct``: least squares behind the cut.
+``hiap.correct`` then does this refitting, behind the cut.
 """
 
 from __future__ import annotations

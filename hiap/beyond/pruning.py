@@ -59,7 +59,7 @@ def prune(
         target_macs, target_params, target_latency: one of them, a number or a share of ``model``'s below 1.
         latency, multiple: as in ``hiap.extract``.
         fisher: as in ``hiap.beyond.obs.rank``; with 'none' queries and keys stay whole.
-        ridge: as in ``hiap.beyond.obs.rank`` and ``hiap.correct``, of which None chooses only for the latter.
+        ridge: as in ``hiap.beyond.obs.rank`` and ``hiap.correct``, where None lets only the latter choose one.
     """
     if not is_vit(model):
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit")

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from hiap.backbones.families import copied
+from hiap.beyond.obs import TINY
 from hiap.budget.prices import kept_cost
 from hiap.budget.selection import Ranking, Target
 from hiap.gated_vit import BlockMask
 
-RIDGE = 1e-4  # of F's mean diagonal
-TINY = 1e-30  # of a head that nothing depends on
+DAMPING = 1e-4  # of F's mean diagonal
 STEPS = 8  # a head keeps a multiple of an eighth of its dimensions: 8 of 64, which kernels like
 PRICED = ("MACs", "parameters")  # how a table of times changes with the widths of Q and K is not known
 
@@ -65,7 +65,7 @@ class Queries:
     def basis(self) -> Basis:
         """Return the basis that the sums give."""
         fisher = self.fisher / self.tokens
-        least = RIDGE * fisher.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(TINY)
+        least = DAMPING * fisher.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(TINY)
         values, vectors = torch.linalg.eigh(fisher + least[:, None, None] * torch.eye(self.shape[1]).to(fisher))
         root, inverse = (vectors * values[:, None] ** power @ vectors.mT for power in (0.5, -0.5))
         errors, turned = torch.linalg.eigh(root @ (self.seen / self.images) @ root)

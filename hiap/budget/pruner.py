@@ -39,8 +39,8 @@ class Pruner(pruner.Pruner):
     reach, and for a table of another network.
 
     Args:
-        model: a timm ViT (``hiap/backbones/supported.csv`` has a list), or one that was pruned before, of which shares
-            then are; anything else is an ``UnsupportedModelError`` that names the module.
+        model: a timm ViT (``hiap/backbones/supported.csv`` has a list), or one that was pruned before (a
+            share is then one of that); anything else is an ``UnsupportedModelError`` that names the module.
         steps: optimiser steps of the phase.
         target_macs, target_params, target_latency: what the end must have at most (microseconds of a batch for the
             last), a number or, below 1, a share of dense; the penalties' strength is then found, and ``lambda_macro``

@@ -80,7 +80,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _numbers_belong_to_vit(self) -> ModelConfig:
         numbers = {k: getattr(self, k) for k in ("patch_size", "embed_dim", "depth", "num_heads")}
-        if self.name == "vit" and (self.weights.startswith("run:") or Path(self.weights).is_dir()):
+        if self.name == "vit" and self.weights and (self.weights.startswith("run:") or Path(self.weights).is_dir()):
             return self  # a network of its own sizes
         if self.name == "vit":
             if self.embed_dim % self.num_heads:  # type: ignore[operator]

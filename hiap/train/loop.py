@@ -1,8 +1,8 @@
 """The one training loop of the project: one stage of a run, step after step.
 
 A run that was killed anywhere continues from its last checkpoint and ends with the weights that it would have had (bit
-for bit on a CPU): batches, gate noise and dropout are functions of the position in the run (``seeds``), so position,
-network and optimiser are all there is to restore.
+for bit on a CPU): batches, gate noise and dropout are functions of the position in the run
+(``hiap.backbones.seeds``), so position, network and optimiser are all there is to restore.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ runs stands at its top as plain values, which are read and not executed::
 from __future__ import annotations
 
 import ast
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,13 +87,6 @@ def kind(method: str) -> str:
 
 def of_kind(wanted: str) -> list[str]:
     return [name for name, method in registered().items() if method.kind == wanted]
-
-
-def digest(method: str) -> str:
-    """Return the SHA-256 of the method's file, '' for ours: an edited file is another method. Raises ``ConfigError`` if
-    there is none."""
-    found = find(method)
-    return hashlib.sha256(found.file.read_bytes()).hexdigest() if found else ""
 
 
 def options(method: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -300,7 +300,7 @@ class Folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def begin_again(self, made_of: dict[str, str]) -> None:
-        """``set_aside``, unless the run was begun again before, of the same images, files and code, and interrupted."""
+        """Set the run aside, unless it was begun again before, of the same images, files and code, and interrupted."""
         if not self.record.exists() and self.again.exists() and json.loads(self.again.read_text()) == made_of:
             return
         self.set_aside()

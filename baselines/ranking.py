@@ -37,7 +37,7 @@ class Round(Stage):
         return corrected(remove(gated), model, context) if self.share == 1 else gated
 
     def masked(self, model: Any, context: Context, kind: type[Gate]) -> Any:
-        """``model`` with gates of this kind, closed but for what is ``kept``."""
+        """Return ``model`` with gates of this kind, closed but for what is ``kept``."""
         require_plain(model)
         kept, dims = self.kept(model, context)
         gated = gated_vit.gate(model, context.config.gates.model_copy(update={"dims": dims}), kind=kind)
@@ -45,7 +45,7 @@ class Round(Stage):
         return gated
 
     def kept(self, model: Any, context: Context) -> tuple[list[BlockMask], str]:
-        """The units that stay, as the ranking says, and what goes with a value dimension (``gates.dims``)."""
+        """Return the units that stay, as the ranking says, and what goes with a value dimension (``gates.dims``)."""
         assert self.rank is not None
         target, ranking = context.target, self.rank(model, context)
         assert target is not None
@@ -116,7 +116,7 @@ class NoisyTuning(Round):
 
 @torch.no_grad()
 def fold(gated: Any, dense: Any) -> Any:
-    """A plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
+    """Return a plain dense network that computes what ``gated.eval()`` computes: closed units stay, with zero weights.
     ``dense`` is what was gated and gives the structure. Not for ``dims='v-cut-qkv'``: it hardens to another function.
     """
     plain: Any = copy.deepcopy(dense)
@@ -142,8 +142,8 @@ def fold(gated: Any, dense: Any) -> Any:
 
 
 def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
-    """``budget.rounds`` rounds that share ``optim.epochs``; with one, everything goes at once and the rest is tuning.
-    Targets go down in equal steps."""
+    """Return ``budget.rounds`` rounds that share ``optim.epochs``; with one, everything goes at once and the rest is
+    tuning. Targets go down in equal steps."""
     rounds, epochs = config.budget.rounds, config.optim.epochs
     if config.budget.noise:
         return [NoisyTuning(config, rank)]
@@ -158,22 +158,22 @@ def prune_then_tune(config: Config, rank: Rank) -> list[Stage]:
 
 
 def l1_neurons(model: Any) -> Tensor:
-    """(L, Dffn): l1 norm of each neuron's fc1 row and fc2 column."""
+    """Return (L, Dffn): l1 norm of each neuron's fc1 row and fc2 column."""
     return neuron_sums(model, lambda weight: weight.detach().abs())
 
 
 def l1_value_dims(model: Any) -> Tensor:
-    """(L, H, Dh): l1 norm of each value dimension's V row and output-projection column."""
+    """Return (L, H, Dh): l1 norm of each value dimension's V row and output-projection column."""
     return value_dim_sums(model, lambda weight: weight.detach().abs())
 
 
 def neuron_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
-    """(L, Dffn): ``of`` each weight, summed over each neuron's fc1 row and fc2 column."""
+    """Return (L, Dffn): ``of`` each weight, summed over each neuron's fc1 row and fc2 column."""
     return torch.stack([of(b.mlp.fc1.weight).sum(1) + of(b.mlp.fc2.weight).sum(0) for b in model.blocks])
 
 
 def value_dim_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
-    """(L, H, Dh): ``of`` each weight, summed over each value dimension's V row and output-projection column."""
+    """Return (L, H, Dh): ``of`` each weight, summed over each value dimension's V row and output-projection column."""
 
     def layer(attn: Any) -> Tensor:
         rows = of(attn.qkv.weight).chunk(3)[2].sum(1)
@@ -183,18 +183,18 @@ def value_dim_sums(model: Any, of: Callable[[Any], Tensor]) -> Tensor:
 
 
 def scored_copy(model: Any, device: torch.device) -> Any:
-    """A copy of ``model`` in evaluation on ``device`` whose weights all take gradients, frozen ones too."""
+    """Return a copy of ``model`` in evaluation on ``device`` whose weights all take gradients, frozen ones too."""
     return copy.deepcopy(model).eval().requires_grad_().to(device)
 
 
 def importance(weight: Any) -> Tensor:
-    """|weight x gradient|: what a loss would change by without the weight, to first order."""
+    """Return |weight x gradient|: what a loss would change by without the weight, to first order."""
     return (weight * weight.grad).detach().abs()
 
 
 def per_mac(model: Any, of: Callable[[Any], Tensor]) -> Ranking:
-    """``of`` each weight, summed over a unit's weights and divided by the MACs that removing the unit saves. A value
-    dimension bears its share of its head's Q and K, which go with the last one."""
+    """Rank units by ``of`` each weight, summed over a unit's weights and divided by the MACs that removing it saves. A
+    value dimension bears its share of its head's Q and K, which go with the last one."""
     dims = cost.dims_of(model)
     prices = ledger.true_prices(dims.tokens, dims.dim, dims.head_dim)
     value_dims = value_dim_sums(model, of) / (prices.value_dim + prices.head / dims.head_dim)
@@ -202,13 +202,13 @@ def per_mac(model: Any, of: Callable[[Any], Tensor]) -> Ranking:
 
 
 def within_layer_rank(scores: Tensor) -> Tensor:
-    """(L, ...) scores to keys in (0, 1]: the share of the layer's units that a unit is at least as good as. Keeping the
-    highest keys keeps the same share of every layer."""
+    """Turn (L, ...) scores into keys in (0, 1]: the share of the layer's units that a unit is at least as good as.
+    Keeping the highest keys keeps the same share of every layer."""
     flat = scores.flatten(1)
     ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True) + 1
     return (ranks / flat.shape[1]).reshape(scores.shape)
 
 
 def global_rank(scores: Tensor) -> Tensor:
-    """Scores to keys in (0, 1]: the share of all units of this kind that a unit is at least as good as."""
+    """Turn scores into keys in (0, 1]: the share of all units of this kind that a unit is at least as good as."""
     return within_layer_rank(scores[None])[0]

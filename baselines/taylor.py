@@ -36,7 +36,8 @@ def rank(model: Any, context: Context) -> Ranking:
 
 
 def with_gradients(model: Any, context: Context) -> Any:
-    """A copy of ``model`` whose weights hold the gradients of the cross-entropy over ``BATCHES`` training batches."""
+    """Return a copy of ``model`` whose weights hold the gradients of the cross-entropy over ``BATCHES`` training
+    batches."""
     config = context.config
     device = pick_device(config.run.device)
     scored = scored_copy(model, device)

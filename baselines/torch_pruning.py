@@ -58,7 +58,8 @@ def stages(config: Config) -> list[Stage]:
 
 @torch.no_grad()
 def as_extracted(model: Any) -> Any:
-    """What Torch-Pruning left, in this project's modules, which can be saved: same function, same layout of q, k, v."""
+    """Return what Torch-Pruning left, in this project's modules, which can be saved: same function, same layout of q,
+    k, v."""
     blocks = []
     for block in model.blocks:
         attn, width = block.attn, block.attn.head_dim
@@ -80,7 +81,7 @@ def as_extracted(model: Any) -> Any:
 
 
 def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: str = "magnitude") -> Any:
-    """``model`` pruned in place until it meets the target; for importance 'taylor' its weights have gradients."""
+    """Return ``model``, pruned in place until it meets the target; for importance 'taylor' its weights have gradients."""
     try:
         import torch_pruning as tp
     except ImportError:

@@ -27,7 +27,7 @@ KIND = "searching"
 
 
 class SoftMask(Gate):
-    """zeta itself while it is learned; 0 or 1 once hardened. There is no macro mask."""
+    """Mask zeta itself while it is learned; 0 or 1 once hardened. There is no macro mask."""
 
     def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
         super().__init__(shape, level, config, generator)

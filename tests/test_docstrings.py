@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import hiap
+from baselines import ranking
 from slurm import grid
 
-PACKAGES = (Path(hiap.__file__).parent, Path(grid.__file__).parent)
+PACKAGES = tuple(Path(package.__file__).parent for package in (hiap, grid, ranking))
 # Words that begin a clause, or point at something, instead of naming it.
 NO_NAME = re.compile(
     r"(After|Also|And|As|At|Because|Before|Behind|By|For|From|Has|He|Here|How|If|In|Is|It|Its|Not|Of|On|Only|Or|Same|"

@@ -81,7 +81,7 @@ def as_extracted(model: Any) -> Any:
 
 
 def prune_to(model: Any, target: Target, round_to: int | None = 8, importance: str = "magnitude") -> Any:
-    """Return ``model``, pruned in place until it meets the target; for importance 'taylor' its weights have gradients."""
+    """Prune ``model`` in place until it meets the target; return it. By importance 'taylor' weights have gradients."""
     try:
         import torch_pruning as tp
     except ImportError:

@@ -114,3 +114,30 @@ def test_on_the_frontier_is_whom_nobody_beats_with_less_training() -> None:
     assert frontier.recommended(table, 2.0)["label"].tolist() == ["cut"]
     assert frontier.recommended(table, 20.0)["label"].tolist() == ["long"]
     assert frontier.candidates(runs, least=3).empty
+
+
+def test_the_frontier_is_of_the_networks_that_were_trained_on(tmp_path: Path) -> None:
+    assert "--grid cifar10_first" in frontier.table(Results(tmp_path)), "nothing yet"
+    for seed in range(4):
+        put(tmp_path, "dense", "dense", seed, 90, grid=frontier.cuts.GRID)
+        for label, method, level in (("obs-50-ls", "obs", 80), ("taylor-50-ls", "taylor", 75)):
+            put(
+                tmp_path,
+                label,
+                method,
+                seed,
+                level,
+                grid=frontier.cuts.GRID,
+                budget={"target_macs": 0.5, "correct": 512},
+            )
+    for seed in range(3):
+        put(tmp_path, "dense", "dense", seed, 90, grid=scan.GRID)
+        for label, method, level in (("obs-50", "obs", 85), ("hiap-50", "hiap", 82)):
+            put(tmp_path, label, method, seed, level, grid=scan.GRID, budget={"target_macs": 0.5})
+    runs = frontier.load(Results(tmp_path))
+    assert set(runs["seed"]) == {0, 1, 2}
+    shown = frontier.table(Results(tmp_path))
+    assert "structured OBS (ours) | 8" in shown
+    assert "Taylor" not in shown, "as dear as OBS, and behind it"
+    assert "HiAP" not in shown
+    assert "Training was tried at 50 % alone" in shown

@@ -6,9 +6,13 @@ less training.
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 
-from analysis.studies import paired
+from analysis.records import names
+from analysis.records.results import Results
+from analysis.studies import cuts, epochs, paired
 
 COLUMNS = ("target", "label", "title", "n", "epochs", "train_macs", "top1", "low", "high", "frontier")
 
@@ -33,3 +37,37 @@ def recommended(table: pd.DataFrame, tmacs: float) -> pd.DataFrame:
     """Of each target the best candidate that takes at most so many TMACs of training."""
     within = table[table["train_macs"] <= tmacs * 1e12]
     return within.loc[within.groupby("target")["top1"].idxmax()].sort_values("target", ascending=False)
+
+
+NETWORKS = 3  # at least, for a row
+
+
+def load(results: Results) -> pd.DataFrame:
+    """All networks with a target that were made of the dense networks of grid ``cifar10_first``: cut and corrected
+    (``cifar10_cut``), or trained."""
+    trained = epochs.load(results)
+    trained = trained[trained["epochs"] > 0]
+    bare = cuts.load(results)
+    return pd.concat([trained, bare[bare["corrected"] & bare["seed"].isin(trained["seed"])]], ignore_index=True)
+
+
+def table(results: Results) -> str:
+    """Markdown: of each target who is on the frontier, cheapest first."""
+    runs = load(results)
+    found = candidates(runs, NETWORKS)
+    if found.empty:
+        return names.nothing(epochs.GRID)
+    lines = [
+        "| MACs left | TMACs | epochs | what | top-1, % |",
+        "| ---: | ---: | ---: | :--- | ---: |",
+    ]
+    for row in found[found["frontier"]].to_dict("records"):
+        left, cost = f"{100 * row['target']:.0f} %", f"{row['train_macs'] / 1e12:.1f}"
+        ends = "" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
+        lines.append(f"| {left} | {cost} | {row['epochs']:.0f} | {row['title']} | {row['top1']:.1f}{ends} |")
+    trained = sorted(found.loc[found["epochs"] > 0, "target"].unique(), reverse=True)
+    note = (
+        f"{names.count(found['n'])} networks, dense {cuts.dense(results, epochs.GRID):.1f} %; of {len(found)} "
+        f"candidates. Training was tried at {names.listed([f'{100 * target:.0f}' for target in trained])} % alone."
+    )
+    return "\n".join([*lines, "", textwrap.fill(note, width=125)])

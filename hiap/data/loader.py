@@ -327,9 +327,8 @@ def evenly_spaced(
     augmented = split == "train" and data.augment not in ("none", "batch")
     plain = unaugmented(data)
     if augmented and data.name in ON_DISK:  # not worth keeping: the run decodes them anew each time
-        dataset: _Dataset = _photographs(
-            _source(data, split), plain, img_size, split, _transform(plain, img_size, split)
-        )
+        transform = _transform(plain, img_size, split)
+        dataset: _Dataset = _photographs(_source(data, split), plain, split, transform)
     else:
         dataset = _dataset(plain, img_size, split, workers)
     chosen = spaced_indices(len(dataset), wanted or len(dataset))
@@ -583,7 +582,7 @@ def _dataset(data: DataConfig, img_size: int, split: Split, workers: int = 0) ->
     if split == "train" and data.augment == "batch":
         return _Varied(_tensors(unaugmented(data), img_size, split, workers), data.repeats)
     if data.name in ON_DISK and split == "train" and data.augment != "none":
-        return _photographs(_source(data, split), data, img_size, split, _transform(data, img_size, split))
+        return _photographs(_source(data, split), data, split, _transform(data, img_size, split))
     return _tensors(data, img_size, split, workers)
 
 
@@ -607,7 +606,7 @@ def _tensors(data: DataConfig, img_size: int, split: Split, workers: int) -> _In
 
 def _as_bytes(source: Source, data: DataConfig, img_size: int, split: Split) -> _Photographs:
     """Return photographs decoded and resized, uint8."""
-    return _photographs(source, data, img_size, split, _transform(data, img_size, split, pixels_only=True))
+    return _photographs(source, data, split, _transform(data, img_size, split, pixels_only=True))
 
 
 def _source(data: DataConfig, split: Split) -> Source:
@@ -623,7 +622,7 @@ def _published(data: DataConfig, split: Split) -> Source:
     return _imagenet(data.root, split, data.class_order)
 
 
-def _photographs(source: Source, data: DataConfig, img_size: int, split: Split, transform: Transform) -> _Photographs:
+def _photographs(source: Source, data: DataConfig, split: Split, transform: Transform) -> _Photographs:
     tolerant = split == "train" and data.max_corrupt > 0
     return _Photographs(source, choice.chosen(data, split, source.labels), transform, tolerant)
 

@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -297,9 +296,7 @@ class Config(Section):
 def check_needs(config: Config) -> None:
     """Raise ``ConfigError`` if the method lacks what it starts from or aims at."""
     methods.options(config.method, config.options)
-    if config.data.name in ("digits", "affine-digits") and find_spec("sklearn") is None:
-        raise ConfigError(f"data.name '{config.data.name}' is in scikit-learn: pip install scikit-learn")
-    _check_data(config)
+    _check_precompute(config)
     kind = methods.kind(config.method)
     _check_unused(config, kind)
     cuts = kind in ("ranking", "cutting") and config.budget.rounds == 1 and not config.budget.noise
@@ -393,7 +390,7 @@ def check_table(config: Config) -> None:
         read_latency(config.penalty.latency_table)
 
 
-def _check_data(config: Config) -> None:
+def _check_precompute(config: Config) -> None:
     data = config.data
     if config.distill.precompute:
         changes = {"data.augment": data.augment != "none", "data.mixup": data.mixup > 0, "data.cutmix": data.cutmix > 0}

@@ -84,10 +84,11 @@ def table(results: Results) -> str:
         return names.nothing(END)
     at = {f: published.last_state(f)[UNITS].sum() for f in published.HEAT_MAPS}
     figures = {f"fig{f}": f"{left['heads']:.0f} / {left['neurons']:,.0f}" for f, left in at.items()}
+    fewest = found[[*figures]].map(_heads).sum(axis=1).to_numpy().argmin()
     chosen = {
         found["reading"].iloc[0]: "the rule of PROTOCOL.md; grid `cifar10_first`",
-        found.loc[found["measure"].idxmin(), "reading"]: "nothing: the nearest by the measure alone",
-        found.loc[found[[*figures]].map(_heads).sum(axis=1).idxmin(), "reading"]: "nothing: the fewest heads",
+        found["reading"].iloc[found["measure"].to_numpy().argmin()]: "nothing: the nearest by the measure alone",
+        found["reading"].iloc[fewest]: "nothing: the fewest heads",
         TAKEN: "grids `evidence`, `imagenet_*`, `cifar10_table3` (`slurm/readings.yaml`), chosen by whole curves",
     }
     lines = [("reading", *(f"Fig. {f}" for f in at), "blocks without heads, Figs. 5-8", "measure", "who takes it")]

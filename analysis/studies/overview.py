@@ -147,8 +147,9 @@ def _timed(results: Results) -> Iterator[Line]:
 
 
 def _everywhere(results: Results) -> str:
-    """The same in all reports, other processors and the smaller precision among them."""
-    rows = bench.realised(results)
+    """The same in all reports, other processors, smaller precisions and networks of few tokens among them."""
+    columns = ["report", "share"]
+    rows = pd.concat([bench.realised(results)[columns], bench.deploy(results)[columns].dropna()])
     low, high = 100 * rows["share"].min(), 100 * rows["share"].max()
     return f"{low:.0f} to {high:.0f} % in all {rows['report'].nunique()} reports"
 

@@ -50,7 +50,7 @@ class Round(Stage):
         target, ranking = context.target, self.rank(model, context)
         assert target is not None
         target.require_reachable(ranking)  # the last round's, before the first trains
-        now = replace(target, amount=round(target.dense + self.share * (target.amount - target.dense)))
+        now = replace(target, amount=round(target.first + self.share * (target.amount - target.first)))
         return now.keep_best(ranking), "qkv" if ranking.cut_qk else "v"
 
     def finish(self, model: Any) -> Any:

@@ -119,8 +119,8 @@ def _expected(gates: tuple[Tensor, ...], joint: tuple[Tensor, ...], prices: ledg
     # A head without dimensions goes too, so its fixed part is paid with probability E[g (1 - prod(1 - d))].
     alive = g * (1 - (1 - d).prod(-1))
     attn, before = gated.blocks[0].attn, getattr(gated, "given", None)  # a cut may have left fewer rows of Q and K
-    share = 1 if before is None else before.qk_share(alive)
-    head_part = prices.head // attn.head_dim * value_dims if attn.cuts_qk else prices.head * (alive * share).sum()
+    share, rows = (1, value_dims) if before is None else (before.qk_share(alive), before.qk_rows(g, d))
+    head_part = prices.head // attn.head_dim * rows if attn.cuts_qk else prices.head * (alive * share).sum()
     total = head_part + prices.value_dim * value_dims + prices.neuron * neurons + prices.constant
     if prices.attention:
         total = total + prices.attention * (1 - (1 - alive).prod(-1)).sum()

@@ -170,6 +170,13 @@ def test_macs_refuse_an_image_that_does_not_fit(image):
         hiap.macs(small_vit(), image)
 
 
+def test_an_image_that_is_no_multiple_of_the_patch_is_counted_where_the_network_takes_it():
+    model = small_vit(img_size=18)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 18, 18))
+    assert hiap.macs(model, (1, 18, 18)) == counter.get_total_flops() // 2
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("image", [(1, 16, 24), (1, 18, 16), (1, 16, 15)])
 def test_macs_are_told_of_the_images_that_the_network_takes(padded, image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from conftest import scatter_logits, small_vit, tiny
 from test_extraction import relative
 from test_families import made, random_gated, small
 from test_guard import Adapter, doubled, patched, put, twice
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 
 import hiap
@@ -126,7 +128,9 @@ def test_a_target_of_a_narrowed_network_is_met_and_told(images: torch.Tensor, sh
     small = pruner.finish()
     wanted, most = share * count(first), max(pruner.budget.target.prices.head, pruner.budget.target.prices.neuron)
     assert wanted - most < count(small) <= wanted
+    assert pruner.budget.target.first == count(first)
     assert (summary.macs, summary.dense_macs) == (hiap.macs(small, IMAGE), hiap.macs(first, IMAGE))
+    assert (summary.params, summary.dense_params) == (hiap.params(small), hiap.params(first))
     assert [block.macs for block in summary.blocks] == [block.macs for block in block_shapes(small)]
     again = hiap.extract(pruner.model, multiple=1, **{what: share})
     assert count(again) == count(small)
@@ -135,6 +139,49 @@ def test_a_target_of_a_narrowed_network_is_met_and_told(images: torch.Tensor, sh
         assert relative(again(images), small(images)) < 1e-5
     left = hiap.prune(first, images, fisher="none", multiple=1, **{what: share})
     assert wanted - most < count(left) <= wanted
+
+
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "separate Q, K, V": (lambda: made(Eva, qkv_fused=False, use_rot_pos_emb=False), "qkv"),
+    "BEiT without positions": (lambda: made(Beit, use_rel_pos_bias=False), "qkv"),
+    "BEiT": (lambda: small("BEiT"), "v"),
+    "EVA": (lambda: small("EVA"), "v"),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("what", ["target_macs", "target_params"])
+@pytest.mark.parametrize("share", [0.97, 0.9, 0.7])
+def test_other_families_are_cut_again_to_the_target(family: str, what: str, share: float) -> None:
+    """Where Q and K cannot be trimmed, and where a head has parameters of its own."""
+    count = {"target_macs": lambda m: hiap.macs(m, IMAGE), "target_params": hiap.params}[what]
+    make, dims = OTHERS[family]
+    gated = hiap.gate(make(), dims=dims)
+    scatter_logits(gated)
+    for block in gated.blocks:
+        block.attn.head_gate.logit.data.fill_(1)
+        block.mlp.block_gate.logit.data.fill_(1)
+    first = hiap.extract(gated).eval()
+    pruner = hiap.Pruner(first, steps=2, multiple=1, **{what: share})
+    small_one = pruner.finish()
+    prices = pruner.budget.target.prices
+    assert share * count(first) - 2 * max(prices.head, prices.neuron) < count(small_one) <= share * count(first)
+
+
+def test_what_is_gone_is_not_kept(images: torch.Tensor) -> None:
+    first = narrow(images)
+    for keep in ({"blocks.1": True}, {"blocks.1.mlp": True}):
+        pruner = hiap.Pruner(first, steps=2, multiple=1, target_macs=0.9, keep=keep)
+        target = pruner.budget.target
+        assert target.amount - target.prices.head < hiap.macs(pruner.finish(), IMAGE) <= target.amount
+
+
+def test_a_trimmed_network_drops_nothing_when_it_is_evaluated(images: torch.Tensor) -> None:
+    dense = small_vit(attn_drop_rate=0.3, proj_drop_rate=0.3)
+    torch.nn.init.normal_(dense.head.weight)
+    pruned = hiap.prune(dense, images, target_macs=0.4)
+    assert any(min(block.attn.qk_dims) < 8 for block in pruned.blocks if block.attn is not None)
+    assert torch.equal(pruned(images), pruned(images))
 
 
 def test_what_an_ffn_has_left_behind_stays_with_a_target(images: torch.Tensor) -> None:

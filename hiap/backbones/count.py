@@ -46,7 +46,8 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
     if not getattr(vit, "dynamic_img_size", False) and (height, width) != tuple(embed.img_size):
         raise ValueError(f"image is {height}x{width}, the model takes {embed.img_size[0]}x{embed.img_size[1]}")
     patch = tuple(embed.patch_size)
-    if not getattr(embed, "dynamic_img_pad", False) and (height % patch[0] or width % patch[1]):
+    whole = not getattr(vit, "dynamic_img_size", False) or getattr(embed, "dynamic_img_pad", False)
+    if not whole and (height % patch[0] or width % patch[1]):
         raise ValueError(f"image is {height}x{width}, the model takes whole patches of {patch[0]}x{patch[1]}")
     rows, columns = embed.dynamic_feat_size((height, width))
     tokens = rows * columns + vit.num_prefix_tokens

@@ -38,6 +38,13 @@ class Given:
         """Return (L, H): which share of Q and K each head has left."""
         return torch.tensor(self.qk_left).to(like) / self.width
 
+    def qk_rows(self, heads: Tensor, dims: Tensor) -> Tensor:
+        """Count the dimensions of Q that are open, where each goes with a value dimension: ``heads`` (L, H), ``dims``
+        (L, H, Dh), as probabilities."""
+        left = torch.tensor(self.qk_left, device=dims.device)
+        there = torch.arange(self.width, device=dims.device) < left[..., None]
+        return (heads * (dims * there).sum(-1)).sum()
+
 
 @torch.no_grad()
 def even(model: Any) -> Any:
@@ -64,7 +71,10 @@ def even(model: Any) -> Any:
     whole = copy.deepcopy(model, {id(model.blocks): model.blocks})
     whole.blocks = nn.Sequential(*(_block(block, donors, heads, width, neurons) for block in model.blocks))
     set_layout(whole, "padded")
-    left = [[*qk_dims(block), *[0] * heads][:heads] for block in model.blocks]
+    left = [
+        [*qk_dims(block), *[0] * heads][:heads] if _can_be_trimmed(now.attn) else [width] * heads
+        for block, now in zip(model.blocks, whole.blocks, strict=True)
+    ]
     whole.given = Given(macs(model, image_of(model)), params(model), left, width)
     require_same(model, whole.train(model.training), "evening")
     return whole
@@ -174,11 +184,14 @@ def trimmed(model: Any) -> Any:
     """Remove from ``model``, which is extracted, the dimensions of Q and K that are zero in both, all but one of each
     head; return it."""
     for block in model.blocks:
-        attn = block.attn
-        plain = isinstance(attn, PrunedAttention) and isinstance(attn.qkv, nn.Linear) and attn.position is None
-        if plain and isinstance(attn.q_norm, nn.Identity):
-            block.attn = _trimmed(attn)
+        if _can_be_trimmed(block.attn):
+            block.attn = _trimmed(block.attn)
     return model
+
+
+def _can_be_trimmed(attn: Any) -> bool:
+    plain = isinstance(attn, PrunedAttention) and isinstance(attn.qkv, nn.Linear) and attn.position is None
+    return plain and isinstance(attn.q_norm, nn.Identity)
 
 
 def _trimmed(attn: PrunedAttention) -> PrunedAttention:
@@ -211,4 +224,4 @@ def _trimmed(attn: PrunedAttention) -> PrunedAttention:
     narrow.layout, narrow.proj = attn.layout, attn.proj
     for name, p in narrow.qkv.named_parameters():
         p.requires_grad_(is_trained(attn.qkv, name)).copy_(getattr(attn.qkv, name)[rows])
-    return narrow
+    return narrow.train(attn.training)

@@ -39,10 +39,12 @@ def kept_cost(
     total = prices.constant
     for mask, own in zip_longest(kept, qk_left[: len(kept)]):
         widths, neurons = mask.head_widths(), mask.neuron_count()
-        if own is None:
-            total += prices.head // head_dim * sum(widths) if cut_qk else prices.head * len(widths)
+        rows = sum(widths) if own is None else _qk_rows(mask, own, cut_qk)
+        if cut_qk:
+            total += prices.head // head_dim * rows
         else:
-            total += prices.head // head_dim * _qk_rows(mask, own, cut_qk)
+            gone = 0 if own is None else head_dim * len(widths) - rows
+            total += prices.head * len(widths) - prices.head // head_dim * gone
         total += prices.value_dim * sum(widths) + prices.attention * bool(widths)
         total += prices.neuron * neurons + prices.ffn * bool(neurons)
     return total

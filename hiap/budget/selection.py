@@ -65,10 +65,15 @@ class Target:
         """Return what the network has unpruned."""
         return self.prices.constant + ledger.dense_cost(self.dims, self.prices)
 
+    @property
+    def first(self) -> int:
+        """Return what the network has to begin with: ``dense``, without what a cut before has left zeros of."""
+        return self.cost_of(_there(self.gone)) if self.gone else self.dense
+
     def excess(self, gated: Any, progress: float, start: float | None = None) -> Tensor:
-        """Return expected minus wanted cost, as a share of dense. What is wanted falls linearly from ``start`` (dense)
-        to the target as ``progress`` goes from 0 to 1."""
-        first = self.dense if start is None else start
+        """Return expected minus wanted cost, as a share of dense. What is wanted falls linearly from ``start`` (what
+        the network has) to the target as ``progress`` goes from 0 to 1."""
+        first = self.first if start is None else start
         wanted = first + min(1.0, progress) * (self.amount - first)
         return (cost.expected(gated, self.prices) - wanted) / self.dense
 
@@ -316,6 +321,8 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
                 mask.ffn |= mask.neurons.any()
         except (IndexError, TypeError):
             raise ConfigError(f"keep {name!r}: {units!r} are not numbers of its heads or neurons") from None
+    if before := pruned_before(gated):  # what is gone cannot be kept
+        stay = [replace(one, ffn=one.neurons.any()) for one in drop_zeros(stay, before.gone)]
     return stay
 
 
@@ -498,7 +505,8 @@ def _qk_prices(target: Target, cut_qk: bool) -> list[int]:
         return [0] * heads
     if not target.qk_left:
         return [target.prices.head] * heads
-    return [target.prices.head // dims.head_dim * max(1, own) for layer in target.qk_left for own in layer]
+    row = target.prices.head // dims.head_dim
+    return [target.prices.head - row * (dims.head_dim - max(1, own)) for layer in target.qk_left for own in layer]
 
 
 def _masks(dims: ledger.Dims, ranking: Ranking, chosen: Tensor) -> list[BlockMask]:

@@ -8,6 +8,7 @@ from typing import Any
 from hiap import ledger
 from hiap.backbones.count import attention_macs, ffn_macs, value_dims
 from hiap.budget.prices import kept_cost, param_prices, qk_left
+from hiap.budget.selection import constants, pruned_before
 from hiap.budget.sizes import BlockShape
 from hiap.cost import dims_of, params
 from hiap.gated_layers import BlockMask
@@ -80,7 +81,9 @@ def summary_of(
 ) -> Summary:
     """Return what extraction of a gated model by these masks leaves; the rest as in ``Summary``."""
     dims, cut_qk, left = dims_of(gated), gated.blocks[0].attn.cuts_qk, qk_left(gated)
-    in_macs, in_params, given = ledger.mac_prices(dims), param_prices(gated), getattr(gated, "given", None)
+    in_macs, in_params, given = ledger.mac_prices(dims), param_prices(gated), pruned_before(gated)
+    if given:  # constants that FFNs have left
+        in_params = replace(in_params, constant=in_params.constant + dims.dim * sum(constants(given.gone)))
 
     def spent(prices: ledger.Prices, masks: list[BlockMask], first: int = 0) -> int:
         return kept_cost(prices, masks, dims.head_dim, cut_qk, left[first:])

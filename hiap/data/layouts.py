@@ -116,7 +116,7 @@ def numbers_for(names: Sequence[str], network: Mapping[str, Any], classes: int) 
     if len(set(known)) < len(known) or len(set(wanted)) < len(wanted):  # told apart by their spelling alone
         known, wanted = told, list(names)
     if not set(wanted) & set(known):
-        if len(names) == classes and not all(name.isdecimal() for name in [*names[:1], *told[:1]]):
+        if len(names) == classes and not any(name.isdecimal() for name in [*names, *told]):
             warnings.warn(
                 f"the network names its classes ({', '.join(told[:3])} ...) otherwise than the folders "
                 f"({', '.join(names[:3])} ...): they are taken to be in the same order",

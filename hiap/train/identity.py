@@ -23,19 +23,19 @@ SHOWN = 12  # digits of a digest that a person reads
 # What ``code_digest`` gives, and what it gave when the same was computed in other words: imports moved, what several
 # files had became one function, or cases were let in that no record is of.
 MOVED: dict[str, tuple[str, ...]] = {
-    "ab41a12f00c5": ("85134153c583", "4d0238e5df12"),  # amp
+    "11fa275b9747": ("85134153c583", "4d0238e5df12"),  # amp
     "57cb8cbfb302": ("2d55a7f57af8",),  # cofi
-    "ae5e6ba6feb1": ("7cdaa4772c78", "969b67de4af8"),  # hiap_uniform
-    "44b24630388e": ("6225c5d40390", "b3b3b5e910f8"),  # l1
-    "9f9796043047": ("2ec6a8c454c1", "015d4a19eb5e"),  # magnitude
-    "533a0778998b": ("62ccd25db2e4", "214c6bea6b12"),  # obs
-    "0a83e817bd54": ("ce054b39a0de", "fecc3fb30b6e"),  # random
-    "51b7e8731916": ("34f558ebde76", "1d6f0136085c"),  # same_sizes
-    "2b20eabff021": ("771c9360d4ca", "7f7c7e977446"),  # snapvit
-    "0a12c0ad7d5e": ("26146982044d", "d635980bc745"),  # taylor
-    "ccd778ffc35e": ("04696fffce8d", "fa46a5559976"),  # peer
-    "64f4599e6e8b": ("3dddf14401e3", "c6cf599c0726"),  # uniform
-    "55d05a368456": ("dfb160097e34", "5513969b82be"),  # vit_slim
+    "7a52a85dabe6": ("7cdaa4772c78", "969b67de4af8"),  # hiap_uniform
+    "5229db846e7b": ("6225c5d40390", "b3b3b5e910f8"),  # l1
+    "b7d32089e075": ("2ec6a8c454c1", "015d4a19eb5e"),  # magnitude
+    "57295309bf65": ("62ccd25db2e4", "214c6bea6b12"),  # obs
+    "92e3ec6813d9": ("ce054b39a0de", "fecc3fb30b6e"),  # random
+    "7350c96f5ec7": ("34f558ebde76", "1d6f0136085c"),  # same_sizes
+    "d4ed811b3a88": ("771c9360d4ca", "7f7c7e977446"),  # snapvit
+    "461177f20601": ("26146982044d", "d635980bc745"),  # taylor
+    "caf01f6fe0e5": ("04696fffce8d", "fa46a5559976"),  # peer
+    "c3698213077b": ("3dddf14401e3", "c6cf599c0726"),  # uniform
+    "a9cf40c351dd": ("dfb160097e34", "5513969b82be"),  # vit_slim
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hiap import cost, gated_vit
+from hiap.backbones.evening import alike
 from hiap.backbones.families import pretrained
 from hiap.backbones.pruned import LAYOUTS, set_layout
 from hiap.backbones.seeds import derive
@@ -122,6 +123,7 @@ def _record_failure(config: Config, folders: Folders, started: str, error: Excep
         return f"{config.run_id}: {line} (process {world.rank})"
     try:
         path = write(record_of(config, started, status="failed", error=line), folders)
+        folders.again.unlink(missing_ok=True)
         write_status(folders, state="failed", error=line)
     except OSError as full:
         return f"{config.run_id}: {line} (not recorded: {full.strerror})"
@@ -226,7 +228,7 @@ class Run:
     def _execute(self, started: str) -> Record:
         config, journal = self.config, self.journal
         if self.rerun and self.world.first:
-            self.folders.begin_again(journal.made_of)
+            self.folders.begin_again({**journal.made_of, "core": identity.core_digest()})
         self.world.barrier()
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
@@ -238,7 +240,7 @@ class Run:
             self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
         metrics = Metrics(dense=journal.dense, probe=journal.probe)
         self.loop.distillation.precompute()
-        model = self._begin() if first == 0 else store.load(self.folders.stage(first - 1))
+        model = self._begin() if first == 0 else self._handed_on(first - 1)
         for index in range(first, len(self.stages)):
             stage = self.stages[index]
             with journal.pruning(self.device):
@@ -285,6 +287,13 @@ class Run:
         """Return what the first stage prepares: HiAP's pruner evens a network by itself, and closes the gates of
         zeros."""
         return self.start if self.config.method == "hiap" else self.whole
+
+    def _handed_on(self, index: int) -> Any:
+        """Return the network that a stage has left, with what is known of one that was pruned before."""
+        model = store.load(self.folders.stage(index))
+        if self.whole is not self.start and alike(model.blocks):
+            model.given = self.whole.given
+        return model
 
     def _lean(self, model: Any) -> Any:
         """Remove the zeros that a network which was pruned before has been filled up with."""

@@ -28,7 +28,7 @@ from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError
 from slurm import grid as grids
 from slurm import launch_grid
-from slurm.grid import Grid
+from slurm.grid import Grid, dotted
 
 MINE, TUNED, TUNING = "mine", "tuned", "tune-"
 START = "dense"  # labels of what methods start from: on the test images, and for tuning
@@ -108,9 +108,9 @@ def tried(grid: Grid) -> dict[str, dict[str, Any]]:
     for label in (name for name in grid.runs if name.startswith(TUNING) and name != TUNING + START):
         likes = grid.runs[label].get("like", [])
         for name in [likes] if isinstance(likes, str) else likes:
-            keys.setdefault(label, {}).update(grid.shared[name])
+            keys.setdefault(label, {}).update(dotted(grid.shared[name]))
         own = {key: value for key, value in grid.runs[label].items() if key not in ("like", "seeds")}
-        keys.setdefault(label, {}).update(own)
+        keys.setdefault(label, {}).update(dotted(own))
     same = set.intersection(*({(k, str(v)) for k, v in given.items()} for given in keys.values())) if keys else set()
     return {
         label: {k: float(v) if _number(v) else v for k, v in given.items() if (k, str(v)) not in same}

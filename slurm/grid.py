@@ -149,6 +149,8 @@ def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(own := values.get(key, {}), dict):  # else the check of the grid says what was expected
             nest = _nested if key == "base" else _nested_by_name
             merged[key] = merge(nest(getattr(parent, key)), nest(own))
+    if isinstance(own := values.get("by_seed", {}), dict):
+        merged["by_seed"] = merge(_nested_by_name(parent.by_seed), _nested_by_name(own))
     return merged
 
 
@@ -268,15 +270,18 @@ def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dic
     """Return the nested Config keys of a run: base, the reading, what it is ``like``, its own."""
     own = {key: value for key, value in grid.runs[label].items() if key not in ("like", "seeds")}
     names = grid.runs[label].get("like", [])
-    merged = merge(_nested(grid.base), _nested(reading.all))
-    if _nested(own).get("method", merged.get("method", "hiap")) == "hiap":
-        merge(merged, _nested(reading.hiap))
+    above: list[dict[str, Any]] = []
     for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or name not in grid.shared:
             hint = unknown_key(str(name), list(grid.shared)).replace("key", "name", 1) if grid.shared else "no 'shared'"
             raise ConfigError(f"{source}: run '{label}': like: {hint}")
-        merge(merged, _nested(grid.shared[name]))
-    return merge(merged, _nested(own))
+        above.append(_nested(grid.shared[name]))
+    above.append(_nested(own))
+    merged = merge(_nested(grid.base), _nested(reading.all))
+    method = next((part["method"] for part in reversed([merged, *above]) if "method" in part), "hiap")
+    for part in [*([_nested(reading.hiap)] if method == "hiap" else []), *above]:
+        merge(merged, part)
+    return merged
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -287,19 +292,18 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
         value = _nested(value) if isinstance(value, dict) else value
         for part in reversed(str(key).split(".")):
             value = {part: value}
-        if twice := set(_leaves(nested)) & set(_leaves(value)):
+        if twice := set(dotted(nested)) & set(dotted(value)):
             raise ConfigError(f"key '{min(twice)}' is given twice, with a dot and in a section")
         merge(nested, value)
     return nested
 
 
-def _leaves(values: dict[str, Any], above: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values that are no section."""
+def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Turn sections into dotted keys: ``{'optim': {'epochs': 5}}`` into ``{'optim.epochs': 5}``."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}"
+        found |= dotted(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def _refuse_launcher_keys(values: dict[str, Any], where: str) -> None:

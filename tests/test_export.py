@@ -140,6 +140,17 @@ def test_heads_of_another_width_are_said_or_refused():
         export.to_timm(small)
 
 
+def test_a_network_with_gates_is_not_exported_and_one_that_trains_goes_on(tmp_path):
+    for form in (export.to_program, export.to_timm, lambda model: export.to_onnx(model, tmp_path / "a.onnx")):
+        with pytest.raises(export.ExportError, match=r"carries gates.*pruner\.finish\(\)"):
+            form(hiap.gate(small_vit()))
+    model = small_vit().train()
+    export.to_program(model)
+    assert model.training
+    assert model.blocks[0].training
+    export.to_file(small_vit().to(memory_format=torch.channels_last), tmp_path / "a.safetensors")
+
+
 def test_unequal_blocks_are_refused_by_name():
     with pytest.raises(export.ExportError, match=r"blocks\.0\.attn is gone"):
         export.to_timm(hiap.extract(random_gated(small_vit())))

@@ -158,6 +158,25 @@ def test_what_is_ragged_or_foreign_does_not_go_and_is_one_line():
         hiap.from_transformers(theirs("ViT", hidden_act="gelu_fast"))
 
 
+OTHER_FORMS: dict[str, dict[str, Any]] = {
+    "LayerScale": {"init_values": 0.3},
+    "norms of Q and K": {"qk_norm": True},
+    "another activation": {"act_layer": torch.nn.ReLU},
+    "another pooling": {"global_pool": "avg", "fc_norm": False},
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_what_the_class_has_no_place_for_does_not_get_lost(form):
+    sizes = {"in_chans": 3, "num_classes": 5, "depth": 2, "mlp_ratio": 1.5}
+    hiap.to_transformers(small_vit(**sizes), theirs("ViT"))
+    model = small_vit(**sizes, **OTHER_FORMS[form])
+    torch.nn.init.normal_(model.head.weight)
+    with pytest.raises(ExportError, match="computes something else with these weights"):
+        hiap.to_transformers(model.train(), theirs("ViT"))
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [

@@ -172,7 +172,7 @@ def test_edited_modules_that_all_methods_share_are_told_of(
     told = capsys.readouterr().err
     assert "was finished" in told
     assert "other modules of hiap/, which all methods share" in told
-    assert told.endswith("now); it counts, and --rerun trains it again\n")
+    assert told.endswith("now); it counts, and hiap train --rerun trains it again\n")
 
 
 @pytest.mark.parametrize("module", ["gates.py", "beyond/obs.py", "backbones/families.py"])

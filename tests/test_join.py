@@ -116,3 +116,17 @@ def test_labels_are_the_methods_own_and_references_follow():
     assert tried["tune-lr1e-4-rounds"] == {"optim.lr": 1e-4, "budget.rounds": 3}
     assert tried["tune-lr5e-5"] == {"optim.lr": 5e-5}
     assert len(tried) == 6
+    nested = filled.model_copy(
+        update={
+            "shared": {
+                **filled.shared,
+                "trial": {"budget": {"target_macs": 0.5}},
+                "nowarm": {"optim": {"warmup_epochs": 0}},
+            },
+            "runs": {
+                "tune-a": {"like": ["trial", "nowarm"], "optim": {"lr": 1e-3}},
+                "tune-b": {"like": "trial", "optim": {"lr": 1e-4}},
+            },
+        }
+    )
+    assert join.tried(nested) == {"tune-a": {"optim.warmup_epochs": 0, "optim.lr": 1e-3}, "tune-b": {"optim.lr": 1e-4}}

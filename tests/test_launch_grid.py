@@ -186,6 +186,20 @@ def test_a_reading_stands_between_base_and_run_and_its_gates_are_for_hiap_alone(
     with pytest.raises(ConfigError, match="unknown reading 'calibratd' \\(did you mean 'calibrated'"):
         runs_of(write_grid(tmp_path, reading="calibratd"), tmp_path)
     assert dense.run_id
+    shared = {"ours": {"method": "hiap"}, "other": {"method": "uniform", "budget.target_macs": 0.5}}
+    runs = {"a": {"like": "ours"}, "b": {"like": "other"}}
+    a, b = runs_of(
+        write_grid(tmp_path, reading="calibrated", base={"method": "l1"}, shared=shared, runs=runs), tmp_path
+    )
+    assert (a.config.gates.init_macro, b.config.gates.init_macro) == (0.2, None), "of the method that it comes to"
+
+
+def test_keys_of_seeds_are_laid_over_those_of_the_grid_that_is_extended(tmp_path: Path) -> None:
+    parent = write_grid(tmp_path, seeds=[0, 1, 2], by_seed={1: {"optim": {"precision": "bf16"}}})
+    own = {"name": "child", "extends": str(parent), "about": "a test"}
+    (tmp_path / "child.yaml").write_text(yaml.safe_dump({**own, "by_seed": {2: {"optim.epochs": 3}}}))
+    child = load(tmp_path / "child.yaml")
+    assert child.by_seed == {1: {"optim": {"precision": "bf16"}}, 2: {"optim": {"epochs": 3}}}
 
 
 def test_a_grid_that_extends_another_lays_its_keys_over_it_however_they_are_written(tmp_path: Path) -> None:

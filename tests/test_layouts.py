@@ -369,3 +369,19 @@ def test_parquet_without_its_reader_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pyarrow, which is not installed: pip install pyarrow$"):
         data.check(config_of(tmp_path), 32)
+
+
+@pytest.mark.parametrize(("numbers", "missing"), [((0, 2), 1), ((1, 2), None), ((0, 1), None), ((0, 1, 3, 4), 2)])
+def test_a_download_that_broke_off_is_no_data_set(
+    tmp_path: Path, numbers: tuple[int, ...], missing: int | None
+) -> None:
+    count = 2 if missing is None else numbers[-1] + 1
+    for split in ("train", "val"):
+        for number in numbers:
+            with tarfile.open(tmp_path / f"{split}-{number:05d}-of-{count:05d}.tar", "w"):
+                pass
+    if missing is None:
+        assert layouts.find(tmp_path)["train"].files
+    else:
+        with pytest.raises(ConfigError, match=f"1 of its {count} shards are missing, number {missing} first"):
+            layouts.find(tmp_path)

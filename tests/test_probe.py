@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_vit, tiny
+from timm.models.deit import VisionTransformerDistilled
 
 import hiap
 from hiap.backbones.groups import param_groups
@@ -100,6 +101,26 @@ def test_both_are_compared_on_the_same_images(right: range, behind: bool, start:
 def test_images_are_taken_evenly() -> None:
     assert data.spaced_indices(10, 3).tolist() == [0, 4, 9]
     assert data.spaced_indices(3, 10).tolist() == [0, 1, 2]
+
+
+def test_both_classifiers_of_a_distilled_network_are_the_probe(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    model = VisionTransformerDistilled(**sizes, num_classes=10)
+    config = tiny(tmp_path, model={"probe": True}, data={"train_size": 300, "test_size": 300})
+    probe.start_from(model, config, config.data, 10, torch.device("cpu"))
+    seen, labels = probe.features(
+        model, data.evenly_spaced(config.data, 16, "train", None, 100), torch.device("cpu"), "fp32"
+    )
+    images = torch.cat([x for x, _ in data.evenly_spaced(config.data, 16, "train", None, 100)])
+    with torch.no_grad():
+        answers = model.eval()(images)
+    expected = probe.Probe(seen, labels, 10)
+    assert (answers.argmax(1).numpy() == (seen @ expected.weight.T + expected.bias).argmax(1)).mean() > 0.99
+    faster = tiny(tmp_path, optim={"lr": 1e-3, "head_lr": 1e-2})
+    groups = adamw(param_groups(model, 1e-3, 0.05, 0.0), model, faster).param_groups
+    second = set(model.head_dist.parameters())
+    assert {group["lr_scale"] for group in groups if second & set(group["params"])} == {10.0}
 
 
 def test_rates_fall_from_layer_to_layer_as_timms_do() -> None:

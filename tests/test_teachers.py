@@ -101,6 +101,9 @@ def test_a_vit_teacher_is_built_for_the_students_size_and_may_be_a_saved_folder(
     ):
         teacher = built(tiny("x", model={"img_size": 32}, distill={"alpha": 0.5, **distill}))
         torch.testing.assert_close(teacher(images), vit.eval()(images))
+    scratch = {"img_size": 32, "weights": str(tmp_path / "vit"), "scratch": True}
+    teacher = built(tiny("x", model=scratch, distill={"alpha": 0.5, "teacher": str(tmp_path / "vit")}))
+    torch.testing.assert_close(teacher(images), vit.eval()(images), msg="the student begins anew, its teacher does not")
 
 
 BAD = {

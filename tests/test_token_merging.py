@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,13 @@ def test_tokens_become_fewer_as_asked_and_all_patches_are_accounted_for(r: Any, 
     for hook in hooks:
         hook.remove()
     assert seen == [3 + patches for patches in left]
+
+
+def test_a_view_that_merges_is_refused_elsewhere_in_one_line(tmp_path: Path) -> None:
+    view = merge_tokens(small_vit(), 2)
+    for use in (lambda: hiap.macs(view, (1, 16, 16)), lambda: hiap.save(view, tmp_path / "v"), lambda: hiap.gate(view)):
+        with pytest.raises(hiap.UnsupportedModelError, match="the network merges tokens"):
+            use()
 
 
 def test_sizes_add_up_and_means_are_weighted() -> None:

@@ -372,6 +372,8 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
         raise ConfigError(f"batches {settings.batches}: 'input' reads one size, of images {settings.images} or fewer")
     if arguments[0] == "latency" and (len(settings.batches) > 1 or settings.dims != "v"):
         raise ConfigError(f"batches {settings.batches}, dims {settings.dims}: 'latency' prices one batch size, dims v")
+    if arguments[0] in ("steps", "input", "latency") and getattr(settings, "compile", False):
+        raise ConfigError(f"compile: is for inference, which '{arguments[0]}' does not time")
     if arguments[0] == "train":
         train.check(settings)
     if arguments[0] in ("speed", "deploy"):

@@ -80,6 +80,11 @@ class MergingBlocks(nn.Module):
             x = _branch(block, "mlp", block.norm2, block.ls2, block.drop_path2, x)
         return x
 
+    def __iter__(self) -> Iterator[Any]:
+        raise UnsupportedModelError(
+            "the network merges tokens: take the one that it is a view of, or token_merging.macs for its cost"
+        )
+
     def unmerged(self, view: Any) -> Any:
         """Return the network that ``view`` is a view of."""
         return _with_blocks(view, self.blocks)

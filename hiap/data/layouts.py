@@ -354,9 +354,24 @@ def _of_shards(root: Path) -> dict[Split, Place] | None:
             for split in ("train", "val", "test")
         )
         if train and (val or test):
+            for files in (train, val or test):
+                _require_all(files)
             return {"train": Place(kind, root / "train", train), "test": Place(kind, root / "val", val or test)}  # type: ignore[arg-type]
     have = sorted({_says(file, root) for file in shards} - {""})
     raise ConfigError(f"{shards[0]}: shards of {' and '.join(have) or 'no named split'} alone; {EXPECTED}")
+
+
+def _require_all(files: Sequence[Path]) -> None:
+    """Raise ``ConfigError`` if one is missing of files that say how many there are: 'train-00000-of-00005'."""
+    numbered = [(file, found) for file in files if (found := re.search(r"-(\d+)-of-(\d+)\b", file.name))]
+    there = {file.with_name(file.name[: found.start()]): set[int]() for file, found in numbered}
+    for file, found in numbered:
+        there[file.with_name(file.name[: found.start()])].add(int(found[1]))
+    for file, found in numbered:
+        have, count = there[file.with_name(file.name[: found.start()])], int(found[2])
+        first = 0 if 0 in have else 1
+        if missing := sorted(set(range(first, first + count)) - have):
+            raise ConfigError(f"{file}: {len(missing)} of its {count} shards are missing, number {missing[0]} first")
 
 
 def _shards(root: Path) -> list[Path]:

@@ -12,6 +12,8 @@ Batch size is dynamic in the first two. ``torch.compile(small, fullgraph=True)``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedAttention
 from hiap.cost import image_of
+from hiap.gated_vit import is_gated
 
 OPSET = 18
 
@@ -38,7 +41,8 @@ class ExportError(ValueError):
 def to_program(model: Any) -> torch.export.ExportedProgram:
     """Export the network in eval mode by ``torch.export``: images (B, C, height, width), any B, to logits."""
     batch = torch.export.Dim("batch", min=1, max=65536)
-    return torch.export.export(model.eval(), (_images(model),), dynamic_shapes=({0: batch},), strict=False)
+    with _evaluated(model):
+        return torch.export.export(model, (_images(model),), dynamic_shapes=({0: batch},), strict=False)
 
 
 def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
@@ -50,19 +54,37 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
         raise ExportError(
             "the network is in bfloat16, which ONNX runtimes lack on most devices; call .float() or .half()"
         )
-    torch.onnx.export(
-        model.eval(),
-        (_images(model),),
-        str(path),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
-        external_data=False,
-        optimize=True,  # the default of newer torch; without it OpenVINO meets functions that it does not know
-        verbose=False,
-    )
+    with _evaluated(model):
+        torch.onnx.export(
+            model,
+            (_images(model),),
+            str(path),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+            external_data=False,
+            optimize=True,  # the default of newer torch; without it OpenVINO meets functions that it does not know
+            verbose=False,
+        )
+
+
+@contextmanager
+def _evaluated(model: Any) -> Iterator[None]:
+    """Let the network be in eval mode, and afterwards as it was. Raises ``ExportError`` for one with gates."""
+    _require_plain(model)
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _require_plain(model: Any) -> None:
+    if is_gated(model):
+        raise ExportError("the network carries gates, so nothing is removed yet: export what pruner.finish() gives")
 
 
 def to_file(model: Any, path: str | Path, opset: int = OPSET) -> str:
@@ -95,6 +117,7 @@ def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     the others. Missing heads and value dimensions become zeros: the function stays, the saving in attention does not.
     Raises ``ExportError`` if a branch is gone, the blocks differ, or the network is of another family than a plain ViT.
     """
+    _require_plain(model)
     if not isinstance(model, VisionTransformer):
         raise ExportError(f"{type(model).__name__}: expected a timm VisionTransformer")
     counts: list[int] = []
@@ -108,7 +131,7 @@ def to_timm(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         counts.append(block.mlp.fc1.out_features)
         if counts[i] != counts[0]:
             raise ExportError(f"blocks.{i} keeps {counts[i]} neurons and blocks.0 {counts[0]}: timm wants equal ones")
-    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     heads = set[int]()
     for i, block in enumerate(blocks):
         if isinstance(block.attn, PrunedAttention):

@@ -28,8 +28,11 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.parts import TokenAndMean
+from hiap.cost import image_of
 from hiap.formats.export import ExportError, to_timm
 from hiap.options import one_line
+
+TOLERANCE = 0.01  # of the logits' norm: what another kernel and order may make
 
 _CLASSIFIERS = (
     "ViTForImageClassification",
@@ -118,7 +121,8 @@ def to_transformers(model: Any, like: Any) -> Any:
     kind) that computes the logits, or tokens, of ``model``, a dense or extracted timm ViT. transformers builds all
     blocks alike: heads and value dimensions that are gone become zeros, and every FFN must keep as many neurons as the
     others (zeros fill DINOv2's, whose configuration knows whole multiples of the embedding only). Raises
-    ``ExportError`` (one line) where that is not so."""
+    ``ExportError`` (one line) where that is not so, and where ``like`` is of another form (no LayerScale, another
+    activation or pooling): both are run on an image and compared."""
     if type(like).__name__ not in _CLASSES:
         raise ExportError(f"{type(like).__name__}: expected one of {', '.join(_CLASSES)}")
     arguments, state = to_timm(model)
@@ -144,7 +148,23 @@ def to_transformers(model: Any, like: Any) -> Any:
             raise ExportError(f"{name}: {type(like).__name__} wants {tuple(value.shape)}, the network has {found}")
         own[name] = state[key].chunk(parts)[part].reshape(value.shape)
     again.load_state_dict(own)
-    return again.to(state["patch_embed.proj.weight"]).train(model.training)
+    again = again.to(state["patch_embed.proj.weight"]).eval()
+    _require_same_logits(model, from_transformers(again), type(like).__name__)
+    return again.train(model.training)
+
+
+@torch.no_grad()
+def _require_same_logits(model: Any, again: Any, kind: str) -> None:
+    """Raise ``ExportError`` unless both give the same for a random image."""
+    like, training = next(model.parameters()), model.training
+    image = torch.randn(1, *image_of(model), generator=torch.Generator().manual_seed(0)).to(like)
+    mine, theirs = model.eval()(image).float(), again.eval()(image).float()
+    model.train(training)
+    if mine.shape != theirs.shape or float((mine - theirs).norm()) > TOLERANCE * float(mine.norm()):
+        raise ExportError(
+            f"{kind} computes something else with these weights: it lacks a part of the network (LayerScale, norms of "
+            "Q and K), or has another activation or pooling"
+        )
 
 
 def _place_in(model: Any, name: str) -> tuple[str, int, int] | None:

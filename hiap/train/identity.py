@@ -214,7 +214,7 @@ def doubts(records: list[Record]) -> str:
         return ""
     first, more = other[0], f", as {len(other) - 1} more were" if other[1:] else ""
     what = f"other modules of hiap/, which all methods share ({first.core[:SHOWN]} then, {now[:SHOWN]} now)"
-    return f"{in_one_line(first, [what])}{more}; it counts, and --rerun trains it again"
+    return f"{in_one_line(first, [what])}{more}; it counts, and hiap train --rerun trains it again"
 
 
 def _digest(parts: list[str]) -> str:

@@ -137,7 +137,7 @@ def _with_rates(groups: list[dict[str, Any]], model: Any, config: Config) -> lis
         return groups
     scales = layer_scales(model, optim.layer_decay or 1.0)
     if optim.head_lr is not None:
-        scales |= {name: optim.head_lr / optim.lr for name in scales if name.startswith("head.")}
+        scales |= {name: optim.head_lr / optim.lr for name in scales if name.startswith(("head.", "head_dist."))}
     of = {p: 1.0 if name.endswith(".logit") else scales[name] for name, p in model.named_parameters()}
     split = []
     for group in groups:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiap.backbones.families import classifiers
 from hiap.data import choice
 from hiap.data import loader as data
 from hiap.data.loader import Batch
@@ -90,7 +91,9 @@ def start_from(model: Any, config: Config, shown: DataConfig, classes: int, devi
     """Let the classifier of ``model`` be a probe of all training images, as ``shown``."""
     if not isinstance(getattr(model, "head", None), nn.Linear):
         raise ConfigError(f"model.probe: the classifier of model.name '{config.model.name}' is no linear layer")
-    Probe(*_seen(model, config, shown, "train", None, device), classes).put(model.head)
+    found = Probe(*_seen(model, config, shown, "train", None, device), classes)
+    for head in classifiers(model):  # of a distilled DeiT both: their mean is then the probe of its tokens' mean
+        found.put(head)
 
 
 def quick_score(model: Any, config: Config, shown: DataConfig, info: data.Info, device: torch.device) -> Score | None:

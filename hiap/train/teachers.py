@@ -95,7 +95,7 @@ def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int,
     ``ConfigError`` if it cannot be had, or does not know the classes."""
     name = config.distill.teacher
     if name.startswith("run:") or Path(name).is_dir():
-        start = build(config.model.model_copy(update={"weights": name}), channels, classes, folders)
+        start = build(config.model.model_copy(update={"weights": name, "scratch": False}), channels, classes, folders)
         model, adapted, new_head = start.model, start.adapted, start.new_head
     else:
         model, adapted, new_head = _of_timm(config, channels, classes)

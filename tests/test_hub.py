@@ -50,7 +50,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         copy(root / repo_id, cache / repo_id, allow_patterns)
         return str(cache / repo_id)
 
-    for function in (create_repo, upload_folder, snapshot_download):
+    def file_exists(repo_id: str, filename: str) -> bool:
+        return (root / repo_id / filename).is_file()
+
+    for function in (create_repo, upload_folder, snapshot_download, file_exists):
         monkeypatch.setattr(huggingface_hub, function.__name__, function)
     monkeypatch.setattr("hiap.formats.online._answers", lambda address: True)
     monkeypatch.chdir(tmp_path)
@@ -65,6 +68,14 @@ def test_what_was_pushed_is_what_is_loaded(hub, tmp_path, images):
     with torch.no_grad():
         assert torch.equal(hiap.load(NAME)(images), model(images))
     assert str(hiap.show(NAME)) == str(hiap.show(tmp_path / "net"))
+
+
+def test_a_card_of_another_network_does_not_stay_behind(hub, tmp_path):
+    hiap.save(pruned(), tmp_path / "net", card={"method": "hiap"})
+    hiap.push(tmp_path / "net", NAME)
+    hiap.save(pruned(), tmp_path / "bare")
+    with pytest.raises(StoreError, match=r"has a README\.md of another network"):
+        hiap.push(tmp_path / "bare", NAME)
 
 
 def test_the_command_pushes_and_prints_where(hub, tmp_path, capsys):

@@ -203,6 +203,8 @@ def require_same_classes(model: Any, config: DataConfig, classes: int, key: str)
     """Raise ``ConfigError`` if the network, of the option ``key``, names its classes, and those of the data have other
     numbers."""
     told = pretrained_cfg(model)
+    if len(told.get("label_names") or ()) != classes:
+        return
     numbers = layouts.numbers_for(data.class_names(config), told, classes)
     if numbers is not None and numbers != list(range(classes)):
         raise ConfigError(

@@ -154,7 +154,7 @@ def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _nested_by_name(named: dict[str, Any]) -> dict[str, Any]:
+def _nested_by_name(named: dict[Any, Any]) -> dict[Any, Any]:
     """Nest what names hold; in names of runs and of what they share a dot is a dot."""
     return {name: _nested(keys) if isinstance(keys, dict) else keys for name, keys in named.items()}
 

@@ -50,7 +50,7 @@ class Probe:
         return Score(top1=100 * float((logits.argmax(1) == labels).mean()), loss=float(nats.mean()), n=len(labels))
 
     @torch.no_grad()
-    def put(self, head: nn.Linear) -> None:
+    def put(self, head: Any) -> None:
         """Let a classifier be the probe."""
         head.weight.copy_(torch.from_numpy(self.weight))
         head.bias.copy_(torch.from_numpy(self.bias))

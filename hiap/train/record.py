@@ -301,7 +301,8 @@ class Folders:
 
     def begin_again(self, made_of: dict[str, str]) -> None:
         """Set the run aside, unless it was begun again before, of the same images, files and code, and interrupted."""
-        if not self.record.exists() and self.again.exists() and json.loads(self.again.read_text(encoding="utf-8")) == made_of:
+        begun = json.loads(self.again.read_text(encoding="utf-8")) if self.again.exists() else None
+        if begun == made_of and not self.record.exists():
             return
         self.set_aside()
         write_json(self.again, made_of)

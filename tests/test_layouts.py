@@ -103,14 +103,15 @@ def hub_parquet(folders: Path, root: Path, split: str) -> None:
     features = {"picture": {"_type": "Image"}, "animal": {"_type": "ClassLabel", "names": names}, "size": {}}
     type_ = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     found = samples(folders, split)
-    name = {"train": "train-{:05d}-of-00002.parquet", "val": "validation-{:05d}-of-00002.parquet"}[split]
-    for number, first in enumerate(range(0, len(found), 7)):
+    name = {"train": "train", "val": "validation"}[split]
+    starts = range(0, len(found), 7)
+    for number, first in enumerate(starts):
         part = found[first : first + 7]
         pictures = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in part]
         columns = {"size": [30] * len(part), "picture": pyarrow.array(pictures, type_), "animal": [k for _, k in part]}
         table = pyarrow.table(columns)
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-        write_table(table, root / "data" / name.format(number), row_group_size=2)
+        write_table(table, root / "data" / f"{name}-{number:05d}-of-{len(starts):05d}.parquet", row_group_size=2)
 
 
 def plain_parquet(folders: Path, root: Path, split: str) -> None:

@@ -145,12 +145,10 @@ def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:
     """Lay a grid's keys over those of the one that it extends; Config keys over Config keys, however they are
     written."""
     merged = {**parent.model_dump(exclude_unset=True), **values}
-    for key in ("base", "shared", "runs"):
+    for key in ("base", "shared", "runs", "by_seed"):
         if isinstance(own := values.get(key, {}), dict):  # else the check of the grid says what was expected
             nest = _nested if key == "base" else _nested_by_name
             merged[key] = merge(nest(getattr(parent, key)), nest(own))
-    if isinstance(own := values.get("by_seed", {}), dict):
-        merged["by_seed"] = merge(_nested_by_name(parent.by_seed), _nested_by_name(own))
     return merged
 
 

@@ -363,14 +363,15 @@ def _of_shards(root: Path) -> dict[Split, Place] | None:
 
 def _require_all(files: Sequence[Path]) -> None:
     """Raise ``ConfigError`` if one is missing of files that say how many there are: 'train-00000-of-00005'."""
-    numbered = [(file, found) for file in files if (found := re.search(r"-(\d+)-of-(\d+)\b", file.name))]
-    there = {file.with_name(file.name[: found.start()]): set[int]() for file, found in numbered}
-    for file, found in numbered:
-        there[file.with_name(file.name[: found.start()])].add(int(found[1]))
-    for file, found in numbered:
-        have, count = there[file.with_name(file.name[: found.start()])], int(found[2])
-        first = 0 if 0 in have else 1
-        if missing := sorted(set(range(first, first + count)) - have):
+    sets: dict[tuple[str, int], dict[int, Path]] = {}  # by what stands before the number, and how many there are
+    for file in files:
+        if found := re.search(r"-(\d+)-of-(\d+)\b", file.name):
+            before, number, count = str(file.with_name(file.name[: found.start()])), int(found[1]), int(found[2])
+            sets.setdefault((before, count), {})[number] = file
+    for (_, count), there in sets.items():
+        first = 0 if 0 in there else 1
+        if missing := sorted(set(range(first, first + count)) - set(there)):
+            file = next(iter(there.values()))
             raise ConfigError(f"{file}: {len(missing)} of its {count} shards are missing, number {missing[0]} first")
 
 

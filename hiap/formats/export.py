@@ -41,7 +41,7 @@ class ExportError(ValueError):
 def to_program(model: Any) -> torch.export.ExportedProgram:
     """Export the network in eval mode by ``torch.export``: images (B, C, height, width), any B, to logits."""
     batch = torch.export.Dim("batch", min=1, max=65536)
-    with _evaluated(model):
+    with evaluated(model):
         return torch.export.export(model, (_images(model),), dynamic_shapes=({0: batch},), strict=False)
 
 
@@ -54,7 +54,7 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
         raise ExportError(
             "the network is in bfloat16, which ONNX runtimes lack on most devices; call .float() or .half()"
         )
-    with _evaluated(model):
+    with evaluated(model):
         torch.onnx.export(
             model,
             (_images(model),),
@@ -71,7 +71,7 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
 
 
 @contextmanager
-def _evaluated(model: Any) -> Iterator[None]:
+def evaluated(model: Any) -> Iterator[None]:
     """Let the network be in eval mode, and afterwards as it was. Raises ``ExportError`` for one with gates."""
     _require_plain(model)
     training = model.training

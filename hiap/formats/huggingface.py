@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.parts import TokenAndMean
 from hiap.cost import image_of
-from hiap.formats.export import ExportError, to_timm
+from hiap.formats.export import ExportError, evaluated, to_timm
 from hiap.options import one_line
 
 TOLERANCE = 0.01  # of the logits' norm: what another kernel and order may make
@@ -156,10 +156,9 @@ def to_transformers(model: Any, like: Any) -> Any:
 @torch.no_grad()
 def _require_same_logits(model: Any, again: Any, kind: str) -> None:
     """Raise ``ExportError`` unless both give the same for a random image."""
-    like, training = next(model.parameters()), model.training
-    image = torch.randn(1, *image_of(model), generator=torch.Generator().manual_seed(0)).to(like)
-    mine, theirs = model.eval()(image).float(), again.eval()(image).float()
-    model.train(training)
+    image = torch.randn(1, *image_of(model), generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
+    with evaluated(model), evaluated(again):
+        mine, theirs = model(image).float(), again(image).float()
     if mine.shape != theirs.shape or float((mine - theirs).norm()) > TOLERANCE * float(mine.norm()):
         raise ExportError(
             f"{kind} computes something else with these weights: it lacks a part of the network (LayerScale, norms of "

@@ -227,9 +227,10 @@ class Run:
 
     def _execute(self, started: str) -> Record:
         config, journal = self.config, self.journal
-        if self.rerun and self.world.first:
-            self.folders.begin_again({**journal.made_of, "core": identity.core_digest()})
-        self.world.barrier()
+        if self.rerun:
+            if self.world.first:
+                self.folders.begin_again({**journal.made_of, "core": identity.core_digest()})
+            self.world.barrier()
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
         first = self._resume(state)

@@ -204,7 +204,7 @@ def require_same_classes(model: Any, config: DataConfig, classes: int, key: str)
     numbers."""
     told = pretrained_cfg(model)
     if len(told.get("label_names") or ()) != classes:
-        return
+        return  # before the data are looked through for the names of their classes
     numbers = layouts.numbers_for(data.class_names(config), told, classes)
     if numbers is not None and numbers != list(range(classes)):
         raise ConfigError(

@@ -23,8 +23,8 @@ GRID, TUNING = "evidence", "tune"
 
 class Pair(NamedTuple):
     """One pair of data and network: its ``grid``, the grids of its ``tuning`` and of its ``untrained`` cuts, ``data``
-    and ``network`` as a reader knows them, the ``primary`` tests of its protocol (target, variant), and what has to be
-    said wherever its numbers stand (``note``)."""
+    and ``network`` as a reader knows them, the ``primary`` tests of its protocol (target, variant), what has to be
+    said wherever its numbers stand (``note``), and how many tests share its Holm correction (``family``; 0: its own)."""
 
     grid: str
     data: str
@@ -33,12 +33,17 @@ class Pair(NamedTuple):
     untrained: str = ""
     primary: tuple[tuple[float, str], ...] = ()
     note: str = ""
+    family: int = 0
 
 
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
 FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
-PAIRS = (FIRST,)  # another study is one more line here
+AGAINST = tuple((target, against) for target in (0.5, 0.35) for against in ("obs", "taylor", "vit_slim"))
+SECOND = Pair("cifar10", "CIFAR-10 (JPEG copies) at 56 pixels", "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut",
+              AGAINST, family=12)  # fmt: skip  # with Imagenette's six
+PAIRS = (FIRST, SECOND)  # another study is one more line here
+FEWEST = 3  # seeds that a primary test needs
 CONTROLS = ("uniform-noise",)  # no method that anybody would choose: what gate noise alone does
 LATER, OWN = "with twice the epochs for both", "other forms of HiAP + target"  # groups of lines of the figure
 FINETUNED, LONGER = "-finetuned", "-long-"
@@ -83,22 +88,34 @@ def aside(labels: pd.Series) -> pd.Series:
 
 def against(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     """HiAP minus every other variant at the same target; columns ``AGAINST_COLUMNS``. Only what can be compared image
-    by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone, over those of this pair."""
-    return judged(differences(runs, pair), len(pair.primary))
+    by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone, over the family of this pair."""
+    return judged(differences(runs, pair), pair.family or len(pair.primary))
+
+
+def whole(runs: pd.DataFrame, pair: Pair) -> list[int]:
+    """The seeds that have every run of the primary tests that any seed has: those are judged, and no other."""
+    keys = {(target, name) for target, against in pair.primary for name in (REFERENCE, against)}
+    mine = [key in keys for key in zip(runs["target"], runs["variant"], strict=True)]
+    own = runs[pd.Series(mine, runs.index, dtype=bool)]
+    own = own.drop_duplicates(["target", "variant", "seed"])
+    counts = own["seed"].value_counts()
+    return sorted(counts.index[counts == len(own.drop_duplicates(["target", "variant"]))])
 
 
 def differences(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
-    """``against`` before anything is judged."""
-    rows = []
+    """``against`` before anything is judged. Primary is a test on ``FEWEST`` seeds or more that are ``whole``."""
+    rows, seeds = [], whole(runs, pair)
     for target, group in runs.dropna(subset="target").groupby("target", sort=True):
         reference = group[group["variant"] == REFERENCE]
         for (variant, title, method), own in group.groupby(["variant", "title", "method"], sort=False):
+            primary = (target, variant) in pair.primary and len(seeds) >= FEWEST
+            own = own[own["seed"].isin(seeds)] if primary else own
             found = paired.compare(reference, own) if variant != REFERENCE else None
             if found is not None:
                 row = {"target": target, "variant": variant, "title": title, "method": method}
                 row |= {"train_macs": own["train_macs"].mean()}
                 row |= {"reference_train_macs": reference["train_macs"].mean()}
-                rows.append({**row, "primary": (target, variant) in pair.primary, **paired.flat(found)})
+                rows.append({**row, "primary": primary, **paired.flat(found)})
     return pd.DataFrame(rows, columns=list(AGAINST_COLUMNS))
 
 

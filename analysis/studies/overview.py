@@ -30,14 +30,20 @@ class Line(NamedTuple):
     on: str
 
 
+def judged(results: Results) -> tuple[evidence.Pair, ...]:
+    """The pairs with enough seeds for their primary tests."""
+    seeds = {pair: evidence.whole(evidence.load(results, pair.grid), pair) for pair in evidence.PAIRS}
+    return tuple(pair for pair, found in seeds.items() if len(found) >= evidence.FEWEST)
+
+
 def newest(results: Results) -> tuple[evidence.Pair, ...]:
-    """The last of the pairs that have records, which is all that README has room for."""
-    return tuple(pair for pair in evidence.PAIRS if len(results.runs(pair.grid)))[-1:]
+    """The last of those that are ``judged``, which is all that README has room for."""
+    return judged(results)[-1:]
 
 
-def table(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
-    """The lines as Markdown; what no record answers is left out."""
-    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, pairs)]
+def table(results: Results, pairs: Sequence[evidence.Pair] | None = None) -> str:
+    """The lines of ``pairs``, by default those that are ``judged``, as Markdown; what no record answers is left out."""
+    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, judged(results) if pairs is None else pairs)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -1,0 +1,96 @@
+"""Tuning one knob after the other at two budgets: grid ``cifar10_tune``, by results/PROTOCOL.md, second part.
+
+Of each method first a knob of its own, then the weights' rate, each from the middle of its range. A value's score is its
+mean top-1 over the budgets; the best is taken where it beats the middle by ``MARGIN`` points.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import numpy as np
+import pandas as pd
+
+from analysis.records import names
+from analysis.records.results import Results
+from analysis.tables import render
+
+GRID = "cifar10_tune"
+RATE = "optim.lr"
+KNOBS = {"hiap": "gates.lr", "obs": "budget.rounds", "taylor": "budget.rounds", "vit_slim": "search.w_attn"}
+MIDDLE = {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, RATE: 1e-4}
+TARGETS = (0.5, 0.35)
+MARGIN = 0.5  # points of top-1
+WORDS = {
+    "gates.lr": "rate of the gates",
+    "budget.rounds": "rounds",
+    "search.w_attn": "weight of its penalty (heads)",
+    RATE: "rate of the weights",
+}
+COLUMNS = ("method", "title", "knob", "value", "top1_50", "top1_35", "score", "taken", "edge")
+
+
+def load(results: Results, grid: str = GRID) -> pd.DataFrame:
+    """The tuned runs on validation images: ``method``, ``target``, ``top1`` and, of each, its method's own knob
+    (``own``) and the weights' rate (``rate``)."""
+    rows = []
+    for record in results.finished(grid):
+        method, score = record.config.name, record.metrics.extracted
+        if method in KNOBS and score is not None:
+            own, rate = (float(attrgetter(key)(record.config)) for key in (KNOBS[method], RATE))
+            rows.append((method, record.config.budget.target_macs, own, rate, score.top1))
+    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "top1"])
+
+
+def tried(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every value of every knob, ``COLUMNS``: top-1 at each budget (missing: not run), their mean, which is ``taken``,
+    and whether that one ends its range (``edge``; two values have no inside)."""
+    found = []
+    for method, own in KNOBS.items():
+        mine = runs[runs["method"] == method]
+        first = _scores(mine[mine["rate"] == MIDDLE[RATE]], "own", own)
+        found.append(first.assign(method=method))
+        if first["taken"].any():
+            chosen = first.loc[first["taken"], "value"].item()
+            found.append(_scores(mine[mine["own"] == chosen], "rate", RATE).assign(method=method))
+    rows = pd.concat(found, ignore_index=True)
+    titles = [names.METHODS[name] if name != "hiap" else names.TARGETED for name in rows["method"]]
+    return rows.assign(title=titles)[list(COLUMNS)]
+
+
+def _scores(runs: pd.DataFrame, column: str, knob: str) -> pd.DataFrame:
+    at = runs.pivot_table(index=column, columns="target", values="top1").reindex(columns=list(TARGETS))
+    rows = pd.DataFrame({"knob": knob, "value": at.index, "top1_50": at[0.5].array, "top1_35": at[0.35].array})
+    rows["score"] = rows[["top1_50", "top1_35"]].mean(axis=1, skipna=False)
+    best = take(dict(zip(rows["value"], rows["score"], strict=True)), MIDDLE[knob])
+    ends = (rows["value"].min(), rows["value"].max()) if len(rows) > 2 else ()
+    return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends))
+
+
+def take(scores: dict[float, float], middle: float) -> float:
+    """The value with the highest score, unless ``middle`` is within ``MARGIN`` of it; NaN without any score."""
+    known = {value: score for value, score in scores.items() if not np.isnan(score)}
+    if not known:
+        return np.nan
+    best = max(known, key=known.__getitem__)
+    return middle if middle in known and known[best] - known[middle] <= MARGIN else best
+
+
+def table(results: Results, grid: str = GRID) -> str:
+    """Markdown: every value tried, its validation top-1 at 50 and 35 %, and which were taken."""
+    runs = load(results, grid)
+    if runs.empty:
+        return names.nothing(grid)
+    columns = (
+        render.words("title", "method"),
+        render.words("knob", "knob"),
+        render.Column("value", "value", lambda value: f"{value:g}"),
+        render.Column("top1_50", "top-1 at 50 %", render.number(1)),
+        render.Column("top1_35", "at 35 %", render.number(1)),
+        render.Column("score", "mean", render.number(2)),
+        render.words("taken", "taken"),
+    )
+    rows = tried(runs)
+    marks = np.where(rows["edge"], "yes, at the edge", np.where(rows["taken"], "yes", ""))
+    rows = rows.assign(taken=marks, knob=rows["knob"].map(WORDS))
+    return render.markdown(render.Table("", columns, (render.Panel("", rows),)))

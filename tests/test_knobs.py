@@ -1,0 +1,67 @@
+"""How a knob's value is taken from validation scores (analysis/studies/knobs.py), by results/PROTOCOL.md."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from analysis.records.results import REPOSITORY, Results
+from analysis.studies import knobs
+from slurm import grid as grids
+
+
+def test_the_middle_stays_unless_another_is_better_by_the_margin() -> None:
+    assert knobs.take({0.1: 70.0, 0.2: 71.0, 0.4: 71.5}, 0.2) == 0.2
+    assert knobs.take({0.1: 70.0, 0.2: 71.0, 0.4: 71.6}, 0.2) == 0.4
+    assert knobs.take({0.1: 72.0, 0.2: 71.0, 0.4: 71.6}, 0.2) == 0.1
+
+
+def test_a_value_without_a_score_is_never_taken() -> None:
+    assert knobs.take({0.2: 71.0, 0.4: math.nan}, 0.2) == 0.2
+    assert math.isnan(knobs.take({0.4: math.nan}, 0.2))
+
+
+def runs(*rows: tuple[str, float, float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "top1"])
+
+
+def test_the_second_knob_is_judged_at_the_value_of_the_first_that_was_taken() -> None:
+    values = [(own, 1e-4, 70 + 10 * own) for own in (0.1, 0.2, 0.4)]
+    values += [(0.4, 5e-5, 80.0), (0.2, 2e-4, 99.0)]  # the last belongs to no sweep: its first knob was not taken
+    found = knobs.tried(runs(*[("hiap", t, own, rate, top1) for t in knobs.TARGETS for own, rate, top1 in values]))
+    rates = found[found["knob"] == knobs.RATE]
+    assert list(rates["value"]) == [5e-5, 1e-4]
+    assert list(found.loc[found["taken"], "value"]) == [0.4, 5e-5]
+    assert list(found.loc[found["edge"], "value"]) == [0.4]  # two values have no inside
+
+
+def test_a_value_that_was_left_out_at_one_budget_has_no_score() -> None:
+    rows = [("obs", t, own, 1e-4, 70.0) for t in knobs.TARGETS for own in (1, 3) if (t, own) != (0.5, 3)]
+    found = knobs.tried(runs(*rows)).set_index("value")
+    assert math.isnan(found.loc[3, "score"])
+    assert found.loc[1, "taken"]
+
+
+def test_the_middles_are_what_the_protocol_prints_bold() -> None:
+    text = (REPOSITORY / "results" / "PROTOCOL.md").read_text(encoding="utf-8")
+    table = text.partition("## Tuning: grid `cifar10_tune`")[2].partition("## Study")[0]
+    assert "0.1, **0.2**, 0.4 | 5e-5, **1e-4**, 2e-4" in table
+    assert "rounds **1**, 3" in table
+    assert "(6e-4, 1.5e-4) times 1/3, **1**, 3" in table
+    assert knobs.MIDDLE == {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, knobs.RATE: 1e-4}
+
+
+def test_the_study_has_what_tuning_took() -> None:
+    """Every primary run of grid cifar10 has the values taken; until then the middle ones."""
+    found = knobs.tried(knobs.load(Results()))
+    taken = {(row["method"], row["knob"]): row["value"] for _, row in found[found["taken"]].iterrows()}
+    path = REPOSITORY / "slurm" / "grids" / "cifar10.yaml"
+    for run in grids.expand(grids.load(path), path, {"results": "results"}, data_root="somewhere"):
+        method, _, cut = run.label.partition("-")
+        if method in knobs.KNOBS and cut in ("50", "65"):
+            for knob in (knobs.KNOBS[method], knobs.RATE):
+                section, _, key = knob.partition(".")
+                value = getattr(getattr(run.config, section), key)
+                assert value == pytest.approx(taken.get((method, knob), knobs.MIDDLE[knob])), (run.label, knob)

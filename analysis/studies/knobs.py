@@ -6,6 +6,7 @@ mean top-1 over the budgets; the best is taken where it beats the middle by ``MA
 
 from __future__ import annotations
 
+import textwrap
 from operator import attrgetter
 
 import numpy as np
@@ -93,4 +94,19 @@ def table(results: Results, grid: str = GRID) -> str:
     rows = tried(runs)
     marks = np.where(rows["edge"], "yes, at the edge", np.where(rows["taken"], "yes", ""))
     rows = rows.assign(taken=marks, knob=rows["knob"].map(WORDS))
-    return render.markdown(render.Table("", columns, (render.Panel("", rows),)))
+    markdown = render.markdown(render.Table("", columns, (render.Panel("", rows),))).split("\n\n", 2)[2].strip()
+    return f"{markdown}\n\n{textwrap.fill(sentence(results, grid), 125)}"
+
+
+def sentence(results: Results, grid: str = GRID) -> str:
+    """What was taken of each method, and what of it ends its range."""
+    rows = tried(load(results, grid))
+    taken = rows[rows["taken"]]
+    if taken.empty:
+        return "Nothing is tuned yet."
+    shown = [
+        f"{title}: {names.listed([f'{WORDS[key]} {value:g}' for key, value in zip(own['knob'], own['value'], strict=True)])}"
+        for title, own in taken.groupby("title", sort=False)
+    ]
+    ends = taken.loc[taken["edge"], "title"].nunique()
+    return f"Taken: {'; '.join(shown)}. {ends or 'None'} of {taken['title'].nunique()} methods end on an edge of a range."

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.records import bench, names, published
 from analysis.records.names import METHODS, RUNTIMES, TARGETED, machines
 from analysis.records.results import Results
-from analysis.studies import comparisons, evidence, paired
+from analysis.studies import comparisons, evidence, knobs, paired
 
 AGAINST = {"uniform-noise": "Uniform under gate noise (control)", "uniform": "Uniform (exploratory)"}
 
@@ -24,6 +24,8 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
     runs = evidence.load(results, pair.grid)
     if runs.empty:
         return f"Not run yet: `python slurm/launch_grid.py --grid {pair.grid}`."
+    if len(evidence.whole(runs, pair)) < evidence.FEWEST:
+        return _so_far(runs, pair)
     means: Means = {row["label"]: row for row in evidence.accuracies(runs).to_dict("records")}
     compared = {(row["variant"], row["target"]): row for row in evidence.against(runs, pair).to_dict("records")}
     targets = sorted({target for target, _ in pair.primary}, reverse=True)
@@ -38,8 +40,25 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
         f"correction for {len(pair.primary)} tests; TMACs of training, the method's : its own. "
         f"{len(runs)} runs on one {machines(runs['device_name'])}.*"
     )
-    said = [_levels(means), *_shape(results, pair), *_explored(runs), *_edges(results, pair)]
+    said = [_levels(means), *_shape(results, pair), *_explored(runs, pair), *_edges(results, pair)]
     return "\n\n".join(["\n".join(lines), textwrap.fill(caption, WIDTH), _items(said)])
+
+
+def _so_far(runs: pd.DataFrame, pair: evidence.Pair) -> str:
+    """What has been measured of a pair with too few seeds for a test: means, and no side."""
+    rows, targets = evidence.accuracies(runs).dropna(subset="target"), sorted({t for t, _ in pair.primary}, reverse=True)
+    lines = [f"| top-1, % (TMACs) | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"]
+    lines.append("|:---|" + "---:|" * len(targets))
+    for variant in dict.fromkeys([evidence.REFERENCE, *(name for _, name in pair.primary)]):
+        mine = rows[rows["variant"] == variant].set_index("target")
+        cells = [f"{mine['top1'][t]:.1f} ({mine['train_macs'][t] / 1e12:.1f})" if t in mine.index else "-" for t in targets]
+        lines.append(f"| {TARGETED if variant == evidence.REFERENCE else METHODS[variant]} | {' | '.join(cells)} |")
+    dense = runs.loc[runs["label"] == "dense"]
+    caption = (
+        f"*{pair.data}, dense {dense['top1'].mean():.1f} %; {len(evidence.whole(runs, pair))} of the "
+        f"{evidence.FEWEST} seeds that a test needs: no side is taken.*"
+    )
+    return "\n".join(lines) + "\n\n" + textwrap.fill(caption, WIDTH)
 
 
 def _items(sentences: list[str]) -> str:
@@ -87,9 +106,9 @@ def _shape(results: Results, pair: evidence.Pair) -> list[str]:
     ]
 
 
-def _explored(runs: pd.DataFrame) -> list[str]:
+def _explored(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons, with intervals and without a verdict."""
-    said = _behind(runs)
+    said = _behind(runs, pair)
     tuned = evidence.finetuning(runs).sort_values("target", ascending=False)
     if len(tuned):
         own = tuned["label"].str.contains("settled")
@@ -117,9 +136,9 @@ def _explored(runs: pd.DataFrame) -> list[str]:
     return said
 
 
-def _behind(runs: pd.DataFrame) -> list[str]:
+def _behind(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
-    rows = evidence.against(runs)
+    rows = evidence.against(runs, pair)
     mine = (rows["method"] == evidence.REFERENCE) | rows["variant"].str.contains("-long") | rows["primary"].astype(bool)
     rows = rows[~mine & (rows["high"] < 0)].sort_values("target", ascending=False)
     shown = [
@@ -137,6 +156,8 @@ def _name(target: float) -> str:
 
 def _edges(results: Results, pair: evidence.Pair) -> list[str]:
     """Which tuned settings end their range."""
+    if pair.tuning == knobs.GRID:
+        return [knobs.sentence(results)]
     tuned = evidence.tuned(evidence.load(results, pair.tuning), results.finished(pair.tuning))
     taken = tuned[tuned["taken"]]
     at = taken[taken["edge"] != ""]

@@ -35,8 +35,13 @@ def row(results: Results, name: str) -> str:
     found = runs[runs["label"] == label]
     if found.empty:
         raise ConfigError(unknown_key(name, ids(results)).replace("unknown key", "no finished run"))
+    for key in ("data", "measure", "test_images"):
+        if found[key].nunique() > 1:
+            values = " and ".join(f"{value:,}" if key == "test_images" else value for value in found[key].unique())
+            raise ConfigError(f"{name}: its runs differ in {key} ({values}), so they have no mean; expected one")
+    images = f"{found['measure'].iloc[0]} images"
     top1, macs = paired.accuracy(found), seeds.mean(100 * found["macs_share"])
-    over = "seeds and test images"
+    over = f"seeds and {images}"
     if pd.isna(top1.low):  # of one seed, or the records do not say which images were right
         top1, over = seeds.mean(found["top1"]), "seeds"
     records = {record.run_id: record for record in results.finished(grid)}
@@ -45,7 +50,7 @@ def row(results: Results, name: str) -> str:
         "result": f"{title} on {_setting(records[found['run_id'].iloc[0]], copies)}",
         "top-1": _interval(top1, "%", over),
         "MACs": _interval(macs, "% of dense", "seeds"),
-        "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} test images",
+        "n": f"{top1.n} seeds, {found['test_images'].iloc[0]:,.0f} {images}",
         "runs": ", ".join(found.sort_values("seed")["run_id"]),
         "commits": ", ".join(_commits(found)),
         "rerun": rerun(results, grid, label, found),

@@ -30,6 +30,7 @@ from slurm import grid as grids
 
 MANY = 5  # seeds from which on an interval is drawn
 MARKERS = "osD^vP<>Xd"
+AS = "as "  # column budget of a run that was to keep as much as another
 
 
 def find(grid: str, root: Path | None) -> tuple[Results, str]:
@@ -58,9 +59,8 @@ def looks(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def summary(values: pd.Series) -> dict[str, float]:
     """Mean, number, and the ends of Student's 95 % interval where there are seeds enough; else NaN."""
-    found = seeds.mean(values) if len(values) >= MANY else None
-    ends = (found.low, found.high) if found else (np.nan, np.nan)
-    return {"mean": float(values.mean()), "low": ends[0], "high": ends[1], "n": len(values)}
+    middle, half = float(values.mean()), seeds.half_width(values) if len(values) >= MANY else np.nan
+    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(values)}
 
 
 def pareto(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -77,14 +77,14 @@ def pareto(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ax.vlines(x, row["low"], row["high"], color=look["color"])
         else:
             ax.plot(group["macs"] / 1e6, group["top1"], ".", color=look["color"], alpha=0.5)
-    ax.set(xlabel="MMACs per image", ylabel=f"top-1 on {runs['data'].iloc[0]} (%)")
+    ax.set(xlabel="MMACs per image", ylabel=f"top-1 on {runs['data'].iloc[0]}, {runs['measure'].iloc[0]} images (%)")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure, pd.DataFrame(rows)
 
 
 def forest(runs: pd.DataFrame, against: str | None) -> tuple[Figure, pd.DataFrame] | None:
-    """Top-1 minus the reference's, seed by seed: of ``against``, else of the run of method hiap with the same target.
-    None where nothing can be compared."""
+    """Top-1 minus the reference's, seed by seed: of ``against``, else of the one label of method hiap with the same
+    budget. None where nothing can be compared."""
     rows = [row for label in dict.fromkeys(runs["label"]) for row in _differences(runs, str(label), against)]
     if not rows:
         return None
@@ -114,9 +114,11 @@ def _differences(runs: pd.DataFrame, label: str, against: str | None) -> list[di
     if against:
         other = runs[runs["label"] == against]
     else:
-        alike = runs["target"].isna() if pd.isna(own["target"].iloc[0]) else runs["target"] == own["target"].iloc[0]
-        first = runs[(runs["method"] == "hiap") & alike]["label"].iloc[:1]
-        other = runs[runs["label"].isin(first)]
+        budget = own["budget"].iloc[0]
+        alike = runs["label"] == budget.removeprefix(AS) if budget.startswith(AS) else runs["budget"] == budget
+        other = runs[(runs["method"] == "hiap") & alike]
+        if other["label"].nunique() > 1:  # which of them is meant, only --against can say
+            return []
     if other.empty or label in set(other["label"]) or (own["method"] == "dense").all():
         return []
     pairs = own.set_index("seed")["top1"] - other.drop_duplicates("seed").set_index("seed")["top1"]
@@ -151,6 +153,7 @@ def draw(results: Results, name: str, out: Path, against: str | None = None) -> 
     runs = results.runs(name)
     if runs.empty:
         raise ConfigError(f"grid '{name}': no finished run in {results.root}")
+    runs = _of_one_kind(runs, name)
     if against is not None and against not in set(runs["label"]):
         raise ConfigError(f"--against {against}: no such label{did_you_mean(against, sorted(set(runs['label'])))}")
     written = write(*pareto(runs), "pareto", out)
@@ -162,6 +165,19 @@ def draw(results: Results, name: str, out: Path, against: str | None = None) -> 
             shown.add(record.label)
             written += write(*gates(record), f"gates_{record.run_id}", out)
     return written
+
+
+def _of_one_kind(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """``runs`` that were measured on test images, where a grid was tuned on others. Raises ``ConfigError`` where they
+    are of several data sets, whose accuracies are no one axis."""
+    if runs["data"].nunique() > 1:
+        found = ", ".join(sorted(set(runs["data"])))
+        raise ConfigError(f"grid '{name}' holds runs on {found}: expected one data set; give each its own run.grid")
+    tested = runs[runs["measure"] == "test"]
+    if 0 < len(tested) < len(runs):
+        print(f"grid '{name}': {len(runs) - len(tested)} runs were measured on validation images, and are not drawn")
+        return tested
+    return runs
 
 
 @one_line_errors

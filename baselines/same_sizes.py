@@ -6,7 +6,8 @@ Algorithm: ``budget.target_macs: run:<run_id>`` names the other run. Per layer, 
 and neurons as its network has are drawn at random from the run's seed; all others are removed at once, and what is left
 is fine-tuned. With ``options.ramp`` they close one after the other, in random order, over the first ``budget.ramp`` of
 the training, as HiAP's wanted MACs fall, and are removed at its end.
-Deviations: none possible. Which of a layer's heads gets which of the widths is drawn too.
+Deviations: none possible. Which of a layer's heads gets which of the widths is drawn too. Q and K are narrowed as V is
+where only so the other run's MACs are met (ViT-Slim, magnitude).
 """
 
 from __future__ import annotations
@@ -53,7 +54,15 @@ class Drawn(Round):
             stays = torch.zeros(neurons, dtype=torch.bool)
             stays[_some(neurons, left.neurons, generator)] = True
             kept.append(BlockMask(heads=dims.any(1), dims=dims, ffn=stays.any(), neurons=stays))
-        return kept, "v"
+        target = context.target
+        if target is None or target.cost_of(kept) <= target.amount:
+            return kept, "v"
+        if target.cost_of(kept, cut_qk=True) <= target.amount:  # the other run's dimensions went in Q and K too
+            return kept, "qkv"
+        raise ConfigError(
+            f"method 'same_sizes': with as many heads, value dimensions and neurons it would cost "
+            f"{target.cost_of(kept):,}, the other run {target.amount:,}: expected one whose Q and K are whole, or as wide as V"
+        )
 
 
 def _some(count: int, chosen: int, generator: torch.Generator) -> Tensor:

@@ -92,3 +92,20 @@ def test_torch_pruning_by_taylor_cuts_otherwise_than_by_norms(dense: Config) -> 
     assert found["magnitude"] != found["taylor"]
     with pytest.raises(ConfigError, match="expected magnitude or taylor"):
         stages(after(dense, method="peer", budget={"target_macs": 0.5}, options={"importance": "tailor"}))
+
+
+def test_same_sizes_refuse_a_run_that_narrowed_more(dense: Config) -> None:
+    """Q and K are no sizes of this control: with them whole its network would cost more than the one it stands for."""
+    narrowed = after(dense, method="obs", budget={"target_macs": 0.5}, options={"queries": True, "images": 64})
+    train.run(narrowed)
+    with pytest.raises(ConfigError, match="expected one whose Q and K are whole, or as wide as V"):
+        train.run(after(dense, method="same_sizes", budget={"target_macs": f"run:{narrowed.run_id}"}))
+
+
+def test_same_sizes_cost_what_heads_alone_left(dense: Config) -> None:
+    heads = after(dense, method="magnitude", budget={"target_macs": 0.85})
+    left = train.run(heads).size
+    same = train.run(after(dense, method="same_sizes", budget={"target_macs": f"run:{heads.run_id}"})).size
+    assert left is not None
+    assert same is not None
+    assert same.macs == left.macs

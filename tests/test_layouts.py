@@ -386,3 +386,48 @@ def test_a_download_that_broke_off_is_no_data_set(
     else:
         with pytest.raises(ConfigError, match=f"1 of its {count} shards are missing, number {missing} first"):
             layouts.find(tmp_path)
+
+
+def tar_of(root: Path, names: list[str]) -> layouts.Place:
+    """A tar of images with these names, and its place."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / "train.tar", "w") as tar:
+        for i, name in enumerate(names):
+            picture = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(picture, "PNG")
+            add(tar, name, picture.getvalue())
+    return layouts.Place("tar", root / "train.tar", (root / "train.tar",))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["n01/images/a.png", "n02/images/b.png"],  # Tiny-ImageNet's layout: all of one class, 'images'
+        ["cat/left/a.png", "cat/right/b.png", "dog/left/c.png"],
+        ["cat/a.png", "cat/hairy/b.png", "dog/c.png"],
+    ],
+)
+def test_folders_of_a_tar_that_are_no_classes_are_refused(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(ConfigError, match="expected one folder for each class"):
+        layouts.scan(tar_of(tmp_path, names))
+
+
+def test_of_a_file_that_was_added_to_a_tar_again_the_last_counts(tmp_path: Path) -> None:
+    found = layouts.scan(tar_of(tmp_path, ["cat/a.png", "dog/b.png", "cat/a.png"]))
+    assert found.names == ["cat/a.png", "dog/b.png"]
+    once = layouts.scan(tar_of(tmp_path / "once", ["cat/a.png", "dog/b.png"]))
+    assert found.spots is not None
+    assert once.spots is not None
+    assert found.spots[0, 1] > once.spots[1, 1], "the one at the end"
+
+
+def test_a_link_in_a_tar_is_refused_and_other_files_are_told(tmp_path: Path) -> None:
+    place = tar_of(tmp_path, ["cat/a.png", "dog/b.png", "dog/b.avif"])
+    with pytest.warns(UserWarning, match=r"1 files in .* are no images .* dog/b\.avif"):
+        layouts.scan(place)
+    with tarfile.open(place.path, "a") as tar:
+        link = tarfile.TarInfo("dog/c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "dog/b.png"
+        tar.addfile(link)
+    with pytest.raises(ConfigError, match=r"dog/c\.png is a link; expected files"):
+        layouts.scan(place)

@@ -87,9 +87,12 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def titles(rows: pd.DataFrame, column: str = "label") -> list[str]:
-    """The ``title`` of each row by ``column``, ``method``, and, where it has them, ``target`` and ``steps``."""
+    """The ``title`` of each row by ``column``, ``method``, and, where it has them, ``target`` (a ``budget`` of another
+    kind counts as one) and ``steps``."""
     nothing = [None] * len(rows)
-    return list(map(title, rows[column], rows["method"], rows.get("target", nothing), rows.get("steps", nothing)))
+    targets, budgets = rows.get("target", nothing), rows.get("budget", nothing)
+    aims = [0.0 if pd.isna(aim) and isinstance(other, str) and other else aim for aim, other in zip(targets, budgets, strict=True)]
+    return list(map(title, rows[column], rows["method"], aims, rows.get("steps", nothing)))
 
 
 def reading(label: str) -> str:
@@ -103,8 +106,7 @@ def reading(label: str) -> str:
 
 def run_title(record: Record) -> str:
     """What one run's figure is headed with: name, seed and data."""
-    target = record.config.budget.target_macs
-    aimed = None if target is None else 0.0
+    aimed = 0.0 if record.config.budget.has_target else None
     return f"{title(record.label, record.config.name, aimed)}, seed {record.seed}, {record.config.data.name}"
 
 

@@ -22,8 +22,8 @@ from slurm import estimate
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 RUN_COLUMNS = (
-    "grid", "run_id", "label", "method", "seed", "data", "test_images", "start", "top1", "top1_dense", "top1_soft",
-    "top1_hardened", "gap", "target", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
+    "grid", "run_id", "label", "method", "seed", "data", "measure", "test_images", "start", "top1", "top1_dense", "top1_soft",
+    "top1_hardened", "gap", "target", "budget", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
     "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs", "pruning_seconds", "device",
     "device_name", "commit", "dirty", "status", "finished",
 )  # fmt: skip
@@ -59,7 +59,7 @@ class Results:
         """One row per finished run. No run: an empty frame with the same columns. Raises ``ConfigError`` as
         ``require_one_each`` where a grid is asked for."""
         if grid not in self._runs:
-            found = pd.DataFrame(map(_row, self.finished(grid)), columns=list(RUN_COLUMNS))
+            found = pd.DataFrame(map(self._row, self.finished(grid)), columns=list(RUN_COLUMNS))
             self._runs[grid] = found if grid is None else require_one_each(found)
         return self._runs[grid].copy()
 
@@ -79,14 +79,24 @@ class Results:
             self._records[path] = read(path)
         return self._records[path]
 
+    def _referred(self, record: Record, value: object) -> Record | None:
+        """The record behind a setting 'run:<run_id>'; None for any other, or if it was not kept."""
+        source, _, run_id = str(value).partition(":")
+        if source != "run":
+            return None
+        try:
+            path = Folders(self.root, record.grid, record.run_id).sibling(run_id).record
+        except ConfigError:
+            return None
+        return self._record(path)
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        return {**_row(record), "budget": _budget(record, self._referred(record, record.config.budget.target_macs))}
+
     def _stages(self, record: Record) -> Iterator[dict[str, Any]]:
         """Everything that was trained to get this run's model."""
-        if start := _start(record):
-            try:
-                path = Folders(self.root, record.grid, record.run_id).sibling(start).record
-            except ConfigError:  # the start's record was not kept; this run's own stages are still known
-                path = None
-            yield from ({**stage, "inherited": True} for stage in (self._stages(self._record(path)) if path else ()))
+        if start := self._referred(record, record.config.model.weights):  # else its own stages are still known
+            yield from ({**stage, "inherited": True} for stage in self._stages(start))
         for own in record.stages:
             yield {"stage": own.name, **{name: getattr(own, name) for name in SUMS}, "inherited": False}
 
@@ -109,6 +119,7 @@ def _row(record: Record) -> dict[str, Any]:
     return {
         **_name(record),
         "data": config.data.name,
+        "measure": config.data.measure,
         "test_images": scores.extracted.n if scores.extracted else None,
         "start": _start(record),
         "top1": scores.extracted.top1 if scores.extracted else None,
@@ -141,6 +152,18 @@ def _target(record: Record) -> float | None:
     if wanted is None or isinstance(wanted, str):
         return None
     return share(wanted, record.size.dense_macs) if record.size else wanted
+
+
+def _budget(record: Record, other: Record | None) -> str:
+    """What a run was told to keep: '', 'macs 0.5', 'params 0.5', 'latency 2', or 'as hiap-50', as the run of that label
+    (``other``) left."""
+    budget, share_ = record.config.budget, _target(record)
+    if share_ is not None:
+        return f"macs {share_:.6g}"
+    if budget.target_macs is not None:
+        return f"as {(other.label or other.config.name) if other else str(budget.target_macs).removeprefix('run:')}"
+    kinds = (("params", budget.target_params), ("latency", budget.target_latency))
+    return next((f"{kind} {value}" for kind, value in kinds if value is not None), "")
 
 
 def _pruning_seconds(record: Record) -> float | None:

@@ -156,5 +156,5 @@ def nearest_run(records: list[Record]) -> Record | None:
     row in Table 2; None if there is none."""
     gmacs = published.table(published.TABLE2).set_index("method")["gmacs"]
     share = gmacs.loc["HiAP"].max() / gmacs.max()
-    ruled = [r for r in records if r.seed == 0 and r.config.budget.target_macs is None and r.size]
+    ruled = [r for r in records if r.seed == 0 and not r.config.budget.has_target and r.size]
     return min(ruled, key=lambda r: abs(r.size.macs / r.size.dense_macs - share), default=None)  # type: ignore[union-attr]

@@ -246,12 +246,29 @@ def _scan_tars(place: Place) -> Indexed:
             number, image, _ = next(entry for entry in found if entry[2] is None)
             raise ConfigError(f"{place.files[number]}/{image.name}: an image without a label (.cls or .json)")
     else:
+        found = list({(number, image.name): (number, image, None) for number, image, _ in found}.values())
+        _require_one_level(place, [image for _, image, _ in found])
         found.sort(key=lambda entry: _natural(entry[1].inner))
     names = [image.name for _, image, _ in found]
     spots = [(number, image.first, image.size) for number, image, _ in found]
     if labelled:
         return _numbered(place, names, [label for _, _, label in found if label is not None], spots)
     return _named(place, names, [image.folder for _, image, _ in found], spots)
+
+
+def _require_one_level(place: Place, images: list[Member]) -> None:
+    """Raise ``ConfigError`` for images whose innermost folder is no class: one name below several others, or a folder
+    within another that has images too."""
+    above = dict[str, str]()
+    for image in images:
+        way = posixpath.dirname(image.inner)
+        if image.folder and above.setdefault(image.folder, way) != way:
+            found = f"images of class {image.folder!r} lie in {above[image.folder]!r} and in {way!r}"
+            raise ConfigError(f"{place.path}: {found}; expected one folder for each class")
+    ways = set(above.values())
+    if inner := next((way for way in sorted(ways) if way and posixpath.dirname(way) in ways - {""}), None):
+        raise ConfigError(f"{place.path}: images lie in {posixpath.dirname(inner)!r} and below it in {inner!r}; "
+                          "expected one folder for each class")  # fmt: skip
 
 
 def _require_one_each(file: Path, images: list[Member], said: dict[str, int]) -> None:
@@ -267,7 +284,7 @@ def _require_one_each(file: Path, images: list[Member], said: dict[str, int]) ->
 def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
     """Return the images of a tar, and of the tars in it, and the files that may hold labels. What lies at the top of
     one of ``several`` tars belongs to a class of the tar's name."""
-    images, fields = list[Member](), list[Member]()
+    images, fields, others = list[Member](), list[Member](), list[str]()
     try:
         with file.open("rb") as stream:
             for member in _walk(stream, 0, file.stat().st_size, "", file.stem if several else ""):
@@ -275,8 +292,15 @@ def _members(file: Path, several: bool) -> tuple[list[Member], list[Member]]:
                     images.append(member)
                 elif member.name.lower().endswith((".cls", ".json")) and not hidden(member.name):
                     fields.append(member)
+                elif not hidden(member.name):
+                    others.append(member.name)
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise ConfigError(f"{file}: not a whole tar of images ({str(error) or type(error).__name__})") from None
+    if links := [image.name for image in images if image.first < 0]:
+        raise ConfigError(f"{file}: {links[0]} is a link; expected files (tar --hard-dereference --dereference)")
+    if others and not fields:  # beside labels a sample may hold what it likes
+        what = f"{len(others):,} files in {file} are no images"
+        warnings.warn(f"{what} ({', '.join(ENDINGS)}) and left out, {min(others)} for example", stacklevel=2)
     return images, fields
 
 
@@ -289,6 +313,9 @@ def _walk(stream: BinaryIO, start: int, end: int, outer: str, folder: str) -> It
         tar.members = []  # type: ignore[attr-defined]  # else it keeps all: a gigabyte for a million
         inner = posixpath.normpath(member.name).lstrip("/")
         first, size = member.offset_data, member.size
+        if (member.islnk() or member.issym()) and is_image(inner):
+            yield Member(posixpath.join(outer, inner), "", inner, -1, 0)
+            continue
         if not member.isreg() or member.issparse():
             continue
         if first + size > end:

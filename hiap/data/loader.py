@@ -207,6 +207,10 @@ def doubts(data: DataConfig, img_size: int) -> str:
         return (
             f"data.name 'imagenet': {data.root} has {found:,} classes, not 1,000; 'folder' is the name for other sets"
         )
+    if data.name in ON_DISK and data.measure == "test":
+        trained, tested = (_published(data, split).contents().digest for split in layouts.FOLDERS)
+        if trained == tested:
+            return f"data.root {data.root}: training and validation images are the same, so accuracy is one of memory"
     return ""
 
 
@@ -270,7 +274,7 @@ def train_batches(
     dataset = _dataset(data, img_size, "train", workers)
     mixing = data.mixup > 0 or data.cutmix > 0
     if mixing and min(batch_size, len(dataset)) % 2:
-        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch_size}")
+        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {min(batch_size, len(dataset))}")
     place: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "start": start, "share": share}
     batches = train_indices(len(dataset), repeats=data.repeats, **place)
     mix = _mixer(data, img_size) if mixing else None

@@ -311,6 +311,8 @@ def check_needs(config: Config) -> None:
         raise ConfigError("model.scratch is for method 'dense', with a network's shape in model.weights=run:<run_id>")
     if config.model.probe and (config.method != "dense" or not config.model.weights):
         raise ConfigError("model.probe is for method=dense with model.weights that have no classifier of these classes")
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr {config.optim.min_lr:g}: expected at most optim.lr, {config.optim.lr:g}")
     if config.distill.teacher and config.distill.alpha == 0:
         raise ConfigError("distill.teacher teaches nothing at distill.alpha=0")
     if config.distill.teacher_weights != "hub" and not config.distill.teacher:

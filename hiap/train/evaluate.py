@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -73,5 +74,7 @@ def _evaluate(
     right, nats, n = world.sum(torch.stack([correct.sum().double(), loss, loss.new_tensor(n)])).tolist()
     if n == 0:
         raise ValueError("evaluate: the test split is empty")
+    if not math.isfinite(nats):  # the first class is the largest of answers that are no numbers
+        raise FloatingPointError(f"evaluate: the network's answers are not finite numbers in {precision}")
     # Several processes take turns at the batches, so none has the images in the split's order: nothing is kept then.
     return Score(top1=100 * right / n, loss=nats / n, n=int(n), correct=pack(correct) if world.size == 1 else "")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import json
 import tokenize
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +108,8 @@ def _said(file: Path, changed: int) -> str:
 
 def files_behind(config: Config, folders: Folders) -> dict[str, str]:
     """Return the SHA-256 of each file that the configuration names by its path, by key; of 'run:<run_id>' that of the
-    weights which that run began with. What is not here is left out: the run itself says so."""
+    weights which that run began with and, as '<key>, its end', of what it left. What is not here is left out: the run
+    itself says so."""
     named = {
         "model.weights": config.model.weights,
         "distill.teacher": config.distill.teacher,
@@ -115,7 +117,18 @@ def files_behind(config: Config, folders: Folders) -> dict[str, str]:
         "penalty.latency_table": config.penalty.latency_table,
     }
     found = {key: _sha256(name, folders) for key, name in named.items() if name}
+    ended = {**named, "budget.target_macs": str(config.budget.target_macs)}
+    found |= {f"{key}, its end": _left(name, folders) for key, name in ended.items() if name.startswith("run:")}
     return {key: sha256 for key, sha256 in found.items() if sha256}
+
+
+def _left(name: str, folders: Folders) -> str:
+    """Return a digest of the network that a run left, by what it answers and how large it is; '' without one."""
+    record = read_briefly(folders.referred(name).record)
+    if record.metrics.extracted is None:
+        return ""
+    what = [record.metrics.extracted.model_dump(), [block.model_dump() for block in record.shape or []]]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(name: str, folders: Folders) -> str:

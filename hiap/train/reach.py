@@ -21,6 +21,7 @@ from hiap.train.config import Config, ConfigError, OptimConfig
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
 GROWN = 1e3  # how much a gradient may grow where "at most" is said
 FEW = 200  # steps with a target below which HiAP is far behind a ranking that cuts at once
+GATED = ("hiap", "hiap_uniform")  # whose gates go the paper's way: the method, and its order of units as a control
 HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
 
 
@@ -102,7 +103,7 @@ def distance(config: Config, nearest: bool = False) -> float | None:
     """Return how far a gate starts from where it is closed, in logits (ViT-Slim: in units of its mask), for the kind of
     gate that starts farthest, or ``nearest``. None for a method without learned gates, or where nothing is priced
     (controls)."""
-    if config.method == "hiap":
+    if config.method in GATED:
         return distance_to_threshold(config.gates, config.penalty, nearest)
     if config.method == "cofi":  # half of the way to where it is open half of the time: ranks decide, not a threshold
         low, high, temperature = HARD_CONCRETE
@@ -135,12 +136,23 @@ def few_steps(config: Config, per_epoch: int) -> str:
     ranking, else ''. How long a network and its data need is not known beforehand (docs/prune_your_model.md), so it is
     no refusal."""
     steps = round((config.budget.settle or 1.0) * config.optim.epochs) * per_epoch
-    if config.method != "hiap" or not config.budget.has_target or not distance(config) or steps >= FEW:
+    if config.method not in GATED or not config.budget.has_target or not distance(config) or steps >= FEW:
         return ""
     return (
         f"{steps:,} steps are few for gates to learn what to keep: from {FEW} on HiAP came near a ranking that cuts at "
         "once; for a short run take method=taylor or method=obs (docs/prune_your_model.md)"
     )
+
+
+def short_for_its_schedule(config: Config, per_epoch: int) -> str:
+    """Return a warning where a run ends before its warm-up does, or before its running average has forgotten the
+    weights that it began with, else ''."""
+    optim, steps = config.optim, config.optim.epochs * per_epoch
+    if optim.epochs and optim.warmup_epochs >= optim.epochs:
+        return f"optim.warmup_epochs {optim.warmup_epochs:g}: the run has {optim.epochs}, and warms up in all but one step"
+    if optim.epochs and optim.ema and steps < (reach := 1 / (1 - optim.ema)):
+        return f"optim.ema {optim.ema:g} reaches back {reach:,.0f} steps: in {steps:,} it mostly holds what it began with"
+    return ""
 
 
 def _look(phase: Config, distance: float | None, per_epoch: int, epochs: int, within: str) -> str:

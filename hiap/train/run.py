@@ -32,7 +32,7 @@ from hiap.train.distributed import ALONE, World, joined, lost_another
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
-from hiap.train.reach import check_reach, few_steps
+from hiap.train.reach import check_reach, few_steps, short_for_its_schedule
 from hiap.train.record import (
     BlockShape,
     Folders,
@@ -207,12 +207,16 @@ class Run:
         return start
 
     def _pixels(self) -> dict[str, Any]:
-        """Return how images become pixels in this run; the network keeps it, and hands it on to runs that start from
-        it."""
-        known = pretrained(self.start)
-        found = data.pixels(self.config.data, known if self.config.model.weights else None)
+        """Return how images become pixels in this run; the network keeps it, with the names of its classes, and hands
+        it on to runs that start from it."""
+        known, here = pretrained(self.start), self.config.data
+        found = data.pixels(here, known if self.config.model.weights else None)
         self.start.pretrained_cfg = {**known, **found}
-        return found if self.config.data.name in ON_DISK else {}
+        told = known.get("label_names") or ()
+        if here.name in ON_DISK and (self.new_head or len(told) != self.info.classes):
+            names = data.class_names(here)
+            self.start.pretrained_cfg["label_names"] = None if all(map(str.isdecimal, names)) else names
+        return found if here.name in ON_DISK else {}
 
     def execute(self, started: str) -> Record:
         """Train, measure and return the record."""
@@ -282,6 +286,9 @@ class Run:
             return
         journal.dense = self.measure.dense_score(self.start)
         journal.probe = journal.dense if config.model.probe else None
+        if not config.model.probe and journal.dense.top1 <= 100 / self.info.classes:
+            found = f"the start has top-1 {journal.dense.top1:.2f} %, no better than chance"
+            journal.progress.say(f"{found}: was it trained on these {self.info.classes} classes, in this order?")
         self.measure.check_start(journal.dense, self.published)
 
     def _begin(self) -> Any:
@@ -390,7 +397,8 @@ def _doubts(config: Config) -> Iterator[str]:
     """Yield what is odd about a run that can start."""
     per_epoch = data.steps_per_epoch(config.data, config.model.img_size, config.optim.batch_size)
     of_data = data.doubts(config.data, config.model.img_size)
-    yield from filter(None, (check_reach(config, per_epoch), few_steps(config, per_epoch), of_data))
+    of_gates = check_reach(config, per_epoch), few_steps(config, per_epoch)
+    yield from filter(None, (*of_gates, short_for_its_schedule(config, per_epoch), of_data))
 
 
 def main(arguments: list[str] | None = None) -> int:

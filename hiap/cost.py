@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hiap import ledger
 from hiap.backbones import families
-from hiap.backbones.count import classifier_count, constant_macs, image_of, macs, params  # noqa: F401
+from hiap.backbones.count import classifier_count, constant_macs, image_of, in_patches, macs, params  # noqa: F401
 from hiap.backbones.families import channels, fc1_rows, standard
 from hiap.gated_layers import EXPECTED, stack_gates
 
@@ -42,7 +42,7 @@ def dims_of(model: Any) -> ledger.Dims:
     known: ledger.Dims | None = getattr(model, "dense_dims", None)
     if known is not None:
         images = (known.image, known.columns or known.image)
-        if images == tuple(model.patch_embed.img_size) and known.classes == model.num_classes:
+        if images == tuple(in_patches(model.patch_embed)[0]) and known.classes == model.num_classes:
             return known
     dims = _dims(model)
     if hasattr(model, "dense_dims"):
@@ -52,7 +52,7 @@ def dims_of(model: Any) -> ledger.Dims:
 
 def _dims(model: Any) -> ledger.Dims:
     embed, block = model.patch_embed, standard(model).blocks[0]
-    (rows, columns), grid = embed.img_size, embed.grid_size
+    (rows, columns), grid = in_patches(embed)
     if rows // grid[0] != columns // grid[1]:
         raise ValueError(f"image {rows}x{columns} in {grid[0]}x{grid[1]} patches: expected square ones")
     dims = ledger.Dims(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hiap.backbones.families import rows_of
 from hiap.backbones.guard import require_same, tell_lost
-from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm, slice_linear
+from hiap.backbones.parts import JoinedLinear, biases, is_norm, narrowed_norm, rate, slice_linear
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
 from hiap.backbones.sharded import gathered
 from hiap.gated_layers import BlockMask, decided, is_gated, masks
@@ -45,12 +45,13 @@ def built(gated: Any, kept: list[BlockMask]) -> Any:
     """Return what is left of a gated model by these masks, as a network of its own. The blocks are rebuilt from slices
     and everything else is copied (the memo spares deepcopy from copying dense blocks)."""
     model = copy.deepcopy(gated, {id(gated.blocks): gated.blocks})
-    blocks = [_extract_block(block, mask) for block, mask in zip(gated.blocks, kept, strict=True)]
-    model.blocks = nn.Sequential(*blocks)
+    pairs = zip(gated.blocks, kept, strict=True)
+    blocks = [_extract_block(block, mask).train(block.training) for block, mask in pairs]
+    model.blocks = nn.Sequential(*blocks).train(gated.blocks.training)
     allow_gaps(model)
     for added in ("dense_dims", "dense_param_prices", "given", "no_weight_decay", "forward", "_original_forward"):
         vars(model).pop(added, None)
-    return model.train(gated.training)
+    return model
 
 
 def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
@@ -111,8 +112,8 @@ def _extract_attention(attn: Any, mask: BlockMask) -> tuple[PrunedAttention | No
             proj_bias=bias_open,
             q_norm=copy.deepcopy(attn.q_norm),
             k_norm=copy.deepcopy(attn.k_norm),
-            attn_drop=attn.attn_drop.p,
-            proj_drop=attn.proj_drop.p,
+            attn_drop=rate(attn.attn_drop),
+            proj_drop=rate(attn.proj_drop),
             position=position,
             norm=norm,
         )
@@ -136,7 +137,7 @@ def _extract_mlp(mlp: Any, mask: BlockMask) -> tuple[Mlp | None, Tensor | None]:
         return None, mlp.fc2.bias
     rows = rows_of(mlp, neurons)
     with torch.device("meta"):  # weights follow
-        pruned = Mlp(mlp.fc1.in_features, len(neurons), mlp.fc2.out_features, drop=(mlp.drop1.p, mlp.drop2.p))
+        pruned = Mlp(mlp.fc1.in_features, len(neurons), mlp.fc2.out_features, drop=(rate(mlp.drop1), rate(mlp.drop2)))
     pruned.act = copy.deepcopy(mlp.act)
     if mlp.norm is not None:
         pruned.norm = narrowed_norm(mlp.norm, neurons)

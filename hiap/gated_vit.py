@@ -49,14 +49,13 @@ def gate(
     generator = torch.Generator().manual_seed(seed)
     gated: Any = copied(model)
     for block in gated.blocks:
-        device = block.attn.proj.weight.device
-        block.attn = GatedAttention(block.attn, config, generator, kind).to(device)
-        block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device)
+        device, modes = block.attn.proj.weight.device, (block.attn.training, block.mlp.training)
+        block.attn = GatedAttention(block.attn, config, generator, kind).to(device).train(modes[0])
+        block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device).train(modes[1])
     gated.dense_dims = None  # ``hiap.cost.dims_of`` derives them once
     vars(gated)["no_weight_decay"] = Names(
         {*gated.no_weight_decay(), *(name for name, _ in gated.named_parameters() if name.endswith(".logit"))}
     )
-    gated.train(model.training)
     tell_lost(model, gated, "gate")
     require_same(model, gated, "gating", open_gates)
     require_removable(gated)

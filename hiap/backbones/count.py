@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,9 +38,9 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
     """
     if not is_vit(model):
         raise ValueError(f"{type(model).__name__}: expected a timm VisionTransformer, dense, gated or extracted")
-    if not isinstance(image, (tuple, list)) or len(image) != 3:
+    if not isinstance(image, (tuple, list)) or len(image) != 3 or not all(_counts(side) for side in image):
         raise ValueError(f"image {image}: expected (channels, height, width)")
-    vit: Any = model
+    image, vit = (image[0], image[1], image[2]), cast("Any", model)
     (depth, height, width), embed = image, vit.patch_embed
     if depth != channels(embed):
         raise ValueError(f"image has {depth} channels, the model takes {channels(embed)}")
@@ -77,9 +78,37 @@ def _require_bare(name: str, layer: Any) -> None:
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): has layers of its own; {cure}")
 
 
+COUNTED = ("patch_embed", "blocks", "head", "head_dist", "attn_pool")
+
+
+def _require_counted(model: Any) -> None:
+    """Raise ``UnsupportedModelError`` for a part with maps of its own that no count here knows."""
+    for name, part in model.named_children():
+        if name not in COUNTED and any(isinstance(layer, (nn.Linear, _ConvNd)) for layer in part.modules()):
+            raise UnsupportedModelError(f"{name} ({type(part).__name__}): has layers whose cost is not known here")
+    embed = model.patch_embed
+    if is_patches(embed) and isinstance(embed.proj, nn.Conv2d) and tuple(embed.proj.stride) != tuple(embed.patch_size):
+        stride = f"stride {tuple(embed.proj.stride)} for patches of {tuple(embed.patch_size)}"
+        raise UnsupportedModelError(f"patch_embed.proj: {stride}; expected patches side by side")
+
+
 def constant_macs(model: Any, image: tuple[int, int, int], tokens: int) -> int:
     """Count the MACs before and after the blocks."""
+    _require_counted(model)
     return stem_macs(model.patch_embed, image) + pool_macs(model, tokens) + head_macs(model, tokens)
+
+
+def _counts(side: Any) -> bool:
+    return hasattr(side, "__index__") and side > 0
+
+
+def in_patches(embed: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (height, width) of what becomes patches, the padding of ``dynamic_img_pad`` included, and how many patches
+    there are of each."""
+    if not (getattr(embed, "dynamic_img_pad", False) and is_patches(embed)):
+        return embed.img_size, embed.grid_size
+    (rows, columns), (high, wide) = embed.dynamic_feat_size(embed.img_size), embed.patch_size
+    return (rows * high, columns * wide), (rows, columns)
 
 
 def image_of(model: Any) -> tuple[int, int, int]:
@@ -137,7 +166,7 @@ def head_macs(model: Any, tokens: int) -> int:
 
 def _row_macs(head: nn.Module, model: Any) -> int:
     leaves = [layer for layer in head.modules() if not list(layer.children())]
-    known = type(head) in (nn.Linear, nn.Sequential)
+    known = type(head) in (nn.Linear, nn.Sequential) and not any(map(parametrize.is_parametrized, head.modules()))
     if known and all(isinstance(layer, nn.Linear) or is_norm(layer) or not [*layer.parameters()] for layer in leaves):
         return sum(layer.weight.numel() for layer in leaves if isinstance(layer, nn.Linear))
     width = model.embed_dim * (2 if isinstance(getattr(model, "attn_pool", None), TokenAndMean) else 1)

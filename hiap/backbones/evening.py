@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hiap.backbones.count import image_of, macs, params, qk_dims, value_dims
 from hiap.backbones.families import UnsupportedModelError, fc1_rows
 from hiap.backbones.guard import require_linear, require_plain, require_same
-from hiap.backbones.parts import JoinedLinear, biases, is_norm, is_trained
+from hiap.backbones.parts import JoinedLinear, biases, is_norm, is_trained, rate
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock, set_layout
 
 PARTS = {"attn": ("norm1", "attn", "ls1", "drop_path1"), "mlp": ("norm2", "mlp", "ls2", "drop_path2")}
@@ -130,8 +130,8 @@ def _attention(attn: Any, heads: int, width: int) -> PrunedAttention:
         qkv_bias=biases(attn.qkv) if isinstance(attn.qkv, JoinedLinear) else attn.qkv.bias is not None,
         q_norm=copy.deepcopy(attn.q_norm),
         k_norm=copy.deepcopy(attn.k_norm),
-        attn_drop=attn.attn_drop.p,
-        proj_drop=attn.proj_drop.p,
+        attn_drop=rate(attn.attn_drop),
+        proj_drop=rate(attn.proj_drop),
         position=attn.position and attn.position.padded(heads),
     ).to(attn.proj.weight)
     device = attn.proj.weight.device
@@ -216,8 +216,8 @@ def _trimmed(attn: PrunedAttention) -> PrunedAttention:
         attn.scale,
         attn.qkv.bias is not None,
         attn.proj.bias is not None,
-        attn_drop=attn.attn_drop.p,
-        proj_drop=attn.proj_drop.p,
+        attn_drop=rate(attn.attn_drop),
+        proj_drop=rate(attn.proj_drop),
         norm=attn.norm,
     )
     narrow = narrow.to(attn.proj.weight)

@@ -46,9 +46,8 @@ def is_vit(model: Any) -> bool:
     return isinstance(model, VisionTransformer) or _kind(model) in _OTHER_MODELS
 
 
-def standard(model: Any) -> Any:
-    """Return ``model`` with every block in the method's form: itself where they are, else a view of it on the same
-    parameters, to be read only. Raises ``UnsupportedModelError`` naming the first module without a form."""
+def require_vit(model: Any) -> None:
+    """Raise ``UnsupportedModelError`` for what is none, or something around one."""
     if type(model).__module__.startswith("transformers."):
         raise UnsupportedModelError(f"{type(model).__name__}: make it timm's first: hiap.from_transformers(model)")
     if not is_vit(model):
@@ -57,6 +56,12 @@ def standard(model: Any) -> Any:
         if hasattr(model, "merge_and_unload"):
             cure = "; merge the adapter first: model.merge_and_unload()"
         raise UnsupportedModelError(f"{type(model).__name__}: expected a timm VisionTransformer, Eva or Beit{cure}")
+
+
+def standard(model: Any) -> Any:
+    """Return ``model`` with every block in the method's form: itself where they are, else a view of it on the same
+    parameters, to be read only. Raises ``UnsupportedModelError`` naming the first module without a form."""
+    require_vit(model)
     pool = getattr(model, "attn_pool", None)
     if pool is not None and not isinstance(pool, (AttentionPoolLatent, TokenAndMean)):
         raise UnsupportedModelError(
@@ -126,8 +131,13 @@ def require_alike(model: Any, cut: str | None) -> None:
 def _merged(layer: Any) -> Any:
     if not isinstance(layer, JoinedLinear) or len({part.bias is None for part in layer.parts}) > 1:
         return layer
-    trained = any(p.requires_grad for p in layer.parameters())
-    return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), trained)
+    kinds = [{getattr(part, name).requires_grad for part in layer.parts} for name in ("weight", "bias")
+             if getattr(layer.parts[0], name) is not None]  # fmt: skip
+    if any(len(kind) > 1 for kind in kinds):  # one tensor is learned as a whole or not at all
+        return layer
+    trained = [kind.pop() for kind in kinds]
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=trained[-1])
+    return linear(layer.weight.detach(), bias, trained[0])
 
 
 def classifiers(model: Any) -> list[nn.Module]:

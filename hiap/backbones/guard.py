@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -68,6 +69,15 @@ def _foreign_methods(module: nn.Module) -> list[str]:
     ]
 
 
+def require_own_methods(model: Any) -> None:
+    """Raise ``UnsupportedModelError`` if a method was replaced on an instance, which a copy has and a file has not."""
+    for name, module in model.named_modules():
+        for key, own in vars(module).items():
+            if isinstance(own, MethodType) and callable(getattr(type(module), key, None)):
+                where = f"{name or 'the model'} ({type(module).__name__})"
+                raise UnsupportedModelError(f"{where}: its {key} was replaced on this instance; write a subclass")
+
+
 def require_linear(name: str, layer: Any) -> None:
     """Raise ``UnsupportedModelError`` unless ``layer`` is a ``torch.nn.Linear``, several that are joined, or one whose
     weight ``torch.nn.utils.parametrize`` computes."""
@@ -103,15 +113,15 @@ def require_dropout(name: str, layer: Any) -> None:
 
 
 def hooked(model: Any, kept: Any) -> list[str]:
-    """Name the modules within the blocks of ``model`` whose hooks the blocks of ``kept`` (None: nothing) no longer
-    have."""
-    still = {} if kept is None else dict(kept.blocks.named_modules())
+    """Name the modules of ``model`` whose hooks ``kept`` no longer has: of its blocks, as all else is copied, or, with
+    ``kept`` None, anywhere."""
+    still = {} if kept is None else dict(kept.blocks.named_modules(prefix="blocks"))
     lost = []
-    for name, module in model.blocks.named_modules():
+    for name, module in model.named_modules() if kept is None else model.blocks.named_modules(prefix="blocks"):
         if type(module).__name__.startswith("FSDP"):
             continue
         if any(len(getattr(module, h)) > len(getattr(still.get(name), h, ())) for h in _HOOKS):
-            lost.append(f"blocks.{name}")
+            lost.append(name or type(module).__name__)
     return lost
 
 

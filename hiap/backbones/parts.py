@@ -204,6 +204,11 @@ def is_norm(module: Any) -> bool:
     return isinstance(module, (nn.LayerNorm, RmsNorm))
 
 
+def rate(dropout: nn.Module) -> float:
+    """Return the share that a dropout drops; 0 of one that does nothing (``nn.Identity``)."""
+    return float(getattr(dropout, "p", 0.0))
+
+
 def narrowed_norm(norm: Any, units: Tensor) -> Any:
     """Return a copy of ``norm`` over these of its units."""
     narrow = type(norm)(len(units), eps=norm.eps).to(norm.weight)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import groupby
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +25,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hiap.backbones.parts import JoinedLinear, Position
+from hiap.backbones.parts import JoinedLinear, Position, rate
 
 LAYOUTS = ("padded", "ragged")
 Width = TypeVar("Width")
@@ -146,7 +145,7 @@ class PrunedAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
-        dropout = self.attn_drop.p if self.training else 0.0
+        dropout = rate(self.attn_drop) if self.training else 0.0
         x = _scores_times_values(q, k, v, mask, dropout, causal, self.scale, self._unaligned)
         return x.transpose(1, 2).flatten(2)
 
@@ -199,7 +198,8 @@ class PrunedBlock(nn.Module):
         shared_rel_pos_bias: None = None,
     ) -> Tensor:
         if self.attn is not None:
-            attn = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, rope=rope)
+            turned = {} if rope is None else {"rope": rope}  # timm's plain attention takes none
+            attn = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, **turned)
             x = x + self.drop_path1(self.ls1(attn))
         elif self.attn_constant is not None:
             x = x + self.attn_constant
@@ -214,16 +214,24 @@ def allow_gaps(model: Any) -> None:
     """Let ``set_input_size`` of a Beit, which asks the attention of each block for its window, pass over blocks that
     have none."""
     if isinstance(model, Beit) and any(block.attn is None for block in model.blocks):
-        vars(model)["set_input_size"] = MethodType(_set_input_size, model)
+        vars(model)["set_input_size"] = _OverGaps(model)
 
 
-def _set_input_size(model: Any, *args: Any, **kwargs: Any) -> None:
-    blocks = model.blocks
-    model.blocks = nn.Sequential(*(block for block in blocks if block.attn is not None))
-    try:
-        type(model).set_input_size(model, *args, **kwargs)
-    finally:
-        model.blocks = blocks
+class _OverGaps:
+    """``set_input_size`` of a network some of whose blocks have no attention; it goes along in copies and pickles, where
+    a method that is bound to an instance is looked up by its name."""
+
+    def __init__(self, model: Any):
+        self.__self__ = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        model = self.__self__
+        blocks = model.blocks
+        model.blocks = nn.Sequential(*(block for block in blocks if block.attn is not None))
+        try:
+            type(model).set_input_size(model, *args, **kwargs)
+        finally:
+            model.blocks = blocks
 
 
 def _aligned(x: Tensor) -> Tensor:

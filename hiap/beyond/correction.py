@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -54,19 +54,37 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
     """
     if len(small.blocks) != len(before.blocks):
         raise ValueError(f"correct: {len(small.blocks)} blocks, but {len(before.blocks)} before the cut")
-    if ridge is not None and not ridge > 0:
+    if ridge is not None and not (isinstance(ridge, int | float) and 0 < ridge < float("inf")):
         raise ValueError(f"correct: ridge {ridge}: expected a number above 0, or None")
+    if is_gated(small):
+        raise ValueError("correct: small carries gates; extract it first")
     require_correctable(small)
     if small.embed_dim == before.embed_dim and macs(small, image_of(small)) > macs(before, image_of(before)):
         raise ValueError("correct: small has more MACs than before; are the arguments the other way round?")
     before = before if is_gated(before) else even(before)
-    modes = small.training, before.training
+    like, whole = next(before.parameters()), [p.detach().clone() for p in small.parameters()]
+    try:
+        with _evaluated(small, before, like.device):
+            _correct(small, before, (x.to(like) for x, _ in batches(images, before) if len(x)), ridge)
+    except BaseException:  # half of a correction fits nothing
+        for p, old in zip(small.parameters(), whole, strict=True):
+            p.copy_(old)
+        raise
+    return small
+
+
+@contextmanager
+def _evaluated(small: Any, before: Any, device: torch.device) -> Iterator[None]:
+    """Let both networks evaluate eagerly and in their own precision: compiled blocks call no hooks, and autocast goes
+    on with its copies of weights that were corrected meanwhile. Afterwards every module is in the mode that it was."""
+    modes = [(module, module.training) for model in (small, before) for module in model.modules()]
     small.eval(), before.eval()
     try:
-        _correct(small, before, (x for x, _ in batches(images, before)), ridge)
+        with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+            yield
     finally:
-        small.train(modes[0]), before.train(modes[1])
-    return small
+        for module, mode in modes:
+            module.training = mode
 
 
 def _correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | None) -> None:
@@ -271,5 +289,6 @@ class _LeastSquares:
     def _solved(self, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
         count = self.linear.in_features
         strength = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
-        strength[:count] = ridge * gram.diagonal()[:count].mean()  # the bias is free
+        least = torch.finfo(gram.dtype).tiny  # where all inputs are zero, nothing is to be added
+        strength[:count] = (ridge * gram.diagonal()[:count].mean()).clamp_min(least)  # the bias is free
         return torch.linalg.solve(gram + strength.diag(), cross)

@@ -84,7 +84,8 @@ def prune(
     seen = _checked(images, whole, fisher == "labels")
     form = copied(whole).eval()
     queries = query_key.watch(form) if fisher != "none" else []
-    ranking = obs.rank(form, seen, fisher, ridge or RIDGE, target.prices, queries)
+    with torch.autocast(next(form.parameters()).device.type, enabled=False):
+        ranking = obs.rank(form, seen, fisher, ridge or RIDGE, target.prices, queries)
     bases = [one.basis() for one in queries]
     kept, widths = query_key.keep_best(target, ranking, bases)
     for mask in kept:

@@ -59,7 +59,10 @@ class Shrink:
         self.head_dim = 0
 
     def begin(self, gated: Any) -> None:
-        """Start on a network with all of its units. Raises ``ConfigError`` if its gates are soft."""
+        """Start on a network with all of its units. Raises ``ConfigError`` if its gates are soft, or for a second
+        network."""
+        if self.streaks:
+            raise ConfigError("shrink has begun with another pruner; make a hiap.Shrink for each")
         if any(gate.soft for block in gated.blocks for gate in _gates(block)):
             raise ConfigError("shrink is for gates.forward 'straight-through': a soft sample is never quite closed")
         self.head_dim = gated.blocks[0].attn.head_dim

@@ -50,7 +50,7 @@ def macs(model: Any, r: int | Sequence[int], executed: bool = False) -> int:
     """Count the MACs of one image of the size that ``model`` was built for through ``merge_tokens(model, r)``, with
     what it takes to compare tokens; ``executed`` as in ``hiap.macs``."""
     _check(model)
-    rows, columns = model.patch_embed.grid_size
+    _, (rows, columns) = count.in_patches(model.patch_embed)
     prefix, patches = model.num_prefix_tokens, rows * columns
     total = cost.constant_macs(model, cost.image_of(model), prefix + patches)
     for block, wanted in zip(model.blocks, _schedule(model, r), strict=True):

@@ -27,8 +27,9 @@ from hiap.budget.selection import (
     union,
 )
 from hiap.budget.summary import Summary, summary_of
+from hiap.cost import dims_of
 from hiap.gated_layers import BlockMask, gates_with_masks, masks
-from hiap.gated_vit import harden_to
+from hiap.gated_vit import harden_to, named_gates
 from hiap.gates import CERTAIN, Gate
 from hiap.options import ConfigError
 
@@ -60,6 +61,8 @@ class Policy(pruner.Policy):
         target = target_of(gated, **targets, latency=table, multiple=multiple)
         self.multiple = target.multiple if target else multiple or 1
         self.threshold: list[BlockMask] | None = None  # what the gates left, once ``harden`` has rounded it
+        self.drawn = [one.offset.clone() for _, one in named_gates(gated)]  # before anything is decided
+        self.decided = False
         self.budget = Budget(target, ramp, start=target.expected(gated)) if target else None
         if target:
             if gates.harden == "sample":
@@ -74,7 +77,15 @@ class Policy(pruner.Policy):
             return terms
         return {name: self.budget.strength * term for name, term in terms.items()}
 
+    def undecide(self, gated: Any) -> None:
+        """Take back what ``harden`` decided, for a phase that goes on: it was to be looked at."""
+        if self.decided:
+            for (_, one), drawn in zip(named_gates(gated), self.drawn, strict=True):
+                one.offset.copy_(drawn)
+        self.decided, self.threshold = False, None
+
     def update(self, gated: Any, progress: float) -> None:
+        self.undecide(gated)
         if self.keep:
             force_open(gated, self.stay)
         if self.shrink:
@@ -83,13 +94,25 @@ class Policy(pruner.Policy):
             self.budget.update(gated, progress)
 
     def harden(self, gated: Any) -> None:
+        self.undecide(gated)
+        self._require_same_images(gated)
+        self.decided = True
         if self.budget or self.keep:
             harden_to(gated, self.kept(gated))
         if self.keep_head:
             keep_one_head(gated)
         if not self.budget and self.multiple > 1:
-            self.threshold = self.threshold or masks(gated)
+            self.threshold = masks(gated)
             harden_to(gated, self._rounded(gated))
+
+    def _require_same_images(self, gated: Any) -> None:
+        """Raise ``ConfigError`` if the network takes other images than those whose cost the target is a share of."""
+        now = dims_of(gated)
+        if self.budget and now.tokens != (then := self.budget.target.dims).tokens:
+            raise ConfigError(
+                f"the target was made for {then.tokens} tokens an image, and the network has {now.tokens} now; "
+                "set_input_size back, or make a pruner of the network at this size"
+            )
 
     def kept(self, gated: Any) -> list[BlockMask]:
         """Return what stays, before a threshold's numbers are rounded to multiples."""
@@ -121,6 +144,7 @@ class Policy(pruner.Policy):
             self.shrink.load_state_dict(gated, state["shrink"])
         if self.budget:
             self.budget.load_state_dict(state["budget"])
+        self.decided = True  # perhaps: the gates' buffers, which come with the network, may be what ``harden`` left
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiap import extraction, options, pruner
 from hiap.backbones.evening import even, trimmed
-from hiap.backbones.families import is_vit
+from hiap.backbones.families import is_vit, require_vit
 from hiap.backbones.guard import require_numbers
 from hiap.backbones.pruned import LAYOUTS
 from hiap.backbones.sharded import gathered
@@ -131,6 +131,7 @@ class Pruner(pruner.Pruner):
         what was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
         if not self.shrink:
             raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
+        self.policy.undecide(self.model)
         gone = self.shrink.cut(self.model, optimizer)
         self._watch.seen()
         return gone
@@ -264,6 +265,7 @@ def extract(
     """
     if not is_gated(gated):
         raise ValueError("extract: the model carries no gates; call hiap.gate first")
+    require_vit(gated)
     require_numbers(gated)
     plain = gathered(gated)
     require_used(latency, target_latency is not None)

@@ -286,7 +286,7 @@ def joint_ranking(gated: Any, keep: Mapping[str, Any] | None = None) -> Ranking:
     joint = torch.cat([torch.minimum(g, d).flatten(), torch.minimum(b, c).flatten()])
     order = own.argsort(stable=True)
     order = order[joint[order].argsort(stable=True)]
-    keys = torch.empty(len(order))
+    keys = torch.empty(len(order), dtype=torch.float64)
     keys[order] = torch.arange(len(order), dtype=keys.dtype)
     masks = protected(gated, keep or {})
     stay = [torch.stack([getattr(mask, part) for mask in masks]).flatten() for part in ("dims", "neurons")]

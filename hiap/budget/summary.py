@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hiap import ledger
-from hiap.backbones.count import attention_macs, ffn_macs, value_dims
+from hiap.backbones.count import attention_macs, ffn_macs, in_patches, value_dims
 from hiap.budget.prices import kept_cost, param_prices, qk_left
 from hiap.budget.selection import constants, pruned_before
 from hiap.budget.sizes import BlockShape
@@ -16,7 +16,7 @@ from hiap.gated_layers import BlockMask
 
 def block_shapes(model: Any) -> list[BlockShape]:
     """Return what each block of a dense or extracted ViT has, at its own image size."""
-    rows, columns = model.patch_embed.grid_size
+    _, (rows, columns) = in_patches(model.patch_embed)
     tokens = rows * columns + model.num_prefix_tokens
     return [
         BlockShape(

@@ -189,7 +189,7 @@ def _scan_folder(place: Place) -> Indexed:
     for name in classes:
         with os.scandir(place.path / name) as entries:
             for entry in entries:
-                taken = is_image(entry.name) and not entry.is_dir()
+                taken = is_image(entry.name) and entry.is_file()  # no folder, and no link to nothing
                 if taken or not hidden(entry.name):
                     (found if taken else others).append(f"{name}/{entry.name}")
     if others:

@@ -118,7 +118,9 @@ def info(data: DataConfig, img_size: int) -> Info:
     if data.name == "cifar10":
         return _of_whole(data, Info(3, 10, 32, train, test))
     layouts.check_same_classes(*(source.index for source in splits.values() if isinstance(source, _Images)))
-    return _of_whole(data, Info(3, len(splits["train"].classes), None, train, test))
+    if (classes := len(splits["train"].classes)) < 2:
+        raise ConfigError(f"data.root {data.root}: one class, {splits['train'].classes[0]!r}; expected two or more")
+    return _of_whole(data, Info(3, classes, None, train, test))
 
 
 def _of_whole(data: DataConfig, whole: Info) -> Info:
@@ -272,9 +274,8 @@ def train_batches(
         device: where batches are wanted; images that fit lie there, and their batches do, others come from the CPU.
     """
     dataset = _dataset(data, img_size, "train", workers)
+    check_mixing(data, min(batch_size, len(dataset)))
     mixing = data.mixup > 0 or data.cutmix > 0
-    if mixing and min(batch_size, len(dataset)) % 2:
-        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {min(batch_size, len(dataset))}")
     place: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "start": start, "share": share}
     batches = train_indices(len(dataset), repeats=data.repeats, **place)
     mix = _mixer(data, img_size) if mixing else None
@@ -286,6 +287,12 @@ def train_batches(
                 _seed(seed, epoch, k, MIX)
                 images, targets = mix(images, targets)
         yield images, targets
+
+
+def check_mixing(data: DataConfig, batch: int) -> None:
+    """Raise ``ConfigError`` if images are to be paired, and a ``batch`` of so many leaves one over."""
+    if (data.mixup > 0 or data.cutmix > 0) and batch % 2:
+        raise ConfigError(f"data.mixup and data.cutmix pair images: a batch must hold an even number, not {batch}")
 
 
 def train_indices(

@@ -36,7 +36,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hiap.backbones.families import channels, classes, copied, pretrained, standard
-from hiap.backbones.guard import require_linear, require_numbers, require_plain, tell_lost
+from hiap.backbones.guard import require_linear, require_numbers, require_own_methods, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
 from hiap.backbones.pruned import LAYOUTS, PrunedAttention, PrunedBlock, allow_gaps, set_layout
 from hiap.files import atomic_folder, atomic_write
@@ -130,6 +130,7 @@ def save(model: Any, folder: str | Path, card: Any = None) -> None:
     spec = describe(model)
     require_numbers(given)
     require_plain(given)
+    require_own_methods(given)
     tell_lost(given, None, "save")
     state = _untied({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     described = None if card is None else cards.text(cards.checked(card), model)

@@ -311,7 +311,8 @@ class Folders:
         return sorted(self.runs.glob(f"{self.run_id}.failed-*.json"))
 
     def failed_record(self) -> Path:
-        return self.runs / f"{self.run_id}.failed-{len(self.failed_records()) + 1}.json"
+        numbers = [int(number) for path in self.failed_records() if (number := path.stem.rpartition("-")[2]).isdigit()]
+        return self.runs / f"{self.run_id}.failed-{max(numbers, default=0) + 1}.json"
 
 
 def write(record: Record, folders: Folders) -> Path:

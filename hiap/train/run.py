@@ -151,6 +151,7 @@ class Run:
             raise ConfigError(
                 f"optim.batch_size {batch}: too small for {parts} parts (processes x run.accumulate) of a pair or more"
             )
+        data.check_mixing(config.data, batch)
         start = self._start()
         self.start, self.adapted, self.new_head = start.model, start.adapted, start.new_head
         compared = config.data.name == "imagenet" and not start.new_head

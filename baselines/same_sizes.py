@@ -61,7 +61,8 @@ class Drawn(Round):
             return kept, "qkv"
         raise ConfigError(
             f"method 'same_sizes': with as many heads, value dimensions and neurons it would cost "
-            f"{target.cost_of(kept):,}, the other run {target.amount:,}: expected one whose Q and K are whole, or as wide as V"
+            f"{target.cost_of(kept):,}, the other run {target.amount:,}; expected one whose Q and K are whole, or as "
+            "wide as V"
         )
 
 

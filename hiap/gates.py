@@ -29,12 +29,12 @@ class Gate(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], level: str, config: GateConfig, generator: torch.Generator):
         super().__init__()
-        self.level, self.soft, self.sampled_expectation = level, config.forward == "soft", config.expectation == "sampled"
+        self.level, self.soft = level, config.forward == "soft"
+        self.sampled_expectation = config.expectation == "sampled"
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.logit = nn.Parameter(torch.full(shape, float(config.start(level)), dtype=wide))
         self.register_buffer("tau", torch.tensor(float(config.tau_start)), persistent=False)
-        # What hardening adds to the logit. A5: the noise of one sample, drawn once, so that a network has one hardened
-        # form; 0 thresholds the probability.
+        # What hardening adds to the logit: 0, or (A5) the noise of one sample, drawn once, for one hardened form.
         noise = logistic_noise(torch.rand(shape, generator=generator))
         self.register_buffer("offset", noise if config.harden == "sample" else torch.zeros(shape))
         self.sample: Tensor | None = None

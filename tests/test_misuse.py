@@ -114,7 +114,7 @@ class Neck(VisionTransformer):
 
 
 def test_a_part_that_no_count_knows_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="neck .*cost is not known"):
+    with pytest.raises(UnsupportedModelError, match=r"neck .*cost is not known"):
         hiap.macs(vit(Neck), IMAGE)
     model = vit()
     model.patch_embed.proj.stride = (4, 4)

@@ -91,7 +91,10 @@ def titles(rows: pd.DataFrame, column: str = "label") -> list[str]:
     kind counts as one) and ``steps``."""
     nothing = [None] * len(rows)
     targets, budgets = rows.get("target", nothing), rows.get("budget", nothing)
-    aims = [0.0 if pd.isna(aim) and isinstance(other, str) and other else aim for aim, other in zip(targets, budgets, strict=True)]
+    aims = [
+        0.0 if pd.isna(aim) and isinstance(other, str) and other else aim
+        for aim, other in zip(targets, budgets, strict=True)
+    ]
     return list(map(title, rows[column], rows["method"], aims, rows.get("steps", nothing)))
 
 

@@ -22,10 +22,10 @@ from slurm import estimate
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 RUN_COLUMNS = (
-    "grid", "run_id", "label", "method", "seed", "data", "measure", "test_images", "start", "top1", "top1_dense", "top1_soft",
-    "top1_hardened", "gap", "target", "budget", "macs", "macs_dense", "macs_share", "params", "params_dense", "heads",
-    "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs", "pruning_seconds", "device",
-    "device_name", "commit", "dirty", "status", "finished",
+    "grid", "run_id", "label", "method", "seed", "data", "measure", "test_images", "start", "top1", "top1_dense",
+    "top1_soft", "top1_hardened", "gap", "target", "budget", "macs", "macs_dense", "macs_share", "params",
+    "params_dense", "heads", "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs",
+    "pruning_seconds", "device", "device_name", "commit", "dirty", "status", "finished",
 )  # fmt: skip
 SUMS = ("epochs", "steps", "images", "seconds", "train_macs")  # over the stages of a run
 STAGE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "stage", *SUMS, "inherited")

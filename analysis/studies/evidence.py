@@ -24,7 +24,8 @@ GRID, TUNING = "evidence", "tune"
 class Pair(NamedTuple):
     """One pair of data and network: its ``grid``, the grids of its ``tuning`` and of its ``untrained`` cuts, ``data``
     and ``network`` as a reader knows them, the ``primary`` tests of its protocol (target, variant), what has to be
-    said wherever its numbers stand (``note``), and how many tests share its Holm correction (``family``; 0: its own)."""
+    said wherever its numbers stand (``note``), and how many tests share its Holm correction (``family``, 0: its
+    own)."""
 
     grid: str
     data: str
@@ -40,8 +41,10 @@ class Pair(NamedTuple):
 PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit_slim", "taylor", "uniform-noise"))
 FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
 AGAINST = tuple((target, against) for target in (0.5, 0.35) for against in ("obs", "taylor", "vit_slim"))
-SECOND = Pair("cifar10", "CIFAR-10 (JPEG copies) at 56 pixels", "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut",
-              AGAINST, family=12)  # fmt: skip  # with Imagenette's six
+ON_CIFAR = "CIFAR-10 (JPEG copies) at 56 pixels"
+SECOND = Pair(
+    "cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, family=12
+)  # with Imagenette's six
 PAIRS = (FIRST, SECOND)  # another study is one more line here
 FEWEST = 3  # seeds that a primary test needs
 CONTROLS = ("uniform-noise",)  # no method that anybody would choose: what gate noise alone does

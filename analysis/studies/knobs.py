@@ -1,7 +1,7 @@
 """Tuning one knob after the other at two budgets: grid ``cifar10_tune``, by results/PROTOCOL.md, second part.
 
-Of each method first a knob of its own, then the weights' rate, each from the middle of its range. A value's score is its
-mean top-1 over the budgets; the best is taken where it beats the middle by ``MARGIN`` points.
+Of each method first a knob of its own, then the weights' rate, each from the middle of its range. A value's score is
+its mean top-1 over the budgets; the best is taken where it beats the middle by ``MARGIN`` points.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ def sentence(results: Results, grid: str = GRID) -> str:
     taken = rows[rows["taken"]]
     if taken.empty:
         return "Nothing is tuned yet."
-    shown = [
-        f"{title}: {names.listed([f'{WORDS[key]} {value:g}' for key, value in zip(own['knob'], own['value'], strict=True)])}"
-        for title, own in taken.groupby("title", sort=False)
-    ]
+    values = [f"{WORDS[key]} {value:g}" for key, value in zip(taken["knob"], taken["value"], strict=True)]
+    groups = taken.assign(words=values).groupby("title", sort=False)["words"]
+    shown = [f"{title}: {names.listed(list(words))}" for title, words in groups]
     ends = taken.loc[taken["edge"], "title"].nunique()
-    return f"Taken: {'; '.join(shown)}. {ends or 'None'} of {taken['title'].nunique()} methods end on an edge of a range."
+    return (
+        f"Taken: {'; '.join(shown)}. {ends or 'None'} of {taken['title'].nunique()} methods end on an edge of a range."
+    )

@@ -46,12 +46,17 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
 
 def _so_far(runs: pd.DataFrame, pair: evidence.Pair) -> str:
     """What has been measured of a pair with too few seeds for a test: means, and no side."""
-    rows, targets = evidence.accuracies(runs).dropna(subset="target"), sorted({t for t, _ in pair.primary}, reverse=True)
+    rows, targets = (
+        evidence.accuracies(runs).dropna(subset="target"),
+        sorted({t for t, _ in pair.primary}, reverse=True),
+    )
     lines = [f"| top-1, % (TMACs) | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"]
     lines.append("|:---|" + "---:|" * len(targets))
     for variant in dict.fromkeys([evidence.REFERENCE, *(name for _, name in pair.primary)]):
         mine = rows[rows["variant"] == variant].set_index("target")
-        cells = [f"{mine['top1'][t]:.1f} ({mine['train_macs'][t] / 1e12:.1f})" if t in mine.index else "-" for t in targets]
+        cells = [
+            f"{mine['top1'][t]:.1f} ({mine['train_macs'][t] / 1e12:.1f})" if t in mine.index else "-" for t in targets
+        ]
         lines.append(f"| {TARGETED if variant == evidence.REFERENCE else METHODS[variant]} | {' | '.join(cells)} |")
     dense = runs.loc[runs["label"] == "dense"]
     caption = (

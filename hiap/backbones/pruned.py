@@ -218,8 +218,8 @@ def allow_gaps(model: Any) -> None:
 
 
 class _OverGaps:
-    """``set_input_size`` of a network some of whose blocks have no attention; it goes along in copies and pickles, where
-    a method that is bound to an instance is looked up by its name."""
+    """``set_input_size`` of a network some of whose blocks have no attention; it goes along in copies and pickles,
+    where a method that is bound to an instance is looked up by its name."""
 
     def __init__(self, model: Any):
         self.__self__ = model

@@ -31,7 +31,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "b7d32089e075": ("2ec6a8c454c1", "015d4a19eb5e"),  # magnitude
     "57295309bf65": ("62ccd25db2e4", "214c6bea6b12"),  # obs
     "92e3ec6813d9": ("ce054b39a0de", "fecc3fb30b6e"),  # random
-    "7350c96f5ec7": ("34f558ebde76", "1d6f0136085c"),  # same_sizes
     "d4ed811b3a88": ("771c9360d4ca", "7f7c7e977446"),  # snapvit
     "461177f20601": ("26146982044d", "d635980bc745"),  # taylor
     "caf01f6fe0e5": ("04696fffce8d", "fa46a5559976"),  # peer

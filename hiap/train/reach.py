@@ -149,9 +149,13 @@ def short_for_its_schedule(config: Config, per_epoch: int) -> str:
     weights that it began with, else ''."""
     optim, steps = config.optim, config.optim.epochs * per_epoch
     if optim.epochs and optim.warmup_epochs >= optim.epochs:
-        return f"optim.warmup_epochs {optim.warmup_epochs:g}: the run has {optim.epochs}, and warms up in all but one step"
+        return (
+            f"optim.warmup_epochs {optim.warmup_epochs:g}: the run has {optim.epochs}, and warms up in all but one step"
+        )
     if optim.epochs and optim.ema and steps < (reach := 1 / (1 - optim.ema)):
-        return f"optim.ema {optim.ema:g} reaches back {reach:,.0f} steps: in {steps:,} it mostly holds what it began with"
+        return (
+            f"optim.ema {optim.ema:g} reaches back {reach:,.0f} steps: in {steps:,} it mostly holds what it began with"
+        )
     return ""
 
 

@@ -126,8 +126,8 @@ def _drawn_anew(model: Any) -> Any:
 def _fresh(config: ModelConfig, channels: int, classes: int) -> Start:
     if config.scratch:  # a file of weights has no shape of its own, and would be trained on
         raise ConfigError(
-            f"model.scratch: model.weights '{config.weights}' is no whole network; expected run:<run_id> or a folder of "
-            "hiap.save"
+            f"model.scratch: model.weights '{config.weights}' is no whole network; expected run:<run_id> or a folder "
+            "of hiap.save"
         )
     common: dict[str, Any] = {"img_size": config.img_size, "in_chans": channels, "num_classes": classes}
     if config.name == "vit":

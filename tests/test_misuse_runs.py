@@ -1,0 +1,203 @@
+"""Uses of runs and records that once ended in a wrong number without a word."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+from test_analysis import DENSE_MACS, made_up
+from test_layouts import write_folders
+
+import hiap
+from analysis import cite, plot
+from analysis.records import names
+from analysis.records.results import Results
+from hiap.data import loader as data
+from hiap.train import identity, reach
+from hiap.train import run as train
+from hiap.train.config import Config, ConfigError, DataConfig, check_needs
+from hiap.train.record import Folders, Record, write
+from hiap.train.stopping import TrainingFailedError
+
+
+def put(root: Path, label: str, method: str, seed: int = 0, top1: float = 90.0, **config: Any) -> Record:
+    record = made_up(label, method, seed, DENSE_MACS // 2, top1, **config)
+    write(record, Folders(root, "laptop", record.run_id))
+    return record
+
+
+def test_a_run_is_compared_with_the_one_whose_cost_it_was_given(tmp_path: Path) -> None:
+    hiap_runs = {name: put(tmp_path, name, "hiap", top1=top1) for name, top1 in (("hiap-a", 80.0), ("hiap-b", 85.0))}
+    hiap_runs["hiap-b"] = put(tmp_path, "hiap-b", "hiap", 1, top1=86.0)
+    mine = put(tmp_path, "l1-b", "l1", 1, 85.5, budget={"target_macs": f"run:{hiap_runs['hiap-b'].run_id}"})
+    runs = Results(tmp_path).runs("laptop")
+    assert runs.set_index("run_id").loc[mine.run_id, "budget"] == "as hiap-b"
+    found = plot.forest(runs, None)
+    assert found is not None
+    row = found[1].set_index("label").loc["l1-b"]
+    assert row["against"] == "hiap-b"
+    assert row["mean"] == pytest.approx(-0.5)
+
+
+def test_where_several_labels_could_be_meant_none_is_drawn(tmp_path: Path) -> None:
+    for name in ("hiap-a", "hiap-b"):
+        put(tmp_path, name, "hiap", budget={"target_params": 0.5}, gates={"lr": 0.1 if name == "hiap-a" else 0.2})
+    put(tmp_path, "taylor", "taylor", budget={"target_params": 0.5})
+    assert plot.forest(Results(tmp_path).runs("laptop"), None) is None
+
+
+@pytest.mark.parametrize("budget", [{"target_params": 0.5}, {"target_latency": 0.5}])
+def test_a_target_of_any_kind_is_ours(tmp_path: Path, budget: dict[str, float]) -> None:
+    table = {"penalty": {"latency_table": "somewhere.json"}} if "target_latency" in budget else {}
+    record = put(tmp_path, "hiap-50", "hiap", budget=budget, **table)
+    (title,) = names.titles(Results(tmp_path).runs("laptop"))
+    assert title.startswith(names.TARGETED)
+    assert names.run_title(record).startswith(names.TARGETED)
+
+
+def test_validation_images_are_called_so_and_kinds_are_not_mixed(tmp_path: Path) -> None:
+    for seed in range(2):
+        put(tmp_path, "tune-a", "taylor", seed, budget={"target_macs": 0.5}, data={"measure": "validation"})
+    said = cite.row(Results(tmp_path), "laptop/tune-a")
+    assert "validation images" in said
+    assert "test images" not in said
+    put(tmp_path, "mine-50", "taylor", 0, 80.0, budget={"target_macs": 0.5})
+    assert {path.name for path in plot.draw(Results(tmp_path), "laptop", tmp_path / "out")} >= {"pareto.csv"}
+    assert list(pd.read_csv(tmp_path / "out" / "pareto.csv")["label"]) == ["mine-50"]
+
+
+def test_data_sets_have_no_common_mean(tmp_path: Path) -> None:
+    put(tmp_path, "dense", "dense", data={"name": "digits"})
+    put(tmp_path, "dense", "dense", data={"name": "affine-digits"})
+    with pytest.raises(ConfigError, match="differ in data"):
+        cite.row(Results(tmp_path), "laptop/dense")
+    with pytest.raises(ConfigError, match="expected one data set"):
+        plot.draw(Results(tmp_path), "laptop", tmp_path / "out")
+
+
+def test_an_interval_is_students() -> None:
+    found = plot.summary(pd.Series([1.0, 2, 3, 4, 5]))
+    assert (found["low"], found["high"]) == (pytest.approx(1.037, abs=1e-3), pytest.approx(4.963, abs=1e-3))
+
+
+def after(start: Config, **sections: Any) -> Config:
+    return tiny(start.run.results, model={"weights": f"run:{start.run_id}"}, **sections)
+
+
+def test_what_started_from_a_network_that_was_made_again_no_longer_counts(tmp_path: Path, dense: Config) -> None:
+    first = after(dense, method="random", budget={"target_macs": 0.7}, optim={"epochs": 0})
+    train.run(first)
+    second = after(first, optim={"epochs": 1})
+    train.run(second)
+    train.run(second)
+    folders = Folders.of(first)
+    record = Results(first.run.results)._record(folders.record)
+    score = record.metrics.extracted
+    assert score is not None
+    other = record.metrics.model_copy(update={"extracted": score.model_copy(update={"loss": score.loss + 1})})
+    write(record.model_copy(update={"metrics": other}), folders)
+    with pytest.raises(ConfigError, match=r"another file of model\.weights, its end"):
+        train.run(second)
+    write(record, folders)
+
+
+def test_weights_without_a_shape_are_not_trained_on_from_scratch(tmp_path: Path, dense: Config) -> None:
+    torch.save(hiap.load(Folders.of(dense).model).state_dict(), tmp_path / "trained.pth")
+    with pytest.raises(ConfigError, match=r"model\.scratch: .* is no whole network"):
+        train.run(tiny(tmp_path, model={"weights": str(tmp_path / "trained.pth"), "scratch": True}))
+
+
+def test_answers_that_are_no_numbers_have_no_accuracy(tmp_path: Path, dense: Config) -> None:
+    with pytest.raises(TrainingFailedError, match="not finite"):
+        train.run(after(dense, optim={"epochs": 1, "lr": 1e30, "batch_size": 4000}))
+
+
+def folder_run(root: Path, out: Path, **sections: Any) -> Config:
+    return tiny(out, **{"data": {"name": "folder", "root": str(root)}, "optim": {"epochs": 1}, **sections})
+
+
+def test_a_start_of_other_classes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_folders(tmp_path / "one")
+    other = write_folders(tmp_path / "other", ("ant", "bee", "fox"))
+    dense = folder_run(one, tmp_path / "out")
+    train.run(dense)
+    model = hiap.load(Folders.of(dense).model)
+    assert model.pretrained_cfg["label_names"] == ["cat", "dog", "emu"]
+    start = {"model": {"weights": f"run:{dense.run_id}"}, "optim": {"epochs": 1, "lr": 1e-9}}
+    with pytest.warns(UserWarning, match="names its classes .* otherwise than the folders"):
+        train.run(folder_run(other, tmp_path / "out", **start))
+    assert "no better than chance" in capsys.readouterr().err
+    backwards = write_folders(tmp_path / "backwards", ("emu", "dog", "gnu"))
+    with pytest.raises(ConfigError, match="'gnu' is none of the network's 3"):
+        train.run(
+            folder_run(
+                backwards, tmp_path / "elsewhere", **{**start, "model": {"weights": str(Folders.of(dense).model)}}
+            )
+        )
+
+
+def test_images_that_are_trained_and_measured_on_are_told(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "set")
+    config = DataConfig(name="folder", root=str(root))
+    assert data.doubts(config, 16) == ""
+    (tmp_path / "same").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "same" / split).symlink_to(root / "train")
+    assert "are the same" in data.doubts(config.model_copy(update={"root": str(tmp_path / "same")}), 16)
+
+
+def test_a_set_of_one_class_and_a_link_to_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one class, 'cat'; expected two or more"):
+        data.info(DataConfig(name="folder", root=str(write_folders(tmp_path / "one", ("cat",)))), 16)
+    root = write_folders(tmp_path / "set")
+    (root / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match="gone"):
+        assert data.info(DataConfig(name="folder", root=str(root)), 16).train == 12
+
+
+def test_images_that_cannot_be_paired_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = tiny(tmp_path, data={"name": "digits", "train_size": 31, "mixup": 0.2}, optim={"batch_size": 256})
+    with pytest.raises(ConfigError, match="an even number, not 31"):
+        train.run(config)
+    assert not list(tmp_path.glob("runs/*/*.json"))
+
+
+def test_a_control_with_gates_must_be_able_to_close_them(tmp_path: Path) -> None:
+    slow = {"budget": {"target_macs": 0.5}, "gates": {"lr": 1e-6}, "optim": {"epochs": 3}}
+    for method in ("hiap", "hiap_uniform"):
+        with pytest.raises(ConfigError, match="too slow to prune"):
+            reach.check_reach(tiny(tmp_path, method=method, **slow), 40)
+
+
+def test_schedules_that_a_run_is_too_short_for_are_told(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for optim, said in (
+            ({"warmup_epochs": 2.0}, "warms up in all but one step"),
+            ({"ema": 0.9999}, "reaches back 10,000 steps"),
+            ({"ema": 0.9}, ""),
+            ({"warmup_epochs": 0.5}, ""),
+        ):
+            found = reach.short_for_its_schedule(tiny(tmp_path, optim={"epochs": 2, **optim}), 20)
+            assert said in found
+            assert bool(found) == bool(said)
+    with pytest.raises(ConfigError, match=r"optim\.min_lr"):
+        check_needs(tiny(tmp_path, optim={"lr": 1e-4, "min_lr": 1e-3}))
+
+
+def test_a_failed_record_is_not_written_over(tmp_path: Path) -> None:
+    failed = made_up("dense", "dense").model_copy(update={"status": "failed", "error": "x"})
+    folders = Folders(tmp_path, "laptop", failed.run_id)
+    first, second = write(failed, folders), write(failed, folders)
+    first.unlink()
+    assert write(failed, folders) not in (first, second)
+
+
+def test_the_end_of_a_run_is_part_of_what_another_is_made_of(dense: Config) -> None:
+    files = identity.files_behind(after(dense), Folders.of(dense))
+    assert files["model.weights, its end"]

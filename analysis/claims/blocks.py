@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import calibrate, checklist, cuts, epochs, evidence, frontier, overview, scan, words
+from analysis.studies import calibrate, checklist, cuts, epochs, evidence, frontier, knobs, overview, scan, words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.config import ConfigError
@@ -37,6 +37,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "cut": lambda: cuts.sentence(results),
         "epochs": lambda: epochs.table(results),
         "trained": lambda: epochs.sentence(results),
+        "tuned": lambda: knobs.table(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),
         "scan": lambda: scan.table(results),

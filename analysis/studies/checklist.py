@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.studies import evidence
+from analysis.studies import evidence, knobs
 from hiap.train.record import Record
 from slurm import grid
 
@@ -47,7 +47,8 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
     seeds = {name: _seeds(runs[name]) for name in PAIRS}
     edges = evidence.tuned(evidence.load(results, evidence.TUNING), results.finished(evidence.TUNING))
     edges = edges[edges["taken"] & (edges["edge"] != "")]
-    tuning = len(results.finished("cifar10_tune"))
+    tuning = knobs.tried(knobs.load(results))
+    tuning = tuning[tuning["taken"]]
     open_rows = claims[claims["verdict"] == "not run"]
     return [
         (
@@ -85,10 +86,10 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
         ),
         (
             "One dense start, equal retraining, rates tuned inside their range",
-            "yes" if edges.empty else "in part",
+            "yes" if edges.empty and len(tuning) and not tuning["edge"].any() else "in part",
             f"one start and equal retraining; {len(edges)} of the first pair's tuned methods end on an edge "
-            f"([tuned](../results/tables/evidence_tuned.csv)); grid `cifar10_tune` ({tuning} runs yet) adds "
-            "up to three values to such a range",
+            f"([tuned](../results/tables/evidence_tuned.csv)), {tuning.loc[tuning['edge'], 'method'].nunique()} of the "
+            f"second's {tuning['method'].nunique()} ([tuned](what_to_use.md))",
         ),
         (
             "A command for each claim",

@@ -41,8 +41,8 @@ def dims_of(model: Any) -> ledger.Dims:
     gated network are derived once, until it takes other images or classes."""
     known: ledger.Dims | None = getattr(model, "dense_dims", None)
     if known is not None:
-        images = (known.image, known.columns or known.image)
-        if images == tuple(in_patches(model.patch_embed)[0]) and known.classes == model.num_classes:
+        images, embed = (known.image, known.columns or known.image), model.patch_embed
+        if known.classes == model.num_classes and (images == tuple(embed.img_size) or images == in_patches(embed)[0]):
             return known
     dims = _dims(model)
     if hasattr(model, "dense_dims"):

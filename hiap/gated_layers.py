@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiap.backbones.parts import open_norm, rate
+from hiap.backbones.parts import open_norm
 from hiap.gates import Gate
 from hiap.options import GateConfig
 
@@ -113,7 +113,7 @@ class GatedAttention(nn.Module):
             k,
             v,
             attn_mask=attn_mask,
-            dropout_p=rate(self.attn_drop) if self.training else 0.0,
+            dropout_p=getattr(self.attn_drop, "p", 0.0) if self.training else 0.0,
             is_causal=is_causal,
             scale=self.scale,  # as trained, whatever is removed later
         )

@@ -48,10 +48,10 @@ def gate(
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
     gated: Any = copied(model)
-    for block in gated.blocks:
-        device, modes = block.attn.proj.weight.device, (block.attn.training, block.mlp.training)
-        block.attn = GatedAttention(block.attn, config, generator, kind).to(device).train(modes[0])
-        block.mlp = GatedMlp(block.mlp, config, generator, kind).to(device).train(modes[1])
+    for block, given in zip(gated.blocks, model.blocks, strict=True):
+        block.attn = GatedAttention(block.attn, config, generator, kind).to(block.attn.proj.weight.device)
+        block.mlp = GatedMlp(block.mlp, config, generator, kind).to(block.mlp.fc2.weight.device)
+        block.train(given.training)
     gated.dense_dims = None  # ``hiap.cost.dims_of`` derives them once
     vars(gated)["no_weight_decay"] = Names(
         {*gated.no_weight_decay(), *(name for name, _ in gated.named_parameters() if name.endswith(".logit"))}

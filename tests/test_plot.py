@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def runs(seeds: int) -> pd.DataFrame:
     rows = [
         {"label": label, "method": method, "seed": seed, "top1": top1 + seed / 10, "macs": macs, "target": target,
-         "data": "digits"}
+         "data": "digits", "measure": "test", "budget": f"macs {target}" if target else ""}
         for label, method, top1, macs, target in (
             ("dense", "dense", 90.0, 2e6, None), ("hiap-50", "hiap", 88.0, 1e6, 0.5), ("mine", "mine", 87.0, 1e6, 0.5))
         for seed in range(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -180,7 +181,8 @@ def deploy(rows: pd.DataFrame) -> Figure:
         size = 6 if style.marker == "*" else 3.5  # a star has little ink
         marks = {"fmt": style.marker, "color": style.colour, "markersize": size, "elinewidth": 0.5, **EDGED}
         ax.errorbar(group["best"], places, xerr=errors, label=names.network(str(network)), **marks)
-        ax.set_title(f"{group['subject'].iloc[0]}, batch {batch}", fontsize=6.5)
+        title = f"{group['subject'].iloc[0]}, batch {batch}"
+        ax.set_title(textwrap.fill(title, 120 // len(batches)), fontsize=6.5)  # a processor's name may be long
     for ax in axes.flat:
         ax.axvline(1, **DASHED)
         ax.grid(True)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.studies import cuts, paired
+from analysis.studies import cuts, knobs, paired
 
 GRID, REFERENCE = "cifar10_first", "hiap"
 COLUMNS = ("ranking", "title", "target", "epochs", "n", "train_macs", "top1", "low", "high",
@@ -101,10 +101,19 @@ def sentence(results: Results) -> str:
     last = found[found["epochs"] == longest].sort_values("top1", ascending=False)
     has = [_said(row) for row in last.to_dict("records")]
     text = (
-        f"With {longest:.0f} epochs of training at 50 % ({names.count(last['n'])} networks; untuned, exploratory): "
+        f"With {longest:.0f} epochs of training at 50 % ({names.count(last['n'])} networks; {_how(results)}): "
         f"{names.listed(has)}."
     )
     return textwrap.fill(text, width=125)
+
+
+def _how(results: Results) -> str:
+    """What has to be said of the setting: nothing was tuned, or what tuning took since then for cuts."""
+    tuned = knobs.tried(knobs.load(results))
+    rates = tuned.loc[tuned["taken"] & (tuned["knob"] == knobs.RATE) & (tuned["method"] != REFERENCE), "value"]
+    used = {record.config.optim.lr for record in results.finished(GRID) if record.config.name != "dense"}
+    fits = rates.empty or len(used) != 1 or rates.max() >= max(used)
+    return "untuned, exploratory" if fits else "exploratory, cuts trained at a rate too high by later tuning"
 
 
 def _said(row: dict[Hashable, Any]) -> str:

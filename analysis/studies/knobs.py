@@ -14,7 +14,6 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.tables import render
 
 GRID = "cifar10_tune"
 RATE = "optim.lr"
@@ -82,20 +81,20 @@ def table(results: Results, grid: str = GRID) -> str:
     runs = load(results, grid)
     if runs.empty:
         return names.nothing(grid)
-    columns = (
-        render.words("title", "method"),
-        render.words("knob", "knob"),
-        render.Column("value", "value", lambda value: f"{value:g}"),
-        render.Column("top1_50", "top-1 at 50 %", render.number(1)),
-        render.Column("top1_35", "at 35 %", render.number(1)),
-        render.Column("score", "mean", render.number(2)),
-        render.words("taken", "taken"),
-    )
-    rows = tried(runs)
-    marks = np.where(rows["edge"], "yes, at the edge", np.where(rows["taken"], "yes", ""))
-    rows = rows.assign(taken=marks, knob=rows["knob"].map(WORDS))
-    markdown = render.markdown(render.Table("", columns, (render.Panel("", rows),))).split("\n\n", 2)[2].strip()
-    return f"{markdown}\n\n{textwrap.fill(sentence(results, grid), 125)}"
+    lines = [
+        "| method | knob | value | top-1 at 50 % | at 35 % | mean | taken |",
+        "|:---|:---|" + "---:|" * 4 + ":---|",
+    ]
+    for row in tried(runs).to_dict("records"):
+        scores = [_shown(row["top1_50"], 1), _shown(row["top1_35"], 1), _shown(row["score"], 2)]
+        mark = "yes, at the edge" if row["edge"] else "yes" if row["taken"] else ""
+        cells = [row["title"], WORDS[row["knob"]], f"{row['value']:g}", *scores, mark]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", textwrap.fill(sentence(results, grid), 125)])
+
+
+def _shown(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def sentence(results: Results, grid: str = GRID) -> str:

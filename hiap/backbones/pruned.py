@@ -25,7 +25,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hiap.backbones.parts import JoinedLinear, Position, rate
+from hiap.backbones.parts import JoinedLinear, Position
 
 LAYOUTS = ("padded", "ragged")
 Width = TypeVar("Width")
@@ -145,7 +145,7 @@ class PrunedAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k, mask = self.position(q, k, mask, rope, at)
-        dropout = rate(self.attn_drop) if self.training else 0.0
+        dropout = getattr(self.attn_drop, "p", 0.0) if self.training else 0.0
         x = _scores_times_values(q, k, v, mask, dropout, causal, self.scale, self._unaligned)
         return x.transpose(1, 2).flatten(2)
 

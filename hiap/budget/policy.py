@@ -85,7 +85,8 @@ class Policy(pruner.Policy):
         self.decided, self.threshold = False, None
 
     def update(self, gated: Any, progress: float) -> None:
-        self.undecide(gated)
+        if self.decided:
+            self.undecide(gated)
         if self.keep:
             force_open(gated, self.stay)
         if self.shrink:

@@ -48,7 +48,7 @@ def gate(
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
     gated: Any = copied(model)
-    for block, given in zip(gated.blocks, model.blocks, strict=True):
+    for block, given in zip(gated.blocks, model.get_submodule("blocks").children(), strict=True):
         block.attn = GatedAttention(block.attn, config, generator, kind).to(block.attn.proj.weight.device)
         block.mlp = GatedMlp(block.mlp, config, generator, kind).to(block.mlp.fc2.weight.device)
         block.train(given.training)

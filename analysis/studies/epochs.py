@@ -108,12 +108,14 @@ def sentence(results: Results) -> str:
 
 
 def _how(results: Results) -> str:
-    """What has to be said of the setting: nothing was tuned, or what tuning took since then for cuts."""
-    tuned = knobs.tried(knobs.load(results))
-    rates = tuned.loc[tuned["taken"] & (tuned["knob"] == knobs.RATE) & (tuned["method"] != REFERENCE), "value"]
-    used = {record.config.optim.lr for record in results.finished(GRID) if record.config.name != "dense"}
-    fits = rates.empty or len(used) != 1 or rates.max() >= max(used)
-    return "untuned, exploratory" if fits else "exploratory, cuts trained at a rate too high by later tuning"
+    """What has to be said of the setting: nothing was tuned, or how far from it tuning came out since then."""
+    tuned, records = knobs.tried(knobs.load(results)), results.finished(GRID)
+    cuts_ = {record.config.name for record in records} - {REFERENCE}
+    rates = tuned.loc[tuned["taken"] & (tuned["knob"] == knobs.RATE) & tuned["method"].isin(cuts_), "value"]
+    used = {record.config.optim.lr for record in records if record.config.name in set(tuned["method"])}
+    if rates.nunique() != 1 or len(used) != 1 or rates.iloc[0] in used:
+        return "untuned, exploratory"
+    return f"exploratory, cuts at {used.pop() / rates.iloc[0]:g} times their tuned rate"
 
 
 def _said(row: dict[Hashable, Any]) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.style import LOOKS
 from analysis.records import names
-from analysis.records.results import REPOSITORY, Results, dense_units, gate_trajectory
+from analysis.records.results import AS, REPOSITORY, Results, dense_units, gate_trajectory
 from analysis.stats import seeds
 from analysis.tables.render import save_frame
 from hiap.cli import parsers
@@ -30,7 +30,6 @@ from slurm import grid as grids
 
 MANY = 5  # seeds from which on an interval is drawn
 MARKERS = "osD^vP<>Xd"
-AS = "as "  # column budget of a run that was to keep as much as another
 
 
 def find(grid: str, root: Path | None) -> tuple[Results, str]:

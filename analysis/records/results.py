@@ -27,6 +27,7 @@ RUN_COLUMNS = (
     "params_dense", "heads", "value_dims", "neurons", "epochs", "steps", "images", "seconds", "train_macs",
     "pruning_seconds", "device", "device_name", "commit", "dirty", "status", "finished",
 )  # fmt: skip
+AS = "as "  # of ``budget``: as much as another run, by its label
 SUMS = ("epochs", "steps", "images", "seconds", "train_macs")  # over the stages of a run
 STAGE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "stage", *SUMS, "inherited")
 FAILURE_COLUMNS = ("grid", "run_id", "label", "method", "seed", "error", "finished")
@@ -161,7 +162,7 @@ def _budget(record: Record, other: Record | None) -> str:
     if share_ is not None:
         return f"macs {share_:.6g}"
     if budget.target_macs is not None:
-        return f"as {(other.label or other.config.name) if other else str(budget.target_macs).removeprefix('run:')}"
+        return f"{AS}{(other.label or other.config.name) if other else str(budget.target_macs).removeprefix('run:')}"
     kinds = (("params", budget.target_params), ("latency", budget.target_latency))
     return next((f"{kind} {value}" for kind, value in kinds if value is not None), "")
 

@@ -46,10 +46,8 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
 
 def _so_far(runs: pd.DataFrame, pair: evidence.Pair) -> str:
     """What has been measured of a pair with too few seeds for a test: means, and no side."""
-    rows, targets = (
-        evidence.accuracies(runs).dropna(subset="target"),
-        sorted({t for t, _ in pair.primary}, reverse=True),
-    )
+    rows = evidence.accuracies(runs).dropna(subset="target")
+    targets = sorted({target for target, _ in pair.primary}, reverse=True)
     lines = [f"| top-1, % (TMACs) | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"]
     lines.append("|:---|" + "---:|" * len(targets))
     for variant in dict.fromkeys([evidence.REFERENCE, *(name for _, name in pair.primary)]):

@@ -215,28 +215,39 @@ def _images(model: Any, like: Tensor) -> Tensor:
 
 
 @contextmanager
+def evaluated(*models: Any, device: torch.device) -> Iterator[None]:
+    """Let networks evaluate eagerly and in their own precision: compiled blocks call no hooks, and autocast goes on
+    with its copies of weights that were changed meanwhile. Afterwards every module is in the mode that it was."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if any(getattr(module, "_compiled_call_impl", None) for module, _ in modes):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for model in models:
+                model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
 def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     """Let ``model`` evaluate eagerly, by its class's forward, without gradients; afterwards all is as before."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     own = vars(model).pop("forward", None)  # accelerate's, with autocast of its own
-    compiled = any(getattr(module, "_compiled_call_impl", None) for module, _ in modes)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        if compiled:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(evaluated(model, device=device))
         try:
-            model.eval()
             yield
         finally:
             if own is not None:
                 vars(model)["forward"] = own
-            for module, mode in modes:
-                module.training = mode
             for buffer, version, before in buffers:
                 if buffer._version != version:
                     buffer.copy_(before)

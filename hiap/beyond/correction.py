@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hiap.backbones.count import image_of, macs
 from hiap.backbones.evening import even
 from hiap.backbones.families import UnsupportedModelError, standard
+from hiap.backbones.guard import evaluated
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedBlock
 from hiap.beyond.images import batches
@@ -64,27 +65,13 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
     before = before if is_gated(before) else even(before)
     like, whole = next(before.parameters()), [p.detach().clone() for p in small.parameters()]
     try:
-        with _evaluated(small, before, like.device):
+        with evaluated(small, before, device=like.device):
             _correct(small, before, (x.to(like) for x, _ in batches(images, before) if len(x)), ridge)
     except BaseException:  # half of a correction fits nothing
         for p, old in zip(small.parameters(), whole, strict=True):
             p.copy_(old)
         raise
     return small
-
-
-@contextmanager
-def _evaluated(small: Any, before: Any, device: torch.device) -> Iterator[None]:
-    """Let both networks evaluate eagerly and in their own precision: compiled blocks call no hooks, and autocast goes
-    on with its copies of weights that were corrected meanwhile. Afterwards every module is in the mode that it was."""
-    modes = [(module, module.training) for model in (small, before) for module in model.modules()]
-    small.eval(), before.eval()
-    try:
-        with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | None) -> None:

@@ -16,7 +16,7 @@ from analysis.findings.gates import sample_mean, sigmoid
 from analysis.findings.registry import macros
 from analysis.records import bench, names
 from analysis.records.names import fixed
-from analysis.records.results import REPOSITORY, Results, dense_units
+from analysis.records.results import Results, dense_units
 from analysis.stats import seeds
 from analysis.studies import budget, calibrate, comparisons, cuts, epochs, evidence, open_points, paired, scan
 from hiap.train.config import Config, ConfigError
@@ -452,7 +452,6 @@ def of_project(results: Results) -> Numbers:
         "runs.threads": str(max(record.environment.threads for record in results.records())),
         "runs.disk": fixed(sum(path.stat().st_size for path in results.root.glob("runs/*/*.json")) / 1e6, 1),
         "methods.baselines": str(len(set(runs["method"]) - {"dense", "hiap"})),
-        **{f"size.{folder}": fixed(_lines(folder), 0) for folder in ("hiap", "baselines", "tests")},
         "default.init": fixed(config.gates.init_logit, 0),
         "default.open": fixed(float(sigmoid(config.gates.init_logit))),
         "default.tau.start": fixed(config.gates.tau_start, 1),
@@ -460,10 +459,3 @@ def of_project(results: Results) -> Numbers:
         "default.alpha": fixed(config.distill.alpha, 1),
         "default.temperature": fixed(config.distill.temperature, 0),
     }
-
-
-def _lines(folder: str) -> int:
-    """Lines of code, comments and docstrings included, to the next hundred: not every edit is one of the report."""
-    return round(
-        sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (REPOSITORY / folder).rglob("*.py")), -2
-    )

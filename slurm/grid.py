@@ -70,12 +70,6 @@ class Grid(BaseModel):
     by_seed: dict[int, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _extended(cls, values: dict[str, Any]) -> dict[str, Any]:
-        parent = values.get("extends")
-        return _over(load(find(str(parent))), values) if parent else values
-
     @model_validator(mode="after")
     def _packed_alone(self) -> Grid:
         if self.pack > 1 and self.processes > 1:
@@ -136,9 +130,16 @@ def find(name: str) -> Path:
     return path
 
 
-def load(path: Path) -> Grid:
-    """Load a grid. Raises ``ConfigError`` (one line with file and key) for anything that is none."""
-    return settings_file.load(path, Grid)
+def load(path: Path, extended_by: tuple[Path, ...] = ()) -> Grid:
+    """Load a grid, over the one that it extends. Raises ``ConfigError`` (one line with file and key) for anything that
+    is none."""
+    values, chain = settings_file.read(path, Grid), (*extended_by, path.resolve())
+    if parent := values.get("extends"):
+        above = find(str(parent))
+        if above.resolve() in chain:
+            raise ConfigError(f"{path}: extends: {parent} extends this grid itself")
+        values = _over(load(above, chain), values)
+    return settings_file.checked(path, values, Grid)
 
 
 def _over(parent: Grid, values: dict[str, Any]) -> dict[str, Any]:

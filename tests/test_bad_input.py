@@ -55,6 +55,8 @@ CASES = [
     ("grid", ["--grid", "twice.yaml"], r"key 'optim\.lr' is given twice, with a dot and in a section"),
     ("grid", ["--grid", "by_seed.yaml"], r"by_seed: 0: run:a: name other runs in 'base' or 'runs'"),
     ("grid", ["--grid", "seeds.yaml"], r"seeds must be a list of some of \[0\], not \[\[0\]\]"),
+    ("grid", ["--grid", "circle.yaml"], r"extends: circle\.yaml extends this grid itself"),
+    ("train", [*DIGITS, "budget.target_macs=3e9", "method=dense"], r"so budget\.target_macs means nothing"),
     # Pixels of another scale
     ("train", [*TIMM, "data.mean=[123.7,116.3,103.5]"], r"data\.mean: expected numbers of pixels in \[0, 1\]"),
     ("train", [*TIMM, "data.std=[0,0,0]"], r"data\.std: expected numbers of pixels in \[0, 1\]"),
@@ -104,6 +106,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "twice.yaml").write_text(grid + "base: {optim.lr: 1e-3, optim: {lr: 2e-3}}\nruns: {a: {}}\n")
     (tmp_path / "by_seed.yaml").write_text(grid + "by_seed: {0: {model.weights: run:a}}\nruns: {a: {}, b: {}}\n")
     (tmp_path / "seeds.yaml").write_text(grid + "runs: {a: {seeds: [[0]]}}\n")
+    (tmp_path / "circle.yaml").write_text(grid + "extends: round.yaml\nruns: {a: {}}\n")
+    (tmp_path / "round.yaml").write_text(grid + "extends: circle.yaml\nruns: {a: {}}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

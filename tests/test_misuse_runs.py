@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import tiny
 from test_analysis import DENSE_MACS, made_up
@@ -18,9 +19,9 @@ from analysis import cite, plot
 from analysis.records import names
 from analysis.records.results import Results
 from hiap.data import loader as data
-from hiap.train import identity, reach
+from hiap.train import identity, reach, start
 from hiap.train import run as train
-from hiap.train.config import Config, ConfigError, DataConfig, check_needs
+from hiap.train.config import Config, ConfigError, DataConfig, ModelConfig, check_needs
 from hiap.train.record import Folders, Record, write
 from hiap.train.stopping import TrainingFailedError
 
@@ -201,3 +202,10 @@ def test_a_failed_record_is_not_written_over(tmp_path: Path) -> None:
 def test_the_end_of_a_run_is_part_of_what_another_is_made_of(dense: Config) -> None:
     files = identity.files_behind(after(dense), Folders.of(dense))
     assert files["model.weights, its end"]
+
+
+def test_a_network_goes_by_its_own_name(tmp_path: Path) -> None:
+    hiap.save(timm.create_model("deit_tiny_patch16_224", img_size=32, depth=2, num_classes=10), tmp_path / "tiny")
+    named = ModelConfig(name="deit_small_patch16_224", img_size=32, weights=str(tmp_path / "tiny"))
+    with pytest.raises(ConfigError, match=r"the network of model\.weights .* is deit_tiny_patch16_224"):
+        start.build(named, 3, 10, Folders.of(tiny(tmp_path)))

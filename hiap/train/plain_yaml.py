@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-_INT = "tag:yaml.org,2002:int"
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class StrictLoader(yaml.SafeLoader):
     """Loader that refuses a key given twice (YAML would silently keep the second, and a run would be lost) and reads
-    010 as ten and 1:30 as a word, which YAML 1.1 takes for eight and ninety."""
+    010 and 1:30 as words, which YAML 1.1 takes for eight and ninety, and 3e9 as a number, which it takes for a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -26,3 +26,6 @@ StrictLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 StrictLoader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+StrictLoader.add_implicit_resolver(
+    _FLOAT, re.compile(r"[-+]?([0-9]+[.]?|[0-9]*[.][0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)

@@ -102,6 +102,9 @@ def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
         model = store.load(folder)
     except store.StoreError as error:
         raise ConfigError(f"model.weights {config.weights}: {error}") from None
+    named, made_as = timm.get_pretrained_cfg(config.name), pretrained_cfg(model).get("architecture")
+    if named and made_as not in (None, named.architecture):  # tables would name, and count, another network
+        raise ConfigError(f"model.name '{config.name}': the network of model.weights {config.weights} is {made_as}")
     return _drawn_anew(model) if config.scratch else model
 
 

@@ -14,7 +14,7 @@ METHODS = {
     "uniform": "Uniform",
     "l1": "l1 FFN",
     "taylor": "Taylor",
-    "obs": "OBS",
+    "obs": "structured OBS (ours)",
     "magnitude": "Head magnitude",
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",
@@ -31,6 +31,7 @@ RUNTIMES = {"eager": "PyTorch", "compile": "PyTorch, compiled", "onnxruntime": "
 
 RULE = "The paper's rule, our reading"
 PRICED = re.compile(r"(rule|[\d.]+to1|macro-only|micro-only)-([\d.]+)")  # one run of a scan over strengths
+STRENGTH = re.compile(r"faithful-x([\d.]+)")  # the same, as multiples of the paper's
 CONTROL = "control"
 CONTROLS = {  # what no one would choose: they say what training, a teacher or noise alone do
     "dense-continued": "Dense, trained on",
@@ -38,8 +39,23 @@ CONTROLS = {  # what no one would choose: they say what training, a teacher or n
     "dense-noise": "Dense, gate noise",
     "uniform-noise": "Uniform, gate noise",
 }
+CONTROLS |= {  # of HiAP with a target
+    "same_sizes": "HiAP's sizes, random units",
+    "same_sizes-ramp": "HiAP's sizes, random units closed along its ramp",
+    "hiap_uniform": "HiAP's units, uniform sizes",
+    "scratch": "HiAP's shape from scratch",
+    "scratch-cost": "HiAP's shape from scratch, at its cost",
+}
+VARIANTS = {  # of a method, with a name of their own
+    "obs_qk": "structured OBS, Q and K narrower too (ours)",
+    "obs_qk_16": "structured OBS, Q and K narrower too, widths in multiples of 16 (ours)",
+    "obs_labels": "structured OBS, weights from labels (ours)",
+    "group_taylor": "Torch-Pruning, GroupTaylor",
+}
 FORMS = {"faithful": "", "rate-0.2": "gates' rate 0.2", "lower-rate": "weights' rate 5e-5", "long": "twice the epochs",
-         "other": "in one round", "layer": "per layer", "rounds": "in rounds", "global": "all layers"}  # fmt: skip
+         "other": "in one round", "layer": "per layer", "rounds": "in rounds", "global": "all layers",
+         "ls": "least squares", "no_ls": "no least squares", "cost": "HiAP's TMACs", "one": "1 epoch",
+         "three": "3 epochs", "ten": "10 epochs"}  # fmt: skip
 
 
 def title(label: str, method: str, target: float | None = None, steps: float | None = None) -> str:
@@ -51,11 +67,14 @@ def title(label: str, method: str, target: float | None = None, steps: float | N
     if priced := PRICED.fullmatch(label):
         ratio = priced[1].replace("to", ":") if priced[1] != "rule" else RULE
         return f"{ratio}, strength {priced[2]}"
-    for key in (method, "dense"):
+    if strength := STRENGTH.fullmatch(label):
+        return f"{RULE}, {strength[1]} times the strengths"
+    for key in (method, "dense", *VARIANTS):
         if label == key or label.startswith(f"{key}-"):
             rest = label[len(key) + 1 :]
             forms = [words for part in _parts(rest) if (words := FORMS.get(part, part))]
-            return _named(METHODS.get(key, key), forms) if key != "hiap" else _hiap(forms, target, steps)
+            named = VARIANTS.get(key) or METHODS.get(key, key)
+            return _named(named, forms) if key != "hiap" else _hiap(forms, target, steps)
     return label
 
 
@@ -66,7 +85,8 @@ def _parts(rest: str) -> list[str]:
 
 
 def _named(name: str, forms: list[str]) -> str:
-    return f"{name} ({', '.join(forms)})" if any(forms) else name
+    said = ", ".join(forms)
+    return name if not said else f"{name}, {said}" if name.endswith(")") else f"{name} ({said})"
 
 
 def _hiap(forms: list[str], target: float | None, steps: float | None) -> str:

@@ -18,14 +18,7 @@ from analysis.records.results import Results
 from analysis.studies import paired
 
 GRID, PHOTOGRAPHS, REFERENCE = "cifar10_cut", "imagenette_cut", "obs"
-TITLES = {
-    "obs": "structured OBS (ours)",
-    "obs_qk": "structured OBS, Q and K narrower too (ours)",
-    "obs_qk_16": "structured OBS, Q and K narrower too, widths in multiples of 16 (ours)",
-    "obs_labels": "structured OBS, weights from labels (ours)",
-    "group_taylor": "Torch-Pruning, GroupTaylor",
-    "l1": "l1, all layers",
-}
+TITLES = {**names.METHODS, **names.VARIANTS, "l1": "l1, all layers"}
 COLUMNS = ("ranking", "title", "target", "corrected", "n", "top1", "low", "high")
 SECONDS = ("ranking", "title", "target", "n", "top1", "seconds", "least", "most")
 PRUNE = "obs_qk_16"  # what ``hiap prune`` does by default
@@ -43,7 +36,7 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
 
 def title(ranking: str) -> str:
     """A ranking as a reader knows it."""
-    return TITLES.get(ranking, names.METHODS.get(ranking, ranking))
+    return TITLES.get(ranking, ranking)
 
 
 def dense(results: Results, grid: str = GRID, seeds: Iterable[int] | None = None) -> float:

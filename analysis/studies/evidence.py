@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.records import names, published
-from analysis.records.results import Results, topology
+from analysis.records.results import AS, Results, topology
 from analysis.stats.seeds import LEVEL, holm
 from analysis.studies import paired
 from analysis.studies.comparisons import REFERENCE
@@ -47,9 +47,8 @@ SECOND = Pair(
 )  # with Imagenette's six
 PAIRS = (FIRST, SECOND)  # another study is one more line here
 FEWEST = 3  # seeds that a primary test needs
-CONTROLS = ("uniform-noise",)  # no method that anybody would choose: what gate noise alone does
 LATER, OWN = "with twice the epochs for both", "other forms of HiAP + target"  # groups of lines of the figure
-FINETUNED, LONGER = "-finetuned", "-long-"
+FINETUNED, LONGER, SCRATCH = "-finetuned", "-long-", "scratch"
 ASIDE = (FINETUNED, "-long", "-other", "-lower-rate")  # tables have them, the figure of all methods does not
 
 AGAINST_COLUMNS = (
@@ -59,8 +58,14 @@ AGAINST_COLUMNS = (
 
 
 def load(results: Results, grid: str = GRID) -> pd.DataFrame:
-    """``paired.load`` with ``variant`` and ``title``."""
+    """``paired.load`` with ``variant`` and ``title``. A control that was given another run's MACs, or shape, has that
+    run's target."""
     runs = paired.load(results, grid)
+    if len(runs):
+        aims = runs.drop_duplicates("label").set_index("label")["target"]
+        given = runs["target"].fillna(runs["budget"].str.removeprefix(AS).map(aims))
+        scratch = runs["label"].str.startswith(SCRATCH)
+        runs = runs.assign(target=given.where(~scratch, runs["start"].map(runs.set_index("run_id")["target"])))
     # A network that is fine-tuned starts from a pruned one; its share is still of the dense network's MACs.
     dense = runs["start"].map(runs.set_index("run_id")["macs_dense"]).fillna(runs["macs_dense"])
     rows = names.with_variants(runs.assign(macs_dense=dense, macs_share=runs["macs"] / dense))
@@ -93,6 +98,12 @@ def against(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     """HiAP minus every other variant at the same target; columns ``AGAINST_COLUMNS``. Only what can be compared image
     by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone, over the family of this pair."""
     return judged(differences(runs, pair), pair.family or len(pair.primary))
+
+
+def as_long(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """Which ``rows``, by their variant, are of networks that trained for as many epochs as HiAP with a target."""
+    epochs = runs.groupby("variant")["epochs"].mean()
+    return rows["variant"].map(epochs) == epochs.get(REFERENCE)
 
 
 def whole(runs: pd.DataFrame, pair: Pair) -> list[int]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.studies import cuts, epochs, paired
+from analysis.studies import cuts, epochs, evidence, paired
 
 COLUMNS = ("target", "label", "title", "n", "epochs", "train_macs", "top1", "low", "high", "frontier")
 
@@ -42,21 +42,26 @@ def recommended(table: pd.DataFrame, tmacs: float) -> pd.DataFrame:
 NETWORKS = 3  # at least, for a row
 
 
+def source(results: Results) -> str:
+    """The grid whose trained networks count: the study's, or the first look as long as that has too few seeds."""
+    pair = evidence.SECOND
+    return pair.grid if len(evidence.whole(evidence.load(results, pair.grid), pair)) >= NETWORKS else epochs.GRID
+
+
 def load(results: Results) -> pd.DataFrame:
-    """All networks with a target that were made of the dense networks of grid ``cifar10_first``: cut and corrected
-    (``cifar10_cut``), or trained."""
-    trained = epochs.load(results)
-    trained = trained[trained["epochs"] > 0]
+    """All networks with a target that were made of the dense networks of one grid (``source``): trained, or cut and
+    corrected (``cifar10_cut``)."""
+    trained = evidence.load(results, source(results))
+    trained = trained[trained["target"].notna() & ~trained["title"].astype(str).str.endswith(f"({names.CONTROL})")]
     bare = cuts.load(results)
     return pd.concat([trained, bare[bare["corrected"] & bare["seed"].isin(trained["seed"])]], ignore_index=True)
 
 
 def table(results: Results) -> str:
     """Markdown: of each target who is on the frontier, cheapest first."""
-    runs = load(results)
-    found = candidates(runs, NETWORKS)
+    grid, found = source(results), candidates(load(results), NETWORKS)
     if found.empty:
-        return names.nothing(epochs.GRID)
+        return names.nothing(grid)
     lines = [
         "| MACs left | TMACs | epochs | what | top-1, % |",
         "| ---: | ---: | ---: | :--- | ---: |",
@@ -67,7 +72,7 @@ def table(results: Results) -> str:
         lines.append(f"| {left} | {cost} | {row['epochs']:.0f} | {row['title']} | {row['top1']:.1f}{ends} |")
     trained = sorted(found.loc[found["epochs"] > 0, "target"].unique(), reverse=True)
     note = (
-        f"{names.count(found['n'])} networks, dense {cuts.dense(results, epochs.GRID):.1f} %; of {len(found)} "
+        f"{names.count(found['n'])} networks, dense {cuts.dense(results, grid):.1f} %; of {len(found)} "
         f"candidates. Training was tried at {names.listed([f'{100 * target:.0f}' for target in trained])} % alone."
     )
     return "\n".join([*lines, "", textwrap.fill(note, width=125)])

@@ -173,7 +173,8 @@ def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *
 
 def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     rows = evidence.against(runs, pair)
-    rows = rows[~rows["variant"].isin(evidence.CONTROLS) & (rows["method"] != evidence.REFERENCE)]
+    control = rows["title"].str.endswith(f"({names.CONTROL})") | (rows["method"] == evidence.REFERENCE)
+    rows = rows[~control & (evidence.as_long(rows, runs) | rows["primary"].astype(bool))]
     rows = rows[rows["target"].isin({target for target, _ in pair.primary}) & ~evidence.aside(rows["variant"])]
     tested = rows[rows["primary"].astype(bool)]
     if tested.empty:

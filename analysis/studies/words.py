@@ -37,7 +37,7 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
     n, images = runs["seed"].nunique(), int(runs["test_images"].max())
     caption = (
         f"*Points of top-1 with 95 % intervals over {n} seeds and {images:,} test images; decided: after Holm's "
-        f"correction for {len(pair.primary)} tests; TMACs of training, the method's : its own. "
+        f"correction for {pair.family or len(pair.primary)} tests; TMACs of training, the method's : its own. "
         f"{len(runs)} runs on one {machines(runs['device_name'])}.*"
     )
     said = [_levels(means), *_shape(results, pair), *_explored(runs, pair), *_edges(results, pair)]
@@ -142,8 +142,8 @@ def _explored(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
 def _behind(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
     rows = evidence.against(runs, pair)
-    mine = (rows["method"] == evidence.REFERENCE) | rows["variant"].str.contains("-long") | rows["primary"].astype(bool)
-    rows = rows[~mine & (rows["high"] < 0)].sort_values("target", ascending=False)
+    mine = (rows["method"] == evidence.REFERENCE) | rows["primary"].astype(bool)
+    rows = rows[~mine & evidence.as_long(rows, runs) & (rows["high"] < 0)].sort_values("target", ascending=False)
     shown = [
         f"{row['title']} {_name(row['target'])} {_ends(row)} ({row['n']} seeds, {row['train_macs'] / 1e12:.1f} : "
         f"{row['reference_train_macs'] / 1e12:.1f} TMACs)"

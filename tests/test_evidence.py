@@ -34,7 +34,8 @@ def put(root: Path, label: str, method: str, seed: int, level: float, grid: str 
     luck = np.random.default_rng(0).random(IMAGES) + 0.02 * np.random.default_rng([seed, len(label)]).random(IMAGES)
     hits = luck < level / 100
     target = config.get("budget", {}).get("target_macs", 1.0)
-    record = made_up(label, method, seed, int(target * DENSE_MACS), 100 * hits.mean(), **config)
+    macs = int((0.5 if isinstance(target, str) else target) * DENSE_MACS)
+    record = made_up(label, method, seed, macs, 100 * hits.mean(), **config)
     bits = base64.b64encode(np.packbits(hits).tobytes()).decode()
     score = Score(top1=100 * hits.mean(), loss=1 - hits.mean(), n=IMAGES, correct=bits)
     record = record.model_copy(update={"grid": grid, "metrics": Metrics(extracted=score)})
@@ -278,3 +279,27 @@ def test_a_seed_on_two_types_of_processor_is_seen(root: Path) -> None:
     assert isinstance(seen, pd.DataFrame)
     assert (seen["device"] == "a processor, another").sum() == 1
     assert seen["runs"].sum() == len(runs)
+
+
+def test_controls_have_the_target_of_the_run_whose_sizes_they_have(tmp_path: Path) -> None:
+    grid, epochs = evidence.SECOND.grid, {"optim": {"epochs": 9}}
+    for seed in range(3):
+        put(tmp_path, "dense", "dense", seed, 90, grid)
+        budget = {"target_macs": 0.5}
+        put(tmp_path, "hiap-50", "hiap", seed, 80, grid, budget=budget)
+        hiap = next(r for r in Results(tmp_path).finished(grid) if (r.label, r.seed) == ("hiap-50", seed))
+        start = {"weights": f"run:{hiap.run_id}", "scratch": True}
+        put(tmp_path, "same_sizes-50", "same_sizes", seed, 70, grid, budget={"target_macs": f"run:{hiap.run_id}"})
+        put(tmp_path, "scratch-50", "dense", seed, 50, grid, model=start)
+        put(tmp_path, "obs_qk-50", "obs", seed, 85, grid, budget=budget, options={"queries": True})
+        put(tmp_path, "obs-cost-50", "obs", seed, 86, grid, budget=budget, **epochs)
+    runs = evidence.load(Results(tmp_path), grid)
+    rows = evidence.against(runs, evidence.SECOND).set_index("variant")
+    assert set(rows.index) == {"same_sizes", "scratch", "obs_qk", "obs-cost"}
+    assert (rows["target"] == 0.5).all()
+    assert rows["title"]["same_sizes"] == "Sizes of HiAP + target, random units (control)"
+    assert rows["title"]["scratch"] == "Shape of HiAP + target from scratch (control)"
+    assert rows["title"]["obs_qk"] == names.VARIANTS["obs_qk"]
+    assert rows["title"]["obs-cost"] == "structured OBS (ours), for the TMACs of HiAP + target"
+    longer = runs.assign(epochs=runs["epochs"].where(runs["variant"] != "obs-cost", 9))  # a made-up record has one bill
+    assert evidence.as_long(rows.reset_index(), longer).tolist() == [name != "obs-cost" for name in rows.index]

@@ -40,11 +40,11 @@ CONTROLS = {  # what no one would choose: they say what training, a teacher or n
     "uniform-noise": "Uniform, gate noise",
 }
 CONTROLS |= {  # of HiAP with a target
-    "same_sizes": "HiAP's sizes, random units",
-    "same_sizes-ramp": "HiAP's sizes, random units closed along its ramp",
-    "hiap_uniform": "HiAP's units, uniform sizes",
-    "scratch": "HiAP's shape from scratch",
-    "scratch-cost": "HiAP's shape from scratch, at its cost",
+    "same_sizes": "Sizes of HiAP + target, random units",
+    "same_sizes-ramp": "Sizes of HiAP + target, random units closed along its ramp",
+    "hiap_uniform": "Units of HiAP + target, uniform sizes",
+    "scratch": "Shape of HiAP + target from scratch",
+    "scratch-cost": "Shape of HiAP + target from scratch, for its TMACs",
 }
 VARIANTS = {  # of a method, with a name of their own
     "obs_qk": "structured OBS, Q and K narrower too (ours)",
@@ -54,7 +54,7 @@ VARIANTS = {  # of a method, with a name of their own
 }
 FORMS = {"faithful": "", "rate-0.2": "gates' rate 0.2", "lower-rate": "weights' rate 5e-5", "long": "twice the epochs",
          "other": "in one round", "layer": "per layer", "rounds": "in rounds", "global": "all layers",
-         "ls": "least squares", "no_ls": "no least squares", "cost": "HiAP's TMACs", "one": "1 epoch",
+         "ls": "least squares", "no_ls": "no least squares", "cost": "for the TMACs of HiAP + target", "one": "1 epoch",
          "three": "3 epochs", "ten": "10 epochs"}  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def title(ranking: str) -> str:
 def dense(results: Results, grid: str = GRID, seeds: Iterable[int] | None = None) -> float:
     """Mean top-1 of the dense networks of these seeds, by default of all that were cut."""
     runs = results.runs(grid)
-    whole = runs["method"] == "dense"
+    whole = runs["label"] == "dense"
     wanted = runs.loc[~whole, "seed"] if seeds is None else seeds
     return float(runs.loc[whole & runs["seed"].isin(wanted), "top1"].mean())
 

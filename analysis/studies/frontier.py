@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 
+import numpy as np
 import pandas as pd
 
 from analysis.records import names
@@ -49,12 +50,19 @@ def source(results: Results) -> str:
 
 
 def load(results: Results) -> pd.DataFrame:
-    """All networks with a target that were made of the dense networks of one grid (``source``): trained, or cut and
-    corrected (``cifar10_cut``)."""
-    trained = evidence.load(results, source(results))
-    trained = trained[trained["target"].notna() & ~trained["title"].astype(str).str.endswith(f"({names.CONTROL})")]
-    bare = cuts.load(results)
-    return pd.concat([trained, bare[bare["corrected"] & bare["seed"].isin(trained["seed"])]], ignore_index=True)
+    """All networks with a target that were made of the same dense networks: trained (``source``), or cut and corrected
+    (``cifar10_cut``)."""
+    runs, bare = evidence.load(results, source(results)), cuts.load(results)
+    trained = runs[runs["target"].notna() & ~runs["title"].astype(str).str.endswith(f"({names.CONTROL})")]
+    rows = pd.concat([trained, bare[bare["corrected"]]], ignore_index=True)
+    return rows[rows["seed"].isin(_alike(runs, paired.load(results, cuts.GRID)))]
+
+
+def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:
+    """Seeds whose dense networks give the same answers in both: one seed in another precision is another network."""
+    dense, other = (rows[rows["label"] == "dense"].set_index("seed")["hits"] for rows in (runs, others))
+    both = set(dense.index) & set(other.index)
+    return [seed for seed in both if dense[seed] is not None and np.array_equal(dense[seed], other[seed])]
 
 
 def table(results: Results) -> str:

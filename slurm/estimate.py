@@ -71,10 +71,10 @@ def train_macs(config: Config) -> float | None:
 def _trained_macs(config: Config, dense: int) -> float:
     """Count the MACs of the trained network, mean over the epochs."""
     target = _target(config, dense)
-    if config.method in ("dense", "hiap") or target is None:
+    kind, rounds = methods.kind(config.method), config.budget.rounds
+    if kind not in ("ranking", "cutting", "searching") or target is None:  # no other is known to train less
         return dense
-    rounds = config.budget.rounds
-    searching = methods.kind(config.method) == "searching"
+    searching = kind == "searching"
     masked = config.search.epochs / config.optim.epochs if searching else (rounds - 1) / rounds
     return masked * dense + (1 - masked) * target
 

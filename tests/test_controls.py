@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import tiny
 
+from hiap.beyond import obs
+from hiap.budget.selection import target_of
 from hiap.formats import store
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError
 from hiap.train.record import Folders
-from hiap.train.stages import stages
+from hiap.train.stages import Context, looked_at, stages
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +49,6 @@ def test_same_sizes_are_the_other_runs_and_units_are_the_seeds(dense: Config, pr
 
 
 def context(config: Config, seed: int):
-    from hiap.train.stages import Context
-
     return Context(config.model_copy(update={"seed": seed}))
 
 
@@ -61,6 +63,28 @@ def test_hiaps_units_at_uniform_sizes_leave_each_layer_the_same(dense: Config) -
     dims = [sum(block[0]) for block in found]
     assert max(neurons) - min(neurons) <= 1
     assert max(dims) - min(dims) <= 1
+
+
+def test_gates_start_in_the_order_of_structured_obs(dense: Config) -> None:
+    values: dict[str, Any] = {"method": "hiap_ranked", "budget": {"target_macs": 0.5}}
+    config = after(dense, **values, gates={"init_logit": 3.0}, options={"images": 64})
+    model = store.load(Folders.of(dense).model)
+    target = target_of(model, 0.5)
+    gated = stages(config)[0].prepare(model, Context(config, target, 10))
+    images = looked_at(Context(config), 64, torch.device("cpu"))
+    found = obs.rank(model, images, prices=target.prices)
+    keys = torch.cat([key.flatten() for pair in zip(found.dims, found.neurons, strict=True) for key in pair])
+    gates = [gate for block in gated.blocks for gate in (block.attn.value_gate, block.mlp.neuron_gate)]
+    logits = torch.cat([gate.logit.detach().flatten() for gate in gates])
+    assert (logits[keys.argsort()].diff() > 0).all()
+    torch.testing.assert_close(torch.stack([logits.min(), logits.max()]), torch.tensor([1.0, 5.0]))
+    assert all((block.attn.head_gate.logit == 3).all() and block.mlp.block_gate.logit == 3 for block in gated.blocks)
+    with pytest.raises(
+        ConfigError, match=r"options\.spread 3: expected more than 0 and less than where gates start, 3"
+    ):
+        stages(after(dense, **values, gates={"init_logit": 3.0}, options={"spread": 3.0}))
+    left = train.run(after(dense, **values, options={"images": 64, "spread": 0.5}))
+    assert left.size.macs <= 0.5 * left.size.dense_macs
 
 
 def test_scratch_takes_the_shape_and_none_of_the_weights(dense: Config, pruned: Config) -> None:

@@ -279,6 +279,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("hiap", {"gates": {"lr": 0.2}}),
     ("hiap", {"gates": {"lr": 0.2}, "budget": {"settle": 0.5}}),
     ("hiap_uniform", {}),
+    ("hiap_ranked", {"options": {"images": 64, "spread": 0.5}}),
     ("random", {}),
     ("l1", {"budget": {"ranking": "global"}}),
     ("uniform", {"budget": {"noise": True}}),

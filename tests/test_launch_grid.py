@@ -827,6 +827,9 @@ def test_training_cost_counts_backward_and_teacher() -> None:
     per_image = dense_macs(size)
     assert estimate.train_macs(dense) == 3 * per_image * 3 * 1300  # 1,352 images, incomplete batch left out
     assert estimate.train_macs(from_dict({**values, "method": "hiap"})) == 4 * per_image * 3 * 1300
+    for method in ("hiap", "hiap_uniform", "hiap_ranked"):  # they train the dense network to the end
+        aimed = from_dict({**values, "method": method, "budget": {"target_macs": 0.5}})
+        assert estimate.train_macs(aimed) == 4 * per_image * 3 * 1300
     asked_once = from_dict({**values, "method": "hiap", "distill": {"precompute": True}})
     assert estimate.train_macs(asked_once) == 3 * per_image * 3 * 1300 + per_image * 1352
     half = {**values, "method": "uniform", "budget": {"target_macs": 0.5}, "distill": {"alpha": 0}}

@@ -15,6 +15,7 @@ METHODS = {
     "l1": "l1 FFN",
     "taylor": "Taylor",
     "obs": "structured OBS (ours)",
+    "hiap_ranked": "HiAP + target from the order of structured OBS (ours)",
     "magnitude": "Head magnitude",
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",

@@ -21,7 +21,7 @@ from hiap.train.config import Config, ConfigError, OptimConfig
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
 GROWN = 1e3  # how much a gradient may grow where "at most" is said
 FEW = 200  # steps with a target below which HiAP is far behind a ranking that cuts at once
-GATED = ("hiap", "hiap_uniform")  # whose gates go the paper's way: the method, and its order of units as a control
+GATED = ("hiap", "hiap_uniform", "hiap_ranked")  # whose gates go the paper's way
 HARD_CONCRETE = (-0.1, 1.1, 2 / 3)  # limits and temperature of CoFi's gates (baselines/cofi.py)
 
 

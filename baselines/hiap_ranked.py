@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from baselines.ranking import require_plain
+from hiap.backbones.evening import even
 from hiap.beyond import obs
 from hiap.train.config import Config, ConfigError
 from hiap.train.device import pick_device
@@ -37,11 +38,12 @@ def stages(config: Config) -> list[Stage]:
 
 class Ranked(SinglePhase):
     def prepare(self, model: Any, context: Context) -> Any:
-        require_plain(model)
         chosen, device = options(context.config), pick_device(context.config.run.device)
         assert context.target is not None
+        whole = even(model)  # zeros where units are gone, which are worth least
+        require_plain(whole)
         images = looked_at(context, chosen["images"], device)
-        found = obs.rank(copy.deepcopy(model).to(device), images, prices=context.target.prices)
+        found = obs.rank(copy.deepcopy(whole).to(device), images, prices=context.target.prices)
         assert found.dims is not None
         assert found.neurons is not None
         gated = super().prepare(model, context)

@@ -279,7 +279,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("hiap", {"gates": {"lr": 0.2}}),
     ("hiap", {"gates": {"lr": 0.2}, "budget": {"settle": 0.5}}),
     ("hiap_uniform", {}),
-    ("hiap_ranked", {"options": {"images": 64, "spread": 0.5}}),
+    ("hiap_ranked", {"gates": {"lr": 0.2}, "options": {"images": 64, "spread": 0.5}}),
     ("random", {}),
     ("l1", {"budget": {"ranking": "global"}}),
     ("uniform", {"budget": {"noise": True}}),
@@ -298,6 +298,8 @@ def test_every_method_prunes_it_to_a_share_of_what_it_was(saved: Path, method: s
     small = hiap.load(Folders.of(config).model)
     assert record.size is not None
     assert record.size.dense_macs == hiap.macs(first, IMAGE)
+    if method.startswith("hiap"):
+        assert all((log.macs or 0) <= record.size.dense_macs for log in record.epochs), "what is gone is never open"
     if config.budget.target_params:
         assert 0.78 < record.size.params / cost.params(first) <= 0.85
     else:

@@ -32,7 +32,7 @@ from hiap.train.distributed import ALONE, World, joined, lost_another
 from hiap.train.journal import Journal, record_of
 from hiap.train.loop import Loop
 from hiap.train.measure import Measure, without_hits
-from hiap.train.reach import check_reach, few_steps, short_for_its_schedule
+from hiap.train.reach import GATED, check_reach, few_steps, short_for_its_schedule
 from hiap.train.record import (
     BlockShape,
     Folders,
@@ -295,7 +295,7 @@ class Run:
     def _begin(self) -> Any:
         """Return what the first stage prepares: HiAP's pruner evens a network by itself, and closes the gates of
         zeros."""
-        return self.start if self.config.method == "hiap" else self.whole
+        return self.start if self.config.method in GATED else self.whole
 
     def _handed_on(self, index: int) -> Any:
         """Return the network that a stage has left, with what is known of one that was pruned before."""

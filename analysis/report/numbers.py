@@ -18,7 +18,7 @@ from analysis.records import bench, names
 from analysis.records.names import fixed
 from analysis.records.results import Results, dense_units
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, comparisons, cuts, epochs, evidence, open_points, paired, scan
+from analysis.studies import budget, calibrate, comparisons, cuts, evidence, open_points, paired, scan
 from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
@@ -59,7 +59,7 @@ def _sources(answers: Answers) -> Iterator[Numbers]:
     yield of_evidence(results)
     yield of_cuts(results, cuts.GRID, "copies")
     yield of_cuts(results, cuts.PHOTOGRAPHS, "photographs")
-    yield of_trained_cuts(results)
+    yield of_second(results)
     yield of_scan(results)
     yield of_gaps(short)
     yield of_budget(results)
@@ -226,19 +226,31 @@ def of_cuts(results: Results, grid: str, name: str) -> Numbers:
     return found
 
 
-def of_trained_cuts(results: Results) -> Numbers:
-    """``trained.dense``, ``.networks``; ``trained.<ranking>.<epochs>`` at half of the MACs, ``.tmacs``, and what it is
-    ahead of HiAP with a target by, ``.diff``."""
-    runs = epochs.load(results)
-    if runs.empty:
+def of_second(results: Results) -> Numbers:
+    """``second.dense``, ``.seeds``, ``.epochs``, ``.primary`` tests of a ``.family``; ``second.<variant>.<kept>``: mean
+    top-1, and ``.tmacs``; ``second.minus.<variant>.<kept>.diff``, ``.difflow``, ``.diffhigh``: HiAP with a target minus
+    it, of primary tests with ``.words``."""
+    pair = evidence.SECOND
+    runs = evidence.load(results, pair.grid)
+    if len(seeds_ := evidence.whole(runs, pair)) < evidence.FEWEST:
         return {}
-    found = {"trained.dense": fixed(cuts.dense(results, epochs.GRID), 1)}
-    for row in epochs.accuracies(runs).to_dict("records"):
-        key = f"trained.{row['ranking']}.{row['epochs']:.0f}"
+    found = {
+        "second.dense": fixed(runs.loc[runs["label"] == "dense", "top1"].mean(), 1),
+        "second.seeds": str(len(seeds_)),
+        "second.primary": str(len(pair.primary)),
+        "second.family": str(pair.family),
+        "second.epochs": f"{runs.loc[runs['variant'] == evidence.REFERENCE, 'epochs'].mode().iloc[0]:g}",
+    }
+    for row in evidence.accuracies(runs).dropna(subset="target").to_dict("records"):
+        key = f"second.{row['variant']}.{_kept(row['target'])}"
         found |= {key: fixed(row["top1"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
-        ends = {"diff": row["difference"], "difflow": row["difference_low"], "diffhigh": row["difference_high"]}
+    for row in evidence.against(runs, pair).to_dict("records"):
+        key = f"second.minus.{row['variant']}.{_kept(row['target'])}"
+        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
         found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
-        found["trained.networks"] = str(row["n"])
+        if row["primary"]:
+            side = "ahead of" if row["difference"] > 0 else "behind"
+            found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
     return found
 
 

@@ -15,6 +15,8 @@ from analysis.studies import comparisons, evidence, knobs, paired
 
 AGAINST = {"uniform-noise": "Uniform under gate noise (control)", "uniform": "Uniform (exploratory)"}
 
+CONTROL = f" ({names.CONTROL})"
+
 Means = dict[str, dict[Any, Any]]  # a row of evidence.accuracies by its label
 WIDTH = 125
 
@@ -111,7 +113,7 @@ def _shape(results: Results, pair: evidence.Pair) -> list[str]:
 
 def _explored(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons, with intervals and without a verdict."""
-    said = _behind(runs, pair)
+    said = [*_controls(runs, pair), *_behind(runs, pair)]
     tuned = evidence.finetuning(runs).sort_values("target", ascending=False)
     if len(tuned):
         own = tuned["label"].str.contains("settled")
@@ -139,10 +141,25 @@ def _explored(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     return said
 
 
+def _controls(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
+    """What no one would choose, at the same target: units without sizes, sizes without units, a shape alone."""
+    rows = evidence.against(runs, pair)
+    mine = rows["title"].astype(str).str.endswith(CONTROL) & ~rows["primary"].astype(bool)
+    mine &= rows["target"].isin({target for target, _ in pair.primary})
+    rows = rows[mine].sort_values(["target", "difference"], ascending=False)
+    said = []
+    for _, own in rows.groupby("target", sort=False):
+        shown = [f"{row['title'].removesuffix(CONTROL)} {_ends(row)}" for row in own.to_dict("records")]
+        how = f"Controls {_name(own['target'].iloc[0])} (exploratory, {names.count(own['n'])} seeds)"
+        said.append(f"{how}, {TARGETED} minus: {'; '.join(shown)}.")
+    return said
+
+
 def _behind(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
     rows = evidence.against(runs, pair)
     mine = (rows["method"] == evidence.REFERENCE) | rows["primary"].astype(bool)
+    mine |= rows["title"].astype(str).str.endswith(CONTROL)
     rows = rows[~mine & evidence.as_long(rows, runs) & (rows["high"] < 0)].sort_values("target", ascending=False)
     shown = [
         f"{row['title']} {_name(row['target'])} {_ends(row)} ({row['n']} seeds, {row['train_macs'] / 1e12:.1f} : "

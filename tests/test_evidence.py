@@ -297,8 +297,8 @@ def test_controls_have_the_target_of_the_run_whose_sizes_they_have(tmp_path: Pat
     rows = evidence.against(runs, evidence.SECOND).set_index("variant")
     assert set(rows.index) == {"same_sizes", "scratch", "obs_qk", "obs-cost"}
     assert (rows["target"] == 0.5).all()
-    assert rows["title"]["same_sizes"] == "Sizes of HiAP + target, random units (control)"
-    assert rows["title"]["scratch"] == "Shape of HiAP + target from scratch (control)"
+    assert rows["title"]["same_sizes"] == "Same sizes, random units (control)"
+    assert rows["title"]["scratch"] == "Same shape from scratch (control)"
     assert rows["title"]["obs_qk"] == names.VARIANTS["obs_qk"]
     assert rows["title"]["obs-cost"] == "structured OBS (ours), for the TMACs of HiAP + target"
     longer = runs.assign(epochs=runs["epochs"].where(runs["variant"] != "obs-cost", 9))  # a made-up record has one bill

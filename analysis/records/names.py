@@ -40,12 +40,12 @@ CONTROLS = {  # what no one would choose: they say what training, a teacher or n
     "dense-noise": "Dense, gate noise",
     "uniform-noise": "Uniform, gate noise",
 }
-CONTROLS |= {  # of HiAP with a target
-    "same_sizes": "Sizes of HiAP + target, random units",
-    "same_sizes-ramp": "Sizes of HiAP + target, random units closed along its ramp",
-    "hiap_uniform": "Units of HiAP + target, uniform sizes",
-    "scratch": "Shape of HiAP + target from scratch",
-    "scratch-cost": "Shape of HiAP + target from scratch, for its TMACs",
+CONTROLS |= {  # the same as HiAP with a target has
+    "same_sizes": "Same sizes, random units",
+    "same_sizes-ramp": "Same sizes, random units, along the ramp",
+    "hiap_uniform": "Same order of units, uniform sizes",
+    "scratch": "Same shape from scratch",
+    "scratch-cost": "Same shape from scratch, for the same TMACs",
 }
 VARIANTS = {  # of a method, with a name of their own
     "obs_qk": "structured OBS, Q and K narrower too (ours)",

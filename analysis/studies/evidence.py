@@ -192,6 +192,7 @@ def drawn(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     """The lines of the figure of all methods: ``against`` at equal epochs, then the pairs that both have twice as many,
     then other forms of HiAP (``group``). ``judged``: a primary test."""
     rows = against(runs, pair)
+    rows = rows[as_long(rows, runs) | rows["primary"].astype(bool)]
     rows = rows[~aside(rows["variant"]) | (rows["method"] == REFERENCE)]
     own = (rows["method"] == REFERENCE) & ~rows["variant"].str.contains("long")
     rows = rows[(rows["method"] != REFERENCE) | own].assign(group="", judged=rows["primary"].astype(bool))

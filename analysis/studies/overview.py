@@ -179,24 +179,27 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     tested = rows[rows["primary"].astype(bool)]
     if tested.empty:
         return ""
-    sides = {side: dict[str, list[str]]() for side in ("ahead of", "behind", "undecided against")}
+    sides = {side: dict[str, list[tuple[str, str]]]() for side in ("ahead of", "behind", "undecided against")}
     for row in tested.sort_values("target", ascending=False).to_dict("records"):
         side = ("ahead of" if row["difference"] > 0 else "behind") if row["decided"] else "undecided against"
-        sides[side].setdefault(row["title"], []).append(f"{100 * row['target']:.0f}")
-    found = [
-        f"{side} {names.listed([f'{title} at {names.listed(at)} %' for title, at in whom.items()])}"
-        for side, whom in sides.items()
-        if whom
-    ]
+        shown = (f"{100 * row['target']:.0f}", f"{row['difference']:+.1f}")
+        sides[side].setdefault(row["title"], []).append(shown)
+    found = [f"{side} {names.listed(list(map(_at, whom.items())))}" for side, whom in sides.items() if whom]
     seeds, others = names.count(tested["n"]), rows[~rows["primary"].astype(bool)]
     said = [
         f"On {pair.data} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's correction), "
-        f"{OURS} is {', and '.join(found)}; "
-        f"{_bill(runs, list(dict.fromkeys(tested['title'])))}.",
+        f"{OURS} is {', and '.join(found)} points; "
+        f"{_bill(runs, list(dict.fromkeys(tested['title'])), tested['target'].min())}.",
         _exploratory(others) if exploratory else "",
         pair.note,
     ]
     return " ".join(filter(None, said))
+
+
+def _at(whom: tuple[str, list[tuple[str, str]]]) -> str:
+    """'Taylor at 50 and 35 % (-0.3, -0.4)'."""
+    title, shown = whom
+    return f"{title} at {names.listed([cut for cut, _ in shown])} % ({', '.join(points for _, points in shown)})"
 
 
 def _exploratory(rows: pd.DataFrame) -> str:
@@ -217,11 +220,11 @@ def _epochs(runs: pd.DataFrame) -> str:
     return f"{runs.loc[runs['variant'] == evidence.REFERENCE, 'epochs'].mode().iloc[0]:g}"
 
 
-def _bill(runs: pd.DataFrame, titles: list[str]) -> str:
-    """The training MACs at the deepest cut, of HiAP with a target and of these."""
+def _bill(runs: pd.DataFrame, titles: list[str], target: float) -> str:
+    """The training MACs at a target, of HiAP with one and of these."""
     rows = evidence.accuracies(runs).dropna(subset="target")
-    deepest = rows[(rows["target"] == rows["target"].min()) & ~evidence.aside(rows["variant"])]
-    paid = deepest.set_index("title")["train_macs"] / 1e12
-    own = paid[deepest.loc[deepest["variant"] == evidence.REFERENCE, "title"].item()]
-    theirs = names.listed([f"{title}'s {paid[title]:.1f}" for title in titles if title in paid])
-    return f"its training takes {own:.1f} TMACs at {100 * deepest['target'].iloc[0]:.0f} %, {theirs}"
+    mine = rows[(rows["target"] == target) & ~evidence.aside(rows["variant"])]
+    paid = mine.set_index("title")["train_macs"] / 1e12
+    own = paid[mine.loc[mine["variant"] == evidence.REFERENCE, "title"].item()]
+    theirs = names.listed([f"with {title} {paid[title]:.1f}" for title in titles if title in paid])
+    return f"training at {100 * target:.0f} % takes {own:.1f} TMACs, {theirs}"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import calibrate, checklist, cuts, epochs, evidence, frontier, knobs, overview, scan, words
+from analysis.studies import calibrate, checklist, cuts, evidence, frontier, knobs, overview, scan, words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.config import ConfigError
@@ -23,7 +23,6 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
     """Every block by name; computed when a page asks for it. ``found``: the ledger's verdicts."""
     return {
         "results": lambda: overview.table(results),
-        "results-newest": lambda: overview.table(results, overview.newest(results)),
         "verdict": lambda: overview.verdict(results),
         "verdict-newest": lambda: overview.verdict(results, overview.newest(results), exploratory=False),
         "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading
@@ -35,8 +34,6 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "cuts": lambda: cuts.table(results),
         "photographs": lambda: cuts.table(results, cuts.PHOTOGRAPHS),
         "cut": lambda: cuts.sentence(results),
-        "epochs": lambda: epochs.table(results),
-        "trained": lambda: epochs.sentence(results),
         "tuned": lambda: knobs.table(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Hashable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,8 +72,7 @@ def _note(results: Results, runs: pd.DataFrame, found: pd.DataFrame) -> str:
     text = (
         f"Dense: {dense:.1f} %. {networks} networks, {images:,.0f} test images. In brackets: minus HiAP + target "
         "(ours) after as many epochs, in points, with an interval of 95 % over networks and images; and the TMACs of "
-        "training, search and teacher. All but HiAP have least squares behind the cut. Exploratory; nothing was tuned "
-        "on these images."
+        f"training, search and teacher. All but HiAP have least squares behind the cut; {_how(results)}."
     )
     return textwrap.fill(text, width=125)
 
@@ -91,22 +88,6 @@ def _cell(own: pd.DataFrame, epochs: float) -> str:
     return f"{row['top1']:.1f} ({row['difference']:+.1f}{ends}; {cost})"
 
 
-def sentence(results: Results) -> str:
-    """What the longest training leaves of each method, and the difference from HiAP with a target."""
-    runs = load(results)
-    if not (runs["ranking"] == REFERENCE).any():
-        return names.nothing(GRID)
-    found = accuracies(runs)
-    longest = found["epochs"].max()
-    last = found[found["epochs"] == longest].sort_values("top1", ascending=False)
-    has = [_said(row) for row in last.to_dict("records")]
-    text = (
-        f"With {longest:.0f} epochs of training at 50 % ({names.count(last['n'])} networks; {_how(results)}): "
-        f"{names.listed(has)}."
-    )
-    return textwrap.fill(text, width=125)
-
-
 def _how(results: Results) -> str:
     """What has to be said of the setting: nothing was tuned, or how far from it tuning came out since then."""
     tuned, records = knobs.tried(knobs.load(results)), results.finished(GRID)
@@ -116,11 +97,3 @@ def _how(results: Results) -> str:
     if rates.nunique() != 1 or len(used) != 1 or rates.iloc[0] in used:
         return "untuned, exploratory"
     return f"exploratory, cuts at {used.pop() / rates.iloc[0]:g} times their tuned rate"
-
-
-def _said(row: dict[Hashable, Any]) -> str:
-    cost = f"{row['train_macs'] / 1e12:.0f} TMACs"
-    if row["ranking"] == REFERENCE:
-        return f"{row['title']}, the only one without least squares, {row['top1']:.1f} % ({cost})"
-    ends = "" if pd.isna(row["difference_low"]) else f" [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
-    return f"{row['title']} {row['top1']:.1f} % ({cost}; {row['difference']:+.1f}{ends} from HiAP)"

@@ -174,10 +174,15 @@ def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(whole, (3, 16, 16))
 
 
-def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: Path) -> None:
+def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: Path, capsys: Any) -> None:
     assert prune(saved, "--data", splits, "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 0
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(hiap.load(saved), (3, 16, 16))
     assert len(list((tmp_path / "small-run" / "runs").rglob("*.json"))) == 1
+    other = hiap.load(saved)
+    nn.init.normal_(other.head.weight)
+    hiap.save(other, tmp_path / "other")
+    assert prune(tmp_path / "other", "--data", splits, "--out", tmp_path / "small", "--epochs", 1, "--images", 16) == 2
+    assert "small-run: holds the run of another network; delete it, or choose another --out" in capsys.readouterr().err
 
 
 def test_a_network_of_any_patch_is_trained_on_and_a_slash_behind_the_folder_is_none(

@@ -153,6 +153,7 @@ def _trained(model: Any, options: argparse.Namespace) -> Any:
     root = Path(f"{options.out}-run")
     if even(model) is not model:
         raise ConfigError(f"--epochs {options.epochs}: is for a network that was not pruned before")
+    _require_own(root / "dense", model)
     hiap.save(model, root / "dense")
     budget = {k: v for k, v in _target(options).items() if v is not None and k != "latency"}
     values = {
@@ -169,6 +170,17 @@ def _trained(model: Any, options: argparse.Namespace) -> Any:
     config = from_dict(values, "hiap prune --epochs")
     run.run(config)
     return hiap.load(Folders.of(config).model)
+
+
+def _require_own(folder: Path, model: Any) -> None:
+    """Raise ``ConfigError`` if an earlier run, which would be gone on with, started from another network."""
+    import hiap
+
+    if not folder.is_dir():
+        return
+    there, here = hiap.load(folder).state_dict(), model.state_dict()
+    if there.keys() != here.keys() or any(not there[name].equal(value) for name, value in here.items()):
+        raise ConfigError(f"{folder.parent}: holds the run of another network; delete it, or choose another --out")
 
 
 def _measured(model: Any, small: Any, batches: Sequence[Batch]) -> Accuracy:

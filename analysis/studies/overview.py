@@ -51,12 +51,13 @@ def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
     for pair in pairs:
         runs = evidence.load(results, pair.grid)
         if len(runs):
-            yield from _trained(results, runs, pair, only=len(pairs) == 1)
+            yield from _trained(runs, pair, only=len(pairs) == 1)
+    yield from _last_ffn(results, pairs)
     yield from _budgets(results)
     yield from _timed(results)
 
 
-def _trained(results: Results, runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
+def _trained(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
     """Differences in points of top-1 that the paper prints, each on this pair, the ``only`` one of the table or not."""
     table2, table3 = (published.table(name) for name in (published.TABLE2, published.TABLE3))
     third = table3.set_index("method")["final_acc"].groupby(level=0).max()
@@ -92,13 +93,21 @@ def _trained(results: Results, runs: pd.DataFrame, pair: evidence.Pair, only: bo
         gained = ", ".join(_points(Interval(*row)) for row in tuned[["difference", "low", "high", "n"]].to_numpy())
         what = f"Three more epochs, no teacher, at {', '.join(f'{100 * target:.0f}' for target in tuned['target'])} %"
         yield Line(what, "not needed", gained, _on(pair, names.count(tuned["n"]), only))
-    gone, networks = evidence.last_ffns(results, pair.grid)
-    if networks:
+
+
+def _last_ffn(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
+    found = [
+        (gone, networks, _short(pair))
+        for pair in pairs
+        for gone, networks in [evidence.last_ffns(results, pair.grid)]
+        if networks
+    ]
+    if found:
         ends = [published.last_state(figure)["neurons"].iloc[-1] == 0 for figure in published.HEAT_MAPS]
-        printed = f"always (text); {sum(ends)} of {len(ends)} figures"
         digits, few = evidence.last_ffns(results, DIGITS)
-        lost = f"{gone} of {networks} networks" + (f"; {digits} of {few} on digits" if few else "")
-        yield Line("The last FFN is removed", printed, lost, _on(pair, None, only))
+        named = [*found, *([(digits, few, "digits")] if few else [])]
+        lost = names.listed([f"{gone} of {networks} on {where}" for gone, networks, where in named])
+        yield Line("The last FFN is removed", f"always (text); {sum(ends)} of {len(ends)} figures", lost, f"{OURS}, networks")
 
 
 def _rule(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
@@ -114,7 +123,12 @@ def _points(ends: Interval) -> str:
 
 
 def _on(pair: evidence.Pair, n: object, only: bool, what: str = OURS) -> str:
-    return ", ".join([what, *([] if only else [pair.data]), *([] if n is None else [f"{n} seeds"])])
+    return ", ".join([what, *([] if only else [_short(pair)]), f"{n} seeds"])
+
+
+def _short(pair: evidence.Pair) -> str:
+    """The data without their size."""
+    return pair.data.partition(" at ")[0]
 
 
 def _budgets(results: Results) -> Iterator[Line]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_evidence import put
 
 from analysis.records.results import REPOSITORY, Results
 from analysis.studies import knobs
@@ -65,3 +68,14 @@ def test_the_study_has_what_tuning_took() -> None:
                 section, _, key = knob.partition(".")
                 value = getattr(getattr(run.config, section), key)
                 assert value == pytest.approx(taken.get((method, knob), knobs.MIDDLE[knob])), (run.label, knob)
+
+
+def test_what_an_ordered_start_adds_is_told_at_each_budget_that_was_run(tmp_path: Path) -> None:
+    assert "--grid cifar10_ranked" in knobs.ranked(Results(tmp_path)), "nothing yet"
+    put(tmp_path, "hiap-gates0.2-65", "hiap", 0, 70, knobs.GRID, budget={"target_macs": 0.35})
+    put(tmp_path, "hiap-gates0.4-65", "hiap", 0, 90, knobs.GRID, budget={"target_macs": 0.35}, gates={"lr": 0.4})
+    put(tmp_path, "hiap_ranked-65", "hiap_ranked", 0, 75, knobs.RANKED, budget={"target_macs": 0.35})
+    said = " ".join(knobs.ranked(Results(tmp_path)).split())
+    assert "at 35 % of the MACs" in said
+    assert "at 50 %" not in said
+    assert re.search(r"\(\+[45]\.\d \[\+\d\.\d, \+\d\.\d\]\)", said)

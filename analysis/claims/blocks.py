@@ -35,6 +35,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "photographs": lambda: cuts.table(results, cuts.PHOTOGRAPHS),
         "cut": lambda: cuts.sentence(results),
         "tuned": lambda: knobs.table(results),
+        "ranked": lambda: knobs.ranked(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),
         "scan": lambda: scan.table(results),

@@ -14,8 +14,9 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
+from analysis.studies import paired
 
-GRID = "cifar10_tune"
+GRID, RANKED = "cifar10_tune", "cifar10_ranked"
 RATE = "optim.lr"
 KNOBS = {"hiap": "gates.lr", "obs": "budget.rounds", "taylor": "budget.rounds", "vit_slim": "search.w_attn"}
 MIDDLE = {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, RATE: 1e-4}
@@ -110,3 +111,27 @@ def sentence(results: Results, grid: str = GRID) -> str:
     return (
         f"Taken: {'; '.join(shown)}. {ends or 'None'} of {taken['title'].nunique()} methods end on an edge of a range."
     )
+
+
+def ranked(results: Results) -> str:
+    """What HiAP gains from gates that start in the order of structured OBS (grid ``RANKED``), on the network, the
+    images and with the settings that tuning took."""
+    own, plain = paired.load(results, RANKED), paired.load(results, GRID)
+    plain = plain[plain["label"].str.startswith(f"hiap-gates{MIDDLE['gates.lr']:g}-")] if len(plain) else plain
+    said = []
+    for target in TARGETS:
+        both = [runs[(runs["target"] == target) & (runs["method"] != "dense")] for runs in (own, plain)]
+        if all(len(runs) for runs in both):
+            gain = paired.over_images(*both)
+            tops = [runs["top1"].item() for runs in both]
+            said.append(
+                f"{tops[0]:.1f} % at {100 * target:.0f} % of the MACs, where {tops[1]:.1f} % is left by gates that all "
+                f"start alike ({gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}])"
+            )
+    if not said:
+        return names.nothing(RANKED)
+    text = (
+        f"Gates that start in the order of structured OBS (`method=hiap_ranked`, ours; exploratory) leave "
+        f"{names.listed(said)}; one network, intervals over its validation images."
+    )
+    return textwrap.fill(text, 125)

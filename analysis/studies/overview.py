@@ -43,7 +43,8 @@ def newest(results: Results) -> tuple[evidence.Pair, ...]:
 
 def table(results: Results, pairs: Sequence[evidence.Pair] | None = None) -> str:
     """The lines of ``pairs``, by default those that are ``judged``, as Markdown; what no record answers is left out."""
-    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, judged(results) if pairs is None else pairs)]
+    newest_first = judged(results)[::-1] if pairs is None else pairs
+    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, newest_first)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -107,7 +108,8 @@ def _last_ffn(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line
         digits, few = evidence.last_ffns(results, DIGITS)
         named = [*found, *([(digits, few, "digits")] if few else [])]
         lost = names.listed([f"{gone} of {networks} on {where}" for gone, networks, where in named])
-        yield Line("The last FFN is removed", f"always (text); {sum(ends)} of {len(ends)} figures", lost, f"{OURS}, networks")
+        printed = f"always (text); {sum(ends)} of {len(ends)} figures"
+        yield Line("The last FFN is removed", printed, lost, f"{OURS}, networks")
 
 
 def _rule(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]:
@@ -178,9 +180,9 @@ def _everywhere(results: Results) -> str:
 
 
 def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *, exploratory: bool = True) -> str:
-    """Per pair: what the tests that were fixed beforehand say of HiAP + target (ours), with the training bills, and
-    the ``exploratory`` differences, without a verdict."""
-    said = [_tested(evidence.load(results, pair.grid), pair, exploratory) for pair in pairs]
+    """Per pair, the newest first: what the tests that were fixed beforehand say of HiAP + target (ours), with the
+    training bills, and the ``exploratory`` differences, without a verdict."""
+    said = [_tested(evidence.load(results, pair.grid), pair, exploratory) for pair in reversed(pairs)]
     text = " ".join(filter(None, said)) or "No comparison has been run yet."
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 

@@ -37,7 +37,7 @@ def test_the_sentence_takes_its_sides_from_the_records(root: Path) -> None:  # n
     said = " ".join(overview.verdict(Results(root)).split())
     at = r"at 50 and 35 % \(-\d\.\d, -\d\.\d\)"
     assert re.search(re.escape(names.TARGETED) + f" is behind ViT-Slim {at} and Taylor {at} points; training", said)
-    assert re.search(r"training at 35 % takes [\d.]+ TMACs, with \S+ [\d.]+ and with \S+ [\d.]+\.", said)
+    assert re.search(r"training to 35 % takes [\d.]+ TMACs, with \S+ [\d.]+ and with \S+ [\d.]+\.", said)
     assert "Exploratory differences in points, at 50 and 35 %: from Uniform +" in said
     assert "gate noise" not in said, "a control is no method"
 

@@ -234,8 +234,10 @@ def of_second(results: Results) -> Numbers:
     runs = evidence.load(results, pair.grid)
     if len(seeds_ := evidence.whole(runs, pair)) < evidence.FEWEST:
         return {}
+    runs = evidence.judged_seeds(runs, pair)
     found = {
         "second.dense": fixed(runs.loc[runs["label"] == "dense", "top1"].mean(), 1),
+        "second.dense.tmacs": fixed(runs.loc[runs["label"] == "dense", "train_macs"].mean() / 1e12, 1),
         "second.seeds": str(len(seeds_)),
         "second.primary": str(len(pair.primary)),
         "second.family": str(pair.family),

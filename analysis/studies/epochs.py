@@ -96,4 +96,5 @@ def _how(results: Results) -> str:
     used = {record.config.optim.lr for record in records if record.config.name in set(tuned["method"])}
     if rates.nunique() != 1 or len(used) != 1 or rates.iloc[0] in used:
         return "untuned, exploratory"
-    return f"exploratory, cuts at {used.pop() / rates.iloc[0]:g} times their tuned rate"
+    whose = names.listed([names.METHODS[name] for name in sorted(cuts_ & set(tuned["method"]))])
+    return f"exploratory, cuts at {used.pop() / rates.iloc[0]:g} times the rate that tuning then took for {whose}"

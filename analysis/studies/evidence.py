@@ -42,8 +42,9 @@ PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit
 FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
 AGAINST = tuple((target, against) for target in (0.5, 0.35) for against in ("obs", "taylor", "vit_slim"))
 ON_CIFAR = "CIFAR-10 (JPEG copies) at 56 pixels"
+LEAST_SQUARES = "All but HiAP have least squares behind the cut."
 SECOND = Pair(
-    "cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, family=12
+    "cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, LEAST_SQUARES, family=12
 )  # with Imagenette's six
 PAIRS = (FIRST, SECOND)  # another study is one more line here
 FEWEST = 3  # seeds that a primary test needs
@@ -114,6 +115,13 @@ def whole(runs: pd.DataFrame, pair: Pair) -> list[int]:
     own = own.drop_duplicates(["target", "variant", "seed"])
     counts = own["seed"].value_counts()
     return sorted(counts.index[counts == len(own.drop_duplicates(["target", "variant"]))])
+
+
+def judged_seeds(runs: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+    """``runs`` of the seeds that are ``whole``, where they are enough to be judged: means beside tests are of the same
+    networks."""
+    seeds = whole(runs, pair)
+    return runs[runs["seed"].isin(seeds)] if len(seeds) >= FEWEST else runs
 
 
 def differences(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:

@@ -67,7 +67,8 @@ def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:
 
 def table(results: Results) -> str:
     """Markdown: of each target who is on the frontier, cheapest first."""
-    grid, found = source(results), candidates(load(results), NETWORKS)
+    grid, runs = source(results), load(results)
+    found = candidates(runs, NETWORKS)
     if found.empty:
         return names.nothing(grid)
     lines = [
@@ -80,7 +81,7 @@ def table(results: Results) -> str:
         lines.append(f"| {left} | {cost} | {row['epochs']:.0f} | {row['title']} | {row['top1']:.1f}{ends} |")
     trained = sorted(found.loc[found["epochs"] > 0, "target"].unique(), reverse=True)
     note = (
-        f"{names.count(found['n'])} networks, dense {cuts.dense(results, grid):.1f} %; of {len(found)} "
+        f"{names.count(found['n'])} networks, dense {cuts.dense(results, grid, runs['seed']):.1f} %; of {len(found)} "
         f"candidates. Training was tried at {names.listed([f'{100 * target:.0f}' for target in trained])} % alone."
     )
     return "\n".join([*lines, "", textwrap.fill(note, width=125)])

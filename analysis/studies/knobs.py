@@ -7,6 +7,7 @@ its mean top-1 over the budgets; the best is taken where it beats the middle by 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from operator import attrgetter
 
 import numpy as np
@@ -108,9 +109,18 @@ def sentence(results: Results, grid: str = GRID) -> str:
     groups = taken.assign(words=values).groupby("title", sort=False)["words"]
     shown = [f"{title}: {names.listed(list(words))}" for title, words in groups]
     ends = taken.loc[taken["edge"], "title"].nunique()
-    return (
-        f"Taken: {'; '.join(shown)}. {ends or 'None'} of {taken['title'].nunique()} methods end on an edge of a range."
-    )
+    said = f"Taken: {'; '.join(shown)}. Of {taken['title'].nunique()} methods {ends or 'none'} takes the end of a range"
+    kept = list(_ahead_at_an_end(rows))
+    more = f"; less than half a point ahead of the middle, which stays, at an end: {names.listed(kept)}" if kept else ""
+    return f"{said}{more}."
+
+
+def _ahead_at_an_end(rows: pd.DataFrame) -> Iterator[str]:
+    """Knobs whose best value ends its range and was not taken."""
+    for (title, knob), own in rows.groupby(["title", "knob"], sort=False):
+        best = own.loc[own["score"].idxmax()]
+        if len(own) > 2 and not best["taken"] and best["value"] in (own["value"].min(), own["value"].max()):
+            yield f"{title}, {WORDS[str(knob)]} {best['value']:g}"
 
 
 def ranked(results: Results) -> str:
@@ -132,6 +142,6 @@ def ranked(results: Results) -> str:
         return names.nothing(RANKED)
     text = (
         f"Gates that start in the order of structured OBS (`method=hiap_ranked`, ours; exploratory) leave "
-        f"{names.listed(said)}; one network, intervals over its validation images."
+        f"{names.listed(said)}; one seed, intervals over its validation images: other seeds may differ by as much."
     )
     return textwrap.fill(text, 125)

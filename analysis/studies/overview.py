@@ -50,7 +50,7 @@ def table(results: Results, pairs: Sequence[evidence.Pair] | None = None) -> str
 
 def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
     for pair in pairs:
-        runs = evidence.load(results, pair.grid)
+        runs = evidence.judged_seeds(evidence.load(results, pair.grid), pair)
         if len(runs):
             yield from _trained(runs, pair, only=len(pairs) == 1)
     yield from _last_ffn(results, pairs)
@@ -188,6 +188,7 @@ def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *
 
 
 def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
+    runs = evidence.judged_seeds(runs, pair)
     rows = evidence.against(runs, pair)
     control = rows["title"].str.endswith(f"({names.CONTROL})") | (rows["method"] == evidence.REFERENCE)
     rows = rows[~control & (evidence.as_long(rows, runs) | rows["primary"].astype(bool))]
@@ -243,4 +244,4 @@ def _bill(runs: pd.DataFrame, titles: list[str], target: float) -> str:
     paid = mine.set_index("title")["train_macs"] / 1e12
     own = paid[mine.loc[mine["variant"] == evidence.REFERENCE, "title"].item()]
     theirs = names.listed([f"with {title} {paid[title]:.1f}" for title in titles if title in paid])
-    return f"training at {100 * target:.0f} % takes {own:.1f} TMACs, {theirs}"
+    return f"training to {100 * target:.0f} % takes {own:.1f} TMACs, {theirs}"

@@ -28,6 +28,7 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
         return f"Not run yet: `python slurm/launch_grid.py --grid {pair.grid}`."
     if len(evidence.whole(runs, pair)) < evidence.FEWEST:
         return _so_far(runs, pair)
+    runs = evidence.judged_seeds(runs, pair)
     means: Means = {row["label"]: row for row in evidence.accuracies(runs).to_dict("records")}
     compared = {(row["variant"], row["target"]): row for row in evidence.against(runs, pair).to_dict("records")}
     targets = sorted({target for target, _ in pair.primary}, reverse=True)
@@ -40,7 +41,8 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
     caption = (
         f"*Points of top-1 with 95 % intervals over {n} seeds and {images:,} test images; decided: after Holm's "
         f"correction for {pair.family or len(pair.primary)} tests; TMACs of training, the method's : its own. "
-        f"{len(runs)} runs on one {machines(runs['device_name'])}.*"
+        f"{len(runs)} runs on one {machines(runs['device_name'])}. {pair.note}".rstrip()
+        + "*"
     )
     said = [_levels(means), *_shape(results, pair), *_explored(runs, pair), *_edges(results, pair)]
     return "\n\n".join(["\n".join(lines), textwrap.fill(caption, WIDTH), _items(said)])

@@ -204,8 +204,8 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     found = [f"{side} {names.listed(list(map(_at, whom.items())))}" for side, whom in sides.items() if whom]
     seeds, others = names.count(tested["n"]), rows[~rows["primary"].astype(bool)]
     said = [
-        f"On {_short(pair)} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's correction), "
-        f"{OURS} is {', and '.join(found)} points; "
+        f"On {_short(pair)} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's "
+        f"correction), {OURS} is {', and '.join(found)} points; "
         f"{_bill(runs, list(dict.fromkeys(tested['title'])), tested['target'].min())}.",
         _exploratory(others) if exploratory else "",
         pair.note,

@@ -15,7 +15,6 @@ METHODS = {
     "l1": "l1 FFN",
     "taylor": "Taylor",
     "obs": "structured OBS (ours)",
-    "hiap_ranked": "HiAP + target from the order of structured OBS (ours)",
     "magnitude": "Head magnitude",
     "vit_slim": "ViT-Slim",
     "cofi": "CoFi",
@@ -52,6 +51,7 @@ VARIANTS = {  # of a method, with a name of their own
     "obs_qk_16": "structured OBS, Q and K narrower too, widths in multiples of 16 (ours)",
     "obs_labels": "structured OBS, weights from labels (ours)",
     "group_taylor": "Torch-Pruning, GroupTaylor",
+    "hiap_ranked": "HiAP + target from the order of structured OBS (ours)",
 }
 FORMS = {"faithful": "", "rate-0.2": "gates' rate 0.2", "lower-rate": "weights' rate 5e-5", "long": "twice the epochs",
          "other": "in one round", "layer": "per layer", "rounds": "in rounds", "global": "all layers",

@@ -118,9 +118,10 @@ def sentence(results: Results, grid: str = GRID) -> str:
 def _ahead_at_an_end(rows: pd.DataFrame) -> Iterator[str]:
     """Knobs whose best value ends its range and was not taken."""
     for (title, knob), own in rows.groupby(["title", "knob"], sort=False):
-        best = own.loc[own["score"].idxmax()]
-        if len(own) > 2 and not best["taken"] and best["value"] in (own["value"].min(), own["value"].max()):
-            yield f"{title}, {WORDS[str(knob)]} {best['value']:g}"
+        scored = own.dropna(subset="score").sort_values("score").to_dict("records")
+        ends = (own["value"].min(), own["value"].max()) if len(own) > 2 else ()
+        if scored and not scored[-1]["taken"] and scored[-1]["value"] in ends:
+            yield f"{title}, {WORDS[str(knob)]} {scored[-1]['value']:g}"
 
 
 def ranked(results: Results) -> str:

@@ -119,6 +119,11 @@ def titles(rows: pd.DataFrame, column: str = "label") -> list[str]:
     return list(map(title, rows[column], rows["method"], aims, rows.get("steps", nothing)))
 
 
+def controls(titles: pd.Series) -> pd.Series:
+    """Which ``titles`` are of ``CONTROLS``."""
+    return titles.astype(str).str.endswith(f"({CONTROL})")
+
+
 def reading(label: str) -> str:
     """A reading of an open point, as grid sensitivity labels it: 'A6-rate-0.2' is 'A6: rate 0.2'."""
     points = re.match(r"(?:A\d+-)+", label)

@@ -6,7 +6,7 @@ r"""Every number that ``paper/paper.tex`` may use, as TeX, by name: from records
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -144,8 +144,7 @@ def of_evidence(results: Results) -> Numbers:
         key = f"evidence.minus.{row['variant']}.{_kept(row['target'])}"
         found |= _short(row, key, interval)
         if row["primary"]:
-            side = "ahead of" if row["difference"] > 0 else "behind"
-            found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
+            found[f"{key}.words"] = _side(row)
     for row in evidence.finetuning(runs).to_dict("records"):
         found |= _short(row, f"evidence.tuned.{row['label']}", interval)
     for row in evidence.settled(runs).to_dict("records"):
@@ -159,6 +158,12 @@ def of_evidence(results: Results) -> Numbers:
     return (
         found | _judged_at_papers_shape(runs) | _tuned(results) | _untrained(results) | _left_at_papers_shape(results)
     )
+
+
+def _side(row: dict[Any, Any]) -> str:
+    """A primary test in words."""
+    side = "ahead of" if row["difference"] > 0 else "behind"
+    return f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
 
 
 def _judged_at_papers_shape(runs: pd.DataFrame) -> Numbers:
@@ -251,8 +256,7 @@ def of_second(results: Results) -> Numbers:
         ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
         found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
         if row["primary"]:
-            side = "ahead of" if row["difference"] > 0 else "behind"
-            found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly ahead of or behind"
+            found[f"{key}.words"] = _side(row)
     return found
 
 

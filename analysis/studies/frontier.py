@@ -53,7 +53,7 @@ def load(results: Results) -> pd.DataFrame:
     """All networks with a target that were made of the same dense networks: trained (``source``), or cut and corrected
     (``cifar10_cut``)."""
     runs, bare = evidence.load(results, source(results)), cuts.load(results)
-    trained = runs[runs["target"].notna() & ~runs["title"].astype(str).str.endswith(f"({names.CONTROL})")]
+    trained = runs[runs["target"].notna() & ~names.controls(runs["title"])]
     rows = pd.concat([trained, bare[bare["corrected"]]], ignore_index=True)
     return rows[rows["seed"].isin(_alike(runs, paired.load(results, cuts.GRID)))]
 

@@ -190,7 +190,7 @@ def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *
 def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     runs = evidence.judged_seeds(runs, pair)
     rows = evidence.against(runs, pair)
-    control = rows["title"].str.endswith(f"({names.CONTROL})") | (rows["method"] == evidence.REFERENCE)
+    control = names.controls(rows["title"]) | (rows["method"] == evidence.REFERENCE)
     rows = rows[~control & (evidence.as_long(rows, runs) | rows["primary"].astype(bool))]
     rows = rows[rows["target"].isin({target for target, _ in pair.primary}) & ~evidence.aside(rows["variant"])]
     tested = rows[rows["primary"].astype(bool)]

@@ -146,7 +146,7 @@ def _explored(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
 def _controls(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """What no one would choose, at the same target: units without sizes, sizes without units, a shape alone."""
     rows = evidence.against(runs, pair)
-    mine = rows["title"].astype(str).str.endswith(CONTROL) & ~rows["primary"].astype(bool)
+    mine = names.controls(rows["title"]) & ~rows["primary"].astype(bool)
     mine &= rows["target"].isin({target for target, _ in pair.primary})
     rows = rows[mine].sort_values(["target", "difference"], ascending=False)
     said = []
@@ -161,7 +161,7 @@ def _behind(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
     rows = evidence.against(runs, pair)
     mine = (rows["method"] == evidence.REFERENCE) | rows["primary"].astype(bool)
-    mine |= rows["title"].astype(str).str.endswith(CONTROL)
+    mine |= names.controls(rows["title"])
     rows = rows[~mine & evidence.as_long(rows, runs) & (rows["high"] < 0)].sort_values("target", ascending=False)
     shown = [
         f"{row['title']} {_name(row['target'])} {_ends(row)} ({row['n']} seeds, {row['train_macs'] / 1e12:.1f} : "

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.claims import ledger
 from analysis.records.results import REPOSITORY, Results
-from analysis.studies import calibrate, checklist, cuts, evidence, frontier, knobs, overview, scan, words
+from analysis.studies import calibrate, checklist, crossed, cuts, evidence, frontier, knobs, overview, scan, words
 from analysis.tables import render
 from hiap.files import atomic_write
 from hiap.train.config import ConfigError
@@ -38,6 +38,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "ranked": lambda: knobs.ranked(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),
+        "crossed": lambda: crossed.table(results),
         "scan": lambda: scan.table(results),
         "checklist": lambda: checklist.table(results, found),
     }

@@ -91,6 +91,36 @@ def by_training(found: pd.DataFrame, dense: float) -> Figure:
     return fig
 
 
+def by_budget(found: pd.DataFrame, dense: float) -> Figure:
+    """``frontier.by_budget``: top-1 against the share of the MACs with intervals of 95 %, trained filled, without
+    training open, HiAP with least squares behind its cut dashed; dashed and level: the dense network. Methods stand
+    side by side at each budget, else their intervals would hide each other."""
+    fig, ax = wide(2.4)
+    handles, lines = [], found.groupby(["ranking", "epochs"], sort=False)
+    for place, ((ranking, epochs), own) in enumerate(lines):
+        name, _, form = str(ranking).partition("-")
+        mark, trained = LOOKS[name], float(str(epochs)) > 0
+        style: dict[str, Any] = {"marker": mark.marker, "linestyle": "--" if form else "-", "markersize": 4}
+        style |= {"markerfacecolor": mark.colour if trained else "white", "linewidth": 1.0 if trained else 0.6}
+        own = own.sort_values("target")
+        x = 100 * own["target"] + 0.4 * (place - (len(lines) - 1) / 2)
+        ax.plot(x, own["top1"], color=mark.colour, **style)
+        sure = own["n"] >= ENOUGH
+        ax.vlines(x[sure], own.loc[sure, "low"], own.loc[sure, "high"], color=mark.colour, linewidth=0.7)
+        title = own["title"].iloc[0] + ("" if trained else ", untrained")
+        handles.append((entry(mark.colour, **style), f"{title}, n = {_range(own['n'])}"))
+    ax.axhline(dense, **DASHED)
+    ax.set_xlabel("MACs left, % of dense")
+    ax.set_ylabel("top-1 (%)")
+    marks, titles = [one[0] for one in handles], [one[1] for one in handles]
+    fig.legend([*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center")
+    return fig
+
+
+def _range(n: pd.Series) -> str:
+    return " to ".join(str(end) for end in sorted({int(n.min()), int(n.max())}))
+
+
 def by_rule(found: pd.DataFrame, dense: float) -> Figure:
     """``scan.beside``: top-1 against the share of the MACs, the paper's rule as a line through its strengths (the
     factor beside each), cuts without training thin and open, what was trained filled; dashed: the dense network."""

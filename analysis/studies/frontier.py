@@ -58,6 +58,21 @@ def load(results: Results) -> pd.DataFrame:
     return rows[rows["seed"].isin(_alike(runs, paired.load(results, cuts.GRID)))]
 
 
+def by_budget(results: Results, pair: evidence.Pair = evidence.SECOND) -> pd.DataFrame:
+    """Top-1 at every budget: the methods of the primary tests and HiAP with least squares, trained, and of the same
+    dense networks what the best ranking has without training. ``ranking``, ``title``, ``target``, ``epochs``, ``n``,
+    ``top1``, ``low``, ``high``."""
+    runs, bare = evidence.load(results, pair.grid), cuts.load(results)
+    shown = [evidence.REFERENCE, f"{evidence.REFERENCE}-ls", *dict.fromkeys(name for _, name in pair.primary)]
+    rows = evidence.accuracies(evidence.judged_seeds(runs, pair)).rename(columns={"variant": "ranking"})
+    rows = rows[rows["ranking"].isin(shown) & rows["target"].notna()]
+    bare = bare[bare["corrected"] & bare["seed"].isin(_alike(runs, paired.load(results, cuts.GRID)))]
+    cut = cuts.accuracies(bare).sort_values("top1", ascending=False)
+    cut = cut[cut["ranking"] == cut["ranking"].iloc[0]] if len(cut) else cut
+    columns = ["ranking", "title", "target", "epochs", "n", "top1", "low", "high"]
+    return pd.concat([rows[columns], cut.assign(epochs=0)[columns]], ignore_index=True)
+
+
 def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:
     """Seeds whose dense networks give the same answers in both: one seed in another precision is another network."""
     dense, other = (rows[rows["label"] == "dense"].set_index("seed")["hits"] for rows in (runs, others))

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hiap import gated_vit
 from hiap.budget.controller import Multipliers
-from hiap.budget.selection import Ranking, joint_ranking
+from hiap.budget.policy import close_zeros
+from hiap.budget.selection import Ranking, joint_ranking, pruned_before
 from hiap.gates import Gate, logistic_noise
 from hiap.train.config import Config
 from hiap.train.reach import HARD_CONCRETE
@@ -52,7 +53,10 @@ class Search(TargetedStage):
 
     def gate(self, model: Any, context: Context) -> Any:
         self.multipliers = Multipliers(2)
-        return gated_vit.gate(model, self.config.gates, kind=HardConcrete)
+        gated = gated_vit.gate(model, self.config.gates, kind=HardConcrete)
+        if pruned_before(gated):  # else what is gone would be paid for until its gates close
+            close_zeros(gated)
+        return gated
 
     def anneal(self, model: Any, progress: float) -> float:
         self.progress = progress

@@ -156,7 +156,7 @@ def _launch(runs: list[Run], executor: Any, budget: Budget, stale: Sequence[Run]
             for run in stale:
                 run.folders.set_aside()
                 print(f"{report.name(run)}: runs again")
-            _copy_twins(runs)
+            _take_over(runs)
             _make_again(runs)
             page = Page(_logs(runs).parent / "status.html", runs[0].folders.grid)
             print(f"status page: {page.file}\n")
@@ -239,16 +239,23 @@ def _settle(p: Progress, lost_need: bool, executor: Executor, since: float) -> N
         p.state, p.note = "failed", error or executor.reason(p.run) or "ended without a record"
 
 
-def _copy_twins(runs: list[Run]) -> None:
-    """Copy records from other grids: a grid's folder holds those of all its runs, and the command in a copy says which
-    grid made it."""
+def _take_over(runs: list[Run]) -> None:
+    """Copy records from other grids, since a grid's folder holds those of all its runs, and give its own label to one
+    that the grid had by another: analyses go by labels. The command in a copy says which grid made it."""
     for run in runs:
-        if run.finished or (twin := run.twin) is None:
-            continue
-        record, own = read(twin.record), {"grid": run.folders.grid, "label": run.label}
-        config = record.config.model_copy(update={"run": record.config.run.model_copy(update=own)})
-        write(record.model_copy(update={**own, "config": config}), run.folders)
-        print(f"{report.name(run)}: finished in grid {twin.grid}; its record is copied")
+        if run.finished:
+            label, told = read_briefly(run.folders.record).label, "was labelled '{}' here; its record is relabelled"
+            if label != run.label:
+                _write_own(run, read(run.folders.record), told.format(label))
+        elif (twin := run.twin) is not None:
+            _write_own(run, read(twin.record), f"finished in grid {twin.grid}; its record is copied")
+
+
+def _write_own(run: Run, record: Record, told: str) -> None:
+    own = {"grid": run.folders.grid, "label": run.label}
+    config = record.config.model_copy(update={"run": record.config.run.model_copy(update=own)})
+    write(record.model_copy(update={**own, "config": config}), run.folders)
+    print(f"{report.name(run)}: {told}")
 
 
 def _make_again(runs: list[Run]) -> None:

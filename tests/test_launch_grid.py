@@ -899,6 +899,21 @@ def test_what_another_grid_has_finished_is_copied_and_billed_as_done(
     assert dense.folders.sibling(dense.run_id).model == twin.folders.model, "where the weights are"
 
 
+def test_a_finished_run_that_is_called_otherwise_now_has_its_new_label(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(write_grid(tmp_path)) == 0
+    renamed = write_grid(tmp_path, runs={"whole": RUNS["dense"]})
+    (run,) = runs_of(renamed, tmp_path / "out")
+    assert run.finished
+    capsys.readouterr()
+    assert launch(renamed) == 0
+    assert "whole: was labelled 'dense' here; its record is relabelled" in capsys.readouterr().out
+    record = read(run.folders.record)
+    assert (record.label, record.config.run.label, record.run_id) == ("whole", "whole", run.run_id)
+    assert not [event for event in events(fake) if event == "start whole"], "nothing is run again"
+
+
 def test_the_gpu_bill_sums_what_was_measured_and_names_the_rest(tmp_path: Path) -> None:
     row = {"name": "dense", "macs": 4_598_882_304, "throughput": 1000.0}
     settings = {"device": "cuda", "model": "deit_small_patch16_224", "precision": "fp32"}

@@ -25,7 +25,7 @@ SHOWN = 12  # digits of a digest that a person reads
 # files had became one function, or cases were let in that no record is of.
 MOVED: dict[str, tuple[str, ...]] = {
     "11fa275b9747": ("85134153c583", "4d0238e5df12"),  # amp
-    "57cb8cbfb302": ("2d55a7f57af8",),  # cofi
+    "fd2334572ed4": ("2d55a7f57af8", "57cb8cbfb302"),  # cofi
     "7a52a85dabe6": ("7cdaa4772c78", "969b67de4af8"),  # hiap_uniform
     "5229db846e7b": ("6225c5d40390", "b3b3b5e910f8"),  # l1
     "b7d32089e075": ("2ec6a8c454c1", "015d4a19eb5e"),  # magnitude

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.records import names, published
 from analysis.records.results import AS, Results, topology
 from analysis.stats.seeds import LEVEL, holm
-from analysis.studies import paired
+from analysis.studies import knobs, paired
 from analysis.studies.comparisons import REFERENCE
 from hiap.train.record import Record
 
@@ -348,6 +348,6 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _edges(taken: Mapping[str, float], tried: list[dict[str, float]]) -> Iterator[str]:
     for key, value in taken.items():
         values = sorted({one[key] for one in tried if key in one})
-        if len(values) > 2 and value in (values[0], values[-1]):
+        if value in knobs.ends(values):
             end = "lowest" if value == values[0] else "highest"
             yield f"{key} {value:g}, the {end} of {len(values)}"

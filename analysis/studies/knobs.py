@@ -7,7 +7,7 @@ its mean top-1 over the budgets; the best is taken where it beats the middle by 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 import numpy as np
@@ -65,8 +65,13 @@ def _scores(runs: pd.DataFrame, column: str, knob: str) -> pd.DataFrame:
     rows = pd.DataFrame({"knob": knob, "value": at.index, "top1_50": at[0.5].array, "top1_35": at[0.35].array})
     rows["score"] = rows[["top1_50", "top1_35"]].mean(axis=1, skipna=False)
     best = take(dict(zip(rows["value"], rows["score"], strict=True)), MIDDLE[knob])
-    ends = (rows["value"].min(), rows["value"].max()) if len(rows) > 2 else ()
-    return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends))
+    return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends(at.index)))
+
+
+def ends(values: Iterable[float]) -> list[float]:
+    """The lowest and the highest of what was tried; none where fewer than three were, which have no inside."""
+    tried = sorted(set(values))
+    return [tried[0], tried[-1]] if len(tried) > 2 else []
 
 
 def take(scores: dict[float, float], middle: float) -> float:
@@ -119,8 +124,7 @@ def _ahead_at_an_end(rows: pd.DataFrame) -> Iterator[str]:
     """Knobs whose best value ends its range and was not taken."""
     for (title, knob), own in rows.groupby(["title", "knob"], sort=False):
         scored = own.dropna(subset="score").sort_values("score").to_dict("records")
-        ends = (own["value"].min(), own["value"].max()) if len(own) > 2 else ()
-        if scored and not scored[-1]["taken"] and scored[-1]["value"] in ends:
+        if scored and not scored[-1]["taken"] and scored[-1]["value"] in ends(own["value"]):
             yield f"{title}, {WORDS[str(knob)]} {scored[-1]['value']:g}"
 
 

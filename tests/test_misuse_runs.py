@@ -209,3 +209,13 @@ def test_a_network_goes_by_its_own_name(tmp_path: Path) -> None:
     named = ModelConfig(name="deit_small_patch16_224", img_size=32, weights=str(tmp_path / "tiny"))
     with pytest.raises(ConfigError, match=r"the network of model\.weights .* is deit_tiny_patch16_224"):
         start.build(named, 3, 10, Folders.of(tiny(tmp_path)))
+
+
+@pytest.mark.parametrize("other", [{"embed_dim": 96}, {"depth": 12}, {"patch_size": 8}])
+def test_sizes_beside_a_network_that_brings_its_own_are_its_own(tmp_path: Path, other: dict[str, int]) -> None:
+    hiap.save(timm.create_model("deit_tiny_patch16_224", img_size=32, depth=2, num_classes=10), tmp_path / "tiny")
+    for sizes in ({}, {"depth": 2, "patch_size": 16}):
+        start.build(ModelConfig(weights=str(tmp_path / "tiny"), **sizes), 3, 10, Folders.of(tiny(tmp_path)))
+    wrong = ModelConfig(weights=str(tmp_path / "tiny"), **other)
+    with pytest.raises(ConfigError, match=rf"model\.{next(iter(other))} .*: the network of model\.weights .* has"):
+        start.build(wrong, 3, 10, Folders.of(tiny(tmp_path)))

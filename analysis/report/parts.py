@@ -67,6 +67,7 @@ SHOWS = {
     "join_digits": "the same beside grid study, in minutes",
     "after_cut": "right after a cut, corrected or not",
     "cifar10_tune": "the settings of grid cifar10",
+    "imagenette_tune": "the weights' rates of grid imagenette",
     "cifar10_ranked": "HiAP from the order of structured OBS",
     "cifar10": "the primary methods on CIFAR-10; controls and the rest are planned",
     "table3": "Table 3's network from scratch, on a CPU",

@@ -18,7 +18,7 @@ from analysis.records import bench, names
 from analysis.records.names import fixed
 from analysis.records.results import Results, dense_units
 from analysis.stats import seeds
-from analysis.studies import budget, calibrate, comparisons, cuts, evidence, open_points, paired, scan
+from analysis.studies import budget, calibrate, comparisons, crossed, cuts, evidence, open_points, paired, scan
 from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
@@ -234,7 +234,8 @@ def of_cuts(results: Results, grid: str, name: str) -> Numbers:
 def of_second(results: Results) -> Numbers:
     """``second.dense``, ``.seeds``, ``.epochs``, ``.primary`` tests of a ``.family``; ``second.<variant>.<kept>``: mean
     top-1, and ``.tmacs``; ``second.minus.<variant>.<kept>.diff``, ``.difflow``, ``.diffhigh``: HiAP with a target minus
-    it, of primary tests with ``.words``."""
+    it, of primary tests with ``.words``; ``second.<question>.<variant>.<kept>``, with the same ends: least squares
+    crossed (``crossed.rows``)."""
     pair = evidence.SECOND
     runs = evidence.load(results, pair.grid)
     if len(seeds_ := evidence.whole(runs, pair)) < evidence.FEWEST:
@@ -257,6 +258,10 @@ def of_second(results: Results) -> Numbers:
         found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
         if row["primary"]:
             found[f"{key}.words"] = _side(row)
+    for row in crossed.rows(runs, pair).to_dict("records"):
+        key = f"second.{row['question']}.{row['variant']}.{_kept(row['target'])}"
+        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
+        found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
     return found
 
 

@@ -292,9 +292,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
 
 
-@cache
 def finished_summary(record: Path) -> Summary:
-    """Read the summary of a finished record, once, since it is never rewritten."""
+    """Read the summary of a finished record, once as long as it is the same file: a rerun leaves another."""
+    return _read_once(record, record.stat().st_mtime_ns)
+
+
+@cache
+def _read_once(record: Path, _: int) -> Summary:
     return summary(record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -176,18 +177,23 @@ def _on_gpu(array: list[Run]) -> bool:
 def snapshot(logs: Path) -> Path:
     """Copy the packages that a job imports to a folder named by their content, with the commit that they came from;
     return it."""
-    code = (path for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py*")) if path.suffix != ".pyc")
-    files = {path: path.read_bytes() for path in code}
+    files = {path: path.read_bytes() for name in PACKAGES for path in _files(REPOSITORY / name)}
     digest = hashlib.sha256(b"".join(str(path.relative_to(REPOSITORY)).encode() + files[path] for path in files))
     folder = logs / f"code-{digest.hexdigest()[:10]}"
     for path, content in files.items():
         copy = folder / path.relative_to(REPOSITORY)
         if not copy.exists():
             atomic_write(copy, content)
-    if not (folder / "hiap" / SNAPSHOT).exists():
-        commit, dirty = git_state()
-        write_json(folder / "hiap" / SNAPSHOT, {"commit": commit, "dirty": dirty})
+    note, (commit, dirty) = folder / "hiap" / SNAPSHOT, git_state()
+    if not note.exists() or (not dirty and json.loads(note.read_text(encoding="utf-8"))["dirty"]):
+        write_json(note, {"commit": commit, "dirty": dirty})  # the same code has been committed since
     return folder
+
+
+def _files(package: Path) -> list[Path]:
+    """Return code and tables of a package, without what Python leaves there and without grids, which no job reads."""
+    found = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sorted(path for path in found if not {"__pycache__", "grids"} & set(path.relative_to(package).parts))
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import hiap
 from hiap.train.record import git_state
@@ -57,3 +60,13 @@ def test_a_jobs_copy_of_the_code_is_complete_and_knows_its_commit(tmp_path: Path
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(folder / "hiap" / "__init__.py"), git_state()[0]]
+    for file in ("hiap/formats/published.csv", "hiap/backbones/supported.csv", "hiap/py.typed"):
+        assert (folder / file).read_bytes() == (PACKAGE.parent / file).read_bytes(), "tables and marks are code too"
+    assert not list(folder.rglob("*.pyc"))
+
+
+def test_a_jobs_copy_is_of_the_commit_that_its_code_got_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for state, told in ((("a", True), ("a", True)), (("b", False), ("b", False)), (("c", True), ("b", False))):
+        monkeypatch.setattr(submission, "git_state", lambda state=state: state)
+        note = json.loads((submission.snapshot(tmp_path) / "hiap" / submission.SNAPSHOT).read_text())
+        assert (note["commit"], note["dirty"]) == told

@@ -914,6 +914,18 @@ def test_a_finished_run_that_is_called_otherwise_now_has_its_new_label(
     assert not [event for event in events(fake) if event == "start whole"], "nothing is run again"
 
 
+def test_what_is_shown_of_a_run_that_is_made_again_is_the_new_one(tmp_path: Path, fake: Path) -> None:
+    assert launch(path := write_grid(tmp_path)) == 0
+    record = runs_of(path, tmp_path / "out")[0].folders.record
+    before = report.finished_summary(record).top1
+    again = json.loads(record.read_text())
+    again["metrics"]["extracted"]["top1"] = 1.25
+    os.utime(record, ns=(0, 0))
+    record.write_text(json.dumps(again, indent=1))
+    assert before != "1.25"
+    assert report.finished_summary(record).top1 == "1.25"
+
+
 def test_the_gpu_bill_sums_what_was_measured_and_names_the_rest(tmp_path: Path) -> None:
     row = {"name": "dense", "macs": 4_598_882_304, "throughput": 1000.0}
     settings = {"device": "cuda", "model": "deit_small_patch16_224", "precision": "fp32"}

@@ -102,6 +102,14 @@ def chosen(grid: Grid, own: Results) -> tuple[str, dict[str, Any], list[str]]:
     return best, keys[best], edges
 
 
+def _require_validation(grid: Grid, file: Path) -> None:
+    """Raise ``ConfigError`` if what chooses is measured on the images that the study is judged by."""
+    trials = tried(grid)
+    for run in grids.expand(grid, file, {"results": "", "threads": 1}) if len(trials) > 1 else ():
+        if run.label in trials and run.config.data.measure != "validation":
+            raise ConfigError(f"{file}: run '{run.label}' chooses: expected data.measure=validation")
+
+
 def tried(grid: Grid) -> dict[str, dict[str, Any]]:
     """What tells the runs ``tune-*`` apart, by label: the keys that not all of them have with the same value."""
     keys: dict[str, dict[str, Any]] = {}
@@ -217,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags += ["--jobs", str(given.jobs)] if given.jobs else []
     flags += [flag for flag in ("--dry-run", "--rerun") if getattr(given, flag[2:].replace("-", "_"))]
     grid = _written(filled(template, given.method, name), file)
+    _require_validation(grid, file)
     tune = [label for label in grid.runs if label.startswith(TUNING)]
     if status := launch_grid.main([*flags, "--only", *tune]) if tune else 0:
         return status

@@ -17,6 +17,7 @@ from analysis.records.results import Results
 from analysis.stats import images
 from analysis.studies import evidence, paired, words
 from analysis.tables import ours, render
+from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Metrics, Score, write
 
 IMAGES = 2000
@@ -94,6 +95,19 @@ def test_records_without_images_are_shown_and_not_compared(root: Path) -> None:
     assert rows["top1"].notna().all()
     assert rows[["low", "high"]].isna().all(axis=None)
     assert "Target 35 %" in render.text(ours.at_papers_shape(runs))
+
+
+@pytest.mark.parametrize(("column", "value"), [("measure", "validation"), ("measured", "b" * 64)])
+def test_what_was_measured_on_other_images_is_not_compared(root: Path, column: str, value: str) -> None:
+    runs = evidence.load(Results(root)).assign(measured="")
+    known = runs.assign(measured="a" * 64)
+    for frame in (runs, known, known.assign(measured=known["measured"].where(known["method"] != "taylor", ""))):
+        assert paired.pair(frame, "hiap-50", "taylor-50") is not None
+    known.loc[known["label"] == "taylor-50", column] = value
+    with pytest.raises(ConfigError, match="measured on different images cannot be compared: hiap"):
+        paired.pair(known, "hiap-50", "taylor-50")
+    with pytest.raises(ConfigError, match="measured on different images"):
+        paired.accuracy(known)
 
 
 def test_no_records_give_empty_frames(tmp_path: Path) -> None:

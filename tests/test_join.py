@@ -91,6 +91,10 @@ def test_what_cannot_join_is_one_line(tmp_path, template, capsys):
         assert error.count("\n") == 1
     assert main(["join", str(EXAMPLE), "--grid", "laptop", "--results", str(tmp_path / "r")]) == 2
     assert "expected 'mine' in its section shared" in capsys.readouterr().err
+    on_test = tmp_path / "test.yaml"
+    on_test.write_text(template.read_text().replace("data.measure: validation", "data.measure: test", 1))
+    assert main(["join", str(EXAMPLE), "--grid", str(on_test), "--results", str(tmp_path / "t")]) == 2
+    assert "chooses: expected data.measure=validation" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 

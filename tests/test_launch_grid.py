@@ -915,7 +915,8 @@ def test_a_finished_run_that_is_called_otherwise_now_has_its_new_label(
 
 
 def test_what_is_shown_of_a_run_that_is_made_again_is_the_new_one(tmp_path: Path, fake: Path) -> None:
-    assert launch(path := write_grid(tmp_path)) == 0
+    path = write_grid(tmp_path)
+    assert launch(path) == 0
     record = runs_of(path, tmp_path / "out")[0].folders.record
     before = report.finished_summary(record).top1
     again = json.loads(record.read_text())

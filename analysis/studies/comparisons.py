@@ -43,6 +43,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     table["n"] = groups.size()
     table["interval"] = groups["top1"].agg(half_width)
     table["test_images"] = groups["test_images"].first()
+    table["measure"] = groups["measure"].first()
     table["sampling"] = 1.96 * (table["top1"] * (100 - table["top1"]) / table["test_images"]) ** 0.5
     table["reduction"] = 100 * (1 - table["macs"] / table["macs_dense"])
     found = table.reset_index()

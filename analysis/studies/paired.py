@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.records import names
 from analysis.records.results import Results
 from analysis.stats import images
 from analysis.stats.seeds import LEVEL, Interval
+from hiap.train.config import ConfigError
 from hiap.train.record import Record
 
 
 def load(results: Results, grid: str) -> pd.DataFrame:
     """``Results.runs`` with the ``loss`` of the extracted network, ``hits``: which test images it got right, None where
-    a record does not say, and ``originals``: which original each shows, None where each is its own."""
+    a record does not say, ``originals``: which original each shows, None where each is its own, and ``measured``: a
+    digest of these images, '' where it is not known."""
     runs = results.runs(grid)
     records = {record.run_id: record for record in results.finished(grid)}
     scores = [records[run_id].metrics.extracted for run_id in runs["run_id"]]
@@ -28,6 +31,7 @@ def load(results: Results, grid: str) -> pd.DataFrame:
         loss=[score.loss if score else np.nan for score in scores],
         hits=_objects([score.hits() if score else None for score in scores], runs),
         originals=_objects([_originals(records[run_id]) for run_id in runs["run_id"]], runs),
+        measured=[getattr(records[run_id].images, "measured", "") for run_id in runs["run_id"]],
     )
 
 
@@ -49,7 +53,8 @@ def _shown(count: int, seed: int) -> np.ndarray:
 
 def compare(method: pd.DataFrame, reference: pd.DataFrame) -> images.Comparison | None:
     """Runs of one label minus runs of another, on the seeds that both have. None for fewer than two such seeds, or
-    where a record does not say which images were right."""
+    where a record does not say which images were right. Raises ``ConfigError`` where they are not the same images."""
+    _require_same_images(pd.concat([method, reference]))
     return images.compare(_hits(method), _hits(reference), _clusters(method))
 
 
@@ -81,6 +86,7 @@ def over_images(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
 
 def accuracy(runs: pd.DataFrame) -> Interval:
     """Mean top-1 of one label's runs; ends missing for one seed, or without knowing which images were right."""
+    _require_same_images(runs)
     bare = Interval(float(runs["top1"].mean()), np.nan, np.nan, len(runs))
     return images.accuracy(_hits(runs), _clusters(runs)) or bare
 
@@ -90,6 +96,14 @@ def flat(found: images.Comparison) -> dict[str, Any]:
     ends = found.difference
     row = {"n": ends.n, "difference": ends.mean, "low": ends.low, "high": ends.high, "p": found.p}
     return {**row, **found.improvement.columns("improvement"), "equivalent": found.equivalent}
+
+
+def _require_same_images(runs: pd.DataFrame) -> None:
+    for column in ("measure", "measured"):
+        known = runs.loc[runs[column] != "", column] if column in runs else runs.iloc[:0]
+        if len(kinds := known.drop_duplicates()) > 1:
+            told = names.listed([f"{runs.loc[index, 'run_id']} on {kind:.12}" for index, kind in kinds.items()])
+            raise ConfigError(f"runs that were measured on different images cannot be compared: {told}")
 
 
 def _hits(runs: pd.DataFrame) -> images.Hits:

@@ -37,9 +37,10 @@ def table3(runs: pd.DataFrame) -> Table:
     heading = "As published (arXiv 2603.12222 v1, Table 3): CIFAR-10. Not rerun here."
     panels = [Panel(heading, published_table3())]
     for data, rows in comparisons.summary(runs).groupby("data", sort=True):
-        images = int(rows["test_images"].iloc[0])
+        images = f"{int(rows['test_images'].iloc[0]):,} {rows['measure'].iloc[0]} images"
         sampling = f"± {rows['sampling'].max():.1f} by sampling"
-        panels.append(Panel(f"This repository: {data}, {images:,} test images ({sampling}). Not CIFAR-10.", rows))
+        other = "" if data == "cifar10" else " Not CIFAR-10."
+        panels.append(Panel(f"This repository: {data}, {images} ({sampling}).{other}", rows))
     title = "Accuracy and cost at matched MACs (the shape of the paper's Table 3)"
     return Table(title, TABLE3_COLUMNS, tuple(panels), TABLE3_NOTES)
 
@@ -88,7 +89,7 @@ def study(rows: pd.DataFrame) -> Table:
     new = {"difference": own["difference"], "improvement": own["improvement"], **ends, "verdict": verdicts}
     rows = rows.drop(columns=[*new, "improvement"], errors="ignore").assign(share=100 - rows["reduction"], **new)
     rows = rows.assign(verdict=rows["verdict"].fillna(""))
-    title = f"Single-phase and multi-stage pruning on {data} ({images:,} test images)"
+    title = f"Single-phase and multi-stage pruning on {data} ({images:,} {rows['measure'].iloc[0]} images)"
     return Table(title, _compared(2), per_target(rows, "top1"), STUDY_NOTES)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hiap.budget.sizes import amount, dense_params, known_dims
 from hiap.data.loader import published_size
+from hiap.formats.folder import ARCHITECTURE
 from hiap.ledger import Dims, dense_macs
 from hiap.train import methods, record
 from hiap.train.config import Config, ConfigError
@@ -25,8 +26,11 @@ def steps_per_epoch(config: Config) -> int:
 
 
 def dims(config: Config) -> Dims | None:
-    """Return the sizes of the dense network; None for a timm model that the ledger does not know."""
+    """Return the sizes of the dense network; None for a timm model that the ledger does not know, and where
+    ``model.weights`` is a network of other sizes."""
     model = config.model
+    if model.name == "vit" and _given(config) not in (None, (model.embed_dim, model.depth)):
+        return None
     size = published_size(config.data)
     classes, channels = size.classes, size.channels
     if model.name != "vit":
@@ -51,9 +55,28 @@ def dims(config: Config) -> Dims | None:
     )
 
 
+def _given(config: Config) -> tuple[int, int] | None:
+    """Return width and depth of the network that ``model.weights`` names; None where no folder has it, or not yet."""
+    weights = config.model.weights
+    run = _run(config, weights) if weights.startswith("run:") else None
+    file = (run.model if run else Path(weights)) / ARCHITECTURE
+    if not weights or not file.is_file():
+        return None
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return known["arguments"]["embed_dim"], len(known["blocks"])
+
+
+def _run(config: Config, name: str) -> Folders | None:
+    """Return the files of a run that is named 'run:<run_id>', None where it has not finished."""
+    try:
+        return Folders.of(config).referred(name)
+    except ConfigError:
+        return None
+
+
 def train_macs(config: Config) -> float | None:
     """Count the MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x, once an image where it
-    is asked beforehand; None if the model is unknown.
+    is asked beforehand; None if the model, or a teacher of its own, is unknown.
 
     A baseline trains the pruned network, and the dense one for as long as it searches or goes by rounds; while its
     budget is another run's result, the dense network's MACs stand in, an upper bound.
@@ -63,9 +86,25 @@ def train_macs(config: Config) -> float | None:
         return None
     dense = dense_macs(size)
     macs = 3 * _trained_macs(config, dense) * images_seen(config)
-    if config.method != "dense" and config.distill.alpha > 0:
-        macs += dense * (published_size(config.data).train if config.distill.precompute else images_seen(config))
-    return macs
+    teacher = _teacher_macs(config, dense)
+    if teacher is None:
+        return None
+    return macs + teacher * (published_size(config.data).train if config.distill.precompute else images_seen(config))
+
+
+def _teacher_macs(config: Config, dense: int) -> int | None:
+    """Count the MACs of the teacher's forward of one image; None if it is unknown."""
+    named, data = config.distill.teacher, published_size(config.data)
+    if config.distill.alpha == 0 or (config.method == "dense" and not named):
+        return 0
+    if not named:
+        return dense
+    if named.startswith("run:"):
+        run = _run(config, named)
+        size = record.summary(run.record).size if run else None
+        return size.macs if size else None
+    known = known_dims(named, config.model.img_size, data.classes, data.channels)
+    return dense_macs(known) if known else None
 
 
 def _trained_macs(config: Config, dense: int) -> float:

@@ -23,7 +23,7 @@ import fake_train
 import pytest
 import yaml
 
-from hiap.budget.sizes import dense_params
+from hiap.budget.sizes import dense_params, known_dims
 from hiap.data import fashion_mnist
 from hiap.data import loader as data
 from hiap.files import write_json
@@ -834,6 +834,26 @@ def test_training_cost_counts_backward_and_teacher() -> None:
     assert estimate.train_macs(asked_once) == 3 * per_image * 3 * 1300 + per_image * 1352
     half = {**values, "method": "uniform", "budget": {"target_macs": 0.5}, "distill": {"alpha": 0}}
     assert estimate.train_macs(from_dict(half)) == 1.5 * per_image * 3 * 1300
+
+
+def test_another_teacher_has_its_own_cost_or_none(tmp_path: Path) -> None:
+    values = {**BASE, "optim": {"epochs": 3, "batch_size": 100}}
+    plain = estimate.train_macs(from_dict({**values, "method": "dense", "distill": {"alpha": 0}})) or 0
+    for method in ("dense", "hiap"):
+        of = {name: {**values, "method": method, "distill": {"teacher": name}} for name in ("regnety_160", "run:x")}
+        assert [estimate.train_macs(from_dict(one)) for one in of.values()] == [None, None]
+        known = from_dict({**values, "method": method, "distill": {"teacher": "deit_small_patch16_224"}})
+        teacher = known_dims("deit_small_patch16_224", known.model.img_size, 10, 1)
+        assert teacher is not None
+        assert estimate.train_macs(known) == plain + dense_macs(teacher) * 3 * 1300
+
+
+def test_a_network_that_brings_other_sizes_has_no_bill(tmp_path: Path) -> None:
+    for width, known in ((BASE["model"]["embed_dim"], True), (BASE["model"]["embed_dim"] * 2, False)):
+        brought = {"arguments": {"embed_dim": width}, "blocks": [{}] * BASE["model"]["depth"]}
+        write_json(tmp_path / "architecture.json", brought)
+        config = from_dict({**BASE, "model": {**BASE["model"], "weights": str(tmp_path)}})
+        assert (estimate.dims(config) is not None) == known
 
 
 def test_gpu_hours_come_from_measured_steps_of_the_same_network(tmp_path: Path) -> None:

@@ -234,9 +234,21 @@ def test_the_seed_says_which_images(splits: Path, photographs: Path) -> None:
 
 def test_the_interval_is_of_the_images_on_which_they_differ() -> None:
     dense, pruned = torch.tensor([1, 1, 0, 0] * 25).bool(), torch.tensor([1, 0, 0, 0] * 25).bool()
-    difference, half = prune_cli.paired(prune_cli.Accuracy(dense, pruned))
+    difference, low, high = prune_cli.paired(prune_cli.Accuracy(dense, pruned))
     assert difference == pytest.approx(-25)
-    assert half == pytest.approx(196 * (0.25 * 0.75 / 100) ** 0.5, rel=1e-3)
+    assert (high - low) / 2 == pytest.approx(196 * (0.25 * 0.75 / 100) ** 0.5, rel=0.02)
+    assert low < difference < high
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 0), (0, 0)])
+@pytest.mark.parametrize(("n", "least"), [(1, 50), (10, 14), (100, 2)])
+def test_few_images_settle_nothing(n: int, least: float, before: int, after: int) -> None:
+    right = [torch.full((n,), bool(one)) for one in (before, after)]
+    difference, low, high = prune_cli.paired(prune_cli.Accuracy(*right))
+    assert low <= difference <= high
+    assert high - low > least
+    assert low >= -100
+    assert high <= 100
 
 
 @pytest.mark.parametrize(

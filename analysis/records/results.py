@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from hiap.budget.sizes import share
-from hiap.ledger import Dims
+from hiap.ledger import Dims, dense_macs
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Record, read
 from slurm import estimate
@@ -217,7 +217,9 @@ def topology(record: Record) -> pd.DataFrame:
 
 def dense_units(record: Record) -> dict[str, int]:
     """``block_units`` of the network that a run began with."""
-    if dims := estimate.dims(record.config):
+    dims, size = estimate.dims(record.config), record.size
+    # One that was pruned before has fewer MACs than its sizes say; more has another network, that weights brought.
+    if dims and (size is None or size.dense_macs <= 1.01 * dense_macs(dims)):
         return block_units(dims)
     name = record.config.model.name
     raise ConfigError(f"{record.run_id}: the sizes of model '{name}' are not known (hiap/budget/sizes.py)")

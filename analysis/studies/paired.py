@@ -102,7 +102,8 @@ def _require_same_images(runs: pd.DataFrame) -> None:
     for column in ("measure", "measured"):
         known = runs.loc[runs[column] != "", column] if column in runs else runs.iloc[:0]
         if len(kinds := known.drop_duplicates()) > 1:
-            told = names.listed([f"{runs.loc[index, 'run_id']} on {kind:.12}" for index, kind in kinds.items()])
+            ids = [runs.loc[runs[column] == kind, "run_id"].iloc[0] for kind in kinds]
+            told = names.listed([f"{run_id} on {kind:.12}" for run_id, kind in zip(ids, kinds, strict=True)])
             raise ConfigError(f"runs that were measured on different images cannot be compared: {told}")
 
 

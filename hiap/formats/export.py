@@ -74,12 +74,13 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
 def evaluated(model: Any) -> Iterator[None]:
     """Let the network be in eval mode, and afterwards as it was. Raises ``ExportError`` for one with gates."""
     _require_plain(model)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # some may be frozen in theirs
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _require_plain(model: Any) -> None:

@@ -23,7 +23,7 @@ from test_data import break_images, write_imagenet
 
 import hiap
 from hiap.data import loader as data
-from hiap.train import checkpoint, journal, reach, start
+from hiap.train import checkpoint, identity, journal, reach, start
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, from_dict, parse_overrides
 from hiap.train.distributed import World
@@ -219,8 +219,8 @@ def test_a_process_killed_for_good_resumes(dense, tmp_path):
     same_result(train.run(other), record)
 
 
-def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
-    config = hiap_run(dense, seed=8)
+def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch, capsys):
+    config, digest = hiap_run(dense, seed=8), identity.core_digest()
     original = Loop._step
 
     def step(self, phase, *args):
@@ -234,8 +234,13 @@ def test_a_stop_signal_checkpoints_and_resumes(dense, monkeypatch):
     monkeypatch.undo()
     folders = Folders.of(config)
     assert checkpoint.load(folders.checkpoints)["step"] == 5
-    assert train.run(config).resumed == 1
+    monkeypatch.setattr(identity, "core_digest", lambda: "f" * 64)
+    record = train.run(config)
+    assert record.resumed == 1
     assert not folders.checkpoints.exists(), "nothing to resume any more"
+    (then,) = record.begun_with.items()
+    assert then == ("modules of hiap/", digest[: identity.SHOWN]), "half of it was trained by other code"
+    assert "begun on other ground: modules of hiap/" in capsys.readouterr().err
 
 
 def test_checkpoints_keep_two_and_never_unpickle_code(tmp_path):

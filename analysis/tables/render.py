@@ -63,8 +63,8 @@ def number(digits: int, scale: float = 1.0) -> Callable[[object], str]:
 
 
 def signed(digits: int) -> Callable[[object], str]:
-    """Formatter that writes the sign always."""
-    return lambda value: f"{float(value):+.{digits}f}"  # type: ignore[arg-type]
+    """Formatter that writes the sign always; zero has none below it."""
+    return lambda value: f"{round(float(value), digits) + 0.0:+.{digits}f}"  # type: ignore[arg-type]
 
 
 def yes_no(value: object) -> str:

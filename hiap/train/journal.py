@@ -38,6 +38,8 @@ class Journal:
         self.dense: Score | None = None
         self.probe: Score | None = None
         self.made_of: dict[str, str] = {}  # digests of images, files and code, which a resumed run must have too
+        self.made_on: dict[str, str] = {}  # code that all share, device and libraries: a resumed run may have others
+        self.begun_with: dict[str, str] = {}  # what of it was another before
         self._last_status = 0.0
         self.pruned = 0.0
         self.progress = Progress(config.run.label or config.run_id, config.run.progress and world.first)
@@ -50,6 +52,8 @@ class Journal:
             "dense": self.dense and self.dense.model_dump(),
             "probe": self.probe and self.probe.model_dump(),
             "made_of": self.made_of,
+            "made_on": self.made_on,
+            "begun_with": self.begun_with,
             "bills": [b.model_dump() for b in self.costs],
             "epochs": [e.model_dump() for e in self.epochs],
             "gates": [g.model_dump() for g in self.gates],
@@ -57,6 +61,11 @@ class Journal:
 
     def resume(self, state: dict[str, Any]) -> None:
         self.resumed = state["resumed"] + 1
+        other = {what: was for what, was in state.get("made_on", {}).items() if was != self.made_on.get(what)}
+        self.begun_with = {**other, **state.get("begun_with", {})}
+        if other and self.world.first:
+            told = ", ".join(f"{what} {was} then, {self.made_on.get(what)} now" for what, was in other.items())
+            print(f"{self.config.run_id}: begun on other ground: {told}", file=sys.stderr)
         self.dense, self.probe = (Score(**state[name]) if state.get(name) else None for name in ("dense", "probe"))
         self.costs = [StageCost(**b) for b in state["bills"]]
         self.epochs = [EpochLog(**e) for e in state["epochs"]]

@@ -208,6 +208,7 @@ class Record(_Part):
     started: str
     finished: str
     resumed: int = 0
+    begun_with: dict[str, str] = Field(default_factory=dict)  # of a resumed run: what was another machine or code then
 
     @model_validator(mode="before")
     @classmethod
@@ -399,11 +400,10 @@ def environment(device: torch.device, command: str, processes: int = 1) -> Envir
     """Return what a record says of the machine, the libraries and the code."""
     import torch  # here, so that reading records (launcher, analysis) starts without it
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     commit, dirty = git_state()
     return Environment(
         device=device.type,
-        device_name=name,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         threads=torch.get_num_threads(),
         processes=processes,
         python=platform.python_version(),

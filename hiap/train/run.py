@@ -41,6 +41,7 @@ from hiap.train.record import (
     Metrics,
     Record,
     Size,
+    environment,
     now,
     read,
     require_writable,
@@ -177,6 +178,12 @@ class Run:
             "images": data.files_digest(config.data),
             f"code of method {config.method}": identity.code_digest(config.method),
             **{f"file of {key}": sha256 for key, sha256 in identity.files_behind(config, folders).items()},
+        }
+        here = environment(self.device, "")
+        self.journal.made_on = {
+            "modules of hiap/": identity.core_digest()[: identity.SHOWN],
+            "device": here.device_name,
+            **here.libraries,
         }
         self.measure = Measure(config, self.data, folders, world, self.device, stopping, self.journal, info)
         self.loop = Loop(
@@ -336,6 +343,7 @@ class Run:
             images=Images(**data.identity(self.data, self.config.model.img_size, self.config.run.workers)),
             corrupt_images=len(self.loop.corrupt()),
             resumed=self.journal.resumed,
+            begun_with=self.journal.begun_with,
         )
 
     def _resume(self, state: dict[str, Any] | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_a_folder_of_ours_with_labels(
     x = torch.randn(5, 3, 16, 16)
     program: Any = torch.export.load(tmp_path / "small.pt2").module()
     assert torch.allclose(program(x), small(x), atol=1e-5)
+
+
+def test_copies_of_what_it_is_pruned_by_are_not_measured_on(photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "twice")
+    for path in sorted(photographs.rglob("*.png")):
+        shutil.copy(path, tmp_path / "twice" / path.parent.name / f"again-{path.name}")
+    (tmp_path / "twice" / "a" / "more.heic").write_text("no format that is read")
+    with pytest.warns(UserWarning, match="copies of such as the network is pruned by") as told:
+        found = pictures.read(str(tmp_path / "twice"), answering(), None, 512, 512)
+    said = " ".join(str(one.message) for one in told)
+    assert "1 files in" in said
+    assert "a/more.heic for example" in said
+    assert "images are copies of such as the network is pruned by, and are not measured on" in said
+    seen = torch.cat([x for x, _ in found.calibration])
+    held_out = torch.cat([x for x, _ in found.held_out])
+    assert not (seen[:, None] == held_out).flatten(2).all(-1).any()
 
 
 def test_images_without_classes(saved: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:

@@ -7,6 +7,7 @@ numbered as the network names them, or by name. Or it holds ``train`` and ``val`
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import warnings
@@ -53,7 +54,11 @@ def _is_split(root: Path) -> bool:
 
 
 def _images(root: Path) -> Iterator[Path]:
-    """Yield the images of a folder and of those below it, linked ones too, but for what a system left behind."""
+    return (path for path in _files(root) if layouts.is_image(path.name))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those below it, linked ones too, but for what a system left behind."""
     seen = set[str]()
     for folder, below, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link back up
@@ -61,7 +66,7 @@ def _images(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         below[:] = [name for name in below if not layouts.hidden(name)]
-        yield from (Path(folder, name) for name in files if layouts.is_image(name))
+        yield from (Path(folder, name) for name in files if not layouts.hidden(name))
 
 
 def read(
@@ -126,7 +131,11 @@ def _mismatch(classes: int, model: Any) -> str:
 def _of_files(
     root: Path, model: Any, wanted: int | None, most: int, measured: int, seed: int, class_order: str
 ) -> Pictures:
-    files = sorted(_images(root), key=lambda path: path.relative_to(root).as_posix().encode())
+    every = sorted(_files(root), key=lambda path: path.relative_to(root).as_posix().encode())
+    files = [path for path in every if layouts.is_image(path.name)]
+    if strange := [path.relative_to(root) for path in every if not layouts.is_image(path.name)]:
+        what = f"{len(strange):,} files in {root} are no images ({', '.join(layouts.ENDINGS)}) and left out"
+        warnings.warn(f"{what}, {strange[0]} for example", stacklevel=3)
     parts = [path.relative_to(root).parts for path in files]
     names = layouts.class_folders(root) if all(len(p) > 1 for p in parts) else []
     if layouts.are_splits(names):
@@ -139,9 +148,25 @@ def _of_files(
     there = max(1, len(files) // 2) if labels else len(files)
     what = f"of {len(files)} images in {root} half are kept to measure on" if labels else f"{root} holds {there}"
     count = _count(wanted, most, there, what)
-    chosen, others = order[:count], order[count : count + measured]
+    chosen = order[:count]
     calibration = _batches(files, labels, chosen, model)
-    return Pictures(calibration, _batches(files, labels, others, model)) if labels else Pictures(calibration, why=why)
+    if labels is None:
+        return Pictures(calibration, why=why)
+    others = _unseen(files, chosen, order[count:], measured)
+    if not others:
+        return Pictures(calibration, why="all other images are copies of such as the network is pruned by")
+    return Pictures(calibration, _batches(files, labels, others, model))
+
+
+def _unseen(files: list[Path], chosen: list[int], rest: list[int], measured: int) -> list[int]:
+    """Return so many of ``rest``, without copies of those that are ``chosen``."""
+    seen = {hashlib.sha256(files[i].read_bytes()).digest() for i in chosen}
+    taken = rest[:measured]
+    own = [i for i in taken if hashlib.sha256(files[i].read_bytes()).digest() not in seen]
+    if len(own) < len(taken):
+        what = f"{len(taken) - len(own):,} images are copies of such as the network is pruned by"
+        warnings.warn(f"{what}, and are not measured on", stacklevel=4)
+    return own
 
 
 def _numbers(names: list[str], filled: set[str], model: Any, class_order: str) -> tuple[dict[str, int], str]:

@@ -39,6 +39,24 @@ def rows(runs: pd.DataFrame, pair: evidence.Pair = evidence.SECOND) -> pd.DataFr
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
+def is_form(variants: pd.Series) -> pd.Series:
+    """Which variants are a method with or without least squares where its own form is the other."""
+    return variants.astype(str).str.endswith((f"-{WITH}", f"-{WITHOUT}"))
+
+
+def sentence(runs: pd.DataFrame, pair: evidence.Pair = evidence.SECOND) -> str:
+    """HiAP with a target minus the methods where neither has least squares; '' where nothing of it was run."""
+    found = rows(runs, pair)
+    found = found[found["question"] == NEITHER]
+    said = []
+    for target, own in found.groupby("target", sort=False):
+        shown = [f"{_ends(row)} from {row['title']}" for row in own.to_dict("records")]
+        said.append(f"at {100 * target:.0f} %, {names.listed(shown)}")
+    if not said:
+        return ""
+    return f"With none on either side HiAP is, {'; '.join(said)} ({names.count(found['n'])} seeds, exploratory)."
+
+
 def table(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
     """Markdown: a line per method; at each budget what least squares adds, and the differences. A column of nothing is
     left out."""

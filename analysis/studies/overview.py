@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.records import bench, names, published
 from analysis.records.results import Results
 from analysis.stats.seeds import Interval
-from analysis.studies import budget, evidence, paired
+from analysis.studies import budget, crossed, evidence, paired
 
 WIDTH = 125
 OURS = names.TARGETED
@@ -190,7 +190,7 @@ def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *
 def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
     runs = evidence.judged_seeds(runs, pair)
     rows = evidence.against(runs, pair)
-    control = names.controls(rows["title"]) | (rows["method"] == evidence.REFERENCE)
+    control = names.controls(rows["title"]) | (rows["method"] == evidence.REFERENCE) | crossed.is_form(rows["variant"])
     rows = rows[~control & (evidence.as_long(rows, runs) | rows["primary"].astype(bool))]
     rows = rows[rows["target"].isin({target for target, _ in pair.primary}) & ~evidence.aside(rows["variant"])]
     tested = rows[rows["primary"].astype(bool)]
@@ -209,6 +209,7 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
         f"{_bill(runs, list(dict.fromkeys(tested['title'])), tested['target'].min())}.",
         _exploratory(others) if exploratory else "",
         pair.note,
+        crossed.sentence(runs, pair) if pair.note else "",
     ]
     return " ".join(filter(None, said))
 

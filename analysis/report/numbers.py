@@ -258,7 +258,8 @@ def of_second(results: Results) -> Numbers:
         found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
         if row["primary"]:
             found[f"{key}.words"] = _side(row)
-    for row in crossed.rows(runs, pair).to_dict("records"):
+    found |= {"second.crossed.seeds": names.count(ran["n"])} if len(ran := crossed.rows(runs, pair)) else {}
+    for row in ran.to_dict("records"):
         key = f"second.{row['question']}.{row['variant']}.{_kept(row['target'])}"
         ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
         found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}

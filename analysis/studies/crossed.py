@@ -48,13 +48,18 @@ def sentence(runs: pd.DataFrame, pair: evidence.Pair = evidence.SECOND) -> str:
     """HiAP with a target minus the methods where neither has least squares; '' where nothing of it was run."""
     found = rows(runs, pair)
     found = found[found["question"] == NEITHER]
+    bills = runs.groupby("label")["train_macs"].mean() / 1e12
     said = []
-    for target, own in found.groupby("target", sort=False):
-        shown = [f"{_ends(row)} from {row['title']}" for row in own.to_dict("records")]
-        said.append(f"at {100 * target:.0f} %, {names.listed(shown)}")
+    for target in map(float, found["target"].unique()):
+        own = found[found["target"] == target]
+        cut = f"{100 * (1 - target):.0f}"
+        shown = [f"minus {row['title']} {_ends(row)}" for row in own.to_dict("records")]
+        paid = max(bills[f"{name}-{WITHOUT}-{cut}"] for name in own["variant"])
+        costs = f"for {bills[f'{REFERENCE}-{cut}']:.1f} against at most {paid:.1f} TMACs"
+        said.append(f"at {100 * target:.0f} %, HiAP {', '.join(shown)}, {costs}")
     if not said:
         return ""
-    return f"With none on either side HiAP is, {'; '.join(said)} ({names.count(found['n'])} seeds, exploratory)."
+    return f"Without it on either side ({names.count(found['n'])} seeds, untuned, exploratory): {'; '.join(said)}."
 
 
 def table(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
@@ -73,7 +78,7 @@ def table(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
     caption = (
         f"*{ADDS}: the method with least squares behind its cut minus without. {BOTH}, {NEITHER}: {names.TARGETED} "
         f"minus the method, where both have it or neither has. {names.count(found['n'])} seeds, 95 % intervals over "
-        "seeds and test images; exploratory.*"
+        "seeds and test images; -: not run; exploratory, the methods' forms without it untuned.*"
     )
     return "\n".join([*lines, "", textwrap.fill(caption, 125)])
 

@@ -146,7 +146,7 @@ def sentence(results: Results, grid: str = GRID) -> str:
     data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"
     text = (
         f"Without training (exploratory), on {data}, `hiap prune`, with widths in multiples of 16, has {own}; Taylor, "
-        f"equally corrected and free in its widths, {other}."
+        f"also corrected, in any widths, {other}."
     )
     return textwrap.fill(text, width=125)
 

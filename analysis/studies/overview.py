@@ -207,7 +207,7 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
         f"On {_short(pair)} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's "
         f"correction), {OURS} is {', and '.join(found)} points; "
         f"{_bill(runs, list(dict.fromkeys(tested['title'])), tested['target'].min())}.",
-        _exploratory(others) if exploratory else "",
+        _exploratory(others, int(tested["n"].max())) if exploratory else "",
         pair.note,
         crossed.sentence(runs, pair) if pair.note else "",
     ]
@@ -220,16 +220,18 @@ def _at(whom: tuple[str, list[tuple[str, str]]]) -> str:
     return f"{title} at {names.listed([cut for cut, _ in shown])} % ({', '.join(points for _, points in shown)})"
 
 
-def _exploratory(rows: pd.DataFrame) -> str:
-    """Differences that nothing was fixed for beforehand, by method."""
+def _exploratory(rows: pd.DataFrame, seeds: int) -> str:
+    """Differences that nothing was fixed for beforehand, by method, and of how many seeds where they are fewer."""
     if rows.empty:
         return ""
     targets = sorted(rows["target"].unique(), reverse=True)
     shown = []
     for title, own in rows.groupby("title", sort=False):
         at = own.set_index("target")["difference"]
-        alone = f" ({100 * at.index[0]:.0f} % alone)" if len(at) < len(targets) else ""
-        shown.append(f"{title} {' and '.join(f'{at[t]:+.2f}' for t in targets if t in at.index)}{alone}")
+        limits = [f"{100 * at.index[0]:.0f} % alone"] if len(at) < len(targets) else []
+        limits += [f"{own['n'].max():.0f} seeds"] if own["n"].max() < seeds else []
+        told = f" ({', '.join(limits)})" if limits else ""
+        shown.append(f"{title} {' and '.join(f'{at[t]:+.2f}' for t in targets if t in at.index)}{told}")
     cuts = names.listed([f"{100 * target:.0f}" for target in targets])
     return f"Exploratory differences in points, at {cuts} %: from {names.listed(shown)}."
 

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.records import bench, names, published
 from analysis.records.names import METHODS, RUNTIMES, TARGETED, machines
 from analysis.records.results import Results
-from analysis.studies import comparisons, evidence, knobs, paired
+from analysis.studies import comparisons, crossed, evidence, knobs, paired
 
 AGAINST = {"uniform-noise": "Uniform under gate noise (control)", "uniform": "Uniform (exploratory)"}
 
@@ -36,7 +36,7 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
     lines = [head, "|:---|" + "---:|" * len(targets)]
     for variant in dict.fromkeys([*(name for _, name in pair.primary), "uniform"]):
         cells = [_cell(compared[variant, t]) if (variant, t) in compared else "-" for t in targets]
-        lines.append(f"| {AGAINST.get(variant) or METHODS[variant]} | {' | '.join(cells)} |")
+        lines.append(f"| {_against(variant, compared, pair, runs['seed'].nunique())} | {' | '.join(cells)} |")
     n, images = runs["seed"].nunique(), int(runs["test_images"].max())
     caption = (
         f"*Points of top-1 with 95 % intervals over {n} seeds and {images:,} test images; decided: after Holm's "
@@ -46,6 +46,16 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
     )
     said = [_levels(means), *_shape(results, pair), *_explored(runs, pair), *_edges(results, pair)]
     return "\n\n".join(["\n".join(lines), textwrap.fill(caption, WIDTH), _items(said)])
+
+
+def _against(variant: str, compared: Mapping[Any, Any], pair: evidence.Pair, seeds: int) -> str:
+    """A method as the table names it; what is exploratory says if it is of fewer seeds, or has another's settings."""
+    title = AGAINST.get(variant) or METHODS[variant]
+    rows = [row for (name, _), row in compared.items() if name == variant and not row["primary"]]
+    more = ["untuned"] if rows and pair.tuning == knobs.GRID else []
+    if rows and (n := max(row["n"] for row in rows)) < seeds:
+        more.append(f"{n} seeds")
+    return title.replace(")", f", {', '.join(more)})") if more else title
 
 
 def _so_far(runs: pd.DataFrame, pair: evidence.Pair) -> str:
@@ -161,7 +171,7 @@ def _behind(runs: pd.DataFrame, pair: evidence.Pair) -> list[str]:
     """Exploratory comparisons at equal epochs whose whole interval is below zero, which a reader must not miss."""
     rows = evidence.against(runs, pair)
     mine = (rows["method"] == evidence.REFERENCE) | rows["primary"].astype(bool)
-    mine |= names.controls(rows["title"])
+    mine |= names.controls(rows["title"]) | crossed.is_form(rows["variant"])
     rows = rows[~mine & evidence.as_long(rows, runs) & (rows["high"] < 0)].sort_values("target", ascending=False)
     shown = [
         f"{row['title']} {_name(row['target'])} {_ends(row)} ({row['n']} seeds, {row['train_macs'] / 1e12:.1f} : "

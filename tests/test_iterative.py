@@ -272,7 +272,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def further(saved: Path, method: str, share: float = 0.8, **sections: Any) -> Config:
     base: dict[str, Any] = {"optim": {"epochs": 2}, "distill": {"alpha": 0.7}, "gates": {"lr": 1.0}, **sections}
     base["budget"] = {"target_macs": share, **base.get("budget", {})}
-    return tiny(saved.parent / "results", method=method, model={"weights": str(saved)}, **base)
+    network = hiap.load(saved)
+    model = {"weights": str(saved), "embed_dim": network.embed_dim, "depth": len(network.blocks)}
+    return tiny(saved.parent / "results", method=method, model=model, **base)
 
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
@@ -343,7 +345,7 @@ def test_what_is_removed_in_two_runs_is_what_is_removed_in_one(tmp_path: Path, i
 
     def cut(start: Path, macs: int) -> Any:
         given = {"budget": {"ranking": "global", "target_macs": macs}, "optim": {"epochs": 0}, "distill": {"alpha": 0}}
-        config = tiny(tmp_path / f"{start.name}-{macs}", method="l1", model={"weights": str(start)}, **given)
+        config = tiny(tmp_path / f"{start.name}-{macs}", method="l1", model={"weights": str(start), "embed_dim": 32, "depth": 3}, **given)
         train.run(config)
         return Folders.of(config).model
 

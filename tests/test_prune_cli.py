@@ -314,10 +314,10 @@ def test_bad_input_is_one_line(
 
 def folders(root: Path, names: Iterable[str], size: tuple[int, int] = (16, 16)) -> Path:
     """A folder for each class, of two images."""
-    for name in names:
+    for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", size, (len(name), 100 * i, 7)).save(root / name / f"{i}.png")
+            Image.new("RGB", size, (len(name), 100 * i, 7 + number)).save(root / name / f"{i}.png")
     return root
 
 

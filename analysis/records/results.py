@@ -217,11 +217,11 @@ def topology(record: Record) -> pd.DataFrame:
 
 def dense_units(record: Record) -> dict[str, int]:
     """``block_units`` of the network that a run began with."""
-    dims, size = estimate.dims(record.config), record.size
+    dims, size, name = estimate.dims(record.config), record.size, record.config.model.name
     # One that was pruned before has fewer MACs than its sizes say; more has another network, that weights brought.
-    if dims and (size is None or size.dense_macs <= 1.01 * dense_macs(dims)):
+    brought = dims and size and name == "vit" and size.dense_macs > 1.01 * dense_macs(dims)
+    if dims and not brought:
         return block_units(dims)
-    name = record.config.model.name
     raise ConfigError(f"{record.run_id}: the sizes of model '{name}' are not known (hiap/budget/sizes.py)")
 
 

@@ -345,7 +345,8 @@ def test_what_is_removed_in_two_runs_is_what_is_removed_in_one(tmp_path: Path, i
 
     def cut(start: Path, macs: int) -> Any:
         given = {"budget": {"ranking": "global", "target_macs": macs}, "optim": {"epochs": 0}, "distill": {"alpha": 0}}
-        config = tiny(tmp_path / f"{start.name}-{macs}", method="l1", model={"weights": str(start), "embed_dim": 32, "depth": 3}, **given)
+        model = {"weights": str(start), "embed_dim": 32, "depth": 3}
+        config = tiny(tmp_path / f"{start.name}-{macs}", method="l1", model=model, **given)
         train.run(config)
         return Folders.of(config).model
 

@@ -51,7 +51,9 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
 def _against(variant: str, compared: Mapping[Any, Any], pair: evidence.Pair, seeds: int) -> str:
     """A method as the table names it; what is exploratory says if it is of fewer seeds, or has another's settings."""
     title = AGAINST.get(variant) or METHODS[variant]
-    rows = [row for (name, _), row in compared.items() if name == variant and not row["primary"]]
+    if any(name == variant for _, name in pair.primary):
+        return title
+    rows = [row for (name, _), row in compared.items() if name == variant]
     more = ["untuned"] if rows and pair.tuning == knobs.GRID else []
     if rows and (n := max(row["n"] for row in rows)) < seeds:
         more.append(f"{n} seeds")

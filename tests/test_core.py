@@ -54,6 +54,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_a_jobs_copy_of_the_code_is_complete_and_knows_its_commit(tmp_path: Path) -> None:
     folder = submission.snapshot(tmp_path)
+    assert not list(folder.rglob("*.pyc"))
     code = "import hiap.train.run, hiap.bench.run, baselines.cofi, slurm.job; from hiap.train.record import git_state; "
     code += "print(hiap.__file__, git_state()[0])"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -62,7 +63,6 @@ def test_a_jobs_copy_of_the_code_is_complete_and_knows_its_commit(tmp_path: Path
     assert done.stdout.split() == [str(folder / "hiap" / "__init__.py"), git_state()[0]]
     for file in ("hiap/formats/published.csv", "hiap/backbones/supported.csv", "hiap/py.typed"):
         assert (folder / file).read_bytes() == (PACKAGE.parent / file).read_bytes(), "tables and marks are code too"
-    assert not list(folder.rglob("*.pyc"))
 
 
 def test_a_jobs_copy_is_of_the_commit_that_its_code_got_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ from hiap.train.config import Config, ConfigError
 from hiap.train.phase import adamw, layer_scales
 from hiap.train.record import Folders, Metrics, Score
 
+SIZES = {"embed_dim": 32, "depth": 3}  # of ``small_vit``
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +32,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dense(start: Path, results: Path, **sections: Any) -> Config:
-    model = {"weights": str(start), "img_size": 16, **sections.pop("model", {})}
+    model = {"weights": str(start), "img_size": 16, **SIZES, **sections.pop("model", {})}
     base = {"optim": {"epochs": 1, "lr": 1e-6}, **sections}
     return tiny(results, method="dense", **base).model_copy(
         update={"model": tiny(results).model.model_copy(update=model)}
@@ -79,7 +81,7 @@ def test_a_network_that_is_behind_its_features_is_told_of(
     assert record.metrics.probe.n == 445
     says = "a comparison that starts from it says little"
     assert says in capsys.readouterr().err
-    train.run(tiny(tmp_path, method="hiap", model={"weights": f"run:{record.run_id}"}, distill={"alpha": 0.5}))
+    train.run(tiny(tmp_path, method="hiap", model={"weights": f"run:{record.run_id}", **SIZES}, distill={"alpha": 0.5}))
     assert says in capsys.readouterr().err, "before pruning"
 
 

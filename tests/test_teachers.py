@@ -17,7 +17,7 @@ import hiap
 from hiap.data import loader as data
 from hiap.train import run as train
 from hiap.train import teachers
-from hiap.train.config import Config, ConfigError, check_needs
+from hiap.train.config import Config, ConfigError, ModelConfig, check_needs
 from hiap.train.record import Folders
 from slurm import prefetch
 
@@ -104,6 +104,9 @@ def test_a_vit_teacher_is_built_for_the_students_size_and_may_be_a_saved_folder(
     scratch = {"img_size": 32, "weights": str(tmp_path / "vit"), "scratch": True}
     teacher = built(tiny("x", model=scratch, distill={"alpha": 0.5, "teacher": str(tmp_path / "vit")}))
     torch.testing.assert_close(teacher(images), vit.eval()(images), msg="the student begins anew, its teacher does not")
+    named = ModelConfig(name="deit_tiny_patch16_224", img_size=32)
+    config = tiny("x", distill={"alpha": 0.5, "teacher": str(tmp_path / "vit")}).model_copy(update={"model": named})
+    torch.testing.assert_close(built(config)(images), vit.eval()(images), msg="another network than the student")
 
 
 BAD = {

@@ -55,8 +55,8 @@ def sentence(runs: pd.DataFrame, pair: evidence.Pair = evidence.SECOND) -> str:
         cut = f"{100 * (1 - target):.0f}"
         shown = [f"minus {row['title']} {_ends(row)}" for row in own.to_dict("records")]
         paid = max(bills[f"{name}-{WITHOUT}-{cut}"] for name in own["variant"])
-        costs = f"for {bills[f'{REFERENCE}-{cut}']:.1f} against at most {paid:.1f} TMACs"
-        said.append(f"at {100 * target:.0f} %, HiAP {', '.join(shown)}, {costs}")
+        costs = f"for {bills[f'{REFERENCE}-{cut}']:.0f} against {paid:.0f} TMACs"
+        said.append(f"at {100 * target:.0f} %, HiAP + target {', '.join(shown)}, {costs}")
     if not said:
         return ""
     return f"Without it on either side ({names.count(found['n'])} seeds, untuned, exploratory): {'; '.join(said)}."

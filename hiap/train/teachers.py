@@ -17,7 +17,7 @@ from hiap.backbones.count import counted_macs
 from hiap.backbones.families import pretrained
 from hiap.data import loader as data
 from hiap.formats import online
-from hiap.train.config import Config, ConfigError
+from hiap.train.config import CIFAR_MODEL, Config, ConfigError
 from hiap.train.device import autocast
 from hiap.train.evaluate import at_once
 from hiap.train.record import Folders
@@ -95,7 +95,8 @@ def teacher(config: Config, pixels: dict[str, Any], channels: int, classes: int,
     ``ConfigError`` if it cannot be had, or does not know the classes."""
     name = config.distill.teacher
     if name.startswith("run:") or Path(name).is_dir():
-        start = build(config.model.model_copy(update={"weights": name, "scratch": False}), channels, classes, folders)
+        own = {"name": "vit", **CIFAR_MODEL, "weights": name, "scratch": False}  # of its own sizes, whatever learns
+        start = build(config.model.model_copy(update=own), channels, classes, folders)
         model, adapted, new_head = start.model, start.adapted, start.new_head
     else:
         model, adapted, new_head = _of_timm(config, channels, classes)

@@ -69,7 +69,7 @@ SHOWS = {
     "cifar10_tune": "the settings of grid cifar10",
     "imagenette_tune": "the weights' rates of grid imagenette",
     "cifar10_ranked": "HiAP from the order of structured OBS",
-    "cifar10": "the primary methods on CIFAR-10; controls and the rest are planned",
+    "cifar10": "methods and controls on CIFAR-10, as far as they were run",
     "table3": "Table 3's network from scratch, on a CPU",
     "cifar10_cut": "the same right after a cut, corrected or not",
     "cifar10_first": "a first look at it, untuned, in fp32",

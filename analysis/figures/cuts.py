@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.style import DASHED, Look, entry, look, narrow, styled, wide
+from analysis.records import names
 
 LOOKS = {
     "obs_qk": Look("#004D4D", "*"),
@@ -108,17 +109,13 @@ def by_budget(found: pd.DataFrame, dense: float) -> Figure:
         sure = own["n"] >= ENOUGH
         ax.vlines(x[sure], own.loc[sure, "low"], own.loc[sure, "high"], color=mark.colour, linewidth=0.7)
         title = own["title"].iloc[0] + ("" if trained else ", untrained")
-        handles.append((entry(mark.colour, **style), f"{title}, n = {_range(own['n'])}"))
+        handles.append((entry(mark.colour, **style), f"{title}, n = {names.count(own['n'])}"))
     ax.axhline(dense, **DASHED)
     ax.set_xlabel("MACs left, % of dense")
     ax.set_ylabel("top-1 (%)")
     marks, titles = [one[0] for one in handles], [one[1] for one in handles]
     fig.legend([*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center")
     return fig
-
-
-def _range(n: pd.Series) -> str:
-    return " to ".join(str(end) for end in sorted({int(n.min()), int(n.max())}))
 
 
 def by_rule(found: pd.DataFrame, dense: float) -> Figure:

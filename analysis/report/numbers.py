@@ -23,6 +23,7 @@ from hiap.train.config import Config, ConfigError
 
 Numbers = dict[str, str]
 NEEDED = ("study", "study_long", "evidence", "sensitivity", "a4", "budget", "ratios", "calibrate")
+INTERVAL = {"difference": "diff", "low": "difflow", "high": "diffhigh"}
 ENDS = {"difference": "diff", "difference_low": "difflow", "difference_high": "diffhigh"}  # columns under short names
 
 
@@ -74,9 +75,9 @@ def _sources(answers: Answers) -> Iterator[Numbers]:
     yield of_claims(answers.verdicts)
 
 
-def _short(row: dict, key: str, columns: dict[str, str]) -> Numbers:
+def _short(row: dict, key: str, columns: dict[str, str], digits: int = 2) -> Numbers:
     """``<key>.<short>`` of each column."""
-    return {f"{key}.{short}": fixed(row[column]) for column, short in columns.items()}
+    return {f"{key}.{short}": fixed(row[column], digits) for column, short in columns.items()}
 
 
 def of_study(runs: pd.DataFrame, rows: pd.DataFrame, name: str) -> Numbers:
@@ -116,7 +117,7 @@ def _controls(runs: pd.DataFrame, name: str) -> Numbers:
     for row in comparisons.against(runs, comparisons.CONTROLS).to_dict("records"):
         key = f"{name}.over.{row['against']}.{_kept(row['target'])}"
         side = "above" if row["difference"] > 0 else "below"
-        found |= _short(row, key, {"difference": "diff", "low": "difflow", "high": "diffhigh"})
+        found |= _short(row, key, INTERVAL)
         found[f"{key}.words"] = f"decidedly {side}" if row["decided"] else "not decidedly above or below"
     return found
 
@@ -127,7 +128,7 @@ def of_evidence(results: Results) -> Numbers:
     ``evidence.tuned.<label>.diff`` ...: what fine-tuning adds; ``evidence.settled.<kept>.diff`` ...: HiAP settled minus
     HiAP, with ``.bill``; ``evidence.settled.slim.diff`` ...: minus ViT-Slim at the smallest target;
     ``evidence.long.<method>.diff`` ...: HiAP minus a method there, both trained for longer."""
-    runs, interval = evidence.load(results), {"difference": "diff", "low": "difflow", "high": "diffhigh"}
+    runs = evidence.load(results)
     found = {
         "evidence.runs": str(len(runs)),
         "evidence.seeds": str(runs["seed"].nunique()),
@@ -142,18 +143,18 @@ def of_evidence(results: Results) -> Numbers:
         found |= {f"{key}.macs": fixed(100 * row["macs_share"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
     for row in evidence.against(runs).to_dict("records"):
         key = f"evidence.minus.{row['variant']}.{_kept(row['target'])}"
-        found |= _short(row, key, interval)
+        found |= _short(row, key, INTERVAL)
         if row["primary"]:
             found[f"{key}.words"] = _side(row)
     for row in evidence.finetuning(runs).to_dict("records"):
-        found |= _short(row, f"evidence.tuned.{row['label']}", interval)
+        found |= _short(row, f"evidence.tuned.{row['label']}", INTERVAL)
     for row in evidence.settled(runs).to_dict("records"):
         key = f"evidence.settled.{_kept(row['target'])}"
-        found |= {**_short(row, key, interval), f"{key}.bill": fixed(row["bill"])}
+        found |= {**_short(row, key, INTERVAL), f"{key}.bill": fixed(row["bill"])}
     if pair := paired.pair(runs, "hiap-settled-65", "vit_slim-65"):
-        found |= _short(paired.flat(pair), "evidence.settled.slim", interval)
+        found |= _short(paired.flat(pair), "evidence.settled.slim", INTERVAL)
     for row in evidence.longer(runs).to_dict("records"):
-        found |= _short(row, f"evidence.long.{row['method']}", interval)
+        found |= _short(row, f"evidence.long.{row['method']}", INTERVAL)
         found["evidence.long.epochs"] = f"{row['epochs']:g}"
     return (
         found | _judged_at_papers_shape(runs) | _tuned(results) | _untrained(results) | _left_at_papers_shape(results)
@@ -226,8 +227,7 @@ def of_cuts(results: Results, grid: str, name: str) -> Numbers:
         found[f"kept.{_kept(row['target'])}"] = _kept(row["target"])
         found[f"{name}.{row['ranking']}.{_kept(row['target'])}"] = fixed(row["top1"], 1)
     for row in cuts.against(runs).to_dict("records"):
-        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
-        found |= {f"{name}.{row['ranking']}.{_kept(row['target'])}.{end}": fixed(v, 1) for end, v in ends.items()}
+        found |= _short(row, f"{name}.{row['ranking']}.{_kept(row['target'])}", INTERVAL, 1)
     return found
 
 
@@ -254,15 +254,13 @@ def of_second(results: Results) -> Numbers:
         found |= {key: fixed(row["top1"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
     for row in evidence.against(runs, pair).to_dict("records"):
         key = f"second.minus.{row['variant']}.{_kept(row['target'])}"
-        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
-        found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
+        found |= _short(row, key, INTERVAL, 1)
         if row["primary"]:
             found[f"{key}.words"] = _side(row)
     found |= {"second.crossed.seeds": names.count(ran["n"])} if len(ran := crossed.rows(runs, pair)) else {}
     for row in ran.to_dict("records"):
         key = f"second.{row['question']}.{row['variant']}.{_kept(row['target'])}"
-        ends = {"diff": row["difference"], "difflow": row["low"], "diffhigh": row["high"]}
-        found |= {f"{key}.{end}": fixed(value, 1) for end, value in ends.items()}
+        found |= _short(row, key, INTERVAL, 1)
     return found
 
 

@@ -48,8 +48,8 @@ def test_the_table_has_the_papers_number_beside_ours_and_on_what(root: Path) -> 
     ]
     assert rows[0] == list(overview.HEAD)
     assert all(len(row) == 4 for row in rows)
-    half = next(row for row in rows if row[0].startswith("Minus dense's top-1, at "))
-    assert half[1].endswith("-3.25 points (CIFAR-10)")
+    half = next(row for row in rows if row[0].startswith("Top-1 minus dense's, at "))
+    assert half[1].endswith("-3.25 (CIFAR-10)")
     assert half[3] == f"{names.TARGETED}, 3 seeds"
     two = (evidence.FIRST, evidence.FIRST._replace(grid="later", data="photographs"))
     assert f"{names.TARGETED}, Fashion-MNIST, 3 seeds" in overview.table(Results(root), two), "named where several"
@@ -61,13 +61,17 @@ def test_readme_has_the_newest_pair_with_records(root: Path, monkeypatch) -> Non
     monkeypatch.setattr(evidence, "PAIRS", (evidence.FIRST, other))
     assert overview.newest(results) == (evidence.FIRST,), "without a record it is not there"
     known = blocks.parts(ledger.load(), results)
-    assert known["verdict"]().startswith(known["verdict-newest"]()[:200])
-    assert "Exploratory" not in known["verdict-newest"]()
+    brief = known["verdict-newest"]().splitlines()
+    assert brief[0].startswith(f"| {names.TARGETED} minus | at 50 % | at 35 % | TMACs, to 35 % (its own: ")
+    rows = [line for line in brief if line.startswith(("| Taylor", "| ViT-Slim"))]
+    assert len(rows) == 2
+    assert all(re.fullmatch(r"\|[^|]+(\| -\d\.\d, behind ){2}\| [\d.]+ \|", row) for row in rows)
+    assert "gate noise" not in "".join(brief), "a control is no method"
     assert known["evidence-later"]().startswith("Not run yet")
     monkeypatch.setattr(evidence, "PAIRS", (other, evidence.FIRST))
     assert overview.newest(results) == (evidence.FIRST,)
 
 
 def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
-    assert overview.verdict(Results(tmp_path)) == "No comparison has been run yet."
+    assert overview.verdict(Results(tmp_path)) == overview.brief(Results(tmp_path)) == overview.NOTHING
     assert "points" not in overview.table(Results(tmp_path))

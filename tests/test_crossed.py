@@ -51,7 +51,10 @@ def test_least_squares_is_on_both_sides_or_on_neither(results: Results) -> None:
 
 def test_the_table_has_a_column_for_what_was_run(results: Results, tmp_path: Path) -> None:
     shown = crossed.table(results)
-    assert shown.splitlines()[0] == "| points of top-1 | 50 %, adds | 50 %, both | 50 %, neither |"
+    assert (
+        shown.splitlines()[0]
+        == "| points of top-1 | 50 %: gain | 50 %: lead, both with it | 50 %: lead, both without |"
+    )
     taylor = next(line for line in shown.splitlines() if line.startswith("| Taylor"))
     assert taylor.split("|")[2].strip() == taylor.split("|")[4].strip() == "-"
     assert crossed.table(Results(tmp_path / "none")).startswith("Not run yet")

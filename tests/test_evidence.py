@@ -214,7 +214,7 @@ def test_figures_show_every_row(root: Path) -> None:
     assert [ax.get_title("left") for ax in fig.axes] == ["50 % of the MACs", "35 % of the MACs"]
     assert {line.get_markerfacecolor() for line in fig.axes[0].lines[1:]} >= {"black", "white"}
     shown = {label.get_text() for label in fig.axes[0].get_yticklabels()}
-    assert shown == {"HiAP + target", evidence.OWN, *rows["title"]}
+    assert shown == {intervals.OWN, evidence.OWN, *rows["title"]}
     assert set(rows.loc[rows["judged"], "variant"]) == {"vit_slim", "taylor", "uniform-noise"}
     blocks = evidence.blocks(Results(root), ["hiap-50", "hiap-65"])
     pictures = heat_maps.blocks(blocks)

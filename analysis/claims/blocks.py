@@ -24,7 +24,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
     return {
         "results": lambda: overview.table(results),
         "verdict": lambda: overview.verdict(results),
-        "verdict-newest": lambda: overview.verdict(results, overview.newest(results), exploratory=False),
+        "verdict-newest": lambda: overview.brief(results),
         "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading
         "evidence": lambda: words.at_papers_shape(results),
         **{f"evidence-{pair.grid}": _at(results, pair) for pair in list(evidence.PAIRS)[1:]},  # one for each
@@ -38,6 +38,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "ranked": lambda: knobs.ranked(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),
+        "lead": lambda: frontier.lead(results),
         "crossed": lambda: crossed.table(results),
         "scan": lambda: scan.table(results),
         "checklist": lambda: checklist.table(results, found),

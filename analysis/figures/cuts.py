@@ -30,12 +30,16 @@ LOOKS = {
 
 RULE = Look("#000000", "o")  # the paper's, its strengths scanned
 ENOUGH = 3  # networks for an interval: of two it says nothing
+LINE = 3  # budgets that make a line
 PANELS = ((True, "with least squares"), (False, "the cut alone"))
 
 
-def by_share(found: pd.DataFrame, dense: float) -> Figure:
+def by_share(found: pd.DataFrame, dense: float, data: str = "") -> Figure:
     """``cuts.accuracies``: top-1 against the share of the MACs, on the left corrected by least squares, on the right
-    the cut alone where there is one, with intervals of 95 % of three networks or more; dashed: the dense network."""
+    the cut alone where there is one, with intervals of 95 % of three networks or more; dashed: the dense network;
+    ``data`` above the legend. A ranking of fewer budgets than ``LINE``, which others have, is in the table alone."""
+    counts = found.groupby("ranking")["target"].nunique()
+    found = found[found["ranking"].isin(counts.index[counts >= min(LINE, counts.max())])]
     panels = [panel for panel in PANELS if (found["corrected"] == panel[0]).any()]
     fig, axes = wide(2.4, 1, len(panels), sharey=True, squeeze=False)
     for ax, (corrected, words) in zip(axes[0], panels, strict=True):
@@ -46,10 +50,10 @@ def by_share(found: pd.DataFrame, dense: float) -> Figure:
             sure = own[own["n"] >= ENOUGH]
             ax.vlines(100 * sure["target"], sure["low"], sure["high"], color=mark.colour, linewidth=0.8)
         ax.axhline(dense, **DASHED)
-        ax.set_title(words + (", one network" if rows["n"].max() == 1 else ""))
+        ax.set_title(f"{words}, n = {names.count(rows['n'])}")
         ax.set_xlabel("MACs left, % of dense")
     axes[0, 0].set_ylabel("top-1 (%)")
-    fig.legend(*_legend(found, linestyle="-"), loc="outside right center", frameon=False)
+    fig.legend(*_legend(found, linestyle="-"), loc="outside right center", frameon=False, title=data or None)
     return fig
 
 
@@ -92,10 +96,10 @@ def by_training(found: pd.DataFrame, dense: float) -> Figure:
     return fig
 
 
-def by_budget(found: pd.DataFrame, dense: float) -> Figure:
+def by_budget(found: pd.DataFrame, dense: float, data: str = "") -> Figure:
     """``frontier.by_budget``: top-1 against the share of the MACs with intervals of 95 %, trained filled, without
-    training open, HiAP with least squares behind its cut dashed; dashed and level: the dense network. Methods stand
-    side by side at each budget, else their intervals would hide each other."""
+    training open, HiAP with least squares behind its cut dashed; dashed and level: the dense network; ``data`` above
+    the legend. Methods stand side by side at each budget, else their intervals would hide each other."""
     fig, ax = wide(2.4)
     handles, lines = [], found.groupby(["ranking", "epochs"], sort=False)
     for place, ((ranking, epochs), own) in enumerate(lines):
@@ -114,13 +118,16 @@ def by_budget(found: pd.DataFrame, dense: float) -> Figure:
     ax.set_xlabel("MACs left, % of dense")
     ax.set_ylabel("top-1 (%)")
     marks, titles = [one[0] for one in handles], [one[1] for one in handles]
-    fig.legend([*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center")
+    fig.legend(
+        [*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center", title=data or None
+    )
     return fig
 
 
-def by_rule(found: pd.DataFrame, dense: float) -> Figure:
+def by_rule(found: pd.DataFrame, dense: float, data: str = "") -> Figure:
     """``scan.beside``: top-1 against the share of the MACs, the paper's rule as a line through its strengths (the
-    factor beside each), cuts without training thin and open, what was trained filled; dashed: the dense network."""
+    factor beside each), cuts without training thin and open, what was trained filled; dashed: the dense network;
+    ``data`` above the legend."""
     fig, ax = wide(2.4)
     handles = []
     for (ranking, epochs), own in found.groupby(["ranking", "epochs"]):
@@ -129,20 +136,25 @@ def by_rule(found: pd.DataFrame, dense: float) -> Figure:
         style: dict[str, Any] = {"linestyle": "-", "linewidth": 1.3 if ranking == "rule" else 0.7}
         style |= {"markerfacecolor": mark.colour if trained else "white", "markersize": 4.5 if trained else 3.5}
         for _, one in own.groupby("seed"):
-            ax.plot(100 * one["macs_share"], one["top1"], color=mark.colour, marker=mark.marker, **style)
+            above = 2 + (ranking == "hiap")  # the one that the rule is compared with is never hidden
+            ax.plot(100 * one["macs_share"], one["top1"], color=mark.colour, marker=mark.marker, zorder=above, **style)
         title = own["title"].iloc[0] + (f", {epochs} epochs" if trained else ", untrained")
         handles.append((trained, ranking != "rule", title, entry(mark.colour, mark.marker, **style)))
     rule = found[found["ranking"] == "rule"]
     for row in rule.to_dict("records"):
-        place = {"xytext": (3, -7), "textcoords": "offset points", "fontsize": 6}
+        place = {"xytext": (3, -8), "textcoords": "offset points", "fontsize": 6, "annotation_clip": False}
         ax.annotate(rf"$\times${row['factor']:g}", (100 * row["macs_share"], row["top1"]), **place)
     ax.axhline(dense, **DASHED)
     ax.set_xlabel("MACs left, % of dense")
     ax.set_ylabel("top-1 (%)")
-    ax.set_title("one network" if found["seed"].nunique() == 1 else f"n = {found['seed'].nunique()} networks")
+    networks = "one network" if found["seed"].nunique() == 1 else f"n = {found['seed'].nunique()} networks"
+    ax.margins(y=0.1)
+    ax.set_title(rf"{networks}; $\times$: multiples of Fig. 5's strengths")
     handles.sort(key=lambda one: (not one[0], one[1], one[2]))
     marks, titles = [one[3] for one in handles], [one[2] for one in handles]
-    fig.legend([*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center")
+    fig.legend(
+        [*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center", title=data or None
+    )
     return fig
 
 

@@ -16,8 +16,8 @@ from analysis.records.names import TARGETED, count, reading
 FAR = 3.0  # points of top-1: a method this far from HiAP at the same target would hide the others
 MARGIN = 0.2  # points of top-1 around what an axis shows
 BESIDE = 1.07  # where a bill stands, in widths of its axes
+OWN = f"{TARGETED}, its TMACs"  # the line of what all are compared with
 ROOM = 1.15  # of an axis, for what is written off its scale beside zero
-OURS = TARGETED.removesuffix(" (ours)")  # where there is little room
 
 
 class Dots(NamedTuple):
@@ -81,11 +81,12 @@ def sensitivity(spread: pd.DataFrame, quantities: dict[str, str]) -> Figure:
     return fig
 
 
-def forest(rows: pd.DataFrame) -> Figure:
+def forest(rows: pd.DataFrame, data: str = "") -> Figure:
     """HiAP with a target minus every method at the same target, a line per method and a panel per target, from
     ``comparisons.from_reference`` or ``evidence.drawn``: right of zero HiAP with a target has more. What each took to
-    train stands at the right of its line; what lies far from the others of its panel is written with its interval."""
-    lines = [("", OURS), *_lines(rows)]
+    train stands at the right of its line; what lies far from the others of its panel is written with its interval;
+    ``data`` above all."""
+    lines = [("", OWN), *_lines(rows)]
     targets = sorted(map(float, rows["target"].unique()), reverse=True)
     fig, axes = wide(1.0 + 0.165 * len(lines), 1, len(targets), sharey=True, squeeze=False)
     place = {line: y for y, line in enumerate(lines)}
@@ -95,7 +96,7 @@ def forest(rows: pd.DataFrame) -> Figure:
         ax.axvline(0, **DASHED, zorder=1)
         for row in mine.to_dict("records"):
             _line(ax, row, place[row["group"], row["title"]], limits)
-        _beside(ax, place["", OURS], mine["reference_train_macs"].iloc[0])
+        _beside(ax, place["", OWN], mine["reference_train_macs"].iloc[0])
         ax.text(BESIDE, -0.6, "TMACs", transform=ax.get_yaxis_transform(), fontsize=5.5, color=Ink.DARK, va="center")
         ax.set(xlim=limits)
         ax.set_title(f"{100 * target:.0f} % of the MACs", fontsize=6.5, loc="left")
@@ -106,10 +107,12 @@ def forest(rows: pd.DataFrame) -> Figure:
         if group and group == title:
             label.set(style="italic", color=Ink.DARK)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
-    fig.supxlabel(f"{OURS} minus the method, points of top-1 (95 %, {count(rows['n'])} seeds)", fontsize=7)
+    seeds = f"95 %, {count(rows['n'])} seeds"
+    minus = f"{TARGETED} minus the method, points of top-1 ({seeds})"
+    fig.supxlabel(f"← method has more    {minus}    method has less →", fontsize=7)
     used = {text: look for text, look in LEGEND.items() if look in set(map(_look_of, rows.to_dict("records")))}
     marks = [entry(look.colour, look.marker, mfc=look.face, markersize=3.5, label=text) for text, look in used.items()]
-    fig.legend(handles=marks, loc="outside upper center", ncols=len(marks), handletextpad=0.2)
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(marks), handletextpad=0.2, title=data or None)
     return fig
 
 

@@ -105,8 +105,9 @@ def _standing(rows: pd.DataFrame, name: str) -> Numbers:
     ``better`` or ``worse``."""
     found = Numbers()
     for row in comparisons.standing(rows).to_dict("records"):
-        kept = _kept(row.pop("target"))
-        found |= {f"kept.{kept}": kept, **{f"{name}.{kept}.{key}": str(count) for key, count in row.items()}}
+        kept = _kept(row["target"])
+        counts = {"methods": row["methods"], "better": len(row["better"]), "worse": len(row["worse"])}
+        found |= {f"kept.{kept}": kept, **{f"{name}.{kept}.{key}": str(count) for key, count in counts.items()}}
     return found
 
 

@@ -39,15 +39,13 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
     planned = {name: sum(map(_planned, grids)) for name, grids in PAIRS.items()}
     whole = [name for name in PAIRS if done[name] >= planned[name]]
     counts = names.listed([f"{name} {done[name]} of {planned[name]} runs" for name in PAIRS])
-    trained = {
-        name: [r for r in found if r.config.optim.epochs and r.config.method != "dense"] for name, found in runs.items()
-    }
+    trained = {name: list(filter(_is_trained, found)) for name, found in runs.items()}
     points = {name: (len(_targets(trained[name])), len(_targets(runs[name]))) for name in PAIRS}
     everything = [record for found in runs.values() for record in found]
     methods = {record.config.name for record in everything}
     scratch = [r for r in everything if r.config.model.scratch]
     shuffled = [r for r in everything if r.config.name in SHUFFLED]
-    seeds = {name: _seeds(trained[name]) for name in PAIRS}
+    seeds = {name: max(map(_seeds, map(results.finished, grids))) for name, grids in PAIRS.items()}
     edges = evidence.tuned(evidence.load(results, evidence.TUNING), results.finished(evidence.TUNING))
     edges = edges[edges["taken"] & (edges["edge"] != "")]
     tuning = knobs.tried(knobs.load(results))
@@ -62,7 +60,9 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
         (
             "Five operating points or more, into collapse",
             _met(max(n for n, _ in points.values()), POINTS),
-            names.listed([f"{name} {n} ({both} with cuts alone)" for name, (n, both) in points.items() if both])
+            names.listed(
+                [f"{name} {n} ({both} counting cuts without training)" for name, (n, both) in points.items() if both]
+            )
             + " budgets of trained networks ([what to use](what_to_use.md))",
         ),
         ("Compression and speed, the dense network beside each", "yes", "[speed and export](export.md)"),
@@ -70,7 +70,7 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
             "Mean and spread over seeds",
             _met(sum(n >= ENOUGH for n in seeds.values()), len(PAIRS)),
             names.listed([f"{name} {n}" for name, n in seeds.items() if n] or ["none yet"])
-            + " seeds at most of trained networks, intervals over seeds and images ([results](results.md))",
+            + " seeds at most in a study of trained networks, intervals over seeds and images ([results](results.md))",
         ),
         (
             "Random, magnitude and recent baselines",
@@ -124,7 +124,11 @@ def _targets(records: Iterable[Record]) -> set[float]:
 
 
 def _seeds(records: Iterable[Record]) -> int:
-    return len({record.seed for record in records})
+    return len({record.seed for record in records if _is_trained(record)})
+
+
+def _is_trained(record: Record) -> bool:
+    return bool(record.config.optim.epochs) and record.config.method != "dense"
 
 
 def _met(found: int, wanted: int) -> str:

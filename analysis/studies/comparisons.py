@@ -98,13 +98,15 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def standing(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per target of ``study``, the highest first: how many ``methods`` are compared with the reference, and how many of
-    them are decided to be ``better`` or ``worse``. Another setting of HiAP is none of them."""
+    """Per target of ``study``, the highest first: how many ``methods`` are compared with the reference, and the titles
+    of those that are decided to be ``better`` or ``worse``. Another setting of HiAP is none of them."""
     counts, others = [], rows[rows["method"] != REFERENCE].dropna(subset=["target", "difference"])
     for target, group in others.groupby("target", sort=True):
         decided = group[group["decided"].eq(True)]
-        better = int((decided["difference"] > 0).sum())
-        counts.append({"target": target, "methods": len(group), "better": better, "worse": len(decided) - better})
+        better, worse = (
+            decided.loc[mine, "title"].tolist() for mine in (decided["difference"] > 0, decided["difference"] <= 0)
+        )
+        counts.append({"target": target, "methods": len(group), "better": better, "worse": worse})
     return pd.DataFrame(counts[::-1], columns=["target", "methods", "better", "worse"])
 
 

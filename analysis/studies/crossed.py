@@ -16,6 +16,7 @@ from analysis.studies.comparisons import REFERENCE
 
 WITH, WITHOUT = "ls", "no_ls"  # forms of labels: HiAP's own form is without, that of all others with
 ADDS, BOTH, NEITHER = "adds", "both", "neither"
+HEADS = {ADDS: "gain", BOTH: "lead, both with it", NEITHER: "lead, both without"}
 COLUMNS = ("target", "variant", "title", "question", "n", "difference", "low", "high")
 
 
@@ -56,7 +57,7 @@ def sentence(runs: pd.DataFrame, pair: evidence.Pair = evidence.SECOND) -> str:
         shown = [f"minus {row['title']} {_ends(row)}" for row in own.to_dict("records")]
         paid = max(bills[f"{name}-{WITHOUT}-{cut}"] for name in own["variant"])
         costs = f"for {bills[f'{REFERENCE}-{cut}']:.0f} against {paid:.0f} TMACs"
-        said.append(f"at {100 * target:.0f} %, HiAP + target {', '.join(shown)}, {costs}")
+        said.append(f"at {100 * target:.0f} %, {names.TARGETED} {', '.join(shown)}, {costs}")
     if not said:
         return ""
     return f"Without it on either side ({names.count(found['n'])} seeds, untuned, exploratory): {'; '.join(said)}."
@@ -71,14 +72,14 @@ def table(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
     asked = {(target, question) for target, question in zip(found["target"], found["question"], strict=True)}
     columns = [(t, q) for t in dict.fromkeys(found["target"]) for q in (ADDS, BOTH, NEITHER) if (t, q) in asked]
     cells = {(row["title"], row["target"], row["question"]): _ends(row) for row in found.to_dict("records")}
-    head = [f"{100 * target:.0f} %, {question}" for target, question in columns]
+    head = [f"{100 * target:.0f} %: {HEADS[question]}" for target, question in columns]
     lines = [f"| points of top-1 | {' | '.join(head)} |", "| --- |" + " ---: |" * len(head)]
     for title in dict.fromkeys(found["title"]):
         lines.append(f"| {title} | {' | '.join(cells.get((title, *column), '-') for column in columns)} |")
     caption = (
-        f"*{ADDS}: the method with least squares behind its cut minus without. {BOTH}, {NEITHER}: {names.TARGETED} "
-        f"minus the method, where both have it or neither has. {names.count(found['n'])} seeds, 95 % intervals over "
-        "seeds and test images; -: not run; exploratory, the methods' forms without it untuned.*"
+        f"*Gain: what least squares behind the cut adds to the method. Lead: {names.TARGETED} minus the method. "
+        f"{names.count(found['n'])} seeds, 95 % intervals over seeds and test images; -: not run; exploratory, and "
+        "forms other than a method's own are untuned.*"
     )
     return "\n".join([*lines, "", textwrap.fill(caption, 125)])
 

@@ -143,10 +143,10 @@ def sentence(results: Results, grid: str = GRID) -> str:
     mean, whole = both.mean(), dense(results, grid, both.index)
     own = " and ".join(f"{mean[PRUNE, t]:.1f} % at {100 * t:.0f} %" for t in shares) + " of the MACs"
     other = " and ".join(f"{mean['taylor', t]:.1f} %" for t in shares)
-    data = f"CIFAR-10 (JPEG copies; ViT-S, 56 pixels, {len(both)} networks of {whole:.1f} %)"
+    data = f"CIFAR-10 (JPEG copies), ViT-S, 56 pixels, {len(both)} networks, dense {whole:.1f} %"
     text = (
-        f"Without training (exploratory), on {data}, `hiap prune`, with widths in multiples of 16, has {own}; Taylor, "
-        f"also corrected, in any widths, {other}."
+        f"Without training (exploratory; {data}), `hiap prune` (widths in multiples of 16) keeps {own}, Taylor (any "
+        f"widths, the same least squares) {other}."
     )
     return textwrap.fill(text, width=125)
 

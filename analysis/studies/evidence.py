@@ -42,7 +42,7 @@ PRIMARY = tuple((target, against) for target in (0.5, 0.35) for against in ("vit
 FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, "after_cut", PRIMARY)
 AGAINST = tuple((target, against) for target in (0.5, 0.35) for against in ("obs", "taylor", "vit_slim"))
 ON_CIFAR = "CIFAR-10 (JPEG copies) at 56 pixels"
-LEAST_SQUARES = "All but HiAP have least squares behind the cut."
+LEAST_SQUARES = "All but HiAP + target (ours) have least squares behind the cut."
 SECOND = Pair(
     "cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, LEAST_SQUARES, family=12
 )  # with Imagenette's six

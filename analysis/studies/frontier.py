@@ -80,6 +80,28 @@ def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:
     return [seed for seed in both if dense[seed] is not None and np.array_equal(dense[seed], other[seed])]
 
 
+def lead(results: Results) -> str:
+    """What the best cut leaves without any training beside HiAP with a target after its epochs, at every budget that
+    has both, of the same dense networks."""
+    found = candidates(load(results), NETWORKS)
+    bare, hiap = found[found["epochs"] == 0], found[found["title"] == names.TARGETED]
+    best = bare.loc[bare.groupby("target")["top1"].idxmax()]
+    both = best.merge(hiap, on="target", suffixes=("", "_hiap")).sort_values("target", ascending=False)
+    if both.empty:
+        return names.nothing(source(results))
+    cut, trained = (names.listed([f"{top1:.1f} %" for top1 in both[column]]) for column in ("top1", "top1_hiap"))
+    least, most = (f"{both[column].max() / 1e12:.1f} TMACs" for column in ("train_macs", "train_macs_hiap"))
+    how = names.listed(list(dict.fromkeys(both["title"])))
+    shares = names.listed([f"{100 * target:.0f}" for target in both["target"]])
+    text = (
+        f"On CIFAR-10 (JPEG copies), of the same {names.count(both['n'])} dense networks: at {shares} % of the MACs a "
+        "cut without any training "
+        f"({how}; {least} at most) leaves {cut}; {names.TARGETED} after {names.count(both['epochs_hiap'])} epochs "
+        f"({most}) {trained}. Exploratory."
+    )
+    return textwrap.fill(text, width=125)
+
+
 def table(results: Results) -> str:
     """Markdown: of each target who is on the frontier, cheapest first."""
     grid, runs = source(results), load(results)
@@ -96,7 +118,8 @@ def table(results: Results) -> str:
         lines.append(f"| {left} | {cost} | {row['epochs']:.0f} | {row['title']} | {row['top1']:.1f}{ends} |")
     trained = sorted(found.loc[found["epochs"] > 0, "target"].unique(), reverse=True)
     note = (
-        f"{names.count(found['n'])} networks, dense {cuts.dense(results, grid, runs['seed']):.1f} %; of {len(found)} "
-        f"candidates. Training was tried at {names.listed([f'{100 * target:.0f}' for target in trained])} % alone."
+        f"Means of {names.count(found['n'])} networks with 95 % intervals, dense "
+        f"{cuts.dense(results, grid, runs['seed']):.1f} %; the best of {len(found)} candidates. Trained: at "
+        f"{names.listed([f'{100 * target:.0f}' for target in trained])} % alone."
     )
     return "\n".join([*lines, "", textwrap.fill(note, width=125)])

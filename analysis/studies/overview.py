@@ -4,8 +4,8 @@ measured here, and what the tests say of who is ahead of whom. Every number and 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ OURS = names.TARGETED
 REALISED = "deploy_deit_small_cpu"  # the report of Fig. 5's heads in a DeiT-Small
 DIGITS = "study"  # the study on handwritten digits
 HEAD = ("", "In the paper", "Measured here", "On what")
+NOTHING = "No comparison has been run yet."
 
 
 class Line(NamedTuple):
@@ -82,8 +83,8 @@ def _trained(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Li
             (100 - cut, top1 - theirs, one.difference) for cut, top1, one in zip(cuts, own, found, strict=True) if one
         ]
         if there:
-            what = f"Minus {title}'s top-1, at {names.listed([str(left) for left, *_ in there])} % of the MACs"
-            printed = f"{', '.join(f'{gain:+.2f}' for _, gain, _ in there)} points ({data})"
+            what = f"Top-1 minus {title}'s, at {names.listed([str(left) for left, *_ in there])} % of the MACs"
+            printed = f"{', '.join(f'{gain:+.2f}' for _, gain, _ in there)} ({data})"
             n = min(difference.n for *_, difference in there)
             yield Line(what, printed, ", ".join(_points(difference) for *_, difference in there), _on(pair, n, only))
         if title == "dense":
@@ -92,7 +93,8 @@ def _trained(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Li
     tuned = tuned[~tuned["label"].str.contains("settled")]  # another form of HiAP
     if len(tuned):
         gained = ", ".join(_points(Interval(*row)) for row in tuned[["difference", "low", "high", "n"]].to_numpy())
-        what = f"Three more epochs, no teacher, at {', '.join(f'{100 * target:.0f}' for target in tuned['target'])} %"
+        cuts = ", ".join(f"{100 * target:.0f}" for target in tuned["target"])
+        what = f"Gain from three more epochs, no teacher, at {cuts} %"
         yield Line(what, "not needed", gained, _on(pair, names.count(tuned["n"]), only))
 
 
@@ -117,7 +119,7 @@ def _rule(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Line]
     if one := paired.pair(runs, "hiap-faithful", "dense"):
         ends = f"{_points(one.difference)} at {100 * rule['macs_share'].mean():.0f} %"
         told = _on(pair, one.difference.n, only, f"the paper's rule, {rule['steps'].mean():.0f} steps")
-        yield Line("The same, where the paper's rule ends", "the same", ends, told)
+        yield Line("Top-1 minus dense's, where the paper's rule ends", "as above", ends, told)
 
 
 def _points(ends: Interval) -> str:
@@ -157,14 +159,14 @@ def _timed(results: Results) -> Iterator[Line]:
     fp32 = rows[(rows["batch"] == 1) & (rows["precision"] == "fp32")]
     speed = f"{fp32['own'].min():.2f} to {fp32['own'].max():.2f} times at {100 * fp32['cut'].iloc[0]:.0f} % fewer"
     yield Line(
-        "Speed at 33.1 % fewer MACs, batch 1",
+        "Faster than dense at 33.1 % fewer MACs, batch 1",
         "1.44 times (a GPU)",
         speed,
         f"{where}, fp32, {fp32['runtime'].nunique()} runtimes",
     )
     shares = f"{100 * rows['share'].min():.0f} to {100 * rows['share'].max():.0f} %"
     yield Line(
-        "MACs saved that show as speed", "over 90 % (A100, version 3)", f"{shares}; {_everywhere(results)}", where
+        "Time saved, in % of the MACs saved", "over 90 % (A100, version 3)", f"{shares}; {_everywhere(results)}", where
     )
 
 
@@ -179,15 +181,48 @@ def _everywhere(results: Results) -> str:
 # The sentences
 
 
-def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS, *, exploratory: bool = True) -> str:
-    """Per pair, the newest first: what the tests that were fixed beforehand say of HiAP + target (ours), with the
-    training bills, and the ``exploratory`` differences, without a verdict."""
-    said = [_tested(evidence.load(results, pair.grid), pair, exploratory) for pair in reversed(pairs)]
-    text = " ".join(filter(None, said)) or "No comparison has been run yet."
-    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
+def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
+    """Per pair a paragraph, the newest first: what the tests that were fixed beforehand say of HiAP + target (ours),
+    with the training bills, and exploratory differences, without a verdict."""
+    said = [_tested(evidence.load(results, pair.grid), pair) for pair in reversed(pairs)]
+    paragraphs = [textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in filter(None, said)]
+    return "\n\n".join(paragraphs) or NOTHING
 
 
-def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
+def brief(results: Results) -> str:
+    """The tests that were fixed beforehand for the newest pair that is judged, as a table of Markdown: a line a method,
+    a column a budget, and what training to the smallest took; below it what has to be said beside it."""
+    if not (pairs := newest(results)):
+        return NOTHING
+    runs = evidence.judged_seeds(evidence.load(results, pairs[0].grid), pairs[0])
+    rows = evidence.against(runs, pairs[0])
+    rows = rows[rows["primary"].astype(bool) & ~names.controls(rows["title"])]
+    targets = sorted(rows["target"].unique(), reverse=True)
+    cells = {
+        (row["title"], row["target"]): f"{row['difference']:+.1f}, {_side(row)}" for row in rows.to_dict("records")
+    }
+    last = rows[rows["target"] == targets[-1]].set_index("title")[["train_macs", "reference_train_macs"]] / 1e12
+    bill = f"TMACs, to {100 * targets[-1]:.0f} % (its own: {last['reference_train_macs'].iloc[0]:.1f})"
+    lines = [[f"{OURS} minus", *(f"at {100 * target:.0f} %" for target in targets), bill]]
+    lines += [[":---", *["---:"] * (len(targets) + 1)]]
+    for title in dict.fromkeys(rows["title"]):
+        paid = f"{last['train_macs'][title]:.1f}" if title in last.index else "-"
+        lines.append([title, *(cells.get((title, target), "-") for target in targets), paid])
+    said = [
+        f"{_short(pairs[0])}, {_epochs(runs)} epochs, {names.count(rows['n'])} seeds, points of top-1; ahead or "
+        "behind: by tests fixed beforehand, after Holm's correction.",
+        pairs[0].note,
+        crossed.sentence(runs, pairs[0]) if pairs[0].note else "",
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{textwrap.fill(' '.join(filter(None, said)), WIDTH, break_on_hyphens=False)}"
+
+
+def _side(row: Mapping[Any, Any]) -> str:
+    return ("ahead" if row["difference"] > 0 else "behind") if row["decided"] else "undecided"
+
+
+def _tested(runs: pd.DataFrame, pair: evidence.Pair) -> str:
     runs = evidence.judged_seeds(runs, pair)
     rows = evidence.against(runs, pair)
     control = names.controls(rows["title"]) | (rows["method"] == evidence.REFERENCE) | crossed.is_form(rows["variant"])
@@ -198,7 +233,7 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
         return ""
     sides = {side: dict[str, list[tuple[str, str]]]() for side in ("ahead of", "behind", "undecided against")}
     for row in tested.sort_values("target", ascending=False).to_dict("records"):
-        side = ("ahead of" if row["difference"] > 0 else "behind") if row["decided"] else "undecided against"
+        side = _side(row) + {"ahead": " of", "behind": "", "undecided": " against"}[_side(row)]
         shown = (f"{100 * row['target']:.0f}", f"{row['difference']:+.1f}")
         sides[side].setdefault(row["title"], []).append(shown)
     found = [f"{side} {names.listed(list(map(_at, whom.items())))}" for side, whom in sides.items() if whom]
@@ -207,7 +242,7 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair, exploratory: bool) -> str:
         f"On {_short(pair)} after {_epochs(runs)} epochs, by tests fixed beforehand ({seeds} seeds, Holm's "
         f"correction), {OURS} is {', and '.join(found)} points; "
         f"{_bill(runs, list(dict.fromkeys(tested['title'])), tested['target'].min())}.",
-        _exploratory(others, int(tested["n"].max())) if exploratory else "",
+        _exploratory(others, int(tested["n"].max())),
         pair.note,
         crossed.sentence(runs, pair) if pair.note else "",
     ]

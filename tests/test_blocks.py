@@ -55,6 +55,16 @@ def test_the_table_has_the_papers_number_beside_ours_and_on_what(root: Path) -> 
     assert f"{names.TARGETED}, Fashion-MNIST, 3 seeds" in overview.table(Results(root), two), "named where several"
 
 
+def test_the_short_table_answers_each_question_once(root: Path, monkeypatch) -> None:  # noqa: F811
+    both = (evidence.FIRST, evidence.FIRST._replace(data="photographs"))  # the same records, as of another pair
+    monkeypatch.setattr(overview, "judged", lambda results: both)
+    questions = [line.split("|")[1] for line in overview.table(Results(root)).splitlines()]
+    short = overview.short(Results(root)).splitlines()
+    assert set(questions) == {line.split("|")[1] for line in short}
+    assert len(questions) > len(set(questions)) == len(short)
+    assert "Fashion-MNIST, 3 seeds" not in "".join(short)
+
+
 def test_readme_has_the_newest_pair_with_records(root: Path, monkeypatch) -> None:  # noqa: F811
     results, other = Results(root), evidence.FIRST._replace(grid="later", data="photographs")
     assert overview.newest(results) == (evidence.FIRST,)

@@ -23,6 +23,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
     """Every block by name; computed when a page asks for it. ``found``: the ledger's verdicts."""
     return {
         "results": lambda: overview.table(results),
+        "results-newest": lambda: overview.short(results),
         "verdict": lambda: overview.verdict(results),
         "verdict-newest": lambda: overview.brief(results),
         "claims": lambda: render.markdown(ledger.table(found)).split("\n\n", 2)[2],  # without title and panel heading

@@ -3,8 +3,9 @@ measured here, and what the tests say of who is ahead of whom. Every number and 
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -45,8 +46,19 @@ def newest(results: Results) -> tuple[evidence.Pair, ...]:
 def table(results: Results, pairs: Sequence[evidence.Pair] | None = None) -> str:
     """The lines of ``pairs``, by default those that are ``judged``, as Markdown; what no record answers is left out."""
     newest_first = judged(results)[::-1] if pairs is None else pairs
-    lines = [HEAD, (":---",) * len(HEAD), *_lines(results, newest_first)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(_lines(results, newest_first))
+
+
+def short(results: Results) -> str:
+    """``table`` with each question answered on the newest pair alone that answers it."""
+    lines = dict[str, Line]()
+    for line in _lines(results, judged(results)[::-1]):
+        lines.setdefault(re.sub(r", at [\d, and]+ % of the MACs", "", line.what), line)
+    return _markdown(lines.values())
+
+
+def _markdown(lines: Iterable[Line]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [HEAD, (":---",) * len(HEAD), *lines])
 
 
 def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:

@@ -6,8 +6,8 @@ Algorithm: ``budget.target_macs: run:<run_id>`` names the other run. Per layer, 
 and neurons as its network has are drawn at random from the run's seed; all others are removed at once, and what is left
 is fine-tuned. With ``options.ramp`` they close one after the other, in random order, over the first ``budget.ramp`` of
 the training, as HiAP's wanted MACs fall, and are removed at its end.
-Deviations: none possible. Which of a layer's heads gets which of the widths is drawn too. Q and K are narrowed as V is
-where only so the other run's MACs are met (ViT-Slim, magnitude).
+Deviations: none possible. Which of a layer's heads gets which of the widths is drawn too. If the other run's MACs are
+met only with Q and K as narrow as V (ViT-Slim, magnitude), Q and K are narrowed too.
 """
 
 from __future__ import annotations

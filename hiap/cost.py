@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from hiap import ledger
-from hiap.backbones import families
 from hiap.backbones.count import classifier_count, constant_macs, image_of, in_patches, macs, params  # noqa: F401
-from hiap.backbones.families import channels, fc1_rows, standard
+from hiap.backbones.families import channels, classes, fc1_rows, standard
 from hiap.gated_layers import EXPECTED, stack_gates
 
 
@@ -38,7 +37,8 @@ class ExpectedCost:
 
 def dims_of(model: Any) -> ledger.Dims:
     """Return the sizes of a timm ViT with dense blocks, or of the dense network that a gated one is or was. Those of a
-    gated network are derived once, until it takes other images or classes."""
+    gated network are derived once, until it takes other images or classes. Raises ``UnsupportedModelError`` for other
+    networks, and ``ValueError`` for patches that are not square."""
     known: ledger.Dims | None = getattr(model, "dense_dims", None)
     if known is not None:
         images, embed = (known.image, known.columns or known.image), model.patch_embed
@@ -64,7 +64,7 @@ def _dims(model: Any) -> ledger.Dims:
         patch=rows // grid[0],
         image=rows,
         channels=channels(embed),
-        classes=families.classes(model),
+        classes=classes(model),
         prefix=model.num_prefix_tokens,
         classifiers=classifier_count(model),
         fc1_rows=fc1_rows(block.mlp),

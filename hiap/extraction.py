@@ -57,17 +57,9 @@ def built(gated: Any, kept: list[BlockMask]) -> Any:
 def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
     attn, attn_constant = _extract_attention(block.attn, mask)
     mlp, mlp_constant = _extract_mlp(block.mlp, mask)
-    own = copy.deepcopy
-    parts = {
-        "norm1": own(block.norm1) if attn else None,
-        "attn": attn,
-        "ls1": own(block.ls1) if attn else None,
-        "drop_path1": own(block.drop_path1) if attn else None,
-        "norm2": own(block.norm2) if mlp else None,
-        "mlp": mlp,
-        "ls2": own(block.ls2) if mlp else None,
-        "drop_path2": own(block.drop_path2) if mlp else None,
-    }
+    parts: dict[str, Any] = {"attn": attn, "mlp": mlp}
+    for part, names in ((attn, ("norm1", "ls1", "drop_path1")), (mlp, ("norm2", "ls2", "drop_path2"))):
+        parts |= {name: copy.deepcopy(getattr(block, name)) if part else None for name in names}
     constants = {
         "attn_constant": None if attn else _scaled_bias(block.ls1, attn_constant),
         "mlp_constant": None if mlp else _scaled_bias(block.ls2, mlp_constant),

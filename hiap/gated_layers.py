@@ -9,7 +9,7 @@ activation-masking form is ``hiap.reference``; outputs and gradients agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
@@ -33,6 +33,10 @@ class BlockMask:
     dims: Tensor
     ffn: Tensor
     neurons: Tensor
+
+    def map(self, value: Callable[..., Tensor], *others: BlockMask) -> BlockMask:
+        """Return ``value`` of each of the four masks, given together with the same masks of ``others``."""
+        return BlockMask(*map(value, *(vars(mask).values() for mask in (self, *others))))
 
     def head_widths(self) -> list[int]:
         """Return the value dimensions of each head that is left."""
@@ -187,17 +191,15 @@ def is_gated(model: nn.Module) -> bool:
     return any(True for _ in named_gates(model))
 
 
+def gates_of(block: Any) -> tuple[Gate, Gate, Gate, Gate]:
+    """Return a block's gates: g (H,), d (H, Dh), b (1,), c (Dffn,)."""
+    return block.attn.head_gate, block.attn.value_gate, block.mlp.block_gate, block.mlp.neuron_gate
+
+
 def masks(gated: Any) -> list[BlockMask]:
     """Return the hardened gates, one ``BlockMask`` per block."""
-    return [
-        BlockMask(
-            heads=b.attn.head_gate.hardened(),
-            dims=b.attn.value_gate.hardened(),
-            ffn=b.mlp.block_gate.hardened().squeeze(),
-            neurons=b.mlp.neuron_gate.hardened(),
-        )
-        for b in gated.blocks
-    ]
+    found = ([gate.hardened() for gate in gates_of(block)] for block in gated.blocks)
+    return [BlockMask(heads, dims, ffn.squeeze(), neurons) for heads, dims, ffn, neurons in found]
 
 
 def stack_gates(gated: Any, value: Callable[[Gate], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,19 +216,13 @@ def stack_gates(gated: Any, value: Callable[[Gate], Tensor]) -> tuple[Tensor, Te
 def gates_with_masks(gated: Any, kept: list[BlockMask]) -> Iterator[tuple[Gate, Tensor]]:
     """Yield every gate with what ``kept`` says of its units, block by block."""
     for block, mask in zip(gated.blocks, kept, strict=True):
-        yield block.attn.head_gate, mask.heads
-        yield block.attn.value_gate, mask.dims
-        yield block.mlp.block_gate, mask.ffn.reshape(1)
-        yield block.mlp.neuron_gate, mask.neurons
+        yield from zip(gates_of(block), (mask.heads, mask.dims, mask.ffn.reshape(1), mask.neurons), strict=True)
 
 
 @contextmanager
 def decided(gated: Any, kept: list[BlockMask]) -> Iterator[None]:
     """Let the gates of a network, if it has any, be 1 and 0 as ``kept`` says."""
-    pairs = gates_with_masks(gated, kept) if is_gated(gated) else ()
-    hooks = [g.register_forward_hook(lambda _, args, out, stay=stay: stay.to(out).view_as(out)) for g, stay in pairs]
-    try:
+    with ExitStack() as stack:
+        for g, stay in gates_with_masks(gated, kept) if is_gated(gated) else ():
+            stack.enter_context(g.register_forward_hook(lambda _, args, out, stay=stay: stay.to(out).view_as(out)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

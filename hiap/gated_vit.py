@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.families import Names, copied, require_alike
-from hiap.backbones.guard import require_same, tell_lost
+from hiap.backbones.guard import modes_kept, require_same, tell_lost
 from hiap.extraction import built
 from hiap.gated_layers import (
     BlockMask,
@@ -24,8 +24,8 @@ from hiap.gated_layers import (
     named_gates,
     stack_gates,  # noqa: F401
 )
-from hiap.gates import Gate, anneal, set_temperature  # noqa: F401
-from hiap.options import GateConfig, checked
+from hiap.gates import Gate, anneal  # noqa: F401
+from hiap.options import ConfigError, GateConfig, checked
 
 
 def gate(
@@ -41,9 +41,12 @@ def gate(
 
     Args:
         model: is left alone. Raises ``UnsupportedModelError`` naming the first module without a gated form.
-        config, options: ``GateConfig``, or its fields by keyword (A1, A2, A4-A6, A9); rates and noise are ``Pruner``'s.
+        config, options: ``GateConfig`` or, without one, its fields by keyword (A1, A2, A4-A6, A9); rates and noise are
+            ``Pruner``'s. Raises ``ConfigError`` for a field that is none, and for both.
         seed, kind: of the noise of ``harden='sample'``; another gate than the paper's, for baselines.
     """
+    if config and options:
+        raise ConfigError(f"gate: a GateConfig and {', '.join(options)} beside it; put the latter into the former")
     config = config or checked(GateConfig, options)
     check_supported(model, config)
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +67,7 @@ def gate(
 
 def open_gates(gated: Any) -> Any:
     """Return a context in which every gate of a network is open, whatever has been learned; see ``decided``."""
-    return decided(gated, [_of(mask, torch.ones_like) for mask in masks(gated)] if is_gated(gated) else [])
+    return decided(gated, [mask.map(torch.ones_like) for mask in masks(gated)] if is_gated(gated) else [])
 
 
 def require_removable(gated: Any) -> None:
@@ -73,15 +76,11 @@ def require_removable(gated: Any) -> None:
     if any(p.is_meta for p in gated.parameters()):
         return
     generator = torch.Generator().manual_seed(0)
-    half = [_of(mask, lambda t: torch.rand(t.shape, generator=generator) < 0.5) for mask in masks(gated)]
+    half = [mask.map(lambda t: torch.rand(t.shape, generator=generator) < 0.5) for mask in masks(gated)]
     for mask in half:
         mask.heads[0] = mask.dims[0, 0] = mask.neurons[0] = True
         mask.ffn.fill_(True)
     require_same(gated, built(gated, half), "extraction", lambda model: decided(model, half))
-
-
-def _of(mask: BlockMask, value: Callable[[Tensor], Tensor]) -> BlockMask:
-    return BlockMask(*(value(t) for t in vars(mask).values()))
 
 
 def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
@@ -95,14 +94,11 @@ def check_supported(model: nn.Module, config: GateConfig | None = None) -> None:
 @contextmanager
 def sampling(gated: nn.Module) -> Iterator[None]:
     """Let the gates sample as in training, within, whatever the mode of the rest (the 'soft' evaluation)."""
-    modes = [(g, g.training) for _, g in named_gates(gated)]
-    try:
-        for g, _ in modes:
+    gates = [g for _, g in named_gates(gated)]
+    with modes_kept(*gates):
+        for g in gates:
             g.train()
         yield
-    finally:
-        for g, mode in modes:
-            g.train(mode)
 
 
 def set_masks(gated: Any, kept: list[BlockMask]) -> None:

@@ -41,10 +41,9 @@ class Gate(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """Logits, gathered where FSDP2 leaves a process a part of them between forward passes."""
-        logit = self._parameters.get("logit")
-        if hasattr(logit, "full_tensor"):
-            logit = full_tensor_of(logit)
+        """Logits, gathered where FSDP2 leaves a process a part of them between forward passes. Raises ``ConfigError``
+        if FSDP1 has flattened them."""
+        logit = full_tensor_of(self._parameters.get("logit"))
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
                 "the gates were flattened, as FullyShardedDataParallel (FSDP1) does; shard with fully_shard (FSDP2) or "
@@ -55,7 +54,9 @@ class Gate(nn.Module):
     def forward(self) -> Tensor:
         if not self.training:
             return self.hardened().to(self.logit.dtype)
-        noise = torch.logit(torch.rand_like(self.logit), eps=CLIP)  # one draw for all images of a forward pass (ours)
+        # One draw for all images of a forward pass (ours). This is ``logistic_noise``, written out: every gate of every
+        # step comes by here.
+        noise = torch.logit(torch.rand_like(self.logit), eps=CLIP)
         gate = torch.sigmoid((self.logit + noise) / self.tau)  # Eq. 6
         if not self.soft:
             # A1: the 0-1 value forward, the soft sample's gradient backward. `gate - gate.detach()` is exactly 0.
@@ -102,7 +103,7 @@ class Gate(nn.Module):
         samples (of soft ones it is not), or the last sample itself (A2)."""
         if self.sampled_expectation and self.training and self.sample is not None:
             return self.sample
-        logit = self._parameters.get("logit")
+        logit = self._parameters.get("logit")  # ``alpha`` written out, as every gate comes by here twice a step
         plain = type(logit) is nn.Parameter and logit.shape == self.offset.shape
         return torch.sigmoid(logit if plain else self.alpha)  # type: ignore[arg-type]
 

@@ -17,7 +17,8 @@ from hiap.backbones.products import attention_macs, ffn_macs  # noqa: F401
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes that decide the cost of a dense ViT. ``prefix``: class, distillation and register tokens;
+    """Sizes that decide the cost of a dense ViT. ``patch`` (its side), ``image`` (its rows) and ``columns`` (None: as
+    many as rows) are in pixels. ``prefix``: class, distillation and register tokens;
     ``classifiers``: classifier heads (2 for a distilled DeiT), each applied to one pooled token; ``fc1_rows`` per
     neuron, 2 in a gated FFN; ``extra``: MACs of pooling by attention and of what a stem has beside the patches."""
 
@@ -34,7 +35,7 @@ class Dims:
     classifiers: int = 1
     fc1_rows: int = 1
     extra: int = 0
-    columns: int | None = None  # of the image, where it has not as many as rows
+    columns: int | None = None
 
     @property
     def patches(self) -> int:

@@ -54,7 +54,7 @@ class GateConfig(Section):
         return self.init_macro if level == "macro" and self.init_macro is not None else self.init_logit
 
     def rate_scale(self, lr: float, summed: float) -> float:
-        """Return the gates' rate over the weights', whose highest is ``lr`` and which sum to ``summed``."""
+        """Return the gates' rate divided by the weights', which is ``lr`` at most and sums to ``summed`` in all."""
         if self.travel is not None:
             return self.travel / summed
         return (self.lr or lr) / lr
@@ -92,7 +92,8 @@ class FeasibilityConfig(Section):
 
 
 def distance_to_threshold(gates: GateConfig, penalty: PenaltyConfig, nearest: bool = False) -> float | None:
-    """Return how far a logit starts from where its gate closes: the kind of priced gate that starts farthest, or
-    ``nearest``. None where nothing is priced (controls). Micro costs, E[g d] and E[b c], press on macro gates too."""
+    """Return the first logit of the gates that the penalty prices, which is their distance from 0, where they close:
+    the largest, or with ``nearest`` the smallest; None if it prices none (controls). The micro costs, E[g d] and
+    E[b c], price macro gates too."""
     levels = ["macro"] * (penalty.lambda_macro > 0) + ["macro", "micro"] * (penalty.lambda_micro > 0)
     return (min if nearest else max)((gates.start(level) for level in levels), default=None)

@@ -36,7 +36,8 @@ class PrunerError(RuntimeError):
 
 
 class Policy:
-    """Decisions that may be taken in another way; as they stand, the paper's: strengths and thresholds as set."""
+    """Three decisions of the phase, here as the paper takes them (strengths and thresholds as set); a subclass may take
+    them in another way."""
 
     prices: Prices | None = None  # of units, in place of the ledger that ``PenaltyConfig`` names
 
@@ -48,7 +49,7 @@ class Policy:
         return terms
 
     def update(self, gated: Any, progress: float) -> None:
-        """Be told that the step at ``progress`` in [0, 1) comes next, or with 1 that there is none."""
+        """Prepare the step at ``progress`` in [0, 1); 1: no step follows."""
 
     def harden(self, gated: Any) -> None:
         """Choose the masks: decide by ``hiap.gated_vit.harden_to`` what stays, where thresholds do not."""
@@ -109,6 +110,7 @@ class Pruner:
         with the decay of ``gates.weight_decay`` and the rate ``gate_lr`` (else ``gates.lr``, else what makes the rates
         of all steps sum to ``gates.travel``, else ``lr``: A6). Each carries ``lr`` and ``lr_scale``, its ratio to
         ``lr``, which timm's schedulers multiply by. Warns if gates cannot get to their threshold at that rate.
+        Raises ``ConfigError`` for a rate or decay out of range.
 
         Args:
             lr, weight_decay: highest rate of the weights, and their decay.
@@ -144,7 +146,8 @@ class Pruner:
         return torch.stack(list(self.terms().values())).sum()
 
     def step(self) -> None:
-        """Set temperature and policy for the next step; to be called after each optimiser step."""
+        """Set temperature and policy for the next step; to be called after each optimiser step. Raises ``PrunerError``
+        if all steps are done."""
         if self.done == self.steps:
             raise PrunerError(f"step: all {self.steps} steps are done; make the pruner with as many as the loop has")
         self.done += 1

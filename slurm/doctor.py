@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +41,7 @@ SLOW_S = 10.0  # for these
 SKEW_S = 30.0  # between two clocks, beyond which "newer" means nothing
 ROOM_GB, INODES = 5.0, 20_000
 PROBE_MIN = 5
+WAIT_S = 900.0  # for the job to begin
 LIBRARIES = ("torch", "timm", "submitit", "pydantic")
 
 
@@ -145,7 +145,7 @@ def _disk(results: Path) -> dict[str, Any]:
 # The job
 
 
-def diagnose(runs: list[Run], site: Site, processes: int, logs: Path, wait_s: float = 900.0) -> Diagnosis:
+def diagnose(runs: list[Run], site: Site, processes: int, logs: Path) -> Diagnosis:
     """Look here and on a compute node. Raises ``ConfigError`` if there is no SLURM to ask."""
     os.environ.update(submission.cache_variables(site))
     logs.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def diagnose(runs: list[Run], site: Site, processes: int, logs: Path, wait_s: fl
         found.blame(str(error))
     task = {"results": str(results), "data_root": data_root, "hub": hub}
     job, site = _submit(found, runs, site, processes, logs, task)
-    if job and (there := _answer(found, logs, job, wait_s)):
+    if job and (there := _answer(found, logs, job)):
         _tell(found, "compute node", there)
         _compare(found, here, there, runs, site, data_root)
     return found
@@ -227,10 +227,10 @@ def _accounted(what: str, column: str) -> str:
                                          f"user={getpass.getuser()}") if name not in ("", "*")), "")  # fmt: skip
 
 
-def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, Any]:
+def _answer(found: Diagnosis, logs: Path, job: str) -> dict[str, Any]:
     """Return what the job found; {} if it did not say."""
     number, _, name = job.partition(":")
-    file, end, gone = logs / f"doctor-{name}.answer.json", time.monotonic() + wait_s, 0
+    file, end, gone = logs / f"doctor-{name}.answer.json", time.monotonic() + WAIT_S, 0
     try:
         while time.monotonic() < end and gone < 5:
             if file.exists():
@@ -243,13 +243,12 @@ def _answer(found: Diagnosis, logs: Path, job: str, wait_s: float) -> dict[str, 
         raise
     if gone:
         log = next(iter(sorted(logs.glob(f"{number}_*log.err"))), None)
-        last = ([line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()] if log else [])[
-            -1:
-        ] or ["no log"]
-        found.blame(f"job {number} ended without an answer ({last[0]}); look at setup and python in site.yaml")
+        said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()] if log else []
+        last = said[-1] if said else "no log"
+        found.blame(f"job {number} ended without an answer ({last}); look at setup and python in site.yaml")
     else:
         subprocess.run(["scancel", number])
-        found.blame(f"job {number} did not begin within {timedelta(seconds=round(wait_s))}; partition, qos or account?")
+        found.blame(f"job {number} did not begin within {timedelta(seconds=round(WAIT_S))}; partition, qos or account?")
     return {}
 
 
@@ -299,14 +298,10 @@ def _tell(found: Diagnosis, where: str, seen: dict[str, Any]) -> None:
 def _compare(
     found: Diagnosis, here: dict[str, Any], there: dict[str, Any], runs: list[Run], site: Site, data_root: str
 ) -> None:
-    rules: list[Callable[[], None]] = [
-        lambda: _processors(found, there, runs, site),
-        lambda: _graphics(found, there, runs, site),
-        lambda: _storage(found, here, there),
-        lambda: _inputs(found, here, there, site, data_root),
-    ]
-    for rule in rules:
-        rule()
+    _processors(found, there, runs, site)
+    _graphics(found, there, runs, site)
+    _storage(found, there)
+    _inputs(found, here, there, site, data_root)
     if not there["scontrol"]:
         found.wrong.append("no scontrol where python runs: the batch script, or the launcher, requeues; no key needed")
     behind, ahead = here["time"] - there["time"], there["time"] - there["read"]  # it was read between the two
@@ -331,7 +326,7 @@ def _graphics(found: Diagnosis, there: dict[str, Any], runs: list[Run], site: Si
         found.blame(f"{there['gpu']} has no bf16, which this grid wants", precision="fp16")
 
 
-def _storage(found: Diagnosis, here: dict[str, Any], there: dict[str, Any]) -> None:
+def _storage(found: Diagnosis, there: dict[str, Any]) -> None:
     if error := there.get("disk_error"):
         found.blame(f"the node cannot write where results go ({error})", results="/a/folder/that/all/nodes/see")
         return

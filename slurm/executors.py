@@ -1,12 +1,5 @@
-"""Where runs execute: in this process, in processes of this machine, or on SLURM; three classes with one interface.
-
-``followed(runs)`` keeps other launchers away, ``submit(runs)`` starts or queues them and returns those that it could
-not for now, ``alive(run)`` tells whether a run's job is still there, ``reason(run)`` why it is not (the end of its
-log), ``again(run)`` whether a job that died without a record is worth another, ``cancelled(run)`` whether nobody wants
-it any more, ``wait()`` passes the time until it is worth while to ask again, ``stop(seconds)`` ends, in so many, what
-must not outlive the launcher and says what becomes of the rest.
-Whether a run succeeded is never asked here: its record says so.
-"""
+"""Where runs execute: in this process, in processes of this machine, or on SLURM; three classes with one interface,
+``Executor``. Whether a run succeeded is never asked here: its record says so."""
 
 from __future__ import annotations
 
@@ -60,14 +53,29 @@ class Executor(Protocol):
 
     slots: int | None
 
-    def followed(self, runs: list[Run]) -> AbstractContextManager[None]: ...
-    def submit(self, runs: list[Run]) -> list[Run]: ...
-    def alive(self, run: Run) -> bool: ...
-    def reason(self, run: Run) -> str: ...
-    def again(self, run: Run) -> bool: ...
-    def cancelled(self, run: Run) -> bool: ...
-    def wait(self) -> None: ...
-    def stop(self, seconds: float = ...) -> str: ...
+    def followed(self, runs: list[Run]) -> AbstractContextManager[None]:
+        """Keep other launchers away from these runs, within."""
+
+    def submit(self, runs: list[Run]) -> list[Run]:
+        """Start or queue runs; return those for which that was not possible for now."""
+
+    def alive(self, run: Run) -> bool:
+        """Tell whether a run's job is still there."""
+
+    def reason(self, run: Run) -> str:
+        """Return why it is not there: the end of its log."""
+
+    def again(self, run: Run) -> bool:
+        """Tell whether a job that died without a record is worth another."""
+
+    def cancelled(self, run: Run) -> bool:
+        """Tell whether nobody wants the run any more."""
+
+    def wait(self) -> None:
+        """Pass the time until it is worth while to ask again."""
+
+    def stop(self, seconds: float = ...) -> str:
+        """End, in so many seconds, what must not outlive the launcher; return what becomes of the rest."""
 
 
 class _Here:
@@ -84,6 +92,9 @@ class _Here:
 
     def wait(self) -> None:
         pass
+
+    def stop(self, seconds: float = 0.0) -> str:
+        return "finished runs are kept, the others resume when launched again"
 
 
 class Debug(_Here):
@@ -114,9 +125,6 @@ class Debug(_Here):
 
     def reason(self, run: Run) -> str:
         return self.errors.get(run, "")
-
-    def stop(self, seconds: float = 0.0) -> str:
-        return "finished runs are kept, the others resume when launched again"
 
 
 class Local(_Here):
@@ -175,7 +183,7 @@ class Local(_Here):
                 end = time.monotonic() + share * seconds
                 for task in running:
                     self.warm.join(task, end - time.monotonic())
-        return "finished runs are kept, the others resume when launched again"
+        return super().stop()
 
     def _log(self, run: Run) -> Path:
         return self.logs / run.run_id

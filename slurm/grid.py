@@ -101,8 +101,7 @@ class Run:
     def network_lost(self) -> bool:
         """State of a run that is finished, here or in another grid, and whose network is not here: records travel with
         the repository, networks do not."""
-        known = self.finished or self.twin is not None
-        return known and not self.folders.sibling(self.run_id).model.exists()
+        return self.done is not None and not self.folders.sibling(self.run_id).model.exists()
 
     @property
     def start(self) -> Run | None:
@@ -110,9 +109,9 @@ class Run:
         return next((need for need in self.needs if self.config.model.weights == REFERENCE + need.run_id), None)
 
     @property
-    def twin(self) -> Folders | None:
-        """Files of the same run where another grid has finished it."""
-        return next(iter(self.folders.twins()), None)
+    def done(self) -> Folders | None:
+        """Files of the run where it is finished: of this grid, else of another; None where it is not."""
+        return self.folders if self.finished else next(iter(self.folders.twins()), None)
 
     @cached_property
     def stage(self) -> int:
@@ -172,9 +171,7 @@ def expand(
         if seed not in grid.seeds:
             raise ConfigError(f"{source}: by_seed: {seed} is none of the seeds {grid.seeds}")
         _refuse_launcher_keys(_nested(keys), f"{source}: by_seed: {seed}")
-        named = list[str]()
-        _map_references(_nested(keys), lambda other, named=named: named.append(other) or other)  # type: ignore[misc]
-        if named:
+        if named := _references(_nested(keys)):
             raise ConfigError(f"{source}: by_seed: {seed}: {REFERENCE}{named[0]}: name other runs in 'base' or 'runs'")
     reading = _reading(grid.reading, source)
     values = {label: _values(grid, label, reading, source) for label in grid.runs}
@@ -212,7 +209,7 @@ def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> lis
     known = {run.label for run in runs}
     for label in labels:
         if label not in known:
-            raise ConfigError(f"--only: {unknown_key(label, sorted(known)).replace('key', 'label', 1)}")
+            raise ConfigError(f"--only: {unknown_key(label, sorted(known), 'label')}")
     if unknown := set(seeds) - {run.config.seed for run in runs}:
         raise ConfigError(f"--seeds: the grid has no seed {min(unknown)}")
     wanted: dict[Run, None] = {}
@@ -231,7 +228,7 @@ def with_needs(run: Run) -> Iterator[Run]:
 
 def lost(runs: list[Run]) -> list[Run]:
     """Return finished runs whose networks are not here, although runs that are still to do start from them."""
-    todo = {run for run in runs if not run.finished and run.twin is None}
+    todo = {run for run in runs if run.done is None}
     for run in reversed(runs):  # each comes before what it needs, which may need another
         if run in todo and run.start and run.start.network_lost:
             todo.add(run.start)
@@ -254,7 +251,7 @@ def _reading(name: str, source: str | Path) -> Reading:
         return Reading(why="")
     known = yaml.load(READINGS.read_text(encoding="utf-8"), settings_file.StrictLoader)
     if name not in known:
-        raise ConfigError(f"{source}: reading: {unknown_key(name, list(known)).replace('key', 'reading', 1)}")
+        raise ConfigError(f"{source}: reading: {unknown_key(name, list(known), 'reading')}")
     return Reading.model_validate(known[name])
 
 
@@ -272,7 +269,7 @@ def _values(grid: Grid, label: str, reading: Reading, source: str | Path) -> dic
     above: list[dict[str, Any]] = []
     for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or name not in grid.shared:
-            hint = unknown_key(str(name), list(grid.shared)).replace("key", "name", 1) if grid.shared else "no 'shared'"
+            hint = unknown_key(str(name), list(grid.shared), "name") if grid.shared else "no 'shared'"
             raise ConfigError(f"{source}: run '{label}': like: {hint}")
         above.append(_nested(grid.shared[name]))
     above.append(_nested(own))
@@ -317,12 +314,11 @@ def _refuse_launcher_keys(values: dict[str, Any], where: str) -> None:
 def _ordered(values: dict[str, dict[str, Any]], source: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Yield labels with the labels that they refer to, needs first. Raises ``ConfigError`` for unknown labels and
     circles."""
-    needs: dict[str, list[str]] = {label: [] for label in values}
-    for label, nested in values.items():
-        _map_references(nested, lambda other, own=needs[label]: own.append(other) or other)  # type: ignore[misc]
-        for other in needs[label]:
+    needs = {label: _references(nested) for label, nested in values.items()}
+    for label, others in needs.items():
+        for other in others:
             if other not in values:
-                near = unknown_key(other, list(values)).replace("key", "label", 1)
+                near = unknown_key(other, list(values), "label")
                 raise ConfigError(f"{source}: run '{label}': {REFERENCE}{other}: {near}")
     try:
         for label in TopologicalSorter(needs).static_order():
@@ -330,6 +326,13 @@ def _ordered(values: dict[str, dict[str, Any]], source: str | Path) -> Iterator[
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         raise ConfigError(f"{source}: runs need each other in a circle: {circle}") from None
+
+
+def _references(value: Any) -> list[str]:
+    """Return <x> of every 'run:<x>' in nested ``value``."""
+    if isinstance(value, dict):
+        return [other for item in value.values() for other in _references(item)]
+    return [value.removeprefix(REFERENCE)] if isinstance(value, str) and value.startswith(REFERENCE) else []
 
 
 def _map_references(value: Any, replace: Callable[[str], str]) -> Any:

@@ -30,7 +30,17 @@ IMPORTED = "hiap.train.everything"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class Job:
+class _Again:
+    """Base of what submitit submits again, as it is, after a time-out or a pre-emption: runs resume by themselves."""
+
+    def checkpoint(self: Any) -> DelayedSubmission:
+        """Return what submitit is to submit."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Job(_Again):
     """Job of one run: ``Job(config)()`` trains ``config``. ``gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it
     is. ``folder`` is where relative paths begin; None: where the job starts. Variables in ``data.root`` are those of
     the job's node, whose own disk may hold the data."""
@@ -56,14 +66,8 @@ class Job:
                 if rank == 0:  # which has asked for the requeue; an error of any other would end the job before that
                     raise
 
-    def checkpoint(self) -> DelayedSubmission:
-        """Return what submitit submits again after a time-out or a pre-emption: the same; the run resumes by itself."""
-        from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
-
-
-class Pack:
+class Pack(_Again):
     """Job of several runs: ``Pack(configs)()`` trains one after the other, each in a process forked from one that has
     imported everything: short runs cost a queue and the imports once. A run that fails does not keep the next from its
     turn; told to stop, the pack is requeued as a run is, and goes on with what is not finished."""
@@ -86,11 +90,6 @@ class Pack:
                 raise SystemExit(STOPPED)
         if lost:
             raise RuntimeError(f"{len(lost)} of {len(self.configs)} runs failed, with exit status: {', '.join(lost)}")
-
-    def checkpoint(self) -> DelayedSubmission:
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 class _Warned:

@@ -247,8 +247,8 @@ def _take_over(runs: list[Run]) -> None:
             label, told = read_briefly(run.folders.record).label, "was labelled '{}' here; its record is relabelled"
             if label != run.label:
                 _write_own(run, read(run.folders.record), told.format(label))
-        elif (twin := run.twin) is not None:
-            _write_own(run, read(twin.record), f"finished in grid {twin.grid}; its record is copied")
+        elif there := run.done:
+            _write_own(run, read(there.record), f"finished in grid {there.grid}; its record is copied")
 
 
 def _write_own(run: Run, record: Record, told: str) -> None:
@@ -289,7 +289,7 @@ def _stale(runs: list[Run], source: Path, on_nodes: bool, rerun: bool) -> list[R
     run again if ``rerun``, else refused. ``on_nodes``: photographs cannot be looked at here. Raises ``ConfigError``."""
     known, stale, records = identity.Known(), dict[Run, str](), list[Record]()
     for run in runs:
-        if (folders := run.folders if run.finished else run.twin) is None:
+        if (folders := run.done) is None:
             continue
         record, config = read_briefly(folders.record), run.config
         if on_nodes and config.data.name in ON_DISK:
@@ -401,7 +401,7 @@ def _script(runs: list[Run], file: Path | None, processes: int) -> str:
     """Return the sbatch script of the first array that would be submitted."""
     from slurm.submission import script
 
-    todo = [run for run in runs if not run.finished and run.twin is None]
+    todo = [run for run in runs if run.done is None]
     if not todo:
         return "Nothing would be submitted."
     first = min(run.stage for run in todo)

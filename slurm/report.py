@@ -108,8 +108,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
     GPU-hours from what was measured in the folder ``bench``."""
     rows, todo = [], []
     for run in runs:
-        twin = None if run.finished else run.twin
-        if not run.finished and twin is None:
+        if run.done is None:
             todo.append(run)
         macs = estimate.train_macs(run.config)
         rows.append(
@@ -117,13 +116,7 @@ def dry_run(runs: list[Run], bench: Path) -> str:
                 run.label,
                 str(run.config.seed),
                 run.run_id,
-                f"finished in {twin.grid}"
-                if twin
-                else "finished"
-                if run.finished
-                else "would resume"
-                if checkpoint_of(run.folders)
-                else "would run",
+                _outlook(run),
                 ", ".join(need.label for need in run.needs) or "-",
                 str(run.config.optim.trained),
                 f"{published_size(run.config.data).train:,}",
@@ -133,6 +126,15 @@ def dry_run(runs: list[Run], bench: Path) -> str:
     header = ["label", "seed", "run id", "state", "needs", "epochs", "images", "TMACs"]
     gpu = [_gpu_cost(todo, bench)] if any(run.config.run.device == "cuda" for run in todo) else []
     return "\n".join([table(header, rows, left=(0, 2, 3, 4)), "", _cost(todo), *gpu])
+
+
+def _outlook(run: Run) -> str:
+    """Return what a launch would make of a run."""
+    if run.finished:
+        return "finished"
+    if done := run.done:
+        return f"finished in {done.grid}"
+    return "would resume" if checkpoint_of(run.folders) else "would run"
 
 
 def _gpu_cost(todo: list[Run], bench: Path) -> str:
@@ -218,24 +220,13 @@ def status(runs: list[Run], jobs: Jobs, listed: dict[str, Queued] | None) -> str
 
 def _finished_row(run: Run) -> list[str]:
     """Return the row of a finished run; [] if neither this grid nor another has the record."""
-    twin = None if run.finished else run.twin
-    if not run.finished and twin is None:
+    if (done := run.done) is None:
         return []
-    found = summary((twin or run.folders).record)
+    found = summary(done.record)
     epochs = str(sum(stage.epochs for stage in found.stages))
-    where = f"in grid {twin.grid}" if twin else ""
-    return [
-        run.label,
-        str(run.config.seed),
-        "finished",
-        epochs,
-        found.top1,
-        found.share,
-        "",
-        "",
-        str(found.resumed),
-        where,
-    ]
+    where = "" if done == run.folders else f"in grid {done.grid}"
+    row = [run.label, str(run.config.seed), "finished", epochs, found.top1, found.share]
+    return [*row, "", "", str(found.resumed), where]
 
 
 def _status_row(run: Run, known: str | None, job: str, listed: dict[str, Queued] | None) -> list[str]:

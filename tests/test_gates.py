@@ -8,9 +8,9 @@ from conftest import scatter_logits, small_vit
 
 import hiap
 from hiap import reference
-from hiap.gated_vit import sampling, set_temperature
-from hiap.gates import CERTAIN, Gate, logistic_noise, temperature
-from hiap.train.config import GateConfig
+from hiap.gated_vit import sampling
+from hiap.gates import CERTAIN, Gate, logistic_noise, set_temperature, temperature
+from hiap.train.config import ConfigError, GateConfig
 
 
 def gate_of(logit: float, count: int = 200_000, tau: float = 1.0, **options: str) -> Gate:
@@ -115,6 +115,11 @@ def test_open_gates_leave_the_network_as_it_was(images):
     model = small_vit()
     gated = hiap.gate(model, init_logit=3.0)
     torch.testing.assert_close(gated(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_config_and_fields_beside_it_are_refused():
+    with pytest.raises(ConfigError, match="a GateConfig and dims beside it"):
+        hiap.gate(small_vit(), GateConfig(), dims="qkv")
 
 
 def test_gating_copies_and_training_mode_samples(images):

@@ -191,3 +191,14 @@ def test_a_large_batch_goes_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) 
     for (a, b), (c, d) in zip(whole, parts, strict=True):
         torch.testing.assert_close(a.gram, c.gram, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(b.gram, d.gram, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_leaves_every_module_in_its_mode() -> None:
+    model = answering().train()
+    model.blocks[0].eval()  # frozen
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match="without labels"):
+        obs.rank(model, [images(1)[0]], "labels")
+    assert [module.training for module in model.modules()] == modes
+    obs.rank(model, images(1))
+    assert [module.training for module in model.modules()] == modes

@@ -105,8 +105,8 @@ def _trained(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Li
     tuned = tuned[~tuned["label"].str.contains("settled")]  # another form of HiAP
     if len(tuned):
         gained = ", ".join(_points(Interval(*row)) for row in tuned[["difference", "low", "high", "n"]].to_numpy())
-        cuts = ", ".join(f"{100 * target:.0f}" for target in tuned["target"])
-        what = f"Gain from three more epochs, no teacher, at {cuts} %"
+        budgets = ", ".join(f"{100 * target:.0f}" for target in tuned["target"])
+        what = f"Gain from three more epochs, no teacher, at {budgets} %"
         yield Line(what, "not needed", gained, _on(pair, names.count(tuned["n"]), only))
 
 

@@ -290,7 +290,8 @@ def on_digits(results: Results) -> str:
     for target in targets:
         cells = [f"{100 * target:.0f} %"]
         for rows in found.values():
-            row = rows.loc[target] if target in rows.index else {"worse": [], "better": [], "methods": 0}
+            row: dict[str, Any] = {"worse": [], "better": [], "methods": 0}
+            row |= dict(rows.loc[target]) if target in rows.index else {}
             cells += [", ".join(row["worse"]) or "-", ", ".join(row["better"]) or "-", f"{row['methods']}"]
         lines.append(cells)
     if not targets:

@@ -14,7 +14,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from hiap.backbones.count import image_of, macs, params, qk_dims, value_dims
-from hiap.backbones.families import UnsupportedModelError, fc1_rows
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.backbones.families import fc1_rows
 from hiap.backbones.guard import require_linear, require_plain, require_same
 from hiap.backbones.parts import JoinedLinear, biases, is_norm, is_trained, rate
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock, set_layout

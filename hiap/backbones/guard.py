@@ -113,8 +113,8 @@ def require_dropout(name: str, layer: Any) -> None:
 
 
 def hooked(model: Any, kept: Any) -> list[str]:
-    """Name the modules of ``model`` whose hooks ``kept`` no longer has: of its blocks, as all else is copied, or, with
-    ``kept`` None, anywhere."""
+    """Name the modules in the blocks of ``model`` that have hooks which ``kept``, made of it, lacks (what is outside of
+    the blocks was copied with its hooks). Without ``kept``, name all modules that have hooks."""
     still = {} if kept is None else dict(kept.blocks.named_modules(prefix="blocks"))
     lost = []
     for name, module in model.named_modules() if kept is None else model.blocks.named_modules(prefix="blocks"):
@@ -215,21 +215,28 @@ def _images(model: Any, like: Tensor) -> Tensor:
 
 
 @contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Give every module of ``models`` its mode, training or evaluation, back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def evaluated(*models: Any, device: torch.device) -> Iterator[None]:
     """Let networks evaluate eagerly and in their own precision: compiled blocks call no hooks, and autocast goes on
     with its copies of weights that were changed meanwhile. Afterwards every module is in the mode that it was."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if any(getattr(module, "_compiled_call_impl", None) for module, _ in modes):
+        if any(getattr(module, "_compiled_call_impl", None) for model in models for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for model in models:
-                model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        stack.enter_context(modes_kept(*models))
+        for model in models:
+            model.eval()
+        yield
 
 
 @contextmanager
@@ -260,8 +267,7 @@ def _parts(block: Any) -> list[tuple[str, Any]]:
 
 
 def _recorded(model: Any, images: Tensor) -> _Trace:
-    trace, handles = _Trace(), []
-    pending: dict[str, Any] = {}
+    trace, pending = _Trace(), dict[str, Any]()
 
     def keep(index: int, name: str) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -272,14 +278,11 @@ def _recorded(model: Any, images: Tensor) -> _Trace:
 
         return hook
 
-    for i, block in enumerate(model.blocks):
-        for name, part in _parts(block):
-            handles.append(part.register_forward_hook(keep(i, name), with_kwargs=True))
-    try:
+    with ExitStack() as stack:
+        for i, block in enumerate(model.blocks):
+            for name, part in _parts(block):
+                stack.enter_context(part.register_forward_hook(keep(i, name), with_kwargs=True))
         trace.output = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return trace
 
 
@@ -290,7 +293,7 @@ class _DifferenceError(Exception):
 def _difference(model: Any, images: Tensor, trace: _Trace) -> str:
     """Return the first module of ``model`` that gives something else than ``trace`` has, each block on the inputs
     recorded there; '' if there is none."""
-    calls, handles = iter(trace.calls), []
+    calls = iter(trace.calls)
     now: dict[str, Any] = {"call": None}
 
     def before(index: int) -> Callable[..., Any]:
@@ -312,21 +315,20 @@ def _difference(model: Any, images: Tensor, trace: _Trace) -> str:
 
         return hook
 
-    for i, block in enumerate(model.blocks):
-        handles.append(block.register_forward_pre_hook(before(i), with_kwargs=True))
-        handles += [part.register_forward_hook(after(i, name)) for name, part in _parts(block)]
-    try:
-        output = model(images)
-        if next(calls, None) is not None:
-            return "the blocks, which are called in another order"
-        return "" if _close(output, trace.output) else "what follows the blocks"
-    except _DifferenceError as found:
-        return str(found)
-    except Exception as error:  # the other network ran: whatever this is, it is a difference
-        return f"the forward ({type(error).__name__}: {one_line(error, 100)})"
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for i, block in enumerate(model.blocks):
+            stack.enter_context(block.register_forward_pre_hook(before(i), with_kwargs=True))
+            for name, part in _parts(block):
+                stack.enter_context(part.register_forward_hook(after(i, name)))
+        try:
+            output = model(images)
+            if next(calls, None) is not None:
+                return "the blocks, which are called in another order"
+            return "" if _close(output, trace.output) else "what follows the blocks"
+        except _DifferenceError as found:
+            return str(found)
+        except Exception as error:  # the other network ran: whatever this is, it is a difference
+            return f"the forward ({type(error).__name__}: {one_line(error, 100)})"
 
 
 def _close(out: Any, wanted: Any, base: Any = None, moved: Any = None) -> bool:

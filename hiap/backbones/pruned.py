@@ -37,9 +37,6 @@ class PrunedAttention(nn.Module):
     for each of Q, K and V whether it has one; ``position`` and ``norm`` are those of the attention it comes from."""
 
     standard = True
-    _qk_pad: Tensor
-    _v_pad: Tensor
-    _v_keep: Tensor
 
     def __init__(
         self,
@@ -111,23 +108,20 @@ class PrunedAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rope: Tensor | None
     ) -> Tensor:
         # Zeros in q and k add nothing to the scores; zeros in v give columns that are dropped again.
-        qk_width, v_width = self._padded_widths()
-        q, k = _widen(q, self.qk_dims, qk_width), _widen(k, self.qk_dims, qk_width)
-        v = _widen(v, self.value_dims, v_width)
-        x = self._attend_flat(q, k, v, slice(0, len(self.qk_dims)), mask, causal, rope)
-        return _narrow(x, self.value_dims, v_width)
+        width = self._padded_width()
+        q, k, v = (_widen(q, self.qk_dims, width), _widen(k, self.qk_dims, width), _widen(v, self.value_dims, width))
+        x = self._attend_flat(q, k, v, slice(0, self.num_heads), mask, causal, rope)
+        return _narrow(x, self.value_dims, width)
 
-    def _padded_widths(self) -> tuple[int, int]:
-        width = max(*self.qk_dims, *self.value_dims)  # fused kernels want v as wide as q and k
-        return width, width
+    def _padded_width(self) -> int:
+        return max(*self.qk_dims, *self.value_dims)  # one for all: fused kernels want v as wide as q and k
 
     def padding(self) -> int:
         """Count the columns of zeros that the attention products run over in the present layout, in q, k (counted once)
         and v."""
         if self.layout == "ragged":
             return 0
-        qk_width, v_width = self._padded_widths()
-        return len(self.qk_dims) * (qk_width + v_width) - sum(self.qk_dims) - sum(self.value_dims)
+        return 2 * self.num_heads * self._padded_width() - sum(self.qk_dims) - sum(self.value_dims)
 
     def _attend_flat(
         self, q: Tensor, k: Tensor, v: Tensor, at: slice, mask: Tensor | None, causal: bool, rope: Tensor | None

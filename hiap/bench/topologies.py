@@ -24,7 +24,7 @@ import torch
 from hiap import cost, gated_vit, ledger
 from hiap.budget.pruner import extract
 from hiap.formats import store
-from hiap.gated_vit import BlockMask
+from hiap.gated_layers import BlockMask
 from hiap.train.config import ConfigError, GateConfig
 
 DEIT_SMALL = (12, 6, 1536)  # blocks, heads and neurons of the network in the heat maps

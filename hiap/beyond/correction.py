@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from hiap.backbones.count import image_of, macs
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.evening import even
-from hiap.backbones.families import UnsupportedModelError, standard
+from hiap.backbones.families import standard
 from hiap.backbones.guard import evaluated
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedBlock
@@ -109,17 +110,13 @@ def _noted(model: Any, images: Iterable[Tensor], streams: Streams) -> Iterator[T
     """Hand batches on, and note the stream of each before the first block of ``model``: one that was trained since it
     was cut has another than the network before the cut."""
 
-    def enter(_: Any, args: tuple[Tensor], others: dict[str, Any]) -> None:
+    def enter(_: Any, args: tuple[Tensor]) -> None:
         streams.append(args[0])
         raise _EnoughError
 
     for batch in images:
-        hook = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            with suppress(_EnoughError):
-                model(batch)
-        finally:  # else the network could not be run again
-            hook.remove()
+        with model.blocks[0].register_forward_pre_hook(enter), suppress(_EnoughError):
+            model(batch)
         yield batch
 
 
@@ -133,25 +130,11 @@ def _tell_few(small: Any, rows: int) -> None:
 
 
 def _first(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, None]:
-    """Return the stream before the first block, and what each block is given beside it; a first batch goes all the
-    way."""
+    """Return the stream before the first block, and what each block is given beside it."""
     streams: Streams = []
     given: Given = []
-
-    def enter(_: Any, args: tuple[Tensor], others: dict[str, Any]) -> None:
-        streams.append(args[0])
-        if given:
-            raise _EnoughError
-
-    with ExitStack() as stack:
-        entry = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
-        stack.callback(entry.remove)
-        for batch in images:
-            with suppress(_EnoughError):
-                if given:
-                    model(batch)
-                else:
-                    given.extend(_given(model, batch))
+    for batch in _noted(model, images, streams):
+        given = given or _given(model, batch)
     return streams, given, None
 
 
@@ -161,8 +144,8 @@ def _given(model: Any, batch: Tensor) -> Given:
     with ExitStack() as stack:
         for block in model.blocks:
             found.append({})
-            hook = block.register_forward_pre_hook(partial(_keep_given, found[-1]), with_kwargs=True)
-            stack.callback(hook.remove)
+            keep = partial(_keep_given, found[-1])
+            stack.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
         model(batch)
     return found
 
@@ -174,8 +157,7 @@ def _keep_given(to: dict[str, Any], _: Any, args: tuple[Tensor], others: dict[st
 def _after(block: Any, streams: Streams, given: dict[str, Any]) -> tuple[Streams, Streams]:
     """Return the stream after either branch of a block that nothing is cut from."""
     after: tuple[Streams, Streams] = ([], [])
-    with ExitStack() as stack:
-        stack.callback(block.norm2.register_forward_pre_hook(lambda _, args: after[0].append(args[0])).remove)
+    with block.norm2.register_forward_pre_hook(lambda _, args: after[0].append(args[0])):
         for x in streams:
             after[1].append(block(x, **given))
     return after
@@ -188,12 +170,12 @@ def _recorded(model: Any, images: Iterable[Tensor]) -> tuple[Streams, Given, lis
     given: Given = [{} for _ in model.blocks]
     after: list[tuple[Streams, Streams]] = [([], []) for _ in model.blocks]
     with ExitStack() as stack:
-        stack.callback(model.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0])).remove)
+        stack.enter_context(model.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0])))
         for block, (attn, mlp), own in zip(model.blocks, after, given, strict=True):
             keep = partial(_keep_given, own)
-            stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
-            stack.callback(block.norm2.register_forward_pre_hook(lambda _, args, to=attn: to.append(args[0])).remove)
-            stack.callback(block.register_forward_hook(lambda _, args, out, to=mlp: to.append(out)).remove)
+            stack.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+            stack.enter_context(block.norm2.register_forward_pre_hook(lambda _, args, to=attn: to.append(args[0])))
+            stack.enter_context(block.register_forward_hook(lambda _, args, out, to=mlp: to.append(out)))
         if is_gated(model):
             stack.enter_context(sampling(model))
         for batch in images:
@@ -214,8 +196,7 @@ def _corrected(
     output = part.proj if branch == "attn" else part.fc2
     gamma = getattr(scale, "gamma", None)
     solve = _LeastSquares(output)
-    with ExitStack() as stack:
-        stack.callback(output.register_forward_pre_hook(lambda _, args: solve.take(args[0])).remove)
+    with output.register_forward_pre_hook(lambda _, args: solve.take(args[0])):
         for x, w in zip(streams, wanted, strict=True):
             solve.add(w - x - scale(part(norm(x), **given)), gamma, ridge is None)
     solve.apply(solve.best() if ridge is None else ridge)

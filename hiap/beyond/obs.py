@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hiap import cost, ledger
 from hiap.backbones.families import classes
+from hiap.backbones.guard import modes_kept
 from hiap.beyond.correction import RIDGE
 from hiap.budget.selection import Ranking
 
@@ -57,7 +58,8 @@ def rank(
     'own' from the network's own predictions (its features, if it has no classifier), 'labels' from the images' labels,
     'none' equal ones (no backward pass).
     ``also``: what else looks at the same pass (``hiap.beyond.query_key.Queries``).
-    Raises ``ValueError`` without images, and without labels where they are asked for.
+    Raises ``ValueError`` for an unknown ``fisher``, a ``ridge`` that is too small, no images, missing labels, numbers
+    that are not finite, and answers that depend on no unit.
     """
     dims = cost.dims_of(model)
     prices = prices or ledger.true_prices(dims.tokens, dims.dim, dims.head_dim, dims.fc1_rows)
@@ -72,9 +74,9 @@ def rank(
 
 
 def per_price(errors: Tensor, prices: ledger.Prices) -> Tensor:
-    """Return the keys (L, H, Dh) of value dimensions from their errors: per unit of cost, where a head's own price is
-    paid by as many of its best dimensions as make the most of it. Those come and go together, any more pay for
-    themselves alone."""
+    """Return the keys (L, H, Dh) of value dimensions: their errors per unit of cost. The best ones of a head share the
+    head's own price, as many of them as have the highest joint error per joint price; that ratio is the key of each.
+    Any further one pays its own price alone, and its key is never above theirs."""
     best, order = errors.sort(-1, descending=True)
     count = torch.arange(1, errors.shape[-1] + 1)
     together, last = (best.cumsum(-1) / (prices.head + count * prices.value_dim).clamp(min=TINY)).max(-1, keepdim=True)
@@ -96,17 +98,16 @@ def moments(
         raise ValueError(f"fisher {fisher!r}: expected one of {', '.join(FISHER)}")
     sums = [_Sums(block, branch) for block in model.blocks for branch in ("attn", "mlp")]
     watching = [*sums, *also]
-    generator, count, training = torch.Generator().manual_seed(0), 0, model.training
-    model.eval()
-    for x, labels in _pieces(model, images):
-        if fisher == "labels" and labels is None:
-            raise ValueError("fisher 'labels': the images come without labels")
-        with ExitStack() as stack:
-            for one in watching:
-                stack.callback(one.linear.register_forward_hook(one.take).remove)
+    generator, count = torch.Generator().manual_seed(0), 0
+    with modes_kept(model), ExitStack() as stack:
+        model.eval()
+        for one in watching:
+            stack.enter_context(one.linear.register_forward_hook(one.take))
+        for x, labels in _pieces(model, images):
+            if fisher == "labels" and labels is None:
+                raise ValueError("fisher 'labels': the images come without labels")
             _look(model, x, watching, labels if fisher == "labels" else None, generator if fisher != "none" else None)
-        count += len(x)
-    model.train(training)
+            count += len(x)
     if not count:
         raise ValueError("no images; expected at least one batch")
     found = [one.moments(count) for one in sums]

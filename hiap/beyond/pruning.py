@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from hiap import gated_vit, ledger
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.evening import even, trimmed
-from hiap.backbones.families import UnsupportedModelError, copied, is_vit, pretrained
+from hiap.backbones.families import copied, is_vit, pretrained
 from hiap.backbones.guard import require_numbers
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable

@@ -20,7 +20,7 @@ from hiap.backbones.families import copied
 from hiap.beyond.obs import TINY
 from hiap.budget.prices import kept_cost
 from hiap.budget.selection import Ranking, Target
-from hiap.gated_vit import BlockMask
+from hiap.gated_layers import BlockMask
 
 DAMPING = 1e-4  # of F's mean diagonal
 STEPS = 8  # a head keeps a multiple of an eighth of its dimensions: 8 of 64, which kernels like

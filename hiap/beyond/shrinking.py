@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from hiap.backbones.parts import JoinedLinear
 from hiap.budget.prices import remember_param_prices
 from hiap.budget.selection import present
-from hiap.gated_layers import gates_with_masks
-from hiap.gated_vit import BlockMask
+from hiap.gated_layers import BlockMask, gates_of, gates_with_masks
 from hiap.gates import CERTAIN, Gate
 from hiap.options import ConfigError
 from hiap.pruner import PrunerError
@@ -63,7 +62,7 @@ class Shrink:
         network."""
         if self.streaks:
             raise ConfigError("shrink has begun with another pruner; make a hiap.Shrink for each")
-        if any(gate.soft for block in gated.blocks for gate in _gates(block)):
+        if any(gate.soft for block in gated.blocks for gate in gates_of(block)):
             raise ConfigError("shrink is for gates.forward 'straight-through': a soft sample is never quite closed")
         self.head_dim = gated.blocks[0].attn.head_dim
         self.streaks = [[torch.zeros_like(found, dtype=torch.long) for found in self._found(b)] for b in gated.blocks]
@@ -110,7 +109,7 @@ class Shrink:
 
     def _found(self, block: Any) -> list[Tensor]:
         """Return what is closed with certainty now, as ``streaks`` has it."""
-        heads, dims, ffn, neurons = (self._chance(gate) for gate in _gates(block))
+        heads, dims, ffn, neurons = (self._chance(gate) for gate in gates_of(block))
         some, ffn = 1 - (1 - dims).prod(-1), ffn.squeeze()
         return [chance < self.below for chance in (heads, some, ffn, neurons)]
 
@@ -139,11 +138,6 @@ class Shrink:
             knife.cut_ffn(block, ~neurons)
         self.hold(gated)
         return knife.changes
-
-
-def _gates(block: Any) -> tuple[Gate, Gate, Gate, Gate]:
-    attn, mlp = block.attn, block.mlp
-    return attn.head_gate, attn.value_gate, mlp.block_gate, mlp.neuron_gate
 
 
 def _closed(streak: list[Tensor], after: int) -> tuple[Tensor, Tensor]:

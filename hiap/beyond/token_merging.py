@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from hiap import cost
 from hiap.backbones import count
-from hiap.backbones.families import UnsupportedModelError
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.pruned import PrunedAttention, PrunedBlock
 from hiap.gated_vit import is_gated
 
@@ -126,13 +127,9 @@ def _attend(block: Any, x: Tensor, size: Tensor | None, keys: bool) -> tuple[Ten
         x = _branch(block, "attn", None, None, None, x)
         return x, x
     found: list[Tensor] = []
-    hook = block.attn.qkv.register_forward_hook(lambda _, args, out: found.append(out)) if keys else None
     mask = None if size is None else size.log().to(x.dtype)[:, None, None]
-    try:
+    with block.attn.qkv.register_forward_hook(lambda _, args, out: found.append(out)) if keys else nullcontext():
         x = _branch(block, "attn", block.norm1, block.ls1, block.drop_path1, x, attn_mask=mask)
-    finally:
-        if hook:
-            hook.remove()
     width = _compared_width(block, 0)
     return x, found[0][..., width : 2 * width] if found else x
 

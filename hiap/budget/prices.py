@@ -69,8 +69,8 @@ def latency_table(model: Any, latency: LatencyTable | str | os.PathLike[str] | N
 
 
 def priced(model: Any, prices: ledger.Prices, head_dim: int) -> int:
-    """Return what a dense or extracted ViT costs at these prices of the network that it was pruned from, whose heads
-    had ``head_dim`` dimensions."""
+    """Return the cost of a dense or extracted ViT. ``prices`` are those of the network that it was pruned from, whose
+    heads had ``head_dim`` dimensions each."""
     total = prices.constant
     for block in blocks_of(model):
         widths = value_dims(block)
@@ -93,9 +93,9 @@ def qk_left(model: Any) -> Sequence[Sequence[int]]:
 
 
 def param_prices(model: Any) -> ledger.Prices:
-    """Count the learnable scalars that keeping one unit of a dense or gated ViT costs: biases with their rows, and with
-    the last head of a layer or neuron of an FFN its norm, its LayerScale and its output bias (attention's where A9
-    gates it)."""
+    """Return the prices of a dense or gated ViT's units, in learnable scalars. A unit pays for its rows, their biases
+    and its columns. ``attention`` and ``ffn`` are what goes with a layer's last head and an FFN's last neuron: norm,
+    LayerScale and output bias (attention's only where A9 gates it)."""
     if hasattr(model, "dense_param_prices"):
         return model.dense_param_prices
     dims, block = dims_of(model), standard(model).blocks[0]

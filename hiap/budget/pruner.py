@@ -57,7 +57,6 @@ class Pruner(pruner.Pruner):
     """
 
     policy: Policy
-    prices: PenaltyConfig
 
     def __init__(
         self,
@@ -115,8 +114,9 @@ class Pruner(pruner.Pruner):
         return terms
 
     def step(self) -> None:
-        """Set temperature and strength for the next step; to be called after each optimiser step. Warns, after some of
-        them, of a loop that does not prune."""
+        """Set temperature and strength for the next step; to be called after each optimiser step. Warns of a loop that
+        does not prune. Raises ``PrunerError`` if no gate has moved in the first ``LOOK`` steps, or all steps are
+        done."""
         self._watch.before()
         super().step()
         look = min(LOOK, self.steps)
@@ -167,7 +167,8 @@ class Pruner(pruner.Pruner):
     def finish(self, layout: str = LAYOUTS[0]) -> Any:
         """Return the smaller network, hardened and on the target, without fine-tuning: a plain ``VisionTransformer``,
         run in this layout (``hiap.backbones.pruned``). Raises ``ValueError`` if the paper's rule has closed every head.
-        Warns if no gate came near its threshold: what is kept was then decided by chance."""
+        Warns if no gate came near its threshold: what is kept was then decided by chance. Raises ``PrunerError`` if
+        called again."""
         if self._finished:
             raise PrunerError("finish: done before; hiap.extract(pruner.model, ...) gives further networks")
         # Warnings are of this file: whoever calls this may be a framework's loop, which says nothing to its reader.

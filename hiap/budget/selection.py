@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,10 +36,10 @@ COARSEST = 1 / 400  # of dense: what so many units may cost, so that a cut still
 class Ranking:
     """Keys by which units are kept, highest first, comparable across all units. A kind left None is not pruned.
 
-    ``dims`` (L, H, Dh) value dimensions, a head goes with its last one; ``neurons`` (L, Dffn), an FFN goes with its
-    last one. ``cut_qk``: a dimension takes its Q and K rows along. Of all units, dimensions first: ``tied``, those that
-    a macro gate ranks, with all others of their head or FFN that it ranks, their own gates only order them; and
-    ``stay``, those that are kept whatever their key."""
+    ``dims`` (L, H, Dh): value dimensions; a head goes with its last one. ``neurons`` (L, Dffn): an FFN goes with its
+    last one. ``cut_qk``: a dimension takes its Q and K rows along. Booleans (units,), dimensions before neurons:
+    ``tied`` marks units whose key is their head's or FFN's gate, so that a threshold takes all of these in a head or
+    FFN or none, and their own gates only order them; ``stay`` marks units that are kept whatever their key."""
 
     dims: Tensor | None = None
     neurons: Tensor | None = None
@@ -241,13 +242,9 @@ def kept_units(
     was gone before does not."""
     if target:
         return drop_removed(gated, target.keep_best(joint_ranking(gated, keep)))
-    kept, before = drop_removed(gated, rounded(gated, thresholded(gated, keep), multiple, keep)), pruned_before(gated)
+    kept = union(masks(gated), protected(gated, keep)) if keep else masks(gated)
+    kept, before = drop_removed(gated, rounded(gated, kept, multiple, keep)), pruned_before(gated)
     return drop_zeros(kept, before.gone) if before else kept
-
-
-def thresholded(gated: Any, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
-    """Return the hardened gates, and the units of ``keep`` in any case."""
-    return union(masks(gated), protected(gated, keep)) if keep else masks(gated)
 
 
 def rounded(gated: Any, kept: list[BlockMask], multiple: int, keep: Mapping[str, Any] | None = None) -> list[BlockMask]:
@@ -303,7 +300,7 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
     """Return the units that must stay. ``keep`` maps 'blocks.<i>.attn' to head numbers or True (all of them, with all
     dimensions), 'blocks.<i>.mlp' to neuron numbers or True, 'blocks.<i>' to True. Raises ``ConfigError`` for anything
     else."""
-    stay = [BlockMask(*(torch.zeros_like(t, device="cpu") for t in vars(mask).values())) for mask in masks(gated)]
+    stay = [mask.map(partial(torch.zeros_like, device="cpu")) for mask in masks(gated)]
     for name, units in keep.items():
         found = re.fullmatch(r"blocks\.(\d+)(?:\.(attn|mlp))?", name)
         if not found or int(found[1]) >= len(stay) or (not found[2] and units is not True):
@@ -385,10 +382,7 @@ def keep_one_head(gated: Any) -> None:
 
 def union(kept: list[BlockMask], stay: list[BlockMask]) -> list[BlockMask]:
     """Return the units of both."""
-    return [
-        BlockMask(*(a | b.to(a.device) for a, b in zip(vars(one).values(), vars(two).values(), strict=True)))
-        for one, two in zip(kept, stay, strict=True)
-    ]
+    return [one.map(lambda a, b: a | b.to(a.device), two) for one, two in zip(kept, stay, strict=True)]
 
 
 def pruned_before(model: Any) -> Given | None:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from hiap.backbones.guard import modes_kept
 from hiap.backbones.parts import is_norm
 from hiap.backbones.pruned import PrunedAttention
 from hiap.cost import image_of
@@ -74,13 +75,9 @@ def to_onnx(model: Any, path: str | Path, opset: int = OPSET) -> None:
 def evaluated(model: Any) -> Iterator[None]:
     """Let the network be in eval mode, and afterwards as it was. Raises ``ExportError`` for one with gates."""
     _require_plain(model)
-    modes = [(module, module.training) for module in model.modules()]  # some may be frozen in theirs
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _require_plain(model: Any) -> None:

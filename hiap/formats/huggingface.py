@@ -26,7 +26,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hiap.backbones.families import UnsupportedModelError, fc1_rows
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.backbones.families import fc1_rows
 from hiap.backbones.parts import TokenAndMean
 from hiap.cost import image_of
 from hiap.formats.export import ExportError, evaluated, to_timm

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.families import standard
 from hiap.cost import image_of
 from hiap.formats import checkpoints, online, store
 from hiap.formats.folder import CONFIG
-from hiap.gated_vit import UnsupportedModelError
 from hiap.options import ConfigError, one_line
 
 PROCESSOR = "preprocessor_config.json"  # of a folder of transformers: how images become pixels

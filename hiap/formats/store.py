@@ -35,6 +35,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.families import channels, classes, copied, pretrained, standard
 from hiap.backbones.guard import require_linear, require_numbers, require_own_methods, require_plain, tell_lost
 from hiap.backbones.parts import Glu, JoinedLinear, RelativeBias, Rotary, TokenAndMean, is_norm
@@ -43,7 +44,7 @@ from hiap.files import atomic_folder, atomic_write
 from hiap.formats import card as cards
 from hiap.formats import hub, store_v1
 from hiap.formats.folder import ARCHITECTURE, CONFIG, WEIGHTS, StoreError
-from hiap.gated_vit import UnsupportedModelError, is_gated
+from hiap.gated_layers import is_gated
 from hiap.options import one_line
 
 FORMAT: Literal["hiap-vit"] = "hiap-vit"

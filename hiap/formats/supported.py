@@ -24,7 +24,8 @@ from torch import Tensor
 from hiap import cost
 from hiap.backbones import families
 from hiap.backbones.count import counted_macs
-from hiap.backbones.families import UnsupportedModelError, is_vit
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.backbones.families import is_vit
 from hiap.budget.prices import kept_cost, param_prices
 from hiap.budget.pruner import extract
 from hiap.files import atomic_write

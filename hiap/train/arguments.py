@@ -88,8 +88,8 @@ def _ours(error: ValueError) -> bool:
     """Tell whether the error's message is one line for a person."""
     if isinstance(error, ConfigError):
         return True
+    from hiap.backbones.errors import UnsupportedModelError
     from hiap.formats.export import ExportError
     from hiap.formats.store import StoreError  # here: they wait for torch, which commands on records do without
-    from hiap.gated_vit import UnsupportedModelError
 
     return isinstance(error, StoreError | UnsupportedModelError | ExportError)

@@ -454,9 +454,10 @@ def explain(error: ValidationError, valid: list[str]) -> str:
     return first_error(error)
 
 
-def unknown_key(key: str, valid: list[str]) -> str:
-    """Return 'unknown key x (did you mean y?)', for every place that reads keys from a person."""
-    return f"unknown key '{key}'{did_you_mean(key, valid)}"
+def unknown_key(key: str, valid: list[str], kind: str = "key") -> str:
+    """Return 'unknown key x (did you mean y?)', for every place that reads keys, or what ``kind`` says, from a
+    person."""
+    return f"unknown {kind} '{key}'{did_you_mean(key, valid)}"
 
 
 def did_you_mean(key: str, valid: list[str]) -> str:

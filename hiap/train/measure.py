@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from hiap import gated_vit
 from hiap.backbones.seeds import derive
 from hiap.data import loader as data
 from hiap.data.loader import Batch, Info
+from hiap.gates import set_temperature
 from hiap.train.config import Config, ConfigError, DataConfig
 from hiap.train.distributed import World
 from hiap.train.evaluate import at_once, evaluate
@@ -52,7 +52,7 @@ class Measure:
 
     def soft_score(self, model: Any) -> Score:
         """Measure the network as it was trained: gates sampled at the final temperature, one draw per batch."""
-        gated_vit.set_temperature(model, self.config.gates.tau_end)
+        set_temperature(model, self.config.gates.tau_end)
         torch.manual_seed(derive(self.config.seed, "soft"))
         return without_hits(self.score(model, "the network under gate noise", soft=True))
 

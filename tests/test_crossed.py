@@ -67,3 +67,8 @@ def test_at_every_budget_what_is_untrained_is_of_the_same_networks(results: Resu
     assert bare["ranking"].tolist() == ["obs_qk"], "the best ranking alone"
     assert bare["n"].tolist() == [2]
     assert len(figures.by_budget(found, 90.0).axes[0].lines) == len(found) + 1
+    lines = frontier.budgets(results).splitlines()
+    assert lines[0] == "| top-1, % (networks) | 50 % |"
+    assert len(lines) == 2 + len(found)
+    assert lines[-1].startswith("| structured OBS, Q and K narrower too (ours), untrained | ")
+    assert lines[-1].endswith(" (2) |")

@@ -39,6 +39,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "ranked": lambda: knobs.ranked(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),
+        "budgets": lambda: frontier.budgets(results),
         "lead": lambda: frontier.lead(results),
         "crossed": lambda: crossed.table(results),
         "scan": lambda: scan.table(results),

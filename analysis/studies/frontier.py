@@ -73,6 +73,21 @@ def by_budget(results: Results, pair: evidence.Pair = evidence.SECOND) -> pd.Dat
     return pd.concat([rows[columns], cut.assign(epochs=0)[columns]], ignore_index=True)
 
 
+def budgets(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
+    """``by_budget`` as Markdown: a line a method, a column a budget."""
+    found = by_budget(results, pair)
+    if found.empty:
+        return names.nothing(pair.grid)
+    targets = sorted(found["target"].unique(), reverse=True)
+    lines = [["top-1, % (networks)", *(f"{100 * target:.0f} %" for target in targets)]]
+    lines += [[":---", *["---:"] * len(targets)]]
+    for (title, epochs), own in found.groupby(["title", "epochs"], sort=False):
+        at = own.set_index("target")
+        cells = [f"{at['top1'][t]:.1f} ({at['n'][t]})" if t in at.index else "-" for t in targets]
+        lines.append([f"{title}, untrained" if epochs == 0 else str(title), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:
     """Seeds whose dense networks give the same answers in both: one seed in another precision is another network."""
     dense, other = (rows[rows["label"] == "dense"].set_index("seed")["hits"] for rows in (runs, others))

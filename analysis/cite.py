@@ -14,10 +14,9 @@ from datetime import date
 import pandas as pd
 
 from analysis.claims import ledger
-from analysis.records import names
 from analysis.records.results import REPOSITORY, Results
 from analysis.stats import seeds
-from analysis.studies import paired
+from analysis.studies import evidence, paired
 from hiap.cli import parsers
 from hiap.train.arguments import one_line_errors
 from hiap.train.config import ConfigError, unknown_key
@@ -31,7 +30,7 @@ ESCAPED = r"\\\1"  # what TeX takes for more than itself, with a backslash in fr
 def row(results: Results, name: str) -> str:
     """The text for ``<grid>/<label>``. Raises ``ConfigError`` naming the nearest id if there is none."""
     grid, _, label = name.partition("/")
-    runs = paired.load(results, grid)
+    runs = evidence.load(results, grid)
     found = runs[runs["label"] == label]
     if found.empty:
         raise ConfigError(unknown_key(name, ids(results)).replace("unknown key", "no finished run"))
@@ -45,7 +44,7 @@ def row(results: Results, name: str) -> str:
     if pd.isna(top1.low):  # of one seed, or the records do not say which images were right
         top1, over = seeds.mean(found["top1"]), "seeds"
     records = {record.run_id: record for record in results.finished(grid)}
-    title, copies = names.with_variants(found)["title"].iloc[0], results.root.resolve() == REPOSITORY / "results"
+    title, copies = found["title"].iloc[0], results.root.resolve() == REPOSITORY / "results"
     lines = {
         "result": f"{title} on {_setting(records[found['run_id'].iloc[0]], copies)}",
         "top-1": _interval(top1, "%", over),
@@ -136,7 +135,8 @@ def _text(name: str, lines: dict[str, str], note: str) -> str:
 
 
 def _interval(found: seeds.Interval, unit: str, over: str) -> str:
-    ends = f" [{found.low:.2f}, {found.high:.2f}] (95 %, bootstrap over {over})" if found.n > 1 else ""
+    how = "bootstrap" if found.n >= seeds.ENOUGH else "bootstrap, at least Student's,"
+    ends = f" [{found.low:.2f}, {found.high:.2f}] (95 %, {how} over {over})" if found.n > 1 else ""
     return f"{found.mean:.2f} {unit}{ends}"
 
 

@@ -19,7 +19,7 @@ import yaml
 from analysis.records import names
 from analysis.records.results import REPOSITORY, Results
 from analysis.stats.seeds import LEVEL, holm
-from analysis.studies import evidence, paired
+from analysis.studies import evidence, knobs, paired
 from analysis.tables.render import Column, Panel, Table, number, per_target, save, signed, text, words
 from hiap.cli import parsers
 from hiap.files import atomic_write
@@ -90,9 +90,11 @@ def chosen(grid: Grid, own: Results) -> tuple[str, dict[str, Any], list[str]]:
     """Of the runs ``tune-*`` the label of the best, what it was given beside what all have, and which of that ends its
     range. Raises ``ConfigError`` if none has finished."""
     runs, keys = own.runs(grid.name), tried(grid)
-    means = runs[runs["label"].isin(keys)].groupby("label")["top1"].mean()
+    means = knobs.on_common_seeds(runs[runs["label"].isin(keys)], "label").dropna()
     if means.empty:
-        raise ConfigError(f"grid {grid.name}: no run {TUNING}* has finished, so nothing can be chosen")
+        raise ConfigError(
+            f"grid {grid.name}: no run {TUNING}* has finished, or no seed of all, so nothing can be chosen"
+        )
     best = str(means.idxmax())
     edges = []
     for key, value in keys[best].items():

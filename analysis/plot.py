@@ -21,6 +21,7 @@ from analysis.figures.style import LOOKS
 from analysis.records import names
 from analysis.records.results import AS, REPOSITORY, Results, dense_units, gate_trajectory
 from analysis.stats import seeds
+from analysis.studies import paired
 from analysis.tables.render import save_frame
 from hiap.cli import parsers
 from hiap.train.arguments import one_line_errors
@@ -149,7 +150,7 @@ def write(figure: Figure, data: pd.DataFrame, name: str, out: Path) -> list[Path
 
 def draw(results: Results, name: str, out: Path, against: str | None = None) -> list[Path]:
     """All pictures of a grid; the files that were written. Raises ``ConfigError`` where no run has finished."""
-    runs = results.runs(name)
+    runs = paired.load(results, name)
     if runs.empty:
         raise ConfigError(f"grid '{name}': no finished run in {results.root}")
     runs = _of_one_kind(runs, name)
@@ -168,14 +169,16 @@ def draw(results: Results, name: str, out: Path, against: str | None = None) -> 
 
 def _of_one_kind(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     """``runs`` that were measured on test images, where a grid was tuned on others. Raises ``ConfigError`` where they
-    are of several data sets, whose accuracies are no one axis."""
+    are of several data sets, or of one seed on different images, whose accuracies are no one axis."""
     if runs["data"].nunique() > 1:
         found = ", ".join(sorted(set(runs["data"])))
         raise ConfigError(f"grid '{name}' holds runs on {found}: expected one data set; give each its own run.grid")
     tested = runs[runs["measure"] == "test"]
     if 0 < len(tested) < len(runs):
         print(f"grid '{name}': {len(runs) - len(tested)} runs were measured on validation images, and are not drawn")
-        return tested
+        runs = tested
+    for _, group in runs.groupby("seed"):
+        paired.require_same_images(group)
     return runs
 
 

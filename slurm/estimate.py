@@ -78,18 +78,27 @@ def train_macs(config: Config) -> float | None:
     """Count the MACs of all training steps: forward 1x, backward 2x, the teacher's forward 1x, once an image where it
     is asked beforehand; None if the model, or a teacher of its own, is unknown.
 
-    A baseline trains the pruned network, and the dense one for as long as it searches or goes by rounds; while its
-    budget is another run's result, the dense network's MACs stand in, an upper bound.
+    A baseline trains the pruned network, and the one that it starts from for as long as it searches, goes by rounds or
+    masks; while its budget is another run's result, that network's MACs stand in, an upper bound.
     """
     size = dims(config)
     if size is None:
         return None
-    dense = dense_macs(size)
+    dense = _start_macs(config) or dense_macs(size)
     macs = 3 * _trained_macs(config, dense) * images_seen(config)
     teacher = _teacher_macs(config, dense)
     if teacher is None:
         return None
     return macs + teacher * (published_size(config.data).train if config.distill.precompute else images_seen(config))
+
+
+def _start_macs(config: Config) -> int | None:
+    """Return the MACs of the network that a finished run left to start from: less than its sizes say, if it was pruned;
+    None without one."""
+    weights = config.model.weights
+    run = _run(config, weights) if weights.startswith("run:") else None
+    size = record.summary(run.record).size if run and run.record.exists() else None
+    return size.macs if size else None
 
 
 def _teacher_macs(config: Config, dense: int) -> int | None:
@@ -112,6 +121,8 @@ def _trained_macs(config: Config, dense: int) -> float:
     target = _target(config, dense)
     kind, rounds = methods.kind(config.method), config.budget.rounds
     if kind not in ("ranking", "cutting", "searching") or target is None:  # no other is known to train less
+        return dense
+    if config.budget.noise or config.options.get("ramp"):  # masked to the end
         return dense
     searching = kind == "searching"
     masked = config.search.epochs / config.optim.epochs if searching else (rounds - 1) / rounds

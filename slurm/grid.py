@@ -216,6 +216,8 @@ def select(runs: list[Run], labels: list[str], seeds: Sequence[int] = ()) -> lis
     for run in runs:
         if (not labels or run.label in labels) and (not seeds or run.config.seed in seeds):
             wanted |= dict.fromkeys(with_needs(run))
+    if runs and not wanted:
+        raise ConfigError(f"--only {' '.join(labels)}: these runs have none of the seeds {', '.join(map(str, seeds))}")
     return [run for run in runs if run in wanted]
 
 

@@ -185,7 +185,7 @@ def results(runs: list[Run], published: Path | None) -> str:
         there = Folders(published, run.folders.grid, run.run_id).record if published else None
         row.append(summary(there).top1 if there and there.exists() else "")
         rows.append(row)
-    header = ["run", "seed", "top-1 %", "soft", "hardened", "MACs M", "of dense", "params", "epochs", "s", "published"]
+    header = ["run", "seed", "top-1 %", "soft", "hardened", "MACs M", "of start", "params", "epochs", "s", "published"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return table(header, rows, left=(0,))

@@ -21,7 +21,7 @@ from analysis.studies import calibrate
 from hiap.bench.run import Report, Row, Settings
 from hiap.files import write_json
 from hiap.train.config import Config, from_dict, parse_overrides
-from hiap.train.record import BlockShape, EpochLog, Folders, git_state, write
+from hiap.train.record import BlockShape, EpochLog, Folders, Images, git_state, write
 from slurm import grid, launch_grid
 
 CLAIM = {
@@ -345,6 +345,33 @@ def test_a_check_shows_the_answer_at_laptop_scale_too(found: pd.DataFrame) -> No
     both = stated[(stated["check"] != "") & (stated["here"] != "")].index
     assert len(both)
     assert found.set_index("id").loc[both, "evidence"].str.contains("at laptop scale").all()
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "said"),
+    [
+        ({}, claim_runs.CIFAR_CLASSES, ""),
+        ({}, "c0" * 32, "copies of the images"),
+        ({"train_size": 6_000}, claim_runs.CIFAR_CLASSES, "a part of the images"),
+        ({"test_size": 1_000}, claim_runs.CIFAR_CLASSES, "a part of the images"),
+        ({"measure": "validation"}, claim_runs.CIFAR_CLASSES, "validation images"),
+    ],
+)
+def test_other_images_never_confirm(data: dict[str, Any], classes: str, said: str, tmp_path: Path) -> None:
+    claim = {**CLAIM, "dataset": "cifar10"}
+    images = Images(files="f" * 64, classes=classes, trained="t" * 64, measured="m" * 64)
+    for seed in range(3):
+        values = {
+            "method": "dense",
+            "seed": seed,
+            "data": {"name": "cifar10", **data},
+            "run": {"grid": "g", "label": "hiap"},
+        }
+        record = make_record(from_dict(values), "finished", top1=80.0).model_copy(update={"images": images})
+        write(record, Folders(tmp_path, "g", record.run_id))
+    found = ledger.judge(claim, Results(tmp_path))
+    assert found.verdict == ("different setting" if said else "confirmed")
+    assert said in found.evidence
 
 
 def test_other_data_never_answer_for_the_papers(tmp_path: Path) -> None:

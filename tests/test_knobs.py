@@ -27,7 +27,15 @@ def test_a_value_without_a_score_is_never_taken() -> None:
 
 
 def runs(*rows: tuple[str, float, float, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "top1"])
+    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "top1"]).assign(seed=0)
+
+
+def test_values_are_compared_on_the_seeds_that_all_have() -> None:
+    rows = runs(*[("obs", t, own, 1e-4, 70.0 + own) for t in knobs.TARGETS for own in (1, 3)])
+    more = rows[rows["own"] == 3].assign(seed=1, top1=60.0)  # the better value alone, on a harder seed
+    found = knobs.tried(pd.concat([rows, more], ignore_index=True)).set_index("value")
+    assert found.loc[3, "taken"]
+    assert found.loc[3, "score"] == 73.0
 
 
 def test_the_second_knob_is_judged_at_the_value_of_the_first_that_was_taken() -> None:

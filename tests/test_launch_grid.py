@@ -834,6 +834,8 @@ def test_training_cost_counts_backward_and_teacher() -> None:
     assert estimate.train_macs(asked_once) == 3 * per_image * 3 * 1300 + per_image * 1352
     half = {**values, "method": "uniform", "budget": {"target_macs": 0.5}, "distill": {"alpha": 0}}
     assert estimate.train_macs(from_dict(half)) == 1.5 * per_image * 3 * 1300
+    noisy = {**half, "budget": {"target_macs": 0.5, "noise": True}}
+    assert estimate.train_macs(from_dict(noisy)) == 3 * per_image * 3 * 1300, "masked to the end"
 
 
 def test_another_teacher_has_its_own_cost_or_none(tmp_path: Path) -> None:

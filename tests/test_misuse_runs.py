@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,13 @@ import hiap
 from analysis import cite, plot
 from analysis.records import names
 from analysis.records.results import Results
+from analysis.studies import paired, training
+from hiap.data import affine_digits
 from hiap.data import loader as data
 from hiap.train import identity, reach, start
 from hiap.train import run as train
 from hiap.train.config import Config, ConfigError, DataConfig, ModelConfig, check_needs
-from hiap.train.record import Folders, Record, write
+from hiap.train.record import Folders, Images, Metrics, Record, Score, write
 from hiap.train.stopping import TrainingFailedError
 
 
@@ -79,6 +84,105 @@ def test_data_sets_have_no_common_mean(tmp_path: Path) -> None:
         cite.row(Results(tmp_path), "laptop/dense")
     with pytest.raises(ConfigError, match="expected one data set"):
         plot.draw(Results(tmp_path), "laptop", tmp_path / "out")
+
+
+def test_what_was_pruned_before_has_a_share_of_the_dense_network(tmp_path: Path) -> None:
+    half = put(tmp_path, "taylor-50", "taylor", budget={"target_macs": 0.5})
+    quarter = made_up(
+        "again", "taylor", macs=DENSE_MACS // 4, model={"weights": f"run:{half.run_id}"}, budget={"target_macs": 0.5}
+    )
+    last = made_up("tuned", "dense", macs=DENSE_MACS // 4, model={"weights": f"run:{quarter.run_id}"})
+    for record, start in ((quarter, DENSE_MACS // 2), (last, DENSE_MACS // 4)):
+        assert record.size is not None
+        size = record.size.model_copy(update={"dense_macs": start})
+        write(record.model_copy(update={"size": size}), Folders(tmp_path, "laptop", record.run_id))
+    runs = Results(tmp_path).runs("laptop").set_index("label")
+    assert dict(runs["macs_share"]) == {"taylor-50": 0.5, "again": 0.25, "tuned": 0.25}
+    assert runs.loc["again", "target"] == 0.25
+    assert "25.00 % of dense" in cite.row(Results(tmp_path), "laptop/tuned")
+
+
+def test_a_stage_of_the_same_name_is_billed_each_time(tmp_path: Path) -> None:
+    start = ""
+    for label in ("one", "two", "three"):
+        start = f"run:{put(tmp_path, label, 'random', model={'weights': start}, budget={'target_macs': 0.5}).run_id}"
+    found = training.totals(Results(tmp_path), "laptop").set_index("label")
+    assert found.loc["three", "start_epochs"] == 2 * found.loc["three", "epochs"]
+
+
+def test_different_images_have_no_common_picture(tmp_path: Path) -> None:
+    for label, measured in (("hiap-50", "a"), ("taylor-50", "b")):
+        record = made_up(label, label.partition("-")[0], budget={"target_macs": 0.5})
+        images = Images(files="", classes="c", trained="t", measured=measured)
+        write(record.model_copy(update={"images": images}), Folders(tmp_path, "laptop", record.run_id))
+    with pytest.raises(ConfigError, match="measured on different images"):
+        plot.draw(Results(tmp_path), "laptop", tmp_path / "out")
+
+
+def test_answers_that_are_not_of_the_accuracy_beside_them_are_refused() -> None:
+    right = base64.b64encode(b"\xff").decode()
+    assert Score(top1=100, loss=0.1, n=8, correct=right).hits().all()
+    for top1, n in ((90.0, 8), (100.0, 16), (100.0, 0)):
+        with pytest.raises(ConfigError, match=f"does not give top-1 {top1:.2f} % of {n}"):
+            Score(top1=top1, loss=0.1, n=n, correct=right).hits()
+
+
+def test_intervals_of_canvases_draw_the_originals_that_were_shown(tmp_path: Path) -> None:
+    for measure in ("test", "validation"):
+        record = made_up("dense", "dense", data={"measure": measure})
+        answers = base64.b64encode(b"\xff" * 8).decode()
+        metrics = Metrics(extracted=Score(top1=100, loss=0.1, n=64, correct=answers))
+        write(record.model_copy(update={"metrics": metrics}), Folders(tmp_path, measure, record.run_id))
+        (shown,) = paired.load(Results(tmp_path), measure)["originals"]
+        part = affine_digits.part_of("test", measure == "validation")
+        assert list(shown) == list(affine_digits.shown(part, 64, record.config.data.seed))
+
+
+def test_validation_images_were_not_learned_before(tmp_path: Path) -> None:
+    seen = tiny(tmp_path, data={"name": "digits"}, optim={"epochs": 1})
+    train.run(seen)
+    chosen = {
+        "data": {"name": "digits", "measure": "validation"},
+        "budget": {"target_macs": 0.7},
+        "optim": {"epochs": 0},
+    }
+    with pytest.raises(
+        ConfigError, match=rf"model\.weights leads to run:{seen.run_id}, which was trained on these images"
+    ):
+        train.run(after(seen, method="uniform", **chosen))
+    between = after(seen, data={"name": "digits", "train_size": 500}, optim={"epochs": 1})
+    train.run(between)
+    with pytest.raises(ConfigError, match=f"leads to run:{seen.run_id}"):
+        train.run(after(between, method="uniform", **chosen))
+    clean = tiny(tmp_path, data={"name": "digits", "measure": "validation"}, optim={"epochs": 1})
+    train.run(clean)
+    train.run(after(clean, method="uniform", **chosen))
+
+
+def test_a_run_stopped_while_it_measures_pays_once(
+    tmp_path: Path, dense: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(grid: str) -> Config:
+        budget = {"target_macs": 0.6, "correct": 64}
+        return after(
+            dense, method="obs", budget=budget, options={"images": 128}, optim={"epochs": 1}, run={"grid": grid}
+        )
+
+    whole, stopped = train.run(config("whole")), config("stopped")
+    batches = data.test_batches
+
+    def stop(*args: Any, **options: Any) -> Iterator[Any]:
+        if any((Folders.of(stopped).work / "checkpoints").glob("*.pt")):
+            signal.raise_signal(signal.SIGTERM)
+        yield from batches(*args, **options)
+
+    monkeypatch.setattr(data, "test_batches", stop)
+    with pytest.raises(train.Interrupted):
+        train.run(stopped)
+    monkeypatch.setattr(data, "test_batches", batches)
+    found = train.run(stopped)
+    assert found.resumed == 1
+    assert [(s.images, s.train_macs) for s in found.stages] == [(s.images, s.train_macs) for s in whole.stages]
 
 
 def test_an_interval_is_students() -> None:

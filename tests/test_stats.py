@@ -52,10 +52,13 @@ def test_a_difference_is_paired_by_seed():
 
 
 def test_nothing_is_decided_without_student_or_without_common_seeds():
-    """Two seeds' bootstrap interval excludes zero as soon as both are positive; Student's does not."""
+    """The bootstrap's interval of few seeds excludes zero as soon as all are positive; Student's does not."""
     found = statistics.compare(seeds(0.1, 3.0), seeds(0.0, 0.0))
-    assert found.difference.low > 0
+    assert found.difference.low < 0
     assert not found.decided
+    five = statistics.compare(seeds(0.1, 0.1, 0.1, 0.1, 9.0), seeds(0.0, 0.0, 0.0, 0.0, 0.0))
+    assert five.difference.low > 0
+    assert not five.decided
     apart = statistics.compare(seeds(1.0), seeds(1.0, start=5))
     assert apart.difference.n == 0
     assert not apart.decided
@@ -164,7 +167,7 @@ def test_figures_show_every_compared_row(runs):
     rows = comparisons.study(runs)
     fig = intervals.forest(comparisons.from_reference(rows))
     assert len(fig.axes) == 1  # a target at which nothing is compared has no panel
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["HiAP + target", "l1 FFN"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [intervals.OWN, "l1 FFN"]
     bills = [f"{macs / 1e12:.2f}" for macs in rows[rows["target"] == 0.8].sort_values("method")["train_macs"]]
     assert [text.get_text() for text in fig.axes[0].texts if text.get_text() != "TMACs"] == bills[::-1]
 
@@ -292,3 +295,5 @@ def test_three_seeds_of_a_large_spread_have_students_interval():
     assert statistics.widened(found, seeds(79.99, 80.0, 80.01)) == found, "their images' luck is the wider one"
     five = found._replace(n=5)
     assert statistics.widened(five, seeds(70, 75, 80, 85, 90)) == five, "as the protocol has it"
+    three = statistics.mean(seeds(78.0, 80.0, 82.0))
+    assert (three.low, three.high) == pytest.approx((80 - half, 80 + half)), "no caller has to think of it"

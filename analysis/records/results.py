@@ -16,7 +16,7 @@ import pandas as pd
 from hiap.budget.sizes import share
 from hiap.ledger import Dims, dense_macs
 from hiap.train.config import ConfigError
-from hiap.train.record import Folders, Record, read
+from hiap.train.record import Folders, Record, Size, read
 from slurm import estimate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -92,7 +92,16 @@ class Results:
         return self._record(path)
 
     def _row(self, record: Record) -> dict[str, Any]:
-        return {**_row(record), "budget": _budget(record, self._referred(record, record.config.budget.target_macs))}
+        other = self._referred(record, record.config.budget.target_macs)
+        return {**_row(record, self._first(record)), "budget": _budget(record, other)}
+
+    def _first(self, record: Record) -> Record:
+        """The run whose network all that led to this one began with, for images of the same size: the dense one."""
+        while start := self._referred(record, record.config.model.weights):
+            if start.config.model.img_size != record.config.model.img_size:
+                break
+            record = start
+        return record
 
     def _stages(self, record: Record) -> Iterator[dict[str, Any]]:
         """Everything that was trained to get this run's model."""
@@ -114,9 +123,10 @@ def require_one_each(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record, first: Record) -> dict[str, Any]:
     scores, size, config, shape = record.metrics, record.size, record.config, record.shape or []
     sizes = size.model_dump() if size else {}
+    dense = first.size or size  # of a network that was pruned before, its own start is no dense one
     return {
         **_name(record),
         "data": config.data.name,
@@ -126,12 +136,12 @@ def _row(record: Record) -> dict[str, Any]:
         "top1": scores.extracted.top1 if scores.extracted else None,
         **{f"top1_{at}": getattr(getattr(scores, at), "top1", None) for at in ("dense", "soft", "hardened")},
         "gap": scores.gap,
-        "target": _target(record),
+        "target": _target(record, dense),
         "macs": sizes.get("macs"),
-        "macs_dense": sizes.get("dense_macs"),
-        "macs_share": size.macs / size.dense_macs if size else None,
+        "macs_dense": dense.dense_macs if dense else None,
+        "macs_share": size.macs / dense.dense_macs if size and dense else None,
         "params": sizes.get("params"),
-        "params_dense": sizes.get("dense_params"),
+        "params_dense": dense.dense_params if dense else None,
         "heads": sum(len(block.head_dims) for block in shape),
         "value_dims": sum(sum(block.head_dims) for block in shape),
         "neurons": sum(block.neurons for block in shape),
@@ -148,11 +158,13 @@ def _name(record: Record) -> dict[str, Any]:
     return {"grid": record.grid, "run_id": record.run_id, "label": label, "method": method, "seed": record.seed}
 
 
-def _target(record: Record) -> float | None:
-    wanted = record.config.budget.target_macs
+def _target(record: Record, dense: Size | None = None) -> float | None:
+    """The share of its start's MACs, or of the ``dense`` network's, that a run was told to keep."""
+    wanted, size = record.config.budget.target_macs, record.size
     if wanted is None or isinstance(wanted, str):
         return None
-    return share(wanted, record.size.dense_macs) if record.size else wanted
+    own = share(wanted, size.dense_macs) if size else wanted
+    return own * (size.dense_macs / dense.dense_macs) if size and dense else own
 
 
 def _budget(record: Record, other: Record | None) -> str:

@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
 
 
 def mean(values: pd.Series | np.ndarray) -> Interval:
-    """Percentile bootstrap of the mean."""
+    """Percentile bootstrap of the mean; of fewer than ``ENOUGH`` seeds at least as wide as Student's."""
     data = np.asarray(values, dtype=float)
     if len(data) < 2:
         return Interval(float(data.mean()), float("nan"), float("nan"), len(data))
@@ -52,7 +52,7 @@ def mean(values: pd.Series | np.ndarray) -> Interval:
         (data,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=SEED
     ).confidence_interval
     low, high = np.round([found.low, found.high], DIGITS) + 0.0  # no -0.0
-    return Interval(float(data.mean()), float(low), float(high), len(data))
+    return widened(Interval(float(data.mean()), float(low), float(high), len(data)), data)
 
 
 def compare(method: pd.Series, reference: pd.Series) -> Comparison:
@@ -75,7 +75,7 @@ def mean_per_label(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     for (label, method), group in whole.groupby(["label", "method"], sort=False):
         row: dict[str, object] = {"label": label, "method": method, "n": len(group)}
         for column in columns:
-            row |= widened(mean(group[column]), group[column]).columns(column)
+            row |= mean(group[column]).columns(column)
         rows.append(row)
     ends = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["label", "method", "n", *ends])

@@ -23,7 +23,7 @@ def curves(results: Results) -> pd.DataFrame:
     ``heads`` and ``neurons`` that are open."""
     rows = [
         (*_place(record), round(look.step / look.steps, 4), *_open(look))
-        for record in results.records(GRID)
+        for record in results.finished(GRID)
         for look in record.gates
     ]
     ours = pd.DataFrame(rows, columns=["reading", "figure", "share", *UNITS])
@@ -34,7 +34,7 @@ def first_columns(results: Results) -> pd.DataFrame:
     """Of the one-epoch runs on the paper's data, per reading, nearest first: open ``heads`` and ``neurons`` of each
     figure, as ours/the paper's, and the ``distance`` (root mean square of the open shares' differences)."""
     paper = _paper().query(f"share == {1 / COLUMNS}").set_index("figure")[UNITS]
-    rows = [(*_place(record), *_open(record.epochs[-1])) for record in results.records(IMAGENET)]
+    rows = [(*_place(record), *_open(record.epochs[-1])) for record in results.finished(IMAGENET)]
     table = []
     for reading, ours in pd.DataFrame(rows, columns=["reading", "figure", *UNITS]).groupby("reading"):
         ours = ours.set_index("figure")[UNITS].sort_index()
@@ -50,7 +50,7 @@ def first_columns(results: Results) -> pd.DataFrame:
 
 def taken(results: Results) -> dict[int, Record]:
     """The finished runs of the reading that the paper's grids take, by the figure whose strengths they have."""
-    places = {_place(record): record for record in results.records(GRID)}
+    places = {_place(record): record for record in results.finished(GRID)}
     return {number: record for (reading, number), record in places.items() if reading == TAKEN}
 
 
@@ -117,7 +117,7 @@ def ends_by_block(results: Results, readings: list[str]) -> pd.DataFrame:
 def _by_reading(results: Results, grid: str) -> dict[str, dict[int, Record]]:
     """A grid's finished runs by reading and figure."""
     found: dict[str, dict[int, Record]] = {}
-    for record in results.records(grid):
+    for record in results.finished(grid):
         reading, figure = _place(record)
         if figure and record.gates:
             found.setdefault(reading, {})[figure] = record

@@ -67,9 +67,7 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
         given = runs["target"].fillna(runs["budget"].str.removeprefix(AS).map(aims))
         scratch = runs["label"].str.startswith(SCRATCH)
         runs = runs.assign(target=given.where(~scratch, runs["start"].map(runs.set_index("run_id")["target"])))
-    # A network that is fine-tuned starts from a pruned one; its share is still of the dense network's MACs.
-    dense = runs["start"].map(runs.set_index("run_id")["macs_dense"]).fillna(runs["macs_dense"])
-    rows = names.with_variants(runs.assign(macs_dense=dense, macs_share=runs["macs"] / dense))
+    rows = names.with_variants(runs)
     tuned = rows["variant"].astype(str).str.contains(FINETUNED)  # by method dense
     aimed = ["faithful" not in name or None for name in rows["variant"]]
     ours = [names.title(name, "hiap", target) for name, target in zip(rows["variant"], aimed, strict=True)]

@@ -81,10 +81,10 @@ def budgets(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
     targets = sorted(found["target"].unique(), reverse=True)
     lines = [["top-1, % (networks)", *(f"{100 * target:.0f} %" for target in targets)]]
     lines += [[":---", *["---:"] * len(targets)]]
-    for (title, epochs), own in found.groupby(["title", "epochs"], sort=False):
+    for (title, trained), own in found.groupby(["title", "epochs"], sort=False):
         at = own.set_index("target")
         cells = [f"{at['top1'][t]:.1f} ({at['n'][t]})" if t in at.index else "-" for t in targets]
-        lines.append([f"{title}, untrained" if epochs == 0 else str(title), *cells])
+        lines.append([f"{title}, untrained" if trained == 0 else str(title), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -34,14 +34,14 @@ COLUMNS = ("method", "title", "knob", "value", "top1_50", "top1_35", "score", "t
 
 def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     """The tuned runs on validation images: ``method``, ``target``, ``top1`` and, of each, its method's own knob
-    (``own``) and the weights' rate (``rate``)."""
+    (``own``), the weights' rate (``rate``) and the ``seed``."""
     rows = []
     for record in results.finished(grid):
         method, score = record.config.name, record.metrics.extracted
         if method in KNOBS and score is not None:
             own, rate = (float(attrgetter(key)(record.config)) for key in (KNOBS[method], RATE))
-            rows.append((method, record.config.budget.target_macs, own, rate, score.top1))
-    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "top1"])
+            rows.append((method, record.config.budget.target_macs, own, rate, record.seed, score.top1))
+    return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "seed", "top1"])
 
 
 def tried(runs: pd.DataFrame) -> pd.DataFrame:
@@ -61,11 +61,19 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scores(runs: pd.DataFrame, column: str, knob: str) -> pd.DataFrame:
-    at = runs.pivot_table(index=column, columns="target", values="top1").reindex(columns=list(TARGETS))
+    means = {target: on_common_seeds(own, column) for target, own in runs.groupby("target")}
+    at = pd.DataFrame(means, index=sorted(runs[column].unique())).reindex(columns=list(TARGETS))
     rows = pd.DataFrame({"knob": knob, "value": at.index, "top1_50": at[0.5].array, "top1_35": at[0.35].array})
     rows["score"] = rows[["top1_50", "top1_35"]].mean(axis=1, skipna=False)
     best = take(dict(zip(rows["value"], rows["score"], strict=True)), MIDDLE[knob])
     return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends(at.index)))
+
+
+def on_common_seeds(runs: pd.DataFrame, column: str) -> pd.Series:
+    """Mean ``top1`` of each value in ``column``, over the seeds that all of them have: another seed is worth as much as
+    many a knob. NaN where they share none."""
+    tops = runs.pivot_table(index=column, columns="seed", values="top1")
+    return tops.loc[:, tops.notna().all()].mean(axis=1)
 
 
 def ends(values: Iterable[float]) -> list[float]:

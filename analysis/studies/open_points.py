@@ -100,7 +100,7 @@ def measured(results: Results) -> pd.DataFrame:
             if label == default or default not in scores:
                 continue
             found = seeds.compare(scores[str(label)], scores[default])
-            ends = seeds.widened(found.difference, (scores[str(label)] - scores[default]).dropna())
+            ends = found.difference
             row = {"point": point.id, "grid": point.grid, "label": label, "n": ends.n}
             means = {"macs_percent": 100 * group["macs_share"].mean(), "top1": group["top1"].mean()}
             rows.append({**row, **means, **ends.columns("difference"), "decided": found.decided})

@@ -41,20 +41,22 @@ def _objects(values: list[Any], runs: pd.DataFrame) -> pd.Series:
 
 def _originals(record: Record) -> np.ndarray | None:
     data, score = record.config.data, record.metrics.extracted
-    return _shown(score.n, data.seed) if score and score.correct and data.name == "affine-digits" else None
+    if data.name != "affine-digits" or not score or not score.correct:
+        return None
+    return _shown(score.n, data.seed, data.measure == "validation")
 
 
 @cache
-def _shown(count: int, seed: int) -> np.ndarray:
-    from hiap.data.affine_digits import shown  # here: it draws with torch, which nothing else in these rooms waits for
+def _shown(count: int, seed: int, validates: bool) -> np.ndarray:
+    from hiap.data import affine_digits  # here: it draws with torch, which nothing else in these rooms waits for
 
-    return shown("test", count, seed)
+    return affine_digits.shown(affine_digits.part_of("test", validates), count, seed)
 
 
 def compare(method: pd.DataFrame, reference: pd.DataFrame) -> images.Comparison | None:
     """Runs of one label minus runs of another, on the seeds that both have. None for fewer than two such seeds, or
     where a record does not say which images were right. Raises ``ConfigError`` where they are not the same images."""
-    _require_same_images(pd.concat([method, reference]))
+    require_same_images(pd.concat([method, reference]))
     return images.compare(_hits(method), _hits(reference), _clusters(method))
 
 
@@ -86,7 +88,7 @@ def over_images(method: pd.DataFrame, reference: pd.DataFrame) -> Interval:
 
 def accuracy(runs: pd.DataFrame) -> Interval:
     """Mean top-1 of one label's runs; ends missing for one seed, or without knowing which images were right."""
-    _require_same_images(runs)
+    require_same_images(runs)
     bare = Interval(float(runs["top1"].mean()), np.nan, np.nan, len(runs))
     return images.accuracy(_hits(runs), _clusters(runs)) or bare
 
@@ -98,7 +100,8 @@ def flat(found: images.Comparison) -> dict[str, Any]:
     return {**row, **found.improvement.columns("improvement"), "equivalent": found.equivalent}
 
 
-def _require_same_images(runs: pd.DataFrame) -> None:
+def require_same_images(runs: pd.DataFrame) -> None:
+    """Raise ``ConfigError`` if runs of ``load`` were measured on different images, as far as their records know."""
     for column in ("measure", "measured"):
         known = runs.loc[runs[column] != "", column] if column in runs else runs.iloc[:0]
         if len(kinds := known.drop_duplicates()) > 1:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
-from analysis.stats.seeds import mean, widened
+from analysis.stats.seeds import mean
 from analysis.studies import cuts, epochs, paired
 
 GRID = epochs.GRID
@@ -105,7 +105,7 @@ def at_targets(runs: pd.DataFrame, against: str = "hiap") -> pd.DataFrame:
         own = at(points, target)
         other = runs[runs["label"] == f"{against}-{100 * (1 - target):.0f}"].set_index("seed")["top1"]
         gain = (own - other).dropna()
-        top1, gap = (widened(mean(v), v) if len(v) else None for v in (own, gain))
+        top1, gap = (mean(v) if len(v) else None for v in (own, gain))
         if top1 is not None:
             ends = (gap.mean, gap.low, gap.high) if gap else (np.nan,) * 3
             rows.append((target, top1.n, top1.mean, top1.low, top1.high, *ends))

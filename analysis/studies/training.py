@@ -19,7 +19,7 @@ def totals(results: Results, grid: str) -> pd.DataFrame:
     runs = results.runs(grid).drop_duplicates("run_id")
     if runs.empty:
         return pd.DataFrame()
-    stages = results.stages(grid).drop_duplicates(["run_id", "stage", "inherited"])
+    stages = results.stages(grid)
     own, start = (stages[stages["inherited"] == old] for old in (False, True))
     sums = start.groupby("run_id")[list(SUMS)].sum().add_prefix("start_")
     rows = runs.set_index("run_id").join(sums).fillna(dict.fromkeys(sums, 0)).reset_index()

@@ -36,6 +36,12 @@ def apart(count: int) -> int:
     return min(count // APART, MOST_APART)
 
 
+def learns_apart(data: DataConfig) -> bool:
+    """Return whether a run of these data trains on images that others set apart to validate on: on all of them, or on
+    pictures of all originals."""
+    return data.measure == "test" and (data.train_size is None or data.name == "affine-digits")
+
+
 def counts(data: DataConfig, train: int, test: int) -> tuple[int, int]:
     """Return how many images are trained on and measured, of a set of ``train`` and ``test`` images. Raises
     ``ConfigError`` if there are not so many."""

@@ -116,7 +116,8 @@ def files_behind(config: Config, folders: Folders) -> dict[str, str]:
         "penalty.latency_table": config.penalty.latency_table,
     }
     found = {key: _sha256(name, folders) for key, name in named.items() if name}
-    ended = {**named, "budget.target_macs": str(config.budget.target_macs)}
+    budget = {f"budget.{key}": str(getattr(config.budget, key)) for key in ("target_macs", "target_params")}
+    ended = {**named, **budget}
     found |= {f"{key}, its end": _left(name, folders) for key, name in ended.items() if name.startswith("run:")}
     return {key: sha256 for key, sha256 in found.items() if sha256}
 

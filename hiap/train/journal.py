@@ -183,6 +183,10 @@ class Journal:
         last.train_macs += float(3 * self.dense_macs * context.scored)
         context.scored = 0
 
+    def forget_pruning(self, context: Context) -> None:
+        """Leave out of the bill what a resumed run has looked at a second time."""
+        context.scored, self.pruned = 0, 0.0
+
 
 def _epochs(phase: Phase, stages: list[Stage]) -> tuple[int, int]:
     """Return the epochs of the stages before this one, and of all."""

@@ -59,11 +59,15 @@ class Score(_Part):
     correct: str = ""
 
     def hits(self) -> np.ndarray | None:
-        """Return Booleans (n,), which images were classified rightly; None if the record does not say."""
+        """Return Booleans (n,), which images were classified rightly; None if the record does not say. Raises
+        ``ConfigError`` if they are of another number of images, or of another accuracy."""
         if not self.correct:
             return None
-        bits = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
-        return np.unpackbits(bits, count=self.n).astype(bool)
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8))
+        found = bits[: self.n].astype(bool)
+        if not self.n <= len(bits) < self.n + 8 or abs(100 * found.mean() - self.top1) > 0.01:
+            raise ConfigError(f"'correct' of {len(bits)} images does not give top-1 {self.top1:.2f} % of {self.n}")
+        return found
 
 
 class Metrics(_Part):

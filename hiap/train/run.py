@@ -50,7 +50,7 @@ from hiap.train.record import (
     write_status,
 )
 from hiap.train.stages import Context, stages
-from hiap.train.start import Start, build, published_top1, require_same_classes, set_drop_path
+from hiap.train.start import Start, build, published_top1, require_same_classes, require_unseen, set_drop_path
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
 from hiap.train.teachers import Distillation
 
@@ -196,6 +196,7 @@ class Run:
     def _start(self) -> Start:
         """Return the network that the run starts from, fitted to the images and classes."""
         config, info = self.config, self.info
+        require_unseen(config, self.folders)
         start = build(config.model, info.channels, info.classes, self.folders, derive(config.seed, "weights"))
         if start.new_head and config.method != "dense":
             raise ConfigError(
@@ -258,6 +259,8 @@ class Run:
             stage = self.stages[index]
             with journal.pruning(self.device):
                 model = self._lean(stage.prepare(model, self.context)).to(self.device)
+            if len(journal.costs) > index:  # stopped behind this stage's training, whose bill has that already
+                journal.forget_pruning(self.context)
             set_drop_path(model, config.model.drop_path)
             self.loop.train(index, stage, model, state if index == first else None)
             stage.harden(model)
@@ -434,6 +437,6 @@ def main(arguments: list[str] | None = None) -> int:
     before = f" (it started from {dense.top1:.2f} %)" if dense else ""
     print(
         f"{record.run_id}: top-1 {record.metrics.extracted.top1:.2f} %{before}, {record.size.macs / 1e6:.2f} M MACs "
-        f"({share:.1%} of dense), {record.size.params / 1e6:.3f} M parameters{predicted}\n{Folders.of(config).record}"
+        f"({share:.1%} of start), {record.size.params / 1e6:.3f} M parameters{predicted}\n{Folders.of(config).record}"
     )
     return 0

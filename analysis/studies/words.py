@@ -64,8 +64,9 @@ def _against(variant: str, compared: Mapping[Any, Any], pair: evidence.Pair, see
         return title
     rows = [row for (name, _), row in compared.items() if name == variant]
     more = ["untuned"] if rows and pair.tuning == knobs.GRID else []
-    if rows and (n := max(row["n"] for row in rows)) < seeds:
-        more.append(f"{n} seeds")
+    n = pd.Series([row["n"] for row in rows])
+    if len(n) and n.min() < seeds:
+        more.append(f"{names.count(n)} seeds")
     return title.replace(")", f", {', '.join(more)})") if more else title
 
 

@@ -92,9 +92,9 @@ def test_what_was_pruned_before_has_a_share_of_the_dense_network(tmp_path: Path)
         "again", "taylor", macs=DENSE_MACS // 4, model={"weights": f"run:{half.run_id}"}, budget={"target_macs": 0.5}
     )
     last = made_up("tuned", "dense", macs=DENSE_MACS // 4, model={"weights": f"run:{quarter.run_id}"})
-    for record, start in ((quarter, DENSE_MACS // 2), (last, DENSE_MACS // 4)):
+    for record, begun in ((quarter, DENSE_MACS // 2), (last, DENSE_MACS // 4)):
         assert record.size is not None
-        size = record.size.model_copy(update={"dense_macs": start})
+        size = record.size.model_copy(update={"dense_macs": begun})
         write(record.model_copy(update={"size": size}), Folders(tmp_path, "laptop", record.run_id))
     runs = Results(tmp_path).runs("laptop").set_index("label")
     assert dict(runs["macs_share"]) == {"taylor-50": 0.5, "again": 0.25, "tuned": 0.25}

@@ -251,8 +251,9 @@ def of_second(results: Results) -> Numbers:
         "second.epochs": f"{runs.loc[runs['variant'] == evidence.REFERENCE, 'epochs'].mode().iloc[0]:g}",
     }
     for row in evidence.accuracies(runs).dropna(subset="target").to_dict("records"):
-        key = f"second.{row['variant']}.{_kept(row['target'])}"
-        found |= {key: fixed(row["top1"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
+        kept = _kept(row["target"])
+        key = f"second.{row['variant']}.{kept}"
+        found |= {f"kept.{kept}": kept, key: fixed(row["top1"], 1), f"{key}.tmacs": fixed(row["train_macs"] / 1e12, 1)}
     for row in evidence.against(runs, pair).to_dict("records"):
         key = f"second.minus.{row['variant']}.{_kept(row['target'])}"
         found |= _short(row, key, INTERVAL, 1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from operator import index
 from typing import Any
 
 import torch
@@ -93,8 +94,8 @@ class Pruner:
             raise ConfigError(f"steps {steps!r}: expected the number of optimiser steps, 1 or more")
         self.gates, self.strengths = gates or GateConfig(), penalty or PenaltyConfig()
         self.feasibility = feasibility or FeasibilityConfig()
-        self.steps, self.done, self.seed = steps, 0, seed
-        self.model = gate(model, self.gates, seed=seed)
+        self.steps, self.done, self.seed = index(steps), 0, index(seed)
+        self.model = gate(model, self.gates, seed=self.seed)
         self.policy = policy(self.model)
         self.policy.update(self.model, self._anneal())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -17,7 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import hiap
-from hiap.backbones.families import UnsupportedModelError
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.budget import prices
 from hiap.options import ConfigError
 
 IMAGES, IMAGE = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)), (3, 32, 32)
@@ -218,3 +220,78 @@ def test_dropout_that_was_taken_out_is_none() -> None:
     for block in model.blocks:
         block.attn.attn_drop = block.attn.proj_drop = block.mlp.drop1 = nn.Identity()
     assert hiap.macs(hiap.prune(model, IMAGES, target_macs=0.5), IMAGE) <= 0.5 * hiap.macs(model, IMAGE)
+
+
+class WithAdapter(nn.Linear):
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.down = nn.Linear(layer.in_features, 2)
+
+
+def test_what_is_put_on_gated_layers_is_refused_or_told() -> None:
+    pruner = hiap.Pruner(vit().train(), steps=4, target_macs=0.6)
+    pruner.model.blocks[1].attn.qkv.register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match=r"blocks\.1\.attn\.qkv: has hooks; .* not called"):
+        pruner.penalty()
+    pruner = hiap.Pruner(vit().train(), steps=4, target_macs=0.6)
+    pruner.model.blocks[0].mlp.fc1 = WithAdapter(pruner.model.blocks[0].mlp.fc1)
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.mlp\.fc1 .* put adapters on the network that"):
+        pruner.penalty()
+
+
+def test_nothing_is_written_into_weights_that_are_computed() -> None:
+    model = vit().eval()
+    small = hiap.extract(hiap.gate(model), target_macs=0.8).eval()
+    for block in small.blocks:
+        nn.utils.parametrizations.weight_norm(block.mlp.fc2)
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.mlp\.fc2: its weights are computed"):
+        hiap.correct(small, model, IMAGES)
+    nn.utils.parametrizations.weight_norm(model.blocks[1].attn.qkv)
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.1\.attn\.qkv: its weights are computed"):
+        hiap.prune(model, IMAGES, target_macs=0.5)
+
+
+def test_shared_weights_have_no_price_in_parameters() -> None:
+    model = vit(depth=3)
+    for block in model.blocks[1:]:
+        block.mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    hiap.Pruner(model.train(), steps=4, target_macs=0.6)  # MACs are each block's own
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.1\.mlp\.fc1\.weight is blocks\.0\.mlp\.fc1\.weight, too"):
+        prices.param_prices(model)
+
+
+@pytest.mark.parametrize("where", ["norm1", "ls2", "drop_path1"])
+def test_a_map_that_no_count_knows_is_refused(where: str) -> None:
+    model = vit()
+    for block in model.blocks:
+        setattr(block, where, nn.Sequential(getattr(block, where), nn.Linear(32, 32)))
+    with pytest.raises(UnsupportedModelError, match=rf"blocks\.0\.{where}\.1 \(Linear\): a layer whose cost"):
+        hiap.macs(model, IMAGE)
+
+
+class Affine(nn.Module):
+    def __init__(self, count: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(count)), nn.Parameter(torch.ones(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight + self.bias
+
+
+def test_what_cannot_lose_a_whole_branch_is_refused_before_it_is_trained() -> None:
+    model = vit()
+    for block in model.blocks:
+        block.ls1, block.ls2 = Affine(32), Affine(32)
+    with pytest.raises(UnsupportedModelError, match="extraction would change what the network computes"):
+        hiap.Pruner(model.train(), steps=4, target_macs=0.3)
+
+
+def test_steps_of_any_integer_can_be_resumed() -> None:
+    def pruner() -> hiap.Pruner:
+        return hiap.Pruner(vit().train(), steps=np.int64(4), seed=np.int64(1), target_macs=0.6)
+
+    first, file = pruner(), io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    pruner().load_state_dict(torch.load(file, weights_only=True))

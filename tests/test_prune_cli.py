@@ -97,6 +97,21 @@ def test_copies_of_what_it_is_pruned_by_are_not_measured_on(photographs: Path, t
     assert not (seen[:, None] == held_out).flatten(2).all(-1).any()
 
 
+def test_copies_of_training_images_are_not_measured_on(tmp_path: Path) -> None:
+    """Under another name, in the folder that is measured."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 5)):
+        for name in "abc":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / split / name / f"{i}.png")
+    for path in sorted((tmp_path / "train").rglob("*.png")):
+        shutil.copy(path, tmp_path / "val" / path.parent.name / f"copy-{path.name}")
+    with pytest.warns(UserWarning, match="24 images are copies of such as the network is pruned by"):
+        found = pictures.read(str(tmp_path), answering(), None, 512, 512)
+    assert sum(len(x) for x, _ in found.held_out) == 15 + 6  # its own, and copies of the fifth that is set apart
+
+
 def test_images_without_classes(saved: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
     assert prune(saved, "--data", photographs / "a", "--out", tmp_path / "small", "--target-params", 0.7) == 0
     assert "accuracy not measured: the images come without classes" in capsys.readouterr().out
@@ -136,6 +151,18 @@ def test_a_checkpoint_is_of_the_images_that_it_was_made_for_and_others_are_told(
         networks.load(str(file), arch=name, img_size=64)
     with pytest.warns(UserWarning, match=r"pos_embed resampled from .* for images of 96 pixels"):
         assert hiap.cost.image_of(networks.load(str(file), arch=name, img_size=96)) == (3, 96, 96)
+
+
+@pytest.mark.parametrize("damage", ["no bias", "another size"])
+def test_a_classifier_that_does_not_fit_is_not_drawn_anew(damage: str, tmp_path: Path) -> None:
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict()
+    if damage == "no bias":
+        del state["head.bias"]
+    else:
+        state["head.weight"] = torch.cat([state["head.weight"]] * 2, 1)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(hiap.ConfigError, match="its classifier does not fit vit_tiny_patch16_224"):
+        networks.load(str(tmp_path / "weights.pth"), arch="vit_tiny_patch16_224")
 
 
 def test_an_option_that_would_do_nothing_is_refused(saved: Path) -> None:

@@ -165,18 +165,18 @@ def test_a_unit_goes_after_it_was_closed_so_often_in_a_row_and_the_last_head_nev
     pruner = hiap.Pruner(small_vit(), steps=50, shrink=hiap.Shrink(below=0.01, after=2))
     logit = pruner.model.blocks[0].mlp.neuron_gate.logit.data
     logit[:2] = -6.0
-    assert pruner.cut() == []
+    assert pruner.cut(None) == []
     logit[1] = -4.5  # sigma is 0.011
-    assert pruner.cut()
+    assert pruner.cut(None)
     assert pruner.model.blocks[0].mlp.left.tolist() == list(range(1, 128))
     logit[1] = -6.0
-    assert pruner.cut() == []
-    assert pruner.cut()
+    assert pruner.cut(None) == []
+    assert pruner.cut(None)
     assert float(logit[1]) == -CERTAIN
     for i, block in enumerate(pruner.model.blocks):
         block.attn.head_gate.logit.data.copy_(torch.tensor([-6.0, -7.0, -8.0, -9.0]) - i)
     for _ in range(3):
-        pruner.cut()
+        pruner.cut(None)
     assert [block.attn.num_heads for block in pruner.model.blocks] == [1, 0, 0]
     assert pruner.model.blocks[0].attn.left.tolist() == [0]
 
@@ -225,7 +225,7 @@ def test_refused() -> None:
     with pytest.raises(ConfigError, match="never quite closed"):
         pruner_of(small_vit(), gates=hiap.GateConfig(forward="soft"))
     with pytest.raises(PrunerError, match="make the pruner with shrink"):
-        hiap.Pruner(small_vit(), steps=50).cut()
+        hiap.Pruner(small_vit(), steps=50).cut(None)
 
 
 def shrinking(dense: Config, **sections: Any) -> Config:

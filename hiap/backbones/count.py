@@ -60,14 +60,19 @@ def blocks_of(model: Any) -> Any:
     """Return the blocks of a dense or extracted ViT, with the names that are counted here. Raises
     ``UnsupportedModelError`` where a map has layers of its own (an adapter), which the sizes of the map say nothing of.
     """
-    if not any(isinstance(block, PrunedBlock) for block in model.blocks):
-        return standard(model).blocks
-    for i, block in enumerate(model.blocks):
+    cut = any(isinstance(block, PrunedBlock) for block in model.blocks)
+    blocks = model.blocks if cut else standard(model).blocks
+    for i, block in enumerate(blocks):
+        for name, layer in block.named_modules():
+            if isinstance(layer, (nn.Linear, _ConvNd)) and not name.startswith(MAPS):
+                kind = type(layer).__name__
+                raise UnsupportedModelError(f"blocks.{i}.{name} ({kind}): a layer whose cost is not known here")
+    for i, block in enumerate(blocks if cut else ()):
         for branch, names in (("attn", ("qkv", "proj")), ("mlp", ("fc1", "fc2"))):
             part = getattr(block, branch)
             for name in names if part is not None else ():
                 _require_bare(f"blocks.{i}.{branch}.{name}", getattr(part, name))
-    return model.blocks
+    return blocks
 
 
 def _require_bare(name: str, layer: Any) -> None:
@@ -78,6 +83,7 @@ def _require_bare(name: str, layer: Any) -> None:
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): has layers of its own; {cure}")
 
 
+MAPS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of a block
 COUNTED = ("patch_embed", "blocks", "head", "head_dist", "attn_pool")
 
 

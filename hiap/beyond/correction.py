@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hiap.backbones.count import image_of, macs
 from hiap.backbones.errors import UnsupportedModelError
@@ -95,8 +96,15 @@ def _correct(small: Any, before: Any, images: Iterable[Tensor], ridge: float | N
 
 
 def require_correctable(model: Any) -> None:
-    """Raise ``UnsupportedModelError`` for blocks with a norm behind a branch."""
+    """Raise ``UnsupportedModelError`` for blocks with a norm behind a branch, and for weights that are computed, into
+    which nothing can be written."""
     cut = any(isinstance(block, PrunedBlock) for block in model.blocks)
+    for name, module in model.blocks.named_modules():
+        if parametrize.is_parametrized(module):
+            cure = "torch.nn.utils.parametrize.remove_parametrizations first"
+            raise UnsupportedModelError(
+                f"blocks.{name}: its weights are computed, so nothing can be written there; {cure}"
+            )
     for block in model.blocks if cut else standard(model).blocks:
         if is_norm(block.ls1) or is_norm(block.ls2):
             raise UnsupportedModelError("correct: blocks with a norm behind a branch; expected at most a LayerScale")

@@ -13,6 +13,7 @@ from torch import nn
 
 from hiap import ledger
 from hiap.backbones.count import blocks_of, qk_dims, value_dims
+from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.evening import Given
 from hiap.backbones.families import standard
 from hiap.backbones.parts import biases, is_norm
@@ -95,9 +96,15 @@ def qk_left(model: Any) -> Sequence[Sequence[int]]:
 def param_prices(model: Any) -> ledger.Prices:
     """Return the prices of a dense or gated ViT's units, in learnable scalars. A unit pays for its rows, their biases
     and its columns. ``attention`` and ``ffn`` are what goes with a layer's last head and an FFN's last neuron: norm,
-    LayerScale and output bias (attention's only where A9 gates it)."""
+    LayerScale and output bias (attention's only where A9 gates it). Raises ``UnsupportedModelError`` where blocks share
+    weights, which then count once and are removed in each."""
     if hasattr(model, "dense_param_prices"):
         return model.dense_param_prices
+    every = {name: id(p) for name, p in model.blocks.named_parameters(remove_duplicate=False)}
+    owners = {p: name for name, p in reversed(every.items())}
+    if shared := next((name for name, p in every.items() if owners[p] != name), None):
+        first = owners[every[shared]]
+        raise UnsupportedModelError(f"target in parameters: blocks.{shared} is blocks.{first}, too; give each its own")
     dims, block = dims_of(model), standard(model).blocks[0]
     attn, mlp, d = block.attn, block.mlp, dims.dim
     query, key, value = biases(attn.qkv)

@@ -126,9 +126,10 @@ class Pruner(pruner.Pruner):
                 f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
             )
 
-    def cut(self, optimizer: torch.optim.Optimizer | None = None) -> list[Any]:
+    def cut(self, optimizer: torch.optim.Optimizer | None) -> list[Any]:
         """Remove, with ``shrink``, from ``model`` what is closed with certainty, at the end of an epoch, say. Return
-        what was removed, [] if nothing: else wrap or compile ``model`` again. The state of ``optimizer`` follows."""
+        what was removed, [] if nothing: else wrap or compile ``model`` again. ``optimizer`` takes the layers that are
+        new, and its state follows; None: nothing is trained any more, or an optimiser is made anew."""
         if not self.shrink:
             raise PrunerError("cut: make the pruner with shrink=hiap.Shrink(...)")
         self.policy.undecide(self.model)

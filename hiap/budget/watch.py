@@ -9,10 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiap.backbones.count import MAPS
+from hiap.backbones.errors import UnsupportedModelError
+from hiap.backbones.guard import require_linear
 from hiap.gated_layers import named_gates
 from hiap.pruner import PrunerError
 
 LOOK = 10  # steps after which the logits must have moved: an optimiser's first rates may be 0
+
+
+def _require_read(model: Any) -> None:
+    """Raise ``UnsupportedModelError`` if a layer was replaced, by one with an adapter, say, and warn of hooks on it:
+    gated blocks read its weights, and do not call it."""
+    for i, block in enumerate(model.blocks):
+        for name in MAPS:
+            branch, _, leaf = name.partition(".")
+            if (layer := getattr(getattr(block, branch), leaf, None)) is None:  # shrinking has removed it
+                continue
+            try:
+                require_linear(f"blocks.{i}.{name}", layer)
+            except UnsupportedModelError as error:
+                raise UnsupportedModelError(
+                    f"{error}; put adapters on the network that pruner.finish() returns"
+                ) from None
+            if layer._forward_hooks or layer._forward_pre_hooks:
+                warnings.warn(
+                    f"blocks.{i}.{name}: has hooks; its weights are read, so they are not called", stacklevel=4
+                )
+                return
 
 
 class Watch:
@@ -20,7 +44,7 @@ class Watch:
     optimiser. Each fault is told once, as a warning."""
 
     def __init__(self, model: Any):
-        self.heard, self.calls, self.asleep, self.moved = False, 0, 0, 0
+        self.model, self.heard, self.calls, self.asleep, self.moved = model, False, 0, 0, 0
         self.gates = [gate for _, gate in named_gates(model)]
         self.version = self._version()
         self.told: set[str] = set()
@@ -38,7 +62,11 @@ class Watch:
 
     def listen(self, terms: Mapping[str, Tensor], done: int) -> None:
         """Notice a gradient that comes back through one of ``terms``. Raises ``PrunerError`` for one that is not
-        finite, at once; on a device, where to look is to wait, at the first steps and at every tenth."""
+        finite, at once; on a device, where to look is to wait, at the first steps and at every tenth.
+        ``UnsupportedModelError`` for layers that were replaced since they were gated."""
+        if self.model is not None:
+            _require_read(self.model)
+            self.model = None
         if not self.heard:
             for term in terms.values():
                 if term.requires_grad:

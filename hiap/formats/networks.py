@@ -88,7 +88,10 @@ def _of_timm(name: str, weights: str, img_size: int | None, averaged: bool | Non
             sizes["img_size"] = made
         model = _supported(timm.create_model(name, num_classes=len(head), **sizes))  # type: ignore[arg-type]
         before = len(adapted)
-        checkpoints.fill(model, state, adapted)
+        if checkpoints.fill(model, state, adapted):
+            raise ConfigError(
+                f"{weights}: its classifier does not fit {name} ({adapted[-1]}), so there is no answer to keep"
+            )
         if resampled := [line for line in adapted[before:] if " resampled " in line]:
             warnings.warn(f"{weights}: {'; '.join(resampled)}, for images of {img_size} pixels", stacklevel=3)
     except (checkpoints.CheckpointError, OSError) as error:
@@ -127,9 +130,13 @@ def _of_transformers(folder: Path) -> Any:
     from hiap.formats.huggingface import from_transformers
 
     try:
-        theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs, told = AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
     except Exception as error:  # whatever a damaged folder makes it raise
         raise ConfigError(f"{folder}: not a classifier of transformers ({one_line(error)})") from None
+    if drawn := sorted(told["missing_keys"]):
+        raise ConfigError(f"{folder}: lacks {len(drawn)} of the network's weights, {drawn[0]} for example")
     model = from_transformers(theirs)
     model.pretrained_cfg = {**_pixels(folder), **_labels(theirs.config)}
     return model

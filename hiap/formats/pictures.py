@@ -27,6 +27,7 @@ from hiap.data.decode import photograph
 from hiap.options import ConfigError
 
 BATCH = 64
+COPIES = "all other images are copies of such as the network is pruned by"
 Batch = tuple[Tensor, Tensor | None]
 
 
@@ -121,7 +122,32 @@ def _of_splits(
         return Pictures(batches, why=str(error))
     if own is not None and own != sorted(own):
         return Pictures(batches, why="the network names its classes in another order than the folders have")
-    return Pictures(batches, list(loader.test_batches(known, side, batch_size=BATCH)))
+    others = _unseen_batches(batches, loader.test_batches(known, side, batch_size=BATCH))
+    if not others:
+        return Pictures(batches, why=COPIES)
+    return Pictures(batches, others)
+
+
+def _unseen_batches(calibration: list[Any], held_out: Iterator[Any]) -> list[Any]:
+    """Return the batches that are ``held_out``, without images that ``calibration`` has too, pixel by pixel."""
+    seen = {_digest(x) for images, _ in calibration for x in images}
+    batches, copies = [], 0
+    for images, labels in held_out:
+        own = torch.tensor([_digest(x) not in seen for x in images], dtype=torch.bool)
+        copies += int((~own).sum())
+        batches += [(images[own], labels[own])] if own.any() else []
+    _tell_copies(copies)
+    return batches
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
+
+
+def _tell_copies(count: int) -> None:
+    if count:
+        what = f"{count:,} images are copies of such as the network is pruned by"
+        warnings.warn(f"{what}, and are not measured on", stacklevel=5)
 
 
 def _mismatch(classes: int, model: Any) -> str:
@@ -154,7 +180,7 @@ def _of_files(
         return Pictures(calibration, why=why)
     others = _unseen(files, chosen, order[count:], measured)
     if not others:
-        return Pictures(calibration, why="all other images are copies of such as the network is pruned by")
+        return Pictures(calibration, why=COPIES)
     return Pictures(calibration, _batches(files, labels, others, model))
 
 
@@ -163,9 +189,7 @@ def _unseen(files: list[Path], chosen: list[int], rest: list[int], measured: int
     seen = {hashlib.sha256(files[i].read_bytes()).digest() for i in chosen}
     taken = rest[:measured]
     own = [i for i in taken if hashlib.sha256(files[i].read_bytes()).digest() not in seen]
-    if len(own) < len(taken):
-        what = f"{len(taken) - len(own):,} images are copies of such as the network is pruned by"
-        warnings.warn(f"{what}, and are not measured on", stacklevel=4)
+    _tell_copies(len(taken) - len(own))
     return own
 
 

@@ -152,6 +152,15 @@ def test_a_target_of_other_images_is_refused() -> None:
     pruner.model.set_input_size(img_size=96)
     with pytest.raises(ConfigError, match="made for 17 tokens an image, and the network has 145 now"):
         pruner.harden()
+    pruner = hiap.Pruner(vit().train(), steps=2, target_params=0.5)
+    pruner.model.reset_classifier(9)
+    with pytest.raises(ConfigError, match="made for 5 classes, and the network has 9 now"):
+        pruner.harden()
+
+
+def test_a_network_with_gates_has_nothing_to_show() -> None:
+    with pytest.raises(ConfigError, match="still has its gates"):
+        hiap.show(hiap.gate(vit()))
 
 
 def test_gates_are_of_full_precision_whatever_the_default_is() -> None:

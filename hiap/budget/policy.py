@@ -96,7 +96,7 @@ class Policy(pruner.Policy):
 
     def harden(self, gated: Any) -> None:
         self.undecide(gated)
-        self._require_same_images(gated)
+        self._require_same_sizes(gated)
         self.decided = True
         if self.budget or self.keep:
             harden_to(gated, self.kept(gated))
@@ -106,14 +106,21 @@ class Policy(pruner.Policy):
             self.threshold = masks(gated)
             harden_to(gated, self._rounded(gated))
 
-    def _require_same_images(self, gated: Any) -> None:
-        """Raise ``ConfigError`` if the network takes other images than those whose cost the target is a share of."""
-        now = dims_of(gated)
-        if self.budget and now.tokens != (then := self.budget.target.dims).tokens:
-            raise ConfigError(
-                f"the target was made for {then.tokens} tokens an image, and the network has {now.tokens} now; "
-                "set_input_size back, or make a pruner of the network at this size"
-            )
+    def _require_same_sizes(self, gated: Any) -> None:
+        """Raise ``ConfigError`` if the network has other images or classes than that whose cost the target is a share
+        of."""
+        if not self.budget:
+            return
+        now, then = dims_of(gated), self.budget.target.dims
+        for what, has, had in (
+            ("tokens an image", now.tokens, then.tokens),
+            ("classes", now.classes, then.classes),
+        ):
+            if has != had:
+                raise ConfigError(
+                    f"the target was made for {had} {what}, and the network has {has} now; undo that, or make a pruner "
+                    "of the network as it is to be"
+                )
 
     def kept(self, gated: Any) -> list[BlockMask]:
         """Return what stays, before a threshold's numbers are rounded to multiples."""

@@ -22,6 +22,7 @@ from hiap.budget.summary import block_shapes
 from hiap.files import atomic_write
 from hiap.formats import card, networks, shape, store
 from hiap.formats.shape import Dense, Unit
+from hiap.gated_layers import is_gated
 from hiap.options import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def show(network: Any, dense: Any = None) -> Shown:
     if isinstance(network, str | Path):
         folder = store.folder_of(network)
         model, known = store.load(folder), card.dense_of(folder)
+    if is_gated(model):
+        raise ConfigError("the network still has its gates, and all its units; show what pruner.finish() returns")
     if dense is not None:
         before = _network(dense, model)
         known = Dense.of(before)

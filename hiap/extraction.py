@@ -68,9 +68,11 @@ def _extract_block(block: Any, mask: BlockMask) -> PrunedBlock:
 
 
 def _scaled_bias(scale: Any, bias: Tensor | None) -> Tensor | None:
-    """Return what LayerScale, or the norm in its place, makes of a branch that is gone but for ``bias``."""
-    if bias is None and is_norm(scale):
-        bias = torch.zeros_like(scale.weight)
+    """Return what LayerScale, or what is in its place, makes of a branch that is gone but for ``bias``."""
+    if bias is None and (weight := next(scale.parameters(), None)) is not None:
+        bias = torch.zeros_like(weight)
+        if not is_norm(scale) and not scale(bias).any():  # LayerScale: nothing stays
+            return None
     if bias is None:
         return None
     return nn.Parameter(scale(bias).detach(), bias.requires_grad)

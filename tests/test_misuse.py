@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import hiap
+from hiap import gated_vit
 from hiap.backbones.errors import UnsupportedModelError
 from hiap.budget import prices
 from hiap.options import ConfigError
@@ -288,12 +289,17 @@ class Affine(nn.Module):
         return x * self.weight + self.bias
 
 
-def test_what_cannot_lose_a_whole_branch_is_refused_before_it_is_trained() -> None:
+def test_a_branch_that_goes_leaves_what_the_map_behind_it_makes_of_nothing() -> None:
     model = vit()
     for block in model.blocks:
         block.ls1, block.ls2 = Affine(32), Affine(32)
-    with pytest.raises(UnsupportedModelError, match="extraction would change what the network computes"):
-        hiap.Pruner(model.train(), steps=4, target_macs=0.3)
+    gated = hiap.gate(model)
+    kept = gated_vit.masks(gated)
+    for part in (kept[0].heads, kept[0].dims, kept[1].ffn, kept[1].neurons):
+        part.fill_(False)
+    gated_vit.set_masks(gated, kept)
+    gated.eval()
+    torch.testing.assert_close(hiap.extract(gated).eval()(IMAGES), gated(IMAGES))
 
 
 def test_steps_of_any_integer_can_be_resumed() -> None:

@@ -88,7 +88,7 @@ def test_the_reading_is_taken_by_what_is_left_of_each_block() -> None:
     }
     records = [ended(name, figure, *kind) for name, kind in kinds.items() for figure in published.HEAT_MAPS]
     made = {calibrate.GRID: records[:-1], calibrate.END: records[10:]}  # of the last reading, one figure is missing
-    results = cast(Results, SimpleNamespace(records=made.__getitem__))
+    results = cast(Results, SimpleNamespace(finished=made.__getitem__))
     table = calibrate.ends(results)
     assert table["reading"].tolist() == ["s3-t6-own-t2-floor", "s1-t6-own-t2", "s2-t6-own-t2"]
     assert table["grid"].tolist() == [calibrate.END, calibrate.GRID, calibrate.GRID]
@@ -140,4 +140,4 @@ def test_the_frontier_is_of_the_networks_that_were_trained_on(tmp_path: Path) ->
     assert "structured OBS (ours) | 8" in shown
     assert "Taylor" not in shown, "as dear as OBS, and behind it"
     assert "HiAP" not in shown
-    assert "Training was tried at 50 % alone" in shown
+    assert "Trained: at 50 % alone" in shown

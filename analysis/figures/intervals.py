@@ -117,10 +117,10 @@ def forest(rows: pd.DataFrame, data: str = "") -> Figure:
 
 
 def _lines(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(group, title) of each line, groups as they come, within one by the mean difference; a group with a name has it
-    on a line of its own."""
+    """(group, title) of each line, the group without a name first, the others as they come, within one by the mean
+    difference; a group with a name has it on a line of its own."""
     lines: list[tuple[str, str]] = []
-    for group, mine in rows.groupby("group", sort=False):
+    for group, mine in sorted(rows.groupby("group", sort=False), key=lambda one: one[0] != ""):
         order = mine.groupby("title")["difference"].mean().sort_values()
         lines += [*([(str(group), str(group))] if group else []), *((str(group), str(title)) for title in order.index)]
     return lines

@@ -97,7 +97,7 @@ def _trained(runs: pd.DataFrame, pair: evidence.Pair, only: bool) -> Iterator[Li
         if there:
             what = f"Top-1 minus {title}'s, at {names.listed([str(left) for left, *_ in there])} % of the MACs"
             printed = f"{', '.join(f'{gain:+.2f}' for _, gain, _ in there)} ({data})"
-            n = min(difference.n for *_, difference in there)
+            n = names.count(pd.Series([difference.n for *_, difference in there]))
             yield Line(what, printed, ", ".join(_points(difference) for *_, difference in there), _on(pair, n, only))
         if title == "dense":
             yield from _rule(runs, pair, only)

@@ -106,7 +106,7 @@ def _ends(row: Mapping[Any, Any]) -> str:
 
 
 def _levels(means: Means) -> str:
-    hiap = [f"{_top1(means, f'hiap-{cut}')} at {100 - cut} %" for cut in (33, 50, 65, 75) if f"hiap-{cut}" in means]
+    hiap = [f"{_top1(means, f'hiap-{cut}')} at {100 - cut} %" for cut in (33, 50, 65, 75, 85) if f"hiap-{cut}" in means]
     rule = means.get("hiap-faithful")
     said = f"The dense network has {_top1(means, 'dense')}, {TARGETED} {', '.join(hiap)} of its MACs"
     if rule is not None:

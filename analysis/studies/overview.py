@@ -221,8 +221,8 @@ def brief(results: Results) -> str:
         paid = f"{last['train_macs'][title]:.1f}" if title in last.index else "-"
         lines.append([title, *(cells.get((title, target), "-") for target in targets), paid])
     said = [
-        f"{_short(pairs[0])}, {_epochs(runs)} epochs, {names.count(rows['n'])} seeds, points of top-1; ahead or "
-        "behind: by tests fixed beforehand, after Holm's correction.",
+        f"{_short(pairs[0])}, {_epochs(runs)} epochs, {names.count(rows['n'])} seeds; ahead or behind: by "
+        "tests fixed beforehand, after Holm's correction.",
         pairs[0].note,
         crossed.sentence(runs, pairs[0]) if pairs[0].note else "",
     ]

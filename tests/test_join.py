@@ -35,11 +35,13 @@ def written(path: Path, **values: Any) -> Path:
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    trial = {"like": ["mine"], "budget.target_macs": 0.8, "data.measure": "validation", "seeds": [0]}
+    validation = {"data.measure": "validation", "seeds": [0]}
+    trial = {"like": ["mine"], "budget.target_macs": 0.8, "model.weights": "run:tune-dense", **validation}
     runs = {
         "dense": {"method": "dense", "model.weights": ""},
         "tune-slow": {**trial, "optim.lr": 1e-6},
         "tune-fast": {**trial, "optim.lr": 3e-3},
+        "tune-dense": {"method": "dense", "model.weights": "", **validation},  # has not learned what tuning measures
         "mine-20": {"like": ["mine", "tuned"], "budget.target_macs": 0.8},
         "same_sizes-20": {"method": "same_sizes", "like": "tuned", "budget.target_macs": "run:mine-20"},
     }

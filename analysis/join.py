@@ -18,8 +18,8 @@ import yaml
 
 from analysis.records import names
 from analysis.records.results import REPOSITORY, Results
-from analysis.stats.seeds import LEVEL, holm
-from analysis.studies import evidence, knobs, paired
+from analysis.stats.seeds import LEVEL, holm, mean_on_common
+from analysis.studies import evidence, paired
 from analysis.tables.render import Column, Panel, Table, number, per_target, save, signed, text, words
 from hiap.cli import parsers
 from hiap.files import atomic_write
@@ -90,7 +90,7 @@ def chosen(grid: Grid, own: Results) -> tuple[str, dict[str, Any], list[str]]:
     """Of the runs ``tune-*`` the label of the best, what it was given beside what all have, and which of that ends its
     range. Raises ``ConfigError`` if none has finished."""
     runs, keys = own.runs(grid.name), tried(grid)
-    means = knobs.on_common_seeds(runs[runs["label"].isin(keys)], "label").dropna()
+    means = mean_on_common(runs[runs["label"].isin(keys)], "label").dropna()
     if means.empty:
         raise ConfigError(
             f"grid {grid.name}: no run {TUNING}* has finished, or no seed of all, so nothing can be chosen"

@@ -58,20 +58,12 @@ def dims(config: Config) -> Dims | None:
 def _given(config: Config) -> tuple[int, int] | None:
     """Return width and depth of the network that ``model.weights`` names; None where no folder has it, or not yet."""
     weights = config.model.weights
-    run = _run(config, weights) if weights.startswith("run:") else None
+    run = Folders.of(config).behind(weights)
     file = (run.model if run else Path(weights)) / ARCHITECTURE
     if not weights or not file.is_file():
         return None
     known = json.loads(file.read_text(encoding="utf-8"))
     return known["arguments"]["embed_dim"], len(known["blocks"])
-
-
-def _run(config: Config, name: str) -> Folders | None:
-    """Return the files of a run that is named 'run:<run_id>', None where it has not finished."""
-    try:
-        return Folders.of(config).referred(name)
-    except ConfigError:
-        return None
 
 
 def train_macs(config: Config) -> float | None:
@@ -84,7 +76,7 @@ def train_macs(config: Config) -> float | None:
     size = dims(config)
     if size is None:
         return None
-    dense = _start_macs(config) or dense_macs(size)
+    dense = _left_macs(config, config.model.weights) or dense_macs(size)
     macs = 3 * _trained_macs(config, dense) * images_seen(config)
     teacher = _teacher_macs(config, dense)
     if teacher is None:
@@ -92,12 +84,11 @@ def train_macs(config: Config) -> float | None:
     return macs + teacher * (published_size(config.data).train if config.distill.precompute else images_seen(config))
 
 
-def _start_macs(config: Config) -> int | None:
-    """Return the MACs of the network that a finished run left to start from: less than its sizes say, if it was pruned;
-    None without one."""
-    weights = config.model.weights
-    run = _run(config, weights) if weights.startswith("run:") else None
-    size = record.summary(run.record).size if run and run.record.exists() else None
+def _left_macs(config: Config, name: str) -> int | None:
+    """Return the MACs of what a run left that is named 'run:<run_id>': less than its sizes say, if it was pruned; None
+    for any other name, and where it has not finished."""
+    run = Folders.of(config).behind(name)
+    size = record.summary(run.record).size if run else None
     return size.macs if size else None
 
 
@@ -109,9 +100,7 @@ def _teacher_macs(config: Config, dense: int) -> int | None:
     if not named:
         return dense
     if named.startswith("run:"):
-        run = _run(config, named)
-        size = record.summary(run.record).size if run else None
-        return size.macs if size else None
+        return _left_macs(config, named)
     known = known_dims(named, config.model.img_size, data.classes, data.channels)
     return dense_macs(known) if known else None
 

@@ -7,7 +7,6 @@ with, whatever its name. ``{grid/label}`` stands for the folder of that run's ex
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from analysis.findings.table2 import Described
 from analysis.records import bench
 from analysis.records.results import Results, dense_units
 from analysis.studies import budget
+from hiap.data import contents
 from hiap.train.config import parse_overrides
 from hiap.train.record import Record
 from slurm import grid
@@ -30,7 +30,7 @@ TRAIN, BENCH = "python -m hiap.train ", "python -m hiap.bench speed "
 LAUNCH = "python slurm/launch_grid.py --grid "
 ANY_GPU = "a GPU"
 # Of CIFAR-10 as its authors publish it, whose classes are numbers (record.Images)
-CIFAR_CLASSES = hashlib.sha256(json.dumps([str(number) for number in range(10)]).encode()).hexdigest()
+CIFAR_CLASSES = contents.of_classes(str(number) for number in range(10))
 
 
 class Scores(NamedTuple):

@@ -118,9 +118,7 @@ def by_budget(found: pd.DataFrame, dense: float, data: str = "") -> Figure:
     ax.set_xlabel("MACs left, % of dense")
     ax.set_ylabel("top-1 (%)")
     marks, titles = [one[0] for one in handles], [one[1] for one in handles]
-    fig.legend(
-        [*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center", title=data or None
-    )
+    _beside(fig, marks, titles, data)
     return fig
 
 
@@ -152,9 +150,7 @@ def by_rule(found: pd.DataFrame, dense: float, data: str = "") -> Figure:
     ax.set_title(rf"{networks}; $\times$: multiples of Fig. 5's strengths")
     handles.sort(key=lambda one: (not one[0], one[1], one[2]))
     marks, titles = [one[3] for one in handles], [one[2] for one in handles]
-    fig.legend(
-        [*marks, entry("black", linestyle="--")], [*titles, "dense"], loc="outside right center", title=data or None
-    )
+    _beside(fig, marks, titles, data)
     return fig
 
 
@@ -163,6 +159,12 @@ def _legend(found: pd.DataFrame, linestyle: str) -> tuple[list[Any], list[str]]:
     titles = found.drop_duplicates("ranking").set_index("ranking")["title"]
     marks = [entry(LOOKS[name].colour, LOOKS[name].marker, linestyle=linestyle, markersize=3.5) for name in shown]
     return [*marks, entry("black", linestyle="--")], [*(titles[name] for name in shown), "dense"]
+
+
+def _beside(fig: Figure, marks: list[Any], titles: list[str], data: str) -> None:
+    """A legend at the right of a picture, the dense network's line last, ``data`` above it."""
+    marks, titles = [*marks, entry("black", linestyle="--")], [*titles, "dense"]
+    fig.legend(marks, titles, loc="outside right center", title=data or None)
 
 
 styled(globals())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -158,6 +159,11 @@ def nothing(grid: str) -> str:
 def listed(words: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'; 'none' of nothing."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "none"
+
+
+def table(lines: Iterable[Sequence[str]]) -> str:
+    """Lines of cells, the second of them what Markdown aligns columns by, as Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def count(n: pd.Series) -> str:

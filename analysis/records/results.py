@@ -82,14 +82,8 @@ class Results:
 
     def _referred(self, record: Record, value: object) -> Record | None:
         """The record behind a setting 'run:<run_id>'; None for any other, or if it was not kept."""
-        source, _, run_id = str(value).partition(":")
-        if source != "run":
-            return None
-        try:
-            path = Folders(self.root, record.grid, record.run_id).sibling(run_id).record
-        except ConfigError:
-            return None
-        return self._record(path)
+        there = Folders(self.root, record.grid, record.run_id).behind(str(value))
+        return self._record(there.record) if there else None
 
     def _row(self, record: Record) -> dict[str, Any]:
         other = self._referred(record, record.config.budget.target_macs)

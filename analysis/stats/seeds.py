@@ -86,6 +86,13 @@ def scores_per_label(runs: pd.DataFrame) -> dict[str, pd.Series]:
     return {str(label): group.set_index("seed")["top1"] for label, group in runs.groupby("label")}
 
 
+def mean_on_common(runs: pd.DataFrame, column: str) -> pd.Series:
+    """Mean ``top1`` of each value in ``column``, over the seeds that all of them have: another seed is worth as much as
+    many a knob. NaN where they share none."""
+    tops = runs.pivot_table(index=column, columns="seed", values="top1")
+    return tops.loc[:, tops.notna().all()].mean(axis=1)
+
+
 # Student, and Holm
 
 

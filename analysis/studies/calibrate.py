@@ -97,7 +97,7 @@ def table(results: Results) -> str:
         label = str(row["reading"])
         counts = [str(row[figure]) for figure in figures]
         lines.append((words(label), *counts, str(row["without_heads"]), f"{row['measure']:.2f}", chosen[label]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return names.table(lines)
 
 
 def _heads(left: str) -> int:

@@ -28,8 +28,7 @@ POINTS, ENOUGH = 5, 3  # budgets; seeds
 
 def table(results: Results, claims: pd.DataFrame) -> str:
     """Markdown, a row a question: what is asked, whether it is met, and what there is. ``claims``: the ledger."""
-    heads = ["| Asked | Met | What there is |", "| :--- | :--- | :--- |"]
-    return "\n".join([*heads, *(f"| {' | '.join(row)} |" for row in rows(results, claims))])
+    return names.table([("Asked", "Met", "What there is"), (":---",) * 3, *rows(results, claims)])
 
 
 def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:

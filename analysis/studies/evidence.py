@@ -150,6 +150,11 @@ def judged(rows: pd.DataFrame, family: int) -> pd.DataFrame:
     return rows.assign(decided=decided.where(primary, None))
 
 
+def side(row: Mapping[Any, Any]) -> str:
+    """Where a test puts HiAP with a target: 'ahead' or 'behind', or 'undecided'."""
+    return ("ahead" if row["difference"] > 0 else "behind") if row["decided"] else "undecided"
+
+
 def finetuning(runs: pd.DataFrame) -> pd.DataFrame:
     """What three more epochs add to every network that HiAP left: ``label`` of the network, ``title``, ``n``,
     ``difference``, ``low``, ``high``."""

@@ -85,7 +85,7 @@ def budgets(results: Results, pair: evidence.Pair = evidence.SECOND) -> str:
         at = own.set_index("target")
         cells = [f"{at['top1'][t]:.1f} ({at['n'][t]})" if t in at.index else "-" for t in targets]
         lines.append([f"{title}, untrained" if trained == 0 else str(title), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return names.table(lines)
 
 
 def _alike(runs: pd.DataFrame, others: pd.DataFrame) -> list[int]:

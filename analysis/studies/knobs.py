@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.records import names
 from analysis.records.results import Results
+from analysis.stats import seeds
 from analysis.studies import paired
 
 GRID, RANKED = "cifar10_tune", "cifar10_ranked"
@@ -61,19 +62,12 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scores(runs: pd.DataFrame, column: str, knob: str) -> pd.DataFrame:
-    means = {target: on_common_seeds(own, column) for target, own in runs.groupby("target")}
+    means = {target: seeds.mean_on_common(own, column) for target, own in runs.groupby("target")}
     at = pd.DataFrame(means, index=sorted(runs[column].unique())).reindex(columns=list(TARGETS))
     rows = pd.DataFrame({"knob": knob, "value": at.index, "top1_50": at[0.5].array, "top1_35": at[0.35].array})
     rows["score"] = rows[["top1_50", "top1_35"]].mean(axis=1, skipna=False)
     best = take(dict(zip(rows["value"], rows["score"], strict=True)), MIDDLE[knob])
     return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends(at.index)))
-
-
-def on_common_seeds(runs: pd.DataFrame, column: str) -> pd.Series:
-    """Mean ``top1`` of each value in ``column``, over the seeds that all of them have: another seed is worth as much as
-    many a knob. NaN where they share none."""
-    tops = runs.pivot_table(index=column, columns="seed", values="top1")
-    return tops.loc[:, tops.notna().all()].mean(axis=1)
 
 
 def ends(values: Iterable[float]) -> list[float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -20,6 +20,8 @@ OURS = names.TARGETED
 REALISED = "deploy_deit_small_cpu"  # the report of Fig. 5's heads in a DeiT-Small
 DIGITS = "study"  # the study on handwritten digits
 HEAD = ("", "In the paper", "Measured here", "On what")
+SIDES = {"ahead": "ahead of", "behind": "behind", "undecided": "undecided against"}
+HEADS = (HEAD, (":---",) * len(HEAD))
 NOTHING = "No comparison has been run yet."
 
 
@@ -46,7 +48,7 @@ def newest(results: Results) -> tuple[evidence.Pair, ...]:
 def table(results: Results, pairs: Sequence[evidence.Pair] | None = None) -> str:
     """The lines of ``pairs``, by default those that are ``judged``, as Markdown; what no record answers is left out."""
     newest_first = judged(results)[::-1] if pairs is None else pairs
-    return _markdown(_lines(results, newest_first))
+    return names.table([*HEADS, *_lines(results, newest_first)])
 
 
 def short(results: Results) -> str:
@@ -54,11 +56,7 @@ def short(results: Results) -> str:
     lines = dict[str, Line]()
     for line in _lines(results, judged(results)[::-1]):
         lines.setdefault(re.sub(r", at [\d, and]+ % of the MACs", "", line.what), line)
-    return _markdown(lines.values())
-
-
-def _markdown(lines: Iterable[Line]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [HEAD, (":---",) * len(HEAD), *lines])
+    return names.table([*HEADS, *lines.values()])
 
 
 def _lines(results: Results, pairs: Sequence[evidence.Pair]) -> Iterator[Line]:
@@ -210,9 +208,8 @@ def brief(results: Results) -> str:
     rows = evidence.against(runs, pairs[0])
     rows = rows[rows["primary"].astype(bool) & ~names.controls(rows["title"])]
     targets = sorted(rows["target"].unique(), reverse=True)
-    cells = {
-        (row["title"], row["target"]): f"{row['difference']:+.1f}, {_side(row)}" for row in rows.to_dict("records")
-    }
+    found = rows.to_dict("records")
+    cells = {(row["title"], row["target"]): f"{row['difference']:+.1f}, {evidence.side(row)}" for row in found}
     last = rows[rows["target"] == targets[-1]].set_index("title")[["train_macs", "reference_train_macs"]] / 1e12
     bill = f"TMACs, to {100 * targets[-1]:.0f} % (its own: {last['reference_train_macs'].iloc[0]:.1f})"
     lines = [[f"{OURS} minus", *(f"at {100 * target:.0f} %" for target in targets), bill]]
@@ -226,12 +223,7 @@ def brief(results: Results) -> str:
         pairs[0].note,
         crossed.sentence(runs, pairs[0]) if pairs[0].note else "",
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{textwrap.fill(' '.join(filter(None, said)), WIDTH, break_on_hyphens=False)}"
-
-
-def _side(row: Mapping[Any, Any]) -> str:
-    return ("ahead" if row["difference"] > 0 else "behind") if row["decided"] else "undecided"
+    return f"{names.table(lines)}\n\n{textwrap.fill(' '.join(filter(None, said)), WIDTH, break_on_hyphens=False)}"
 
 
 def _tested(runs: pd.DataFrame, pair: evidence.Pair) -> str:
@@ -243,11 +235,10 @@ def _tested(runs: pd.DataFrame, pair: evidence.Pair) -> str:
     tested = rows[rows["primary"].astype(bool)]
     if tested.empty:
         return ""
-    sides = {side: dict[str, list[tuple[str, str]]]() for side in ("ahead of", "behind", "undecided against")}
+    sides = {side: dict[str, list[tuple[str, str]]]() for side in SIDES.values()}
     for row in tested.sort_values("target", ascending=False).to_dict("records"):
-        side = _side(row) + {"ahead": " of", "behind": "", "undecided": " against"}[_side(row)]
         shown = (f"{100 * row['target']:.0f}", f"{row['difference']:+.1f}")
-        sides[side].setdefault(row["title"], []).append(shown)
+        sides[SIDES[evidence.side(row)]].setdefault(row["title"], []).append(shown)
     found = [f"{side} {names.listed(list(map(_at, whom.items())))}" for side, whom in sides.items() if whom]
     seeds, others = names.count(tested["n"]), rows[~rows["primary"].astype(bool)]
     said = [

@@ -96,8 +96,7 @@ def _items(sentences: list[str]) -> str:
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
-    side = "ahead" if row["difference"] > 0 else "behind"
-    verdict = f", {side if row['decided'] else 'undecided'}" if row["primary"] else ""
+    verdict = f", {evidence.side(row)}" if row["primary"] else ""
     return f"{_ends(row)}{verdict} ({row['train_macs'] / 1e12:.1f} : {row['reference_train_macs'] / 1e12:.1f} TMACs)"
 
 
@@ -250,7 +249,7 @@ def deployed(results: Results) -> str:
         shown.append([name, f"{left:.0f} %", str(precision), *fast, f"{right.iloc[0]:.2f} %" if len(right) else "-"])
     head = ["Network", "MACs", "Precision", *(f"Batch {batch}" for batch in batches), "Top-1"]
     lines: list[list[str]] = [head, [":---", "---:", ":---", *["---:"] * (len(batches) + 1)], *shown]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = names.table(lines)
     caption = (
         f"*Times the dense network in fp32 in its fastest runtime, in the runtime that is fastest for the row; "
         f"{rows['setting'].iloc[0]}; top-1 on validation images.*"
@@ -298,8 +297,7 @@ def on_digits(results: Results) -> str:
     if not targets:
         return ""
     caption = f"*{TARGETED} against other pruned variants, decided after Holm's correction.*"
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join(filter(None, [table, caption, _items(_faster_gates(short))]))
+    return "\n\n".join(filter(None, [names.table(lines), caption, _items(_faster_gates(short))]))
 
 
 def _faster_gates(runs: pd.DataFrame) -> list[str]:

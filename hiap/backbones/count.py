@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -58,8 +59,8 @@ def macs(model: nn.Module, image: tuple[int, int, int], executed: bool = False) 
 
 def blocks_of(model: Any) -> Any:
     """Return the blocks of a dense or extracted ViT, with the names that are counted here. Raises
-    ``UnsupportedModelError`` where a map has layers of its own (an adapter), which the sizes of the map say nothing of.
-    """
+    ``UnsupportedModelError`` where a map has layers of its own (an adapter), which the sizes of the map say nothing of,
+    and for maps beside ``MAPS``."""
     cut = any(isinstance(block, PrunedBlock) for block in model.blocks)
     blocks = model.blocks if cut else standard(model).blocks
     for i, block in enumerate(blocks):
@@ -67,17 +68,22 @@ def blocks_of(model: Any) -> Any:
             if isinstance(layer, (nn.Linear, _ConvNd)) and not name.startswith(MAPS):
                 kind = type(layer).__name__
                 raise UnsupportedModelError(f"blocks.{i}.{name} ({kind}): a layer whose cost is not known here")
-    for i, block in enumerate(blocks if cut else ()):
-        for branch, names in (("attn", ("qkv", "proj")), ("mlp", ("fc1", "fc2"))):
-            part = getattr(block, branch)
-            for name in names if part is not None else ():
-                _require_bare(f"blocks.{i}.{branch}.{name}", getattr(part, name))
+        for name, layer in maps_of(block) if cut else ():  # else ``standard`` has asked for plain linear maps
+            _require_bare(f"blocks.{i}.{name}", layer)
     return blocks
 
 
+def maps_of(block: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the maps of a block that are there, each with its name of ``MAPS``."""
+    for name in MAPS:
+        branch, layer = name.split(".")
+        if (found := getattr(getattr(block, branch), layer, None)) is not None:
+            yield name, found
+
+
 def _require_bare(name: str, layer: Any) -> None:
-    if layer is None or isinstance(layer, JoinedLinear) or parametrize.is_parametrized(layer):
-        return  # None: a gated branch that shrinking has emptied
+    if isinstance(layer, JoinedLinear) or parametrize.is_parametrized(layer):
+        return
     if any(True for part in layer.children() for _ in part.parameters()):
         cure = "merge an adapter first: model.merge_and_unload()"
         raise UnsupportedModelError(f"{name} ({type(layer).__name__}): has layers of its own; {cure}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiap.backbones.count import MAPS
+from hiap.backbones.count import maps_of
 from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.guard import require_linear
 from hiap.gated_layers import named_gates
@@ -22,10 +22,7 @@ def _require_read(model: Any) -> None:
     """Raise ``UnsupportedModelError`` if a layer was replaced, by one with an adapter, say, and warn of hooks on it:
     gated blocks read its weights, and do not call it."""
     for i, block in enumerate(model.blocks):
-        for name in MAPS:
-            branch, _, leaf = name.partition(".")
-            if (layer := getattr(getattr(block, branch), leaf, None)) is None:  # shrinking has removed it
-                continue
+        for name, layer in maps_of(block):
             try:
                 require_linear(f"blocks.{i}.{name}", layer)
             except UnsupportedModelError as error:

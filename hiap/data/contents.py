@@ -18,6 +18,12 @@ from hiap.data import downloads
 from hiap.data.image_index import Indexed
 from hiap.files import atomic_write
 
+
+def of_classes(names: Iterable[str]) -> str:
+    """Return the SHA-256 of the names of classes, in the order of their numbers (``record.Images``)."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
+
+
 VERSION = 1
 WHOLE = 4 * 2**30  # bytes of images that are read whole; of more, so many images, evenly spaced
 SAMPLE = 4096

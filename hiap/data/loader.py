@@ -15,7 +15,6 @@ start at once.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +173,7 @@ def identity(data: DataConfig, img_size: int, workers: int = 0) -> dict[str, str
     splits."""
     return {
         "files": files_digest(data),
-        "classes": hashlib.sha256(json.dumps(class_names(data)).encode()).hexdigest(),
+        "classes": contents.of_classes(class_names(data)),
         "trained": _dataset(data, img_size, "train", workers).digest,
         "measured": _dataset(data, img_size, "test", workers).digest,
     }

@@ -283,6 +283,13 @@ class Folders:
         """Return the files of the run that a configuration names as 'run:<run_id>'."""
         return self.sibling(name.removeprefix("run:"))
 
+    def behind(self, name: str) -> Folders | None:
+        """Return as ``referred``; None where ``name`` is no 'run:<run_id>', or no record of that run was kept."""
+        try:
+            return self.referred(name) if name.startswith("run:") else None
+        except ConfigError:
+            return None
+
     def twins(self) -> list[Folders]:
         """Return the same run where other grids have finished it."""
         paths = sorted((self.root / "runs").glob(f"*/{self.run_id}.json"))

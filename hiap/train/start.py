@@ -70,14 +70,15 @@ def _fit(start: Start, config: ModelConfig, classes: int) -> None:
 
 def require_unseen(config: Config, folders: Folders) -> None:
     """Raise ``ConfigError`` if a run that is measured on validation images starts from a run that was trained on them,
-    or learns from one, however many runs lie between. What is behind other networks is not known."""
+    or learns from one, however many runs lie between, or if a record of these is gone. What is behind other networks is
+    not known."""
     names = {"model.weights": config.model.weights, "distill.teacher": config.distill.teacher}
     for key, name in names.items() if config.data.measure == "validation" else ():
         behind = [name]
         while behind:
-            if not (name := behind.pop()).startswith("run:") or not (path := folders.referred(name).record).exists():
+            if not (name := behind.pop()).startswith("run:"):
                 continue
-            other = read_briefly(path)
+            other = read_briefly(folders.referred(name).record)
             alike = other.images is None or other.images.files == data.files_digest(config.data)
             if other.config.data.name == config.data.name and alike and choice.learns_apart(other.config.data):
                 raise ConfigError(

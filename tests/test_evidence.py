@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +241,23 @@ def test_pairs_are_judged_apart_or_as_one_family(root: Path) -> None:
     tested = rows[rows["primary"].astype(bool)]
     assert tested["variant"].tolist() == ["taylor"]
     assert tested["p_holm"].item() == tested["p"].item(), "a family of one"
-    both = pd.concat([evidence.differences(runs, pair), evidence.differences(runs, evidence.FIRST)])
-    joint = evidence.judged(both.reset_index(drop=True), 7)
-    assert joint["p_holm"].dropna().min() == pytest.approx(7 * tested["p"].item())
+
+
+def test_pairs_of_one_family_share_one_correction(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, runs = Results(root), evidence.load(Results(root))
+    one = evidence.FIRST._replace(primary=((0.5, "taylor"),), family="ours")
+    other = evidence.FIRST._replace(grid="later", family="ours")
+    monkeypatch.setattr(evidence, "PAIRS", (one, other))
+    with pytest.raises(ValueError, match="shares its correction"):
+        evidence.against(runs, one)
+    alone = evidence.joined(results, one)
+    assert alone.tests == 7
+    assert all(map(math.isnan, alone.others or ())), "no test of the other was made"
+    rows = evidence.against(runs, alone)
+    assert rows["p_holm"].dropna().item() == pytest.approx(7 * rows.loc[rows["primary"].astype(bool), "p"].item())
+    smaller = alone._replace(others=(1e-9,) * 6)
+    rows = evidence.against(runs, smaller)
+    assert rows["p_holm"].dropna().item() == pytest.approx(rows.loc[rows["primary"].astype(bool), "p"].item())
 
 
 def test_what_is_not_trained_stands_in_the_table(root: Path) -> None:
@@ -308,7 +323,7 @@ def test_controls_have_the_target_of_the_run_whose_sizes_they_have(tmp_path: Pat
         put(tmp_path, "obs_qk-50", "obs", seed, 85, grid, budget=budget, options={"queries": True})
         put(tmp_path, "obs-cost-50", "obs", seed, 86, grid, budget=budget, **epochs)
     runs = evidence.load(Results(tmp_path), grid)
-    rows = evidence.against(runs, evidence.SECOND).set_index("variant")
+    rows = evidence.against(runs, evidence.joined(Results(tmp_path), evidence.SECOND)).set_index("variant")
     assert set(rows.index) == {"same_sizes", "scratch", "obs_qk", "obs-cost"}
     assert (rows["target"] == 0.5).all()
     assert rows["title"]["same_sizes"] == "Same sizes, random units (control)"

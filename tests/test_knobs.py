@@ -55,6 +55,15 @@ def test_a_value_that_was_left_out_at_one_budget_has_no_score() -> None:
     assert found.loc[1, "taken"]
 
 
+def test_photographs_tune_the_rate_alone_around_what_the_second_pair_took() -> None:
+    rows = runs(*[("obs", 0.35, 1, rate, top1) for rate, top1 in ((1e-4, 80.0), (5e-5, 79.6), (2.5e-5, 79.0))])
+    found = knobs.tried(rows, {"obs": 5e-5}).set_index("value")
+    assert found["score"].to_dict() == found["top1_35"].to_dict()
+    assert found.loc[5e-5, "taken"], "the middle is within half a point"
+    found = knobs.tried(rows, {"obs": 2.5e-5}).set_index("value")
+    assert found.loc[1e-4, ["taken", "edge"]].all()
+
+
 def test_the_middles_are_what_the_protocol_prints_bold() -> None:
     text = (REPOSITORY / "results" / "PROTOCOL.md").read_text(encoding="utf-8")
     table = text.partition("## Tuning: grid `cifar10_tune`")[2].partition("## Study")[0]

@@ -36,6 +36,7 @@ def parts(found: pd.DataFrame, results: Results) -> Parts:
         "photographs": lambda: cuts.table(results, cuts.PHOTOGRAPHS),
         "cut": lambda: cuts.sentence(results),
         "tuned": lambda: knobs.table(results),
+        "tuned-photographs": lambda: knobs.table(results, knobs.AGAIN),
         "ranked": lambda: knobs.ranked(results),
         "readings": lambda: calibrate.table(results),
         "frontier": lambda: frontier.table(results),

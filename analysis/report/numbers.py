@@ -237,7 +237,7 @@ def of_second(results: Results) -> Numbers:
     top-1, and ``.tmacs``; ``second.minus.<variant>.<kept>.diff``, ``.difflow``, ``.diffhigh``: HiAP with a target minus
     it, of primary tests with ``.words``; ``second.<question>.<variant>.<kept>``, with the same ends: least squares
     crossed (``crossed.rows``)."""
-    pair = evidence.SECOND
+    pair = evidence.joined(results, evidence.SECOND)
     runs = evidence.load(results, pair.grid)
     if len(seeds_ := evidence.whole(runs, pair)) < evidence.FEWEST:
         return {}
@@ -247,7 +247,7 @@ def of_second(results: Results) -> Numbers:
         "second.dense.tmacs": fixed(runs.loc[runs["label"] == "dense", "train_macs"].mean() / 1e12, 1),
         "second.seeds": str(len(seeds_)),
         "second.primary": str(len(pair.primary)),
-        "second.family": str(pair.family),
+        "second.family": str(pair.tests),
         "second.epochs": f"{runs.loc[runs['variant'] == evidence.REFERENCE, 'epochs'].mode().iloc[0]:g}",
     }
     for row in evidence.accuracies(runs).dropna(subset="target").to_dict("records"):

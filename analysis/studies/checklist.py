@@ -47,7 +47,7 @@ def rows(results: Results, claims: pd.DataFrame) -> list[tuple[str, str, str]]:
     seeds = {name: max(map(_seeds, map(results.finished, grids))) for name, grids in PAIRS.items()}
     edges = evidence.tuned(evidence.load(results, evidence.TUNING), results.finished(evidence.TUNING))
     edges = edges[edges["taken"] & (edges["edge"] != "")]
-    tuning = knobs.tried(knobs.load(results))
+    tuning = knobs.of_grid(results)
     tuning = tuning[tuning["taken"]]
     open_rows = claims[claims["verdict"] == "not run"]
     return [

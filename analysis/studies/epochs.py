@@ -90,7 +90,7 @@ def _cell(own: pd.DataFrame, epochs: float) -> str:
 
 def _how(results: Results) -> str:
     """What has to be said of the setting: nothing was tuned, or how far from it tuning came out since then."""
-    tuned, records = knobs.tried(knobs.load(results)), results.finished(GRID)
+    tuned, records = knobs.of_grid(results), results.finished(GRID)
     cuts_ = {record.config.name for record in records} - {REFERENCE}
     rates = tuned.loc[tuned["taken"] & (tuned["knob"] == knobs.RATE) & tuned["method"].isin(cuts_), "value"]
     used = {record.config.optim.lr for record in records if record.config.name in set(tuned["method"])}

@@ -24,8 +24,8 @@ GRID, TUNING = "evidence", "tune"
 class Pair(NamedTuple):
     """One pair of data and network: its ``grid``, the grids of its ``tuning`` and of its ``untrained`` cuts, ``data``
     and ``network`` as a reader knows them, the ``primary`` tests of its protocol (target, variant), what has to be
-    said wherever its numbers stand (``note``), and how many tests share its Holm correction (``family``, 0: its
-    own)."""
+    said wherever its numbers stand (``note``), and the name of the ``family`` of pairs whose tests share one Holm
+    correction ('': its own). ``others``: their p-values, as ``joined`` finds them; NaN is a test that was not made."""
 
     grid: str
     data: str
@@ -34,7 +34,13 @@ class Pair(NamedTuple):
     untrained: str = ""
     primary: tuple[tuple[float, str], ...] = ()
     note: str = ""
-    family: int = 0
+    family: str = ""
+    others: tuple[float, ...] | None = None
+
+    @property
+    def tests(self) -> int:
+        """How many tests its Holm correction counts."""
+        return len(self.primary) + len(self.others or ())
 
 
 # Of the protocol: HiAP at these targets against these variants. The family is these six, whatever has been run.
@@ -43,10 +49,17 @@ FIRST = Pair(GRID, "Fashion-MNIST at 56 pixels", "ViT-S/14, 17 tokens", TUNING, 
 AGAINST = tuple((target, against) for target in (0.5, 0.35) for against in ("obs", "taylor", "vit_slim"))
 ON_CIFAR = "CIFAR-10 (JPEG copies) at 56 pixels"
 LEAST_SQUARES = "All but HiAP + target (ours) have least squares behind the cut."
-SECOND = Pair(
-    "cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, LEAST_SQUARES, family=12
-)  # with Imagenette's six
-PAIRS = (FIRST, SECOND)  # another study is one more line here
+SEEN = (
+    "The network has probably seen these photographs, without labels: accuracies are too high in absolute terms, "
+    "differences between methods from one start are not touched."
+)
+PART = "the protocol's second part"
+SECOND = Pair("cifar10", ON_CIFAR, "ViT-S/14, 17 tokens", "cifar10_tune", "cifar10_cut", AGAINST, LEAST_SQUARES, PART)
+THIRD = Pair(
+    "imagenette", "Imagenette at 112 pixels", "ViT-S/14, 65 tokens", "imagenette_tune", "imagenette_cut", AGAINST,
+    f"{LEAST_SQUARES} {SEEN}", PART,
+)  # fmt: skip
+PAIRS = (FIRST, SECOND, THIRD)  # another study is one more line here
 FEWEST = 3  # seeds that a primary test needs
 LATER, OWN = "with twice the epochs for both", "other forms of HiAP + target"  # groups of lines of the figure
 FINETUNED, LONGER, SCRATCH = "-finetuned", "-long-", "scratch"
@@ -96,7 +109,19 @@ def aside(labels: pd.Series) -> pd.Series:
 def against(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     """HiAP minus every other variant at the same target; columns ``AGAINST_COLUMNS``. Only what can be compared image
     by image has a row. ``p_holm`` and ``decided`` are the primary tests' alone, over the family of this pair."""
-    return judged(differences(runs, pair), pair.family or len(pair.primary))
+    return judged(differences(runs, pair), pair)
+
+
+def joined(results: Results, pair: Pair) -> Pair:
+    """The pair with the p-values of the tests that share its Holm correction, without which it is not judged."""
+    family = [other for other in PAIRS if pair.family and other.family == pair.family and other.grid != pair.grid]
+    return pair._replace(others=tuple(p for other in family for p in _p_values(results, other)))
+
+
+def _p_values(results: Results, pair: Pair) -> list[float]:
+    rows = differences(load(results, pair.grid), pair)
+    own = rows.loc[rows["primary"].astype(bool)].set_index(["target", "variant"])["p"]
+    return [float(own.get(test, np.nan)) for test in pair.primary]
 
 
 def as_long(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
@@ -139,13 +164,16 @@ def differences(runs: pd.DataFrame, pair: Pair = FIRST) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(AGAINST_COLUMNS))
 
 
-def judged(rows: pd.DataFrame, family: int) -> pd.DataFrame:
-    """Holm over the primary tests among ``rows``, which may be several pairs' ``differences``. One of the ``family``
-    that cannot be made yet still counts, as one that shows nothing."""
+def judged(rows: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+    """Holm over the primary tests among a pair's ``differences`` and those of its family. One that cannot be made yet
+    still counts, as one that shows nothing. Raises ``ValueError`` where the family's tests are not known."""
+    if pair.family and pair.others is None:
+        raise ValueError(f"{pair.grid} shares its correction with other pairs: pass evidence.joined(results, pair)")
     primary = rows["primary"].astype(bool)
     p = rows.loc[primary, "p"].to_numpy(dtype=float)
-    missing = np.ones(max(0, family - len(p)))
-    rows.loc[primary, "p_holm"] = holm(np.concatenate([p, missing]))[: len(p)]
+    missing = np.ones(max(0, len(pair.primary) - len(p)))
+    others = np.nan_to_num(np.array(pair.others or (), dtype=float), nan=1.0)
+    rows.loc[primary, "p_holm"] = holm(np.concatenate([p, missing, others]))[: len(p)]
     decided = (rows["p_holm"].astype(float) < 1 - LEVEL).astype(object)
     return rows.assign(decided=decided.where(primary, None))
 

@@ -1,13 +1,14 @@
-"""Tuning one knob after the other at two budgets: grid ``cifar10_tune``, by results/PROTOCOL.md, second part.
+"""Tuning one knob after the other: grids ``cifar10_tune`` and ``imagenette_tune``, by results/PROTOCOL.md, second part.
 
-Of each method first a knob of its own, then the weights' rate, each from the middle of its range. A value's score is
-its mean top-1 over the budgets; the best is taken where it beats the middle by ``MARGIN`` points.
+On the former, at two budgets, of each method first a knob of its own, then the weights' rate, each from the middle of
+its range; on the latter, at one, the rate alone, around the one that the former took. A value's score is its mean
+top-1 over the budgets; the best is taken where it beats the middle by ``MARGIN`` points.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 
 import numpy as np
@@ -18,11 +19,12 @@ from analysis.records.results import Results
 from analysis.stats import seeds
 from analysis.studies import paired
 
-GRID, RANKED = "cifar10_tune", "cifar10_ranked"
+GRID, RANKED, AGAIN = "cifar10_tune", "cifar10_ranked", "imagenette_tune"
+GRIDS = (GRID, AGAIN)
 RATE = "optim.lr"
 KNOBS = {"hiap": "gates.lr", "obs": "budget.rounds", "taylor": "budget.rounds", "vit_slim": "search.w_attn"}
 MIDDLE = {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, RATE: 1e-4}
-TARGETS = (0.5, 0.35)
+TARGETS, AGAIN_TARGETS = (0.5, 0.35), (0.35,)
 MARGIN = 0.5  # points of top-1
 WORDS = {
     "gates.lr": "rate of the gates",
@@ -45,28 +47,43 @@ def load(results: Results, grid: str = GRID) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "target", "own", "rate", "seed", "top1"])
 
 
-def tried(runs: pd.DataFrame) -> pd.DataFrame:
+def of_grid(results: Results, grid: str = GRID) -> pd.DataFrame:
+    """``tried`` of a tuning grid: of ``AGAIN`` around the rates that ``GRID`` took."""
+    if grid == GRID:
+        return tried(load(results, grid))
+    before = of_grid(results).query("taken and knob == @RATE")
+    return tried(load(results, grid), dict(zip(before["method"], before["value"], strict=True)))
+
+
+def tried(runs: pd.DataFrame, rates: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Every value of every knob, ``COLUMNS``: top-1 at each budget (missing: not run), their mean, which is ``taken``,
-    and whether that one ends its range (``edge``; two values have no inside)."""
+    and whether that one ends its range (``edge``; two values have no inside). ``rates``: the middle of each method's,
+    where the weights' rate alone was tuned."""
     found = []
     for method, own in KNOBS.items():
         mine = runs[runs["method"] == method]
-        first = _scores(mine[mine["rate"] == MIDDLE[RATE]], "own", own)
+        if rates is not None:
+            middle = rates.get(method, MIDDLE[RATE])
+            found.append(_scores(mine, "rate", RATE, middle, AGAIN_TARGETS).assign(method=method))
+            continue
+        first = _scores(mine[mine["rate"] == MIDDLE[RATE]], "own", own, MIDDLE[own])
         found.append(first.assign(method=method))
         if first["taken"].any():
             chosen = first.loc[first["taken"], "value"].item()
-            found.append(_scores(mine[mine["own"] == chosen], "rate", RATE).assign(method=method))
+            found.append(_scores(mine[mine["own"] == chosen], "rate", RATE, MIDDLE[RATE]).assign(method=method))
     rows = pd.concat(found, ignore_index=True)
     titles = [names.METHODS[name] if name != "hiap" else names.TARGETED for name in rows["method"]]
     return rows.assign(title=titles)[list(COLUMNS)]
 
 
-def _scores(runs: pd.DataFrame, column: str, knob: str) -> pd.DataFrame:
+def _scores(
+    runs: pd.DataFrame, column: str, knob: str, middle: float, targets: tuple[float, ...] = TARGETS
+) -> pd.DataFrame:
     means = {target: seeds.mean_on_common(own, column) for target, own in runs.groupby("target")}
     at = pd.DataFrame(means, index=sorted(runs[column].unique())).reindex(columns=list(TARGETS))
     rows = pd.DataFrame({"knob": knob, "value": at.index, "top1_50": at[0.5].array, "top1_35": at[0.35].array})
-    rows["score"] = rows[["top1_50", "top1_35"]].mean(axis=1, skipna=False)
-    best = take(dict(zip(rows["value"], rows["score"], strict=True)), MIDDLE[knob])
+    rows["score"] = at[list(targets)].mean(axis=1, skipna=False).array
+    best = take(dict(zip(rows["value"], rows["score"], strict=True)), middle)
     return rows.assign(taken=rows["value"] == best, edge=(rows["value"] == best) & rows["value"].isin(ends(at.index)))
 
 
@@ -86,20 +103,21 @@ def take(scores: dict[float, float], middle: float) -> float:
 
 
 def table(results: Results, grid: str = GRID) -> str:
-    """Markdown: every value tried, its validation top-1 at 50 and 35 %, and which were taken."""
-    runs = load(results, grid)
-    if runs.empty:
+    """Markdown: every value tried, its validation top-1 at each budget that was run, and which were taken."""
+    if load(results, grid).empty:
         return names.nothing(grid)
+    rows = of_grid(results, grid)
+    scores = {"top1_50": "top-1 at 50 %", "top1_35": "top-1 at 35 %", "score": "mean"}
+    scores = {column: head for column, head in scores.items() if grid == GRID or column == "top1_35"}
     lines = [
-        "| method | knob | value | top-1 at 50 % | at 35 % | mean | taken |",
-        "|:---|:---|" + "---:|" * 4 + ":---|",
+        ["method", "knob", "value", *scores.values(), "taken"],
+        [":---", ":---", *["---:"] * (1 + len(scores)), ":---"],
     ]
-    for row in tried(runs).to_dict("records"):
-        scores = [_shown(row["top1_50"], 1), _shown(row["top1_35"], 1), _shown(row["score"], 2)]
+    for row in rows.to_dict("records"):
+        shown = [_shown(row[column], 2 if column == "score" else 1) for column in scores]
         mark = "yes, at the edge" if row["edge"] else "yes" if row["taken"] else ""
-        cells = [row["title"], WORDS[row["knob"]], f"{row['value']:g}", *scores, mark]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", textwrap.fill(sentence(results, grid), 125)])
+        lines.append([row["title"], WORDS[row["knob"]], f"{row['value']:g}", *shown, mark])
+    return f"{names.table(lines)}\n\n{textwrap.fill(sentence(results, grid), 125)}"
 
 
 def _shown(value: float, digits: int) -> str:
@@ -108,7 +126,7 @@ def _shown(value: float, digits: int) -> str:
 
 def sentence(results: Results, grid: str = GRID) -> str:
     """What was taken of each method, and what of it ends its range."""
-    rows = tried(load(results, grid))
+    rows = of_grid(results, grid)
     taken = rows[rows["taken"]]
     if taken.empty:
         return "Nothing is tuned yet."

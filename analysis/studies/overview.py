@@ -194,7 +194,8 @@ def _everywhere(results: Results) -> str:
 def verdict(results: Results, pairs: Sequence[evidence.Pair] = evidence.PAIRS) -> str:
     """Per pair a paragraph, the newest first: what the tests that were fixed beforehand say of HiAP + target (ours),
     with the training bills, and exploratory differences, without a verdict."""
-    said = [_tested(evidence.load(results, pair.grid), pair) for pair in reversed(pairs)]
+    joined = [evidence.joined(results, pair) for pair in reversed(pairs)]
+    said = [_tested(evidence.load(results, pair.grid), pair) for pair in joined]
     paragraphs = [textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in filter(None, said)]
     return "\n\n".join(paragraphs) or NOTHING
 
@@ -204,8 +205,9 @@ def brief(results: Results) -> str:
     a column a budget, and what training to the smallest took; below it what has to be said beside it."""
     if not (pairs := newest(results)):
         return NOTHING
-    runs = evidence.judged_seeds(evidence.load(results, pairs[0].grid), pairs[0])
-    rows = evidence.against(runs, pairs[0])
+    pair = evidence.joined(results, pairs[0])
+    runs = evidence.judged_seeds(evidence.load(results, pair.grid), pair)
+    rows = evidence.against(runs, pair)
     rows = rows[rows["primary"].astype(bool) & ~names.controls(rows["title"])]
     targets = sorted(rows["target"].unique(), reverse=True)
     found = rows.to_dict("records")
@@ -218,10 +220,10 @@ def brief(results: Results) -> str:
         paid = f"{last['train_macs'][title]:.1f}" if title in last.index else "-"
         lines.append([title, *(cells.get((title, target), "-") for target in targets), paid])
     said = [
-        f"{_short(pairs[0])}, {_epochs(runs)} epochs, {names.count(rows['n'])} seeds; ahead or behind: by "
+        f"{_short(pair)}, {_epochs(runs)} epochs, {names.count(rows['n'])} seeds; ahead or behind: by "
         "tests fixed beforehand, after Holm's correction.",
-        pairs[0].note,
-        crossed.sentence(runs, pairs[0]) if pairs[0].note else "",
+        pair.note,
+        crossed.sentence(runs, pair) if pair.note else "",
     ]
     return f"{names.table(lines)}\n\n{textwrap.fill(' '.join(filter(None, said)), WIDTH, break_on_hyphens=False)}"
 

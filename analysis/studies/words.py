@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -29,13 +30,15 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
         return f"Not run yet: `python slurm/launch_grid.py --grid {pair.grid}`."
     if len(evidence.whole(runs, pair)) < evidence.FEWEST:
         return _so_far(runs, pair)
+    pair = evidence.joined(results, pair)
     runs = evidence.judged_seeds(runs, pair)
     means: Means = {row["label"]: row for row in evidence.accuracies(runs).to_dict("records")}
     compared = {(row["variant"], row["target"]): row for row in evidence.against(runs, pair).to_dict("records")}
     targets = sorted({target for target, _ in pair.primary}, reverse=True)
     head = f"| {TARGETED} minus | {' | '.join(f'{100 * t:.0f} % of the MACs' for t in targets)} |"
     lines = [head, "|:---|" + "---:|" * len(targets)]
-    for variant in dict.fromkeys([*(name for _, name in pair.primary), "uniform"]):
+    judged = [name for _, name in pair.primary]
+    for variant in dict.fromkeys([*judged, *(name for name, _ in compared if name == "uniform")]):
         cells = [_cell(compared[variant, t]) if (variant, t) in compared else "-" for t in targets]
         lines.append(f"| {_against(variant, compared, pair, runs['seed'].nunique())} | {' | '.join(cells)} |")
     n, images = runs["seed"].nunique(), int(runs["test_images"].max())
@@ -51,10 +54,10 @@ def at_papers_shape(results: Results, pair: evidence.Pair = evidence.FIRST) -> s
 
 
 def _family(pair: evidence.Pair) -> str:
-    """'12 tests (6 of another pair, not run, count as showing nothing)'."""
-    others = pair.family - len(pair.primary) if pair.family else 0
-    more = f" ({others} of a pair that was not run count as showing nothing)" if others else ""
-    return f"{pair.family or len(pair.primary)} tests{more}"
+    """'12 tests (6 of a pair that is not finished count as showing nothing)'."""
+    missing = sum(map(math.isnan, pair.others or ()))
+    more = f" ({missing} of a pair that is not finished count as showing nothing)" if missing else ""
+    return f"{pair.tests} tests{more}"
 
 
 def _against(variant: str, compared: Mapping[Any, Any], pair: evidence.Pair, seeds: int) -> str:
@@ -63,7 +66,7 @@ def _against(variant: str, compared: Mapping[Any, Any], pair: evidence.Pair, see
     if any(name == variant for _, name in pair.primary):
         return title
     rows = [row for (name, _), row in compared.items() if name == variant]
-    more = ["untuned"] if rows and pair.tuning == knobs.GRID else []
+    more = ["untuned"] if rows and pair.tuning in knobs.GRIDS else []
     n = pd.Series([row["n"] for row in rows])
     if len(n) and n.min() < seeds:
         more.append(f"{names.count(n)} seeds")
@@ -217,8 +220,8 @@ def _name(target: float) -> str:
 
 def _edges(results: Results, pair: evidence.Pair) -> list[str]:
     """Which tuned settings end their range."""
-    if pair.tuning == knobs.GRID:
-        return [knobs.sentence(results)]
+    if pair.tuning in knobs.GRIDS:
+        return [knobs.sentence(results, pair.tuning)]
     tuned = evidence.tuned(evidence.load(results, pair.tuning), results.finished(pair.tuning))
     taken = tuned[tuned["taken"]]
     at = taken[taken["edge"] != ""]

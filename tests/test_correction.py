@@ -162,6 +162,13 @@ def test_what_cannot_be_solved_is_one_line_and_leaves_modes_and_numbers_alone() 
         assert all(p.isfinite().all() for p in small.parameters())
 
 
+def test_two_precisions_are_refused() -> None:
+    before = small_vit().eval()
+    small = hiap.prune(before, images(), target_macs=0.6)
+    with pytest.raises(ValueError, match="small is in float32, before in bfloat16; expected one precision"):
+        hiap.correct(small, before.bfloat16(), images())
+
+
 def test_a_network_that_had_lost_branches_before_is_cut_and_corrected() -> None:
     gated = hiap.gate(small_vit())
     scatter_logits(gated)

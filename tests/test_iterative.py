@@ -184,6 +184,14 @@ def test_a_trimmed_network_drops_nothing_when_it_is_evaluated(images: torch.Tens
     assert torch.equal(pruned(images), pruned(images))
 
 
+def test_a_number_above_what_a_pruned_network_has_is_refused(images: torch.Tensor) -> None:
+    first = narrow(images)
+    for name, there in (("target_macs", hiap.macs(first, IMAGE)), ("target_params", hiap.params(first))):
+        assert hiap.Pruner(first, steps=2, multiple=1, **{name: there})
+        with pytest.raises(hiap.ConfigError, match=r"is above the .* of this network"):
+            hiap.Pruner(first, steps=2, multiple=1, **{name: there + 1})
+
+
 def test_what_an_ffn_has_left_behind_stays_with_a_target(images: torch.Tensor) -> None:
     first = narrow(images)
     with torch.no_grad():

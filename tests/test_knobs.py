@@ -73,11 +73,14 @@ def test_the_middles_are_what_the_protocol_prints_bold() -> None:
     assert knobs.MIDDLE == {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, knobs.RATE: 1e-4}
 
 
-def test_the_study_has_what_tuning_took() -> None:
-    """Every primary run of grid cifar10 has the values taken; until then the middle ones."""
-    found = knobs.tried(knobs.load(Results()))
-    taken = {(row["method"], row["knob"]): row["value"] for _, row in found[found["taken"]].iterrows()}
-    path = REPOSITORY / "slurm" / "grids" / "cifar10.yaml"
+@pytest.mark.parametrize(("study", "tuning"), [("cifar10", knobs.GRID), ("imagenette", knobs.AGAIN)])
+def test_the_study_has_what_tuning_took(study: str, tuning: str) -> None:
+    """Every primary run has the values taken; until its own grid took one, what the one before did, or the middle."""
+    taken: dict[object, float] = {}
+    for grid in dict.fromkeys((knobs.GRID, tuning)):
+        found = knobs.of_grid(Results(), grid).query("taken")
+        taken |= dict(zip(zip(found["method"], found["knob"], strict=True), found["value"], strict=True))
+    path = REPOSITORY / "slurm" / "grids" / f"{study}.yaml"
     for run in grids.expand(grids.load(path), path, {"results": "results"}, data_root="somewhere"):
         method, _, cut = run.label.partition("-")
         if method in knobs.KNOBS and cut in ("50", "65"):
@@ -85,6 +88,8 @@ def test_the_study_has_what_tuning_took() -> None:
                 section, _, key = knob.partition(".")
                 value = getattr(getattr(run.config, section), key)
                 assert value == pytest.approx(taken.get((method, knob), knobs.MIDDLE[knob])), (run.label, knob)
+            if method == "vit_slim":
+                assert run.config.search.lr == run.config.optim.lr
 
 
 def test_what_an_ordered_start_adds_is_told_at_each_budget_that_was_run(tmp_path: Path) -> None:

@@ -159,6 +159,18 @@ def test_validation_images_were_not_learned_before(tmp_path: Path) -> None:
     train.run(after(clean, method="uniform", **chosen))
 
 
+def test_a_run_whose_history_is_gone_is_refused_before_it_trains(tmp_path: Path) -> None:
+    first = tiny(tmp_path, data={"name": "digits"}, optim={"epochs": 1})
+    train.run(first)
+    second = after(first, data={"name": "digits", "train_size": 500}, optim={"epochs": 1})
+    train.run(second)
+    Folders.of(first).record.unlink()
+    third = after(second, method="uniform", budget={"target_macs": 0.7}, data={"name": "digits"})
+    with pytest.raises(ConfigError, match=f"run:{first.run_id}: no finished run of that id"):
+        train.run(third)
+    assert not Folders.of(third).checkpoints.exists()
+
+
 def test_a_run_stopped_while_it_measures_pays_once(
     tmp_path: Path, dense: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

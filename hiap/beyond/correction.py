@@ -44,8 +44,9 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
 
     Memory: five times the tokens of all images, (images, N, D); with gates, and for a network that is not in the
     method's form, twice that per block. Raises ``ValueError`` without images, for networks of different size or depth,
-    if ``small`` is the larger one, for numbers that are not finite, and for blocks that put a norm behind a branch,
-    where a change of the output map is not a change of the stream. Warns where the images are too few.
+    if ``small`` is the larger one or in another precision, for numbers that are not finite, and for blocks that put a
+    norm behind a branch, where a change of the output map is not a change of the stream. Warns where the images are too
+    few.
 
     Args:
         small: an extracted ViT.
@@ -62,6 +63,9 @@ def correct(small: Any, before: Any, images: Any, ridge: float | None = RIDGE) -
     if is_gated(small):
         raise ValueError("correct: small carries gates; extract it first")
     require_correctable(small)
+    kinds = [str(next(model.parameters()).dtype).removeprefix("torch.") for model in (small, before)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"correct: small is in {kinds[0]}, before in {kinds[1]}; expected one precision")
     if small.embed_dim == before.embed_dim and macs(small, image_of(small)) > macs(before, image_of(before)):
         raise ValueError("correct: small has more MACs than before; are the arguments the other way round?")
     before = before if is_gated(before) else even(before)

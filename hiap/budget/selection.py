@@ -126,10 +126,7 @@ class Target:
         target, most, name = self.amount, self.dense, million(self.prices)
         least = self.cost_of(_masks(self.dims, ranking, portions.first(portions.fixed)[portions.of]), ranking.cut_qk)
         if target > most:
-            raise ConfigError(
-                f"a target of {target / 1e6:.2f} {name} is above the {most / 1e6:.2f} of this network; expected less, "
-                "or a share in (0, 1)"
-            )
+            raise _above(target, most, name)
         if least > target:
             meant = f"; did you mean {target / 100:g}, a share?" if 1 < target <= 100 else ""
             meant = meant or ("; a share is less than 1" if target == 1 else "")
@@ -211,9 +208,16 @@ def target_of(
         known = {"target_macs": before.macs, "target_params": before.params}
         if wanted < 1:
             wanted = round(wanted * known.get(name, whole.cost_of(_there(before.gone))))
+        elif wanted > known.get(name, wanted):  # what the network is filled up with for the gates is not there
+            raise _above(round(wanted), known[name], million(prices))
     if multiple is None:
         multiple = fitting_multiple(whole, getattr(model.blocks[0].attn, "cuts_qk", False))
     return replace(whole, amount=sizes.amount(wanted, whole.dense), multiple=multiple)
+
+
+def _above(wanted: int, there: int, name: str) -> ConfigError:
+    text = f"a target of {wanted / 1e6:.2f} {name} is above the {there / 1e6:.2f} of this network"
+    return ConfigError(f"{text}; expected less, or a share in (0, 1)")
 
 
 def require_used(latency: object, used: bool) -> None:

@@ -50,7 +50,7 @@ from hiap.train.record import (
     write_status,
 )
 from hiap.train.stages import Context, stages
-from hiap.train.start import Start, build, published_top1, require_same_classes, require_unseen, set_drop_path
+from hiap.train.start import Start, build, published_top1, require_history, require_same_classes, set_drop_path
 from hiap.train.stopping import Interrupted, TrainingFailedError, stop_signals
 from hiap.train.teachers import Distillation
 
@@ -196,7 +196,7 @@ class Run:
     def _start(self) -> Start:
         """Return the network that the run starts from, fitted to the images and classes."""
         config, info = self.config, self.info
-        require_unseen(config, self.folders)
+        require_history(config, self.folders)
         start = build(config.model, info.channels, info.classes, self.folders, derive(config.seed, "weights"))
         if start.new_head and config.method != "dense":
             raise ConfigError(

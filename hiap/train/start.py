@@ -68,24 +68,30 @@ def _fit(start: Start, config: ModelConfig, classes: int) -> None:
         start.new_head = True
 
 
-def require_unseen(config: Config, folders: Folders) -> None:
-    """Raise ``ConfigError`` if a run that is measured on validation images starts from a run that was trained on them,
-    or learns from one, however many runs lie between, or if a record of these is gone. What is behind other networks is
-    not known."""
-    names = {"model.weights": config.model.weights, "distill.teacher": config.distill.teacher}
-    for key, name in names.items() if config.data.measure == "validation" else ():
+def require_history(config: Config, folders: Folders) -> None:
+    """Raise ``ConfigError`` if a record of the runs that this one goes back to is gone, which its card and its bill
+    need, or if it is measured on validation images and goes back to, or learns from, a run that was trained on them,
+    however many lie between. What is behind other networks is not known."""
+    apart = config.data.measure == "validation"
+    names = {"model.weights": config.model.weights, **({"distill.teacher": config.distill.teacher} if apart else {})}
+    for key, name in names.items():
         behind = [name]
         while behind:
             if not (name := behind.pop()).startswith("run:"):
                 continue
             other = read_briefly(folders.referred(name).record)
             alike = other.images is None or other.images.files == data.files_digest(config.data)
-            if other.config.data.name == config.data.name and alike and choice.learns_apart(other.config.data):
+            if (
+                apart
+                and other.config.data.name == config.data.name
+                and alike
+                and choice.learns_apart(other.config.data)
+            ):
                 raise ConfigError(
                     f"data.measure 'validation': {key} leads to {name}, which was trained on these images; expected a "
                     "run with data.measure=validation"
                 )
-            behind += [other.config.model.weights, other.config.distill.teacher]
+            behind += [other.config.model.weights, *([other.config.distill.teacher] if apart else [])]
 
 
 def published_top1(config: ModelConfig) -> float | None:

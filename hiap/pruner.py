@@ -102,19 +102,19 @@ class Pruner:
     def param_groups(
         self,
         lr: float,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         gate_lr: float | None = None,
         layer_decay: float | None = None,
         summed: float | None = None,
     ) -> list[dict[str, Any]]:
         """Return groups for a torch optimiser: matrices with ``weight_decay``, vectors without, and the gates' logits
         with the decay of ``gates.weight_decay`` and the rate ``gate_lr`` (else ``gates.lr``, else what makes the rates
-        of all steps sum to ``gates.travel``, else ``lr``: A6). Each carries ``lr`` and ``lr_scale``, its ratio to
-        ``lr``, which timm's schedulers multiply by. Warns if gates cannot get to their threshold at that rate.
-        Raises ``ConfigError`` for a rate or decay out of range.
+        of all steps sum to ``gates.travel``, else ``lr``: A6). Each carries its own ``lr``, which schedulers of torch
+        and of timm scale, and ``rate_scale``, its ratio to ``lr``. Warns if gates cannot get to their threshold at that
+        rate. Raises ``ConfigError`` for a rate or decay out of range.
 
         Args:
-            lr, weight_decay: highest rate of the weights, and their decay.
+            lr, weight_decay: highest rate of the weights, and their decay (None: the optimiser's own).
             gate_lr: highest rate of the logits.
             layer_decay: lowers the weights' rates from the head to the stem, as timm does; the gates' rate stays.
             summed: rates of the weights over all steps, where a scheduler changes them; else ``lr`` at each.

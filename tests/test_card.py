@@ -121,6 +121,10 @@ def test_a_card_from_python_has_what_was_given_and_goes_when_the_network_is_repl
     assert r"# a \| b # c" in text
     assert ModelCard(text).data.eval_results[0].dataset_name == "my: set"  # type: ignore[attr-defined]
     assert cards.dense_of(folder) == Dense.of(dense)
+    with pytest.raises(ConfigError, match=r"card\.dense: is for images of 1 x 32 x 32, the network for 1 x 16 x 16"):
+        hiap.save(pruned(), folder, card={"dense": small_vit(img_size=32)})
+    with pytest.raises(ConfigError, match=r"card\.top1: .*0\.781: expected per cent, 78\.1"):
+        hiap.save(pruned(), folder, card={"data": "imagenet", "top1": 0.781})
     hiap.save(pruned(), folder)
     assert names(folder) == [ARCHITECTURE, WEIGHTS], "the old card described another network"
 

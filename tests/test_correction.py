@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 import hiap
 from baselines import taylor
 from hiap.beyond import correction
+from hiap.beyond import images as calibration
 from hiap.gated_vit import harden_to, masks
 from hiap.train import run as train
 from hiap.train.config import ConfigError, from_dict, merge
@@ -188,6 +190,25 @@ def test_a_ridge_that_is_too_small_is_one_line() -> None:
     nn.init.normal_(model.head.weight)
     with pytest.raises(ValueError, match=r"ridge 1e-30: too small for these images; expected more of them, or 0\.01"):
         hiap.prune(model, few, target_macs=0.5, ridge=1e-30)
+
+
+def test_images_that_are_hardly_meant_are_told_and_such_without_a_picture_refused() -> None:
+    dense = small_vit()
+    dense.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}
+    small = cut(dense)
+    before = copy.deepcopy(small.state_dict())
+    with pytest.warns(UserWarning, match="images: values from .* normalised by the network's mean and std"):
+        hiap.correct(copy.deepcopy(small), dense, [255 * x.sigmoid() for x in images()])
+    with pytest.raises(ValueError, match="images: all values are 0"):
+        hiap.correct(small, dense, [torch.zeros_like(x) for x in images()])
+    assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
+
+
+def test_of_an_endless_loader_some_thousand_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MOST", 100)
+    loader = ((torch.randn(16, 1, 16, 16), None) for _ in itertools.count())
+    with pytest.warns(UserWarning, match="images: more than 100; those behind are not looked at"):
+        assert sum(len(x) for x, _ in calibration.batches(loader, small_vit())) == 96
 
 
 def test_images_that_it_does_not_take_are_one_line_and_leave_a_network_that_runs() -> None:

@@ -477,6 +477,9 @@ def test_wide_pixels_keep_their_brightness_or_are_refused(tmp_path):
         Image.fromarray(pixels).save(tmp_path / name)
         seen = np.asarray(photograph((tmp_path / name).read_bytes, name))
         assert abs(seen[..., 0] - ramp / 257).max() <= 1, name
+    Image.fromarray((ramp / 16).astype(np.uint16)).save(tmp_path / "twelve.png")
+    with pytest.warns(UserWarning, match="images of 16 bits with values up to 4095 are nearly black"):
+        photograph((tmp_path / "twelve.png").read_bytes, "twelve.png")
     for name, pixels in (("f.tif", ramp.astype(np.float32) / 65535), ("i.tif", ramp.astype(np.int32))):
         Image.fromarray(pixels).save(tmp_path / name)
         with pytest.raises(ConfigError, match=f"{name}: not a readable image .*expected 8 or 16 bits"):

@@ -122,7 +122,7 @@ def test_both_classifiers_of_a_distilled_network_are_the_probe(tmp_path: Path) -
     faster = tiny(tmp_path, optim={"lr": 1e-3, "head_lr": 1e-2})
     groups = adamw(param_groups(model, 1e-3, 0.05, 0.0), model, faster).param_groups
     second = set(model.head_dist.parameters())
-    assert {group["lr_scale"] for group in groups if second & set(group["params"])} == {10.0}
+    assert {group["rate_scale"] for group in groups if second & set(group["params"])} == {10.0}
 
 
 def test_rates_fall_from_layer_to_layer_as_timms_do() -> None:
@@ -144,7 +144,7 @@ def test_classifier_blocks_and_gates_have_rates_of_their_own(tmp_path: Path) -> 
     model = hiap.gate(small_vit())
     optimizer = adamw(param_groups(model, 1e-3, 0.05, 0.0, gate_lr_scale=7.0), model, config)
     names = {p: name for name, p in model.named_parameters()}
-    rates = {names[p]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {names[p]: group["rate_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert set(rates) == set(names.values()), "each parameter once"
     assert rates["head.weight"] == rates["head.bias"] == 10
     assert rates["blocks.0.mlp.fc1.weight"] == 0.125

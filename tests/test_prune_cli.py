@@ -172,6 +172,18 @@ def test_an_option_that_would_do_nothing_is_refused(saved: Path) -> None:
             networks.load(str(saved), **options)  # type: ignore[arg-type]
 
 
+def test_what_is_read_is_not_overwritten_and_no_export_of_another_network_stays(
+    saved: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    options = ("--data", photographs, "--images", 16, "--measure", 8)
+    assert prune(saved, *options, "--out", saved) == 2
+    assert "is read and would be overwritten" in capsys.readouterr().err
+    assert prune(saved, *options, "--out", tmp_path / "small", "--export", "torch") == 0
+    assert prune(saved, *options, "--out", tmp_path / "small", "--target", 0.6) == 2
+    assert "small.pt2 is of an earlier network and would stay" in capsys.readouterr().err
+    assert prune(saved, *options, "--out", tmp_path / "small", "--target", 0.6, "--export", "torch") == 0
+
+
 def test_without_matplotlib_all_but_the_picture_is_there(
     saved: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +228,29 @@ def test_a_folder_of_transformers(photographs: Path, tmp_path: Path) -> None:
         hiap.show(tmp_path / "theirs")
     whole = networks.load(str(tmp_path / "theirs"))
     assert hiap.macs(hiap.load(tmp_path / "small"), (3, 16, 16)) <= 0.5 * hiap.macs(whole, (3, 16, 16))
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+def test_a_dinov2_is_for_the_images_that_its_processor_makes(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "num_labels": 3}
+    config = getattr(transformers, f"{kind}Config")(**sizes, image_size=32, patch_size=4)
+    torch.manual_seed(0)
+    theirs = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "size": {"shortest_edge": 20}, "do_center_crop": True}
+    text = json.dumps({**processor, "crop_size": {"height": 16, "width": 16}})
+    (tmp_path / networks.PROCESSOR).write_text(text)
+    for given, side in ((None, 16), (24, 24), (32, 32)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model = networks.load(str(tmp_path), img_size=given)
+        assert any("resampled for images of" in str(line.message) for line in told) is (side != 32)
+        images = torch.randn(2, 3, side, side)
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), theirs(images).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_trained_on_where_there_are_splits(saved: Path, splits: Path, tmp_path: Path, capsys: Any) -> None:

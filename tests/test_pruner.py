@@ -66,7 +66,7 @@ class Loop:
             place = {"seed": derive(0, "data", 0), "epoch": epoch, "start": position}
             images, labels = next(iter(data.train_batches(self.config.data, 16, batch_size=128, **place)))
             for group in self.optimizer.param_groups:
-                group["lr"] = group["lr_scale"] * learning_rate(
+                group["lr"] = group["rate_scale"] * learning_rate(
                     self.config, self.pruner.done, self.per_epoch, self.steps
                 )
             self.pruner.seed_noise()
@@ -375,6 +375,7 @@ def test_an_optimiser_without_the_logits_is_noticed() -> None:
         ({"keep": {"blocks.9.attn": True}}, "keep 'blocks.9.attn': expected 'blocks.<i>.attn'"),
         ({"keep": {"blocks.0.attn": [9]}}, "are not numbers of its heads or neurons"),
         ({"keep": {"blocks.0": [1]}}, "with True, 'blocks.<i>'"),
+        ({"keep": ["blocks.0.attn"]}, "keep ['blocks.0.attn']: expected a mapping"),
         ({"keep": {"blocks.0": True, "blocks.1": True}, "target_macs": 0.3}, "reachable"),
     ],
 )
@@ -395,6 +396,15 @@ def test_a_state_of_another_phase_or_model_is_refused() -> None:
         with pytest.raises(hiap.PrunerError, match=line) as error:
             other.load_state_dict(state)
         assert "\n" not in str(error.value)
+    state = hiap.Pruner(small_vit(), steps=10, target_macs=0.5).state_dict()
+    for other, line in (
+        (hiap.Pruner(small_vit(), steps=10, target_params=0.5), r"a phase with target '\d+ MACs'; make the pruner so"),
+        (hiap.Pruner(small_vit(), steps=10, target_macs=0.4), "a phase with target"),
+        (hiap.Pruner(small_vit(), steps=10, target_macs=0.5, gates=hiap.GateConfig(dims="qkv")), "gates.dims 'v'"),
+    ):
+        with pytest.raises(hiap.PrunerError, match=line):
+            other.load_state_dict(state)
+    hiap.Pruner(small_vit(), steps=10, target_macs=0.5, gates=hiap.GateConfig(lr=0.3)).load_state_dict(state)
     for odd in ({}, small_vit().state_dict(), {**state, "done": 11}):
         with pytest.raises(hiap.PrunerError, match="expected what pruner"):
             hiap.Pruner(small_vit(), steps=10).load_state_dict(odd)

@@ -273,3 +273,80 @@ def test_the_summary_says_how_far_the_gates_have_come() -> None:
     assert summary.travel == pruner.travel() > 1.5
     assert 0 < summary.certainty < 1
     assert "of their way to the threshold, certainty 0." in str(summary)
+
+
+def test_schedulers_of_timm_and_torch_scale_each_group_by_its_own_rate() -> None:
+    from timm.scheduler import CosineLRScheduler
+
+    pruner = hiap.Pruner(small_vit(), steps=30)
+    for options in ({}, {"layer_decay": 0.5}):
+        optimizer = torch.optim.AdamW(pruner.param_groups(5e-5, 0.05, gate_lr=0.4, **options))
+        highest = [group["lr"] for group in optimizer.param_groups]
+        assert max(highest) == 0.4
+        schedule = CosineLRScheduler(optimizer, t_initial=10, warmup_t=2, warmup_lr_init=0)
+        schedule.step(2)
+        warm = [group["lr"] for group in optimizer.param_groups]
+        schedule.step(10 // 2)
+        assert warm == pytest.approx([0.9045 * rate for rate in highest], rel=1e-3)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate / 2 for rate in highest])
+
+
+def test_the_decay_of_the_optimiser_is_that_of_the_matrices_unless_it_is_given() -> None:
+    pruner = hiap.Pruner(small_vit(), steps=30)
+    for options in ({}, {"layer_decay": 0.5}):
+        optimizer = torch.optim.AdamW(pruner.param_groups(1e-3, gate_lr=0.4, **options), lr=1e-3, weight_decay=0.05)
+        name = {id(p): n for n, p in pruner.model.named_parameters()}
+        decays = {name[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        assert decays["blocks.0.mlp.fc1.weight"] == 0.05
+        assert decays["blocks.0.mlp.fc1.bias"] == 0
+        assert {decay for n, decay in decays.items() if n.endswith("logit")} == {0}
+
+
+def test_blocks_in_eval_mode_are_told_unless_they_are_kept() -> None:
+    for keep, expected in ((None, True), ({"blocks.0": True}, False)):
+        pruner = hiap.Pruner(small_vit().train(), steps=30, target_macs=0.7, multiple=1, keep=keep)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(12):
+                pruner.penalty().backward()
+                with torch.no_grad():
+                    for _, gate in hiap.named_gates(pruner.model):
+                        gate.logit.sub_(0.2)
+                pruner.model.blocks[0].eval()
+                pruner.step()
+        lines = [str(line.message) for line in told]
+        assert about(lines, "more gates have been in eval mode for 10 steps") is expected
+        assert not about(lines, "the network has been in eval mode")
+
+
+def test_a_warm_up_from_zero_is_told_and_goes_on() -> None:
+    def steps(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 10))
+
+    _, told = loop(scheduler=steps)
+    assert about(told, "no gate has moved in 10 steps, though the optimiser writes them")
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_images_of_another_size_than_the_targets_are_told(size: int) -> None:
+    pruner = hiap.Pruner(small_vit(dynamic_img_size=True).train(), steps=3, target_macs=0.5)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        hiap.distillation_loss(pruner.model(torch.randn(2, 1, size, size)), torch.arange(2))
+        pruner.step()
+    assert about([str(line.message) for line in told], "images of 32x32 are trained on") is (size == 32)
+    assert not pruner.model.patch_embed._forward_pre_hooks
+    assert not hasattr(pruner.model.patch_embed, "seen")
+
+
+def test_what_wraps_the_network_has_a_name_of_its_own() -> None:
+    pruner = hiap.Pruner(small_vit(), steps=3)
+    for wrapped in (torch.nn.DataParallel(pruner.model), torch.compile(pruner.model)):
+        with pytest.raises(hiap.PrunerError, match=r"pruner\.model: .*; keep the network itself there"):
+            pruner.model = wrapped
+
+
+def test_a_cut_of_gates_that_learned_nothing_is_told() -> None:
+    gated = hiap.gate(small_vit())
+    with pytest.warns(UserWarning, match="the gates have learned nothing"):
+        hiap.extract(gated, target_macs=0.5)

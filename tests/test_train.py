@@ -332,7 +332,7 @@ def test_gate_logits_have_their_own_rate_and_no_decay(dense):
     model = hiap.gate(small_vit())
     groups = adamw(Stage("train", 10).param_groups(model, config, 10, 100), model, config).param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
-    assert groups[2]["lr_scale"] * config.optim.lr == pytest.approx(0.3)
+    assert groups[2]["rate_scale"] * config.optim.lr == pytest.approx(0.3)
     assert sum(p.numel() for p in groups[2]["params"]) == 3 * (4 + 32 + 1 + 128)
 
 

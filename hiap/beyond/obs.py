@@ -115,7 +115,8 @@ def moments(
         raise ValueError("the network gives numbers that are not finite for these images")
     if not any(one.channels.any() and one.gram.any() for one in found):
         raise ValueError(
-            "the answers depend on nothing that can be removed (a classifier of zeros?); fisher 'none' asks not"
+            "the answers depend on nothing that can be removed (a classifier of zeros, or of one class?); fisher "
+            "'none' asks not"
         )
     return list(zip(found[::2], found[1::2], strict=True))
 

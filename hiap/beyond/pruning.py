@@ -12,8 +12,6 @@ behind what has gone (``hiap.beyond.correction``). No label is looked at.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor
 from hiap import gated_vit, ledger
 from hiap.backbones.errors import UnsupportedModelError
 from hiap.backbones.evening import even, trimmed
-from hiap.backbones.families import copied, is_vit, pretrained
+from hiap.backbones.families import copied, is_vit
 from hiap.backbones.guard import require_numbers
 from hiap.beyond import obs, query_key
 from hiap.beyond.correction import RIDGE, correct, require_correctable
@@ -32,8 +30,6 @@ from hiap.budget.latency import LatencyTable
 from hiap.budget.pruner import extract
 from hiap.budget.selection import Target, constants, require_used, target_of
 from hiap.options import ConfigError
-
-FAR = 3  # times the range from black to white, outside of which no normalised image lies
 
 
 def prune(
@@ -123,8 +119,6 @@ def _checked(images: Any, model: Any, labelled: bool) -> list[tuple[Tensor, Tens
     ]
     if not sum(len(x) for x, _ in taken):
         raise ConfigError("images: none; expected some hundred")
-    for doubt in _doubts([x for x, _ in taken if len(x)], model):
-        warnings.warn(doubt, stacklevel=3)
     return taken
 
 
@@ -138,22 +132,3 @@ def _labels(labels: Any, count: int, model: Any) -> Tensor:
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ConfigError(f"fisher 'labels': {int(labels.min())} to {int(labels.max())}; expected 0 to {classes - 1}")
     return labels.long()
-
-
-def _doubts(images: list[Tensor], model: Any) -> Iterator[str]:
-    """Yield what is odd about images that can be taken. Raises ``ConfigError`` for those that say nothing."""
-    if not all(x.isfinite().all() for x in images):
-        raise ConfigError("images: some have numbers that are not finite")
-    low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
-    if low == high:
-        raise ConfigError(f"images: all values are {low:g}; expected some hundred, as the network takes them")
-    known = pretrained(model)
-    if known.get("mean") and known.get("std"):
-        black, white = (
-            end([(value - m) / s for m, s in zip(known["mean"], known["std"], strict=True)])
-            for end, value in ((min, 0), (max, 1))
-        )
-        far = max(black - low, high - white) > FAR * (white - black)
-        if far or (black < 0 <= low and high <= 1):
-            by = f"normalised by the network's mean and std they lie between {black:.2g} and {white:.2g}"
-            yield f"images: values from {low:.3g} to {high:.3g}; {by}"

@@ -24,7 +24,7 @@ from hiap.budget.policy import Policy
 from hiap.budget.selection import kept_units, require_used, target_of
 from hiap.budget.summary import Summary
 from hiap.budget.watch import LOOK, Watch
-from hiap.gated_layers import is_gated
+from hiap.gated_layers import is_gated, named_gates
 from hiap.options import ConfigError, FeasibilityConfig, Section, checked
 from hiap.pruner import PrunerError
 
@@ -105,8 +105,16 @@ class Pruner(pruner.Pruner):
         super().__init__(whole, steps, gates, prices, feasibility, seed, policy)
         self.budget, self.shrink, self.multiple = self.policy.budget, shrink, self.policy.multiple
         self._priced = bool(prices.lambda_macro or prices.lambda_micro)  # not so in controls
-        self._watch = Watch(self.model)
+        self._watch = Watch(self.model, self.budget is not None)
         self._first = {name: p.detach().clone() for name, p in self._vectors()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model" and not is_vit(value):
+            raise PrunerError(
+                f"pruner.model: {type(value).__name__}; keep the network itself there, and what wraps or compiles it "
+                "under a name of its own"
+            )
+        super().__setattr__(name, value)
 
     def terms(self) -> dict[str, Tensor]:
         terms = super().terms()
@@ -115,16 +123,14 @@ class Pruner(pruner.Pruner):
 
     def step(self) -> None:
         """Set temperature and strength for the next step; to be called after each optimiser step. Warns of a loop that
-        does not prune. Raises ``PrunerError`` if no gate has moved in the first ``LOOK`` steps, or all steps are
-        done."""
+        does not prune. Raises ``PrunerError`` if nothing has written a gate in the first ``LOOK`` steps, or all steps
+        are done."""
         self._watch.before()
         super().step()
         look = min(LOOK, self.steps)
-        self._watch.after(look, self._priced)
+        self._watch.after(look, self._priced, lambda: self.policy.free(self.model))
         if self.done == look and self.travel() == 0:
-            raise PrunerError(
-                f"step: no gate has moved in {self.done} steps; the optimiser must have what pruner.param_groups gives"
-            )
+            self._watch.still(self.done)
 
     def cut(self, optimizer: torch.optim.Optimizer | None) -> list[Any]:
         """Remove, with ``shrink``, from ``model`` what is closed with certainty, at the end of an epoch, say. Return
@@ -189,6 +195,7 @@ class Pruner(pruner.Pruner):
                 "optimiser must have what pruner.param_groups gives",
                 stacklevel=1,
             )
+        self._watch.end()
         self.harden()
         small = extract(self.model, layout)
         self._finished = True
@@ -205,6 +212,16 @@ class Pruner(pruner.Pruner):
         certainty = float((2 * torch.sigmoid(logits) - 1).abs().mean()) if len(logits) else 1.0
         return replace(found, travel=self.travel(), near=self.near(), certainty=certainty)
 
+    def _made(self) -> dict[str, Any]:
+        """Return, by name, what a phase cannot go on without: plain values."""
+        target = self.budget and self.budget.target
+        aim = {"target": f"{target.amount} {target.prices.unit}"} if target else {}
+        gates = self.gates.model_dump(mode="json", exclude={"lr", "travel", "weight_decay"})
+        return {f"gates.{name}": value for name, value in gates.items()} | aim
+
+    def state_dict(self, model: bool = True) -> dict[str, Any]:
+        return {**super().state_dict(model), "made": self._made()}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken. With ``shrink`` the network takes the state's sizes: make the optimiser
         afterwards. Raises ``PrunerError`` if it is of another model or phase."""
@@ -214,8 +231,13 @@ class Pruner(pruner.Pruner):
             raise PrunerError(f"load_state_dict: the state is of a phase of {phase}; make the pruner so")
         if ("shrink" in state) != bool(self.shrink):
             raise PrunerError(f"load_state_dict: the state is {'not ' * bool(self.shrink)}of a pruner with shrink")
+        if others := [
+            f"{name} {then!r}" for name, then in state.get("made", {}).items() if self._made().get(name) != then
+        ]:
+            raise PrunerError(f"load_state_dict: the state is of a phase with {', '.join(others)}; make the pruner so")
         super().load_state_dict(state)
-        self._watch = Watch(self.model)
+        self._watch.end()
+        self._watch = Watch(self.model, self.budget is not None)
 
 
 def _require_options(**given: Any) -> None:
@@ -272,5 +294,9 @@ def extract(
     plain = gathered(gated)
     require_used(latency, target_latency is not None)
     target = target_of(plain, target_macs, target_params, target_latency, latency, multiple)
+    if target and all(
+        gate.logit.numel() < 2 or bool((gate.logit == gate.logit.flatten()[0]).all()) for _, gate in named_gates(plain)
+    ):
+        warnings.warn("extract: the gates have learned nothing, so their order decides what stays", stacklevel=2)
     small = extraction.extract(gated, kept_units(plain, target, keep, multiple or 1), layout)
     return trimmed(small) if hasattr(gated, "given") else small

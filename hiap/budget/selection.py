@@ -304,6 +304,10 @@ def protected(gated: Any, keep: Mapping[str, Any]) -> list[BlockMask]:
     """Return the units that must stay. ``keep`` maps 'blocks.<i>.attn' to head numbers or True (all of them, with all
     dimensions), 'blocks.<i>.mlp' to neuron numbers or True, 'blocks.<i>' to True. Raises ``ConfigError`` for anything
     else."""
+    if not isinstance(keep, Mapping):
+        raise ConfigError(
+            f"keep {keep!r}: expected a mapping, {{'blocks.0.attn': [0, 2], 'blocks.5': True}} for example"
+        )
     stay = [mask.map(partial(torch.zeros_like, device="cpu")) for mask in masks(gated)]
     for name, units in keep.items():
         found = re.fullmatch(r"blocks\.(\d+)(?:\.(attn|mlp))?", name)

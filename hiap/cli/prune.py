@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IMAGES = 512
 FORMS = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
+ENDS = {"picture": ".png", "onnx": ".onnx", "openvino": ".xml", "weights": ".bin", "torch": ".pt2"}  # beside --out
 TIMED = 16  # images of a call that is timed
 
 
@@ -127,11 +128,33 @@ def _checked(options: argparse.Namespace) -> list[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or Path(options.out).is_file():
         raise ConfigError(f"--out {options.out}: cannot be written")
+    _require_apart(options, forms)
     if options.epochs:
         if not any((Path(options.data) / name).exists() for name in ("train", "train.tar")):
             raise ConfigError(f"--epochs {options.epochs}: needs labels, {options.data}/train and {options.data}/val")
         methods.find("obs")
     return forms
+
+
+def _require_apart(options: argparse.Namespace, forms: Sequence[str]) -> None:
+    """Raise ``ConfigError`` if what is read would be overwritten, or if a file of an earlier network would stay beside
+    the new one under its name."""
+    written = [Path(options.out), *(Path(f"{options.out}{end}") for end in ENDS.values())]
+    for flag in ("model", "data", "weights", "latency"):
+        read = Path(given).resolve() if (given := getattr(options, flag)) else None
+        for path in written if read else ():
+            if path.resolve() in (read, *read.parents) and path.exists():
+                raise ConfigError(
+                    f"--out {options.out}: {given} is read and would be overwritten; choose another --out"
+                )
+    kept = {form for form in ENDS if form in forms or (form == "picture" and find_spec("matplotlib"))}
+    kept |= {"weights"} if "openvino" in forms else set()
+    stale = [path for form, end in ENDS.items() if form not in kept and (path := Path(f"{options.out}{end}")).exists()]
+    if stale:
+        raise ConfigError(
+            f"--out {options.out}: {stale[0]} is of an earlier network and would stay; delete it, export it anew, or "
+            "choose another --out"
+        )
 
 
 def _target(options: argparse.Namespace) -> dict[str, Any]:
@@ -289,7 +312,7 @@ def _exported(small: Any, out: str, forms: Sequence[str]) -> list[str]:
 
     from hiap.formats import export
 
-    paths = {"onnx": f"{out}.onnx", "openvino": f"{out}.xml", "torch": f"{out}.pt2"}
+    paths = {form: f"{out}{ENDS[form]}" for form in FORMS}
     for form in forms:
         path = Path(paths[form])
         part = path.with_name(f"part-{path.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # Sides beyond this ratio are a damaged header: scaled to the size of a crop such an image would fill the memory.
 LONGEST = 200
+DARK = 8  # images of 16 bits that use no more than such a part of their range are probably of fewer
 
 
 def photograph(read: Callable[[], bytes], name: str) -> Image.Image:
@@ -42,7 +44,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if wide:
-        return Image.fromarray((np.asarray(image).astype(np.int64) // 257).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.int64)
+        if 255 < pixels.max() < 2**16 // DARK:
+            warnings.warn(
+                f"images of 16 bits with values up to {pixels.max()} are nearly black: if they are of 12 bits, say, "
+                "scale them to 16 first",
+                stacklevel=1,
+            )
+        return Image.fromarray((pixels // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}; expected 8 or 16 bits a channel")
     return image

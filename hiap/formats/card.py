@@ -17,7 +17,6 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from torch import nn
 
 from hiap import cost
-from hiap.budget.summary import block_shapes
 from hiap.formats import shape
 from hiap.formats.shape import Dense, quantity
 from hiap.options import ConfigError, Section, first_error
@@ -72,6 +71,13 @@ class Card(Section):
     def _sizes(cls, given: Any) -> Any:
         return Dense.of(given) if isinstance(given, nn.Module) else given
 
+    @field_validator("top1", "dense_top1")
+    @classmethod
+    def _per_cent(cls, given: float | None) -> float | None:
+        if given is not None and 0 < given < 1:
+            raise ValueError(f"{given}: expected per cent, {100 * given:g}?")
+        return given
+
     @model_validator(mode="after")
     def _accuracy_of_something(self) -> Card:
         if self.top1 is not None and not self.data:
@@ -92,7 +98,7 @@ def text(card: Card, model: Any) -> str:
     """Return the text of the whole file. Raises ``ConfigError`` if ``card.dense`` cannot be what ``model`` was pruned
     from."""
     if card.dense:
-        shape.require_fit(card.dense, block_shapes(model), "card.dense")
+        shape.require_fit(card.dense, model, "card.dense")
     front = yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True, width=1000)
     parts = [f"---\n{front}---", f"# {_title(card)}", _opening(card), _sizes(card, model)]
     parts += [_left(card, model), _bill(card), _origin(card)]

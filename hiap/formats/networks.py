@@ -25,9 +25,10 @@ def load(
     model: str, weights: str = "", arch: str = "", img_size: int | None = None, averaged: bool | None = None
 ) -> Any:
     """Load a network in eval mode, on the CPU. ``weights``: a file for timm's name ``model``, '' for timm's hub; a file
-    as ``model`` needs its ``arch``. ``img_size`` None: as it was made; another is for timm's networks, and a warning
-    says what was resampled for it. ``averaged`` chooses where a file holds weights as trained and their running
-    average. Raises ``ConfigError``, ``StoreError`` or ``UnsupportedModelError`` (one line)."""
+    as ``model`` needs its ``arch``. ``img_size`` None: as it was made, or as the processor of a folder of transformers
+    makes images; another is for timm's networks and DINOv2, and a warning says what was resampled for it. ``averaged``
+    chooses where a file holds weights as trained and their running average. Raises ``ConfigError``, ``StoreError`` or
+    ``UnsupportedModelError`` (one line)."""
     import timm
 
     _refuse_unless(averaged is None or bool(weights or arch), "--averaged: is for a file of weights")
@@ -35,7 +36,7 @@ def load(
     path = Path(model)
     if path.is_dir() and (path / CONFIG).is_file() and not (path / store.ARCHITECTURE).is_file():
         _refuse_unless(not (weights or arch), f"{model}: a folder of transformers has its own weights and architecture")
-        return _of_size(_of_transformers(path), img_size, model).eval()
+        return _of_size(_of_transformers(path, img_size), img_size, model).eval()
     if path.is_file():
         _refuse_unless(bool(arch), f"{model}: a file of weights; say which network they are of, --arch NAME of timm's")
         _refuse_unless(not weights, f"--weights {weights}: {model} is a file of weights itself")
@@ -119,7 +120,7 @@ def _supported(model: Any) -> Any:
     return model
 
 
-def _of_transformers(folder: Path) -> Any:
+def _of_transformers(folder: Path, img_size: int | None) -> Any:
     """Code that the folder may hold is not run."""
     try:
         import transformers
@@ -137,9 +138,49 @@ def _of_transformers(folder: Path) -> Any:
         raise ConfigError(f"{folder}: not a classifier of transformers ({one_line(error)})") from None
     if drawn := sorted(told["missing_keys"]):
         raise ConfigError(f"{folder}: lacks {len(drawn)} of the network's weights, {drawn[0]} for example")
+    _resize(theirs, img_size or _side(folder), folder)
     model = from_transformers(theirs)
     model.pretrained_cfg = {**_pixels(folder), **_labels(theirs.config)}
     return model
+
+
+def _resize(theirs: Any, side: int | None, folder: Path) -> None:
+    """Make a network of transformers one for images of ``side`` pixels, as it would itself when it gets such. Raises
+    ``ConfigError`` for one that would not take them."""
+    import torch
+
+    config = getattr(theirs.config, "vision_config", theirs.config)
+    own = config.image_size
+    if side is None or side == own:
+        return
+    if not type(theirs).__name__.startswith("Dinov2"):
+        raise ConfigError(
+            f"{folder}: is for images of {own} pixels, not of {side}, as asked or as its {PROCESSOR} says"
+        )
+    warnings.warn(f"{folder}: positions for {own} pixels resampled for images of {side}", stacklevel=4)
+    embeddings = getattr(theirs, theirs.base_model_prefix).embeddings
+    with torch.no_grad():
+        tokens = torch.empty(1, 1 + (side // config.patch_size) ** 2, config.hidden_size)
+        found = embeddings.interpolate_pos_encoding(tokens, side, side)
+    embeddings.position_embeddings, config.image_size = torch.nn.Parameter(found), side
+
+
+def _side(folder: Path) -> int | None:
+    """Return the side of the square images that the folder's processor makes, in pixels; None where none is told."""
+    told = _processor(folder)
+    size = told.get("crop_size") if told.get("do_center_crop", False) else told.get("size")
+    sides = {size.get("height"), size.get("width")} if isinstance(size, dict) else {size}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) else None
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Read the processor; {} where there is none, or none that ``_pixels`` would take."""
+    try:
+        told = json.loads((folder / PROCESSOR).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _pixels(folder: Path) -> dict[str, Any]:

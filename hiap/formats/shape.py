@@ -20,7 +20,8 @@ UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 class Dense(Section):
-    """The network that another one was pruned from: sizes of one of its ``depth`` equal blocks, and of all of it."""
+    """The network that another one was pruned from: sizes of one of its ``depth`` equal blocks, and of all of it, for
+    one ``image`` (channels, height, width; None in older cards)."""
 
     depth: PositiveInt
     heads: PositiveInt
@@ -30,6 +31,7 @@ class Dense(Section):
     block_params: PositiveInt
     macs: PositiveInt
     params: PositiveInt
+    image: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
 
     @classmethod
     def of(cls, model: Any) -> Dense:
@@ -55,6 +57,7 @@ class Dense(Section):
             block_params=first.params,
             macs=macs,
             params=cost.params(model),
+            image=cost.image_of(model),
         )
 
     def block(self) -> BlockShape:
@@ -74,8 +77,13 @@ def total_macs(model: Any) -> int:
     return cost.macs(model, cost.image_of(model))
 
 
-def require_fit(dense: Dense, blocks: list[BlockShape], source: str) -> None:
-    """Raise ``ConfigError`` naming ``source`` if ``blocks`` cannot be what is left of ``dense``."""
+def require_fit(dense: Dense, model: Any, source: str) -> None:
+    """Raise ``ConfigError`` naming ``source`` if ``model`` cannot be what is left of ``dense``, or if their MACs do not
+    compare: other images."""
+    blocks, own = block_shapes(model), cost.image_of(model)
+    if dense.image and dense.image != own:
+        theirs, ours = (" x ".join(map(str, image)) for image in (dense.image, own))
+        raise ConfigError(f"{source}: is for images of {theirs}, the network for {ours}: MACs do not compare")
     if len(blocks) != dense.depth:
         raise ConfigError(f"{source}: {dense.depth} blocks, but the network has {len(blocks)}; expected its dense one")
     for i, block in enumerate(blocks):

@@ -12,7 +12,6 @@ The command line has the same: ``hiap show FOLDER --figure left.pdf``.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,19 +84,10 @@ def show(network: Any, dense: Any = None) -> Shown:
     if is_gated(model):
         raise ConfigError("the network still has its gates, and all its units; show what pruner.finish() returns")
     if dense is not None:
-        before = _network(dense, model)
-        known = Dense.of(before)
-        if (sizes := cost.image_of(before)) != (own := cost.image_of(model)):
-            raise ConfigError(f"dense: is for images of {_by(sizes)}, the network for {_by(own)}: MACs do not compare")
+        known = Dense.of(_network(dense, model))
     if known is not None:
-        shape.require_fit(
-            known, block_shapes(model), "dense" if dense is not None else "the model card's dense network"
-        )
+        shape.require_fit(known, model, "dense" if dense is not None else "the model card's dense network")
     return Shown(model, known)
-
-
-def _by(image: Sequence[int]) -> str:
-    return " x ".join(map(str, image))
 
 
 def _network(given: Any, small: Any) -> Any:

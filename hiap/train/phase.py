@@ -110,6 +110,8 @@ class Phase:
                 self.__post_init__()
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["rate_scale"]  # the state's own groups: those of older code lack it
             if state.get("scaler"):  # not in older checkpoints, empty without fp16
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema:
@@ -142,9 +144,9 @@ def _with_rates(groups: list[dict[str, Any]], model: Any, config: Config) -> lis
     split = []
     for group in groups:
         for scale in dict.fromkeys(of[p] for p in group["params"]):
-            rate = group["lr_scale"] * scale
+            rate = group["rate_scale"] * scale
             chosen = [p for p in group["params"] if of[p] == scale]
-            split.append({**group, "params": chosen, "lr": optim.lr * rate, "lr_scale": rate})
+            split.append({**group, "params": chosen, "lr": optim.lr * rate, "rate_scale": rate})
     return split
 
 

@@ -61,7 +61,7 @@ class Step:
             for name, value in values.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         for group in phase.optimizer.param_groups:
-            group["lr"] = phase.rate * group["lr_scale"]
+            group["lr"] = phase.rate * group["rate_scale"]
         phase.scaler.step(phase.optimizer)
         phase.scaler.update()
         if phase.ema:

@@ -254,6 +254,15 @@ def test_one_label_for_two_configurations_is_refused(root: Path) -> None:
             look(Results(root), grid)
 
 
+def test_seeds_of_one_label_with_other_settings_are_refused(tmp_path: Path) -> None:
+    for seed, options in enumerate(({}, {"precision": "bf16"}, {"epochs": 7})):
+        put(tmp_path, made_up("l1-moderate", "l1", seed, optim=options))
+        if seed < 2:
+            assert len(Results(tmp_path).runs(Results(tmp_path).finished()[0].grid)) == seed + 1
+    with pytest.raises(ConfigError, match=r"label 'l1-moderate' names runs of different optim\.epochs: .* in l1-"):
+        Results(tmp_path).runs(Results(tmp_path).finished()[0].grid)
+
+
 def test_text_markdown_and_latex_show_the_same_cells(root: Path) -> None:
     table = ours.table3(Results(root).runs())
     text, markdown, latex = render.text(table), render.markdown(table), render.latex(table)

@@ -374,6 +374,24 @@ def test_other_images_never_confirm(data: dict[str, Any], classes: str, said: st
     assert said in found.evidence
 
 
+def test_a_part_of_the_test_set_and_other_settings_than_the_grids_never_confirm(tmp_path: Path) -> None:
+    claim, images = {**CLAIM, "dataset": "cifar10", "answer": "cifar10_table3/dense"}, "cifar10_table3"
+    for seed in range(3):
+        values = {"method": "dense", "seed": seed, "data": {"name": "cifar10"}, "optim": {"epochs": 1}}
+        config = from_dict({**values, "run": {"grid": images, "label": "dense"}})
+        record = make_record(config, "finished", top1=80.0)
+        write(record, Folders(tmp_path / "other", images, record.run_id))
+        assert record.metrics.extracted
+        few = record.metrics.model_copy(update={"extracted": record.metrics.extracted.model_copy(update={"n": 500})})
+        write(record.model_copy(update={"metrics": few}), Folders(tmp_path / "few", "g", record.run_id))
+    found = ledger.judge(claim, Results(tmp_path / "other"))
+    assert found.verdict == "different setting"
+    assert "other settings than those of its grid" in found.evidence
+    found = ledger.judge({**claim, "answer": "g/dense"}, Results(tmp_path / "few"))
+    assert found.verdict == "different setting"
+    assert "500 images, not the 10,000 of the published test set" in found.evidence
+
+
 def test_other_data_never_answer_for_the_papers(tmp_path: Path) -> None:
     """Three runs that hit the number to the digit, on digits: the claim stays open."""
     runs(tmp_path, [80.0, 80.0, 80.0], data="affine-digits")

@@ -22,13 +22,14 @@ from analysis.records import bench
 from analysis.records.results import Results, dense_units
 from analysis.studies import budget
 from hiap.data import contents
-from hiap.train.config import parse_overrides
+from hiap.train.config import ConfigError, parse_overrides
 from hiap.train.record import Record
 from slurm import grid
 
 TRAIN, BENCH = "python -m hiap.train ", "python -m hiap.bench speed "
 LAUNCH = "python slurm/launch_grid.py --grid "
 ANY_GPU = "a GPU"
+PUBLISHED = {"cifar10": 10_000, "imagenet": 50_000}  # test images
 # Of CIFAR-10 as its authors publish it, whose classes are numbers (record.Images)
 CIFAR_CLASSES = contents.of_classes(str(number) for number in range(10))
 
@@ -84,7 +85,16 @@ def scores(claim: Mapping[Any, Any], results: Results) -> Scores | None:
     known = {record.run_id: record for record in results.finished(name)}
     others = ["a budget rule of ours, not the paper's"] * bool(ours)
     others += filter(None, dict.fromkeys(_other_images(known[run_id]) for run_id in mine["run_id"]))
+    others += ["other settings than those of its grid"] * bool(_beside_the_grid(name, mine))
     return Scores(values, mine, "; ".join(others)) if len(values) else None
+
+
+def _beside_the_grid(name: str, runs: pd.DataFrame) -> set[str]:
+    """Runs that the grid's file does not make, by their id: of fewer epochs, say. Without a file there are none."""
+    try:
+        return set(runs["run_id"]) - {run.run_id for run in planned(name)}
+    except ConfigError:
+        return set()
 
 
 def _other_images(record: Record) -> str:
@@ -94,6 +104,9 @@ def _other_images(record: Record) -> str:
         return "validation images, not the test images"
     if data.train_size or data.test_size:
         return "a part of the images, not all of them"
+    published, found = PUBLISHED.get(data.name), record.metrics.extracted
+    if published and found and found.n != published:
+        return f"{found.n:,} images, not the {published:,} of the published test set"
     if data.name == "cifar10" and images and images.classes != CIFAR_CLASSES:
         return "copies of the images in class folders, not the published files"
     return ""

@@ -58,11 +58,39 @@ class Results:
 
     def runs(self, grid: str | None = None) -> pd.DataFrame:
         """One row per finished run. No run: an empty frame with the same columns. Raises ``ConfigError`` as
-        ``require_one_each`` where a grid is asked for."""
+        ``require_one_each`` where a grid is asked for, and where runs of one label differ in more than their seed."""
         if grid not in self._runs:
             found = pd.DataFrame(map(self._row, self.finished(grid)), columns=list(RUN_COLUMNS))
-            self._runs[grid] = found if grid is None else require_one_each(found)
+            if grid is not None:
+                require_one_each(found)
+                self._require_alike(grid)
+            self._runs[grid] = found
         return self._runs[grid].copy()
+
+    def _require_alike(self, grid: str) -> None:
+        """Raise ``ConfigError`` where a label's seeds have different settings, which no mean may mix: a grid's file was
+        edited between them, say. Precision may differ, by a grid's ``by_seed``; what records do not say does not."""
+        first: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        for record in self.finished(grid):
+            own = self._settings(record)
+            run_id, other = first.setdefault(
+                (record.config.data.name, record.label or record.config.name), (record.run_id, own)
+            )
+            if key := next((key for key in {**own, **other} if own.get(key) != other.get(key)), None):
+                raise ConfigError(
+                    f"label '{record.label}' names runs of different {key}: {other.get(key)!r} in {run_id}, "
+                    f"{own.get(key)!r} in {record.run_id}; give each a run.label, or move away what no longer counts"
+                )
+
+    def _settings(self, record: Record) -> dict[str, Any]:
+        """Settings that all seeds of a label have, by dotted key; another run is named by its label."""
+        found = flat(record.config.model_dump(mode="json", exclude={"seed": True, "run": True, "data": {"root"}}))
+        found.pop("optim.precision")
+        for key, value in found.items():
+            if isinstance(value, str) and value.startswith("run:"):
+                other = self._referred(record, value)
+                found[key] = f"run:{other.label or other.config.name}" if other else "run:"
+        return found
 
     def failures(self, grid: str | None = None) -> pd.DataFrame:
         """One row per failed attempt, with its ``error`` in one line."""
@@ -103,6 +131,15 @@ class Results:
             yield from ({**stage, "inherited": True} for stage in self._stages(start))
         for own in record.stages:
             yield {"stage": own.name, **{name: getattr(own, name) for name in SUMS}, "inherited": False}
+
+
+def flat(nested: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
+    return found
 
 
 def require_one_each(runs: pd.DataFrame) -> pd.DataFrame:

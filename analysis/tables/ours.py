@@ -126,7 +126,8 @@ def _marked(verdict: str, equivalent: object) -> str:
 
 
 EVIDENCE_NOTES = (
-    "low, high: 95 %, by a bootstrap over seeds and test images; fewer than five seeds: at least Student's. " + SIGN,
+    "low, high: 95 %, by a bootstrap over seeds and test images (of five seeds it covers some 92 %); fewer than five: "
+    "at least Student's. A difference is over the seeds that both rows have, a mean over all of its own. " + SIGN,
     f"above, below: {OURS}, decided by a primary test after Holm's correction for all of them; undecided: a primary "
     "test that is not; all others are exploratory. =: equivalent within 0.3 points.",
     "settled: gates frozen after a share of the phase; control: no price on any unit, nothing that one would choose. "

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from hiap.train.config import ON_DISK, Config, ConfigError, from_dict, merge, unknown_key
 from hiap.train.record import Folders
@@ -58,7 +58,7 @@ class Grid(BaseModel):
     extends: str = ""
     about: str
     published: str = ""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[StrictInt] = Field([0], min_length=1)
     jobs: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
@@ -137,7 +137,12 @@ def load(path: Path, extended_by: tuple[Path, ...] = ()) -> Grid:
         above = find(str(parent))
         if above.resolve() in chain:
             raise ConfigError(f"{path}: extends: {parent} extends this grid itself")
-        values = _over(load(above, chain), values)
+        parent_grid = load(above, chain)
+        if values.get("name", parent_grid.name) == parent_grid.name:
+            raise ConfigError(
+                f"{path}: name: expected one of its own: other runs than those of grid {parent_grid.name}"
+            )
+        values = _over(parent_grid, values)
     return settings_file.checked(path, values, Grid)
 
 

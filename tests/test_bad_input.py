@@ -44,6 +44,7 @@ CASES = [
     ("train", [*DIGITS, "run.workers=1000000"], r"run\.workers: Input should be less than or equal to 4096"),
     ("bench", ["speed", "threads=1000000000"], "threads: Input should be less than or equal to 4096"),
     # What YAML cannot read
+    ("train", [*DIGITS, "run.label=try #2"], r"YAML reads 'try'; put the value into quotes"),
     ("train", [*DIGITS, "optim.lr=2001-13-41"], "'2001-13-41' is not a YAML value"),
     ("train", [*DIGITS, "optim.lr=" + "[" * 5000], "is not a YAML value"),
     ("grid", ["--grid", "nested.yaml"], r"nested\.yaml: not YAML"),

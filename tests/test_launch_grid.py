@@ -216,6 +216,13 @@ def test_a_grid_that_extends_another_lays_its_keys_over_it_however_they_are_writ
     assert (mine["hiap-50"].gates.travel, mine["hiap-50"].budget.ramp, mine["hiap-65"].gates.travel) == (9, 0.9, 9)
     assert mine["taylor-50"].optim == theirs["taylor-50"].optim
     assert {config.model.img_size for config in mine.values()} == {112}
+    for name in ({}, {"name": "evidence"}):
+        path.write_text(yaml.safe_dump({**{key: own[key] for key in own if key != "name"}, **name}))
+        with pytest.raises(ConfigError, match="name: expected one of its own: other runs than those of grid evidence"):
+            load(path)
+    path.write_text(yaml.safe_dump({**own, "seeds": [True]}))
+    with pytest.raises(ConfigError, match="seeds"):
+        load(path)
     path.write_text(yaml.safe_dump({**own, "extends": "evidance"}))
     with pytest.raises(ConfigError, match="no grid 'evidance'"):
         load(path)

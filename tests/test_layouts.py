@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -27,12 +28,13 @@ COUNTS = {"train": 4, "val": 2}
 
 
 def write_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog", "emu")) -> Path:
-    """Class k's images have the colour k."""
+    """Class k's images have the colour k, but for a corner that tells the splits apart."""
     for split, count in COUNTS.items():
         for k, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = np.full((20 + i, 30, 3), 20 * (k + 1) + i, np.uint8)
+                pixels[0, 0, 0] += split == "val"
                 Image.fromarray(pixels).save(root / split / name / f"{name}_{i}.png")
     return root
 
@@ -431,3 +433,56 @@ def test_a_link_in_a_tar_is_refused_and_other_files_are_told(tmp_path: Path) -> 
         tar.addfile(link)
     with pytest.raises(ConfigError, match=r"dog/c\.png is a link; expected files"):
         layouts.scan(place)
+
+
+def test_validation_images_that_are_training_images_too_are_told(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "set")
+    for kind in ("folder", "tar"):
+        shutil.copy(root / "train" / "dog" / "dog_1.png", root / "val" / "dog" / "copied.png")
+        place = root
+        if kind == "tar":
+            place = tmp_path / "tars"
+            place.mkdir()
+            for split in COUNTS:
+                with tarfile.open(place / f"{split}.tar", "w") as tar:
+                    tar.add(root / split, arcname=split)
+        told = data.doubts(config_of(place), 32)
+        assert re.search(r"1 of \d+ validation images are training images too, \S*copied\.png for example", told), kind
+
+
+def test_shards_of_a_split_in_several_folders_are_refused(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "set")
+    for size in ("160px", "320px"):
+        for split in COUNTS:
+            (tmp_path / "hub" / size).mkdir(parents=True, exist_ok=True)
+            with tarfile.open(tmp_path / "hub" / size / f"{split}-00000.tar", "w") as tar:
+                for i, (path, k) in enumerate(samples(root, split)):
+                    tar.add(path, arcname=f"{i}.png")
+                    add(tar, f"{i}.cls", str(k).encode())
+    with pytest.raises(ConfigError, match=r"160px and .*320px both hold \.tar shards of one split"):
+        data.info(config_of(tmp_path / "hub"), 32)
+    assert data.info(config_of(tmp_path / "hub" / "160px"), 32).classes == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "line"), [({"class": 1}, "says no class of the image"), ({"label": [1]}, "class number")]
+)
+def test_shards_whose_labels_are_not_found_have_no_classes_of_their_own(
+    said: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    root = write_folders(tmp_path / "set")
+    for split in COUNTS:
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        for part in range(2):
+            with tarfile.open(tmp_path / "shards" / split / f"{part:05d}.tar", "w") as tar:
+                for i, (path, _) in enumerate(samples(root, split)):
+                    tar.add(path, arcname=f"{i}.png")
+                    add(tar, f"{i}.json", json.dumps(said).encode())
+    with pytest.raises(ConfigError, match=line):
+        data.info(config_of(tmp_path / "shards"), 32)
+
+
+def test_classes_of_the_hubs_parquet_files_have_their_names(tmp_path: Path) -> None:
+    _, root = packed(tmp_path, hub_parquet)
+    assert data.class_names(config_of(root)) == ["cat", "dog", "emu"]
+    assert layouts.numbers_for(["cat", "dog", "emu"], {"label_names": ["dog", "emu", "cat"]}, 3) == [2, 0, 1]

@@ -335,3 +335,32 @@ def test_sizes_beside_a_network_that_brings_its_own_are_its_own(tmp_path: Path, 
     wrong = ModelConfig(weights=str(tmp_path / "tiny"), **other)
     with pytest.raises(ConfigError, match=rf"model\.{next(iter(other))} .*: the network of model\.weights .* has"):
         start.build(wrong, 3, 10, Folders.of(tiny(tmp_path)))
+
+
+def test_a_damaged_image_to_measure_on_is_found_before_a_run_from_scratch_trains(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "set")
+    (root / "val" / "dog" / "dog_1.png").write_bytes(b"no image")
+    config = folder_run(root, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"dog_1\.png: not a readable image"):
+        train.run(config)
+    assert not list(Folders.of(config).runs.glob("*.json"))
+    assert not Folders.of(config).checkpoints.exists()
+
+
+def test_a_process_that_was_forked_before_an_edit_refuses_to_run(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(identity, "_loaded", (0, "another digest"))
+    with pytest.raises(ConfigError, match="the files of hiap/ have changed since this launcher began"):
+        train.run(tiny(tmp_path))
+
+
+def test_a_finished_run_of_other_parts_under_noise_is_told(
+    tmp_path: Path, dense: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = after(dense, method="hiap", budget={"target_macs": 0.6}, gates={"lr": 0.3}, optim={"epochs": 1})
+    train.run(config)
+    parts = config.model_copy(update={"run": config.run.model_copy(update={"accumulate": 4})})
+    assert parts.run_id == config.run_id
+    train.run(config)
+    assert "accumulate" not in capsys.readouterr().err
+    train.run(parts)
+    assert "finished with run.accumulate 1; in 4 parts gates would draw other noise" in capsys.readouterr().err

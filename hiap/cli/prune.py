@@ -145,7 +145,7 @@ def _require_apart(options: argparse.Namespace, forms: Sequence[str]) -> None:
         for path in written if read else ():
             if path.resolve() in (read, *read.parents) and path.exists():
                 raise ConfigError(
-                    f"--out {options.out}: {given} is read and would be overwritten; choose another --out"
+                    f"--out {options.out}: {given} is read and would be overwritten; expected a new folder"
                 )
     kept = {form for form in ENDS if form in forms or (form == "picture" and find_spec("matplotlib"))}
     kept |= {"weights"} if "openvino" in forms else set()

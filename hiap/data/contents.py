@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from hiap.data import downloads
@@ -27,6 +28,7 @@ def of_classes(names: Iterable[str]) -> str:
 VERSION = 1
 WHOLE = 4 * 2**30  # bytes of images that are read whole; of more, so many images, evenly spaced
 SAMPLE = 4096
+COMPARED = 20_000  # test images that are all compared with the training images; of more a sample
 LOOKED_AT = 250_000  # files whose times are looked at one by one; of more, those of their folders
 
 
@@ -70,6 +72,37 @@ def of_index(images: Indexed) -> Contents:
 
     digest, _, how = _kept(where, read).partition(" ")
     return Contents(digest, how == "whole", where)
+
+
+def copies(train: Indexed, test: Indexed) -> tuple[int, int, str]:
+    """Return how many test images are, byte by byte, a training image, of how many that were looked at, and the name of
+    one; of parquet files, and of folders that are too large to look at, none."""
+    if any(images.place.kind == "parquet" or _too_many(images) for images in (train, test)):
+        return 0, 0, ""
+    where = _digest(
+        ["copies", *(line for one in (train, test) for line in [str(one.place.path.absolute()), *_stamps(one)])]
+    )
+
+    def read() -> str:
+        by_size: dict[int, list[int]] = {}
+        for index, size in enumerate(_sizes(train)):
+            by_size.setdefault(size, []).append(index)
+        digest = cache(lambda index: hashlib.sha256(train.read(index)).digest())
+        looked, sizes = range(0, len(test), -(-len(test) // SAMPLE) if len(test) > COMPARED else 1), _sizes(test)
+        found = [
+            index
+            for index in looked
+            if sizes[index] in by_size
+            and hashlib.sha256(test.read(index)).digest() in set(map(digest, by_size[sizes[index]]))
+        ]
+        return f"{where} {len(found)} {len(looked)} {test.names[found[0]] if found else ''}"
+
+    _, count, looked, name = _kept(where, read).split(" ", 3)
+    return int(count), int(looked), name
+
+
+def _too_many(images: Indexed) -> bool:
+    return images.place.kind == "folder" and len(images) > LOOKED_AT
 
 
 def _stamps(images: Indexed) -> list[str]:

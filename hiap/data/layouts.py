@@ -212,10 +212,15 @@ def _named(place: Place, names: list[str], folders: list[str], spots: list[tuple
     return Indexed(place, [names[i] for i in kept], labels, classes, spots=where)
 
 
-def _numbered(place: Place, names: list[str], labels: list[int], spots: list[tuple[int, int, int]]) -> Indexed:
+def _numbered(
+    place: Place, names: list[str], labels: list[int], spots: list[tuple[int, int, int]], called: Sequence[str] = ()
+) -> Indexed:
+    """Index images whose files say their numbers, and perhaps what the classes are ``called``."""
     if not names:
         raise ConfigError(f"{place.path}: no image in {', '.join(map(str, place.files[:3]))}")
-    classes = [str(number) for number in range(max(labels) + 1)]
+    classes = list(called) or [str(number) for number in range(max(labels) + 1)]
+    if max(labels) >= len(classes):
+        raise ConfigError(f"{place.path}: class {max(labels)}, where {place.files[0]} names {len(classes)}")
     return Indexed(place, names, np.array(labels, dtype=np.int64), classes, True, np.array(spots, dtype=np.int64))
 
 
@@ -239,6 +244,11 @@ def _scan_tars(place: Place) -> Indexed:
     for number, file in enumerate(place.files):
         images, fields = _members(file, len(place.files) > 1)
         said = _labels(file, fields)
+        if fields and not said and any(not posixpath.dirname(image.inner) for image in images):
+            raise ConfigError(
+                f"{file}/{fields[0].name}: says no class of the image beside it; expected its number as 'label', or a "
+                "file .cls"
+            )
         _require_one_each(file, images, said)
         found += [(number, image, said.get(_key(image.name))) for image in images]
     if labelled := sum(label is not None for _, _, label in found):
@@ -347,7 +357,7 @@ def _labels(file: Path, fields: list[Member]) -> dict[str, int]:
             try:
                 if (label := _label(content, field.name.lower().endswith(".json"))) is not None:
                     found[_key(field.name)] = label
-            except ValueError:
+            except (ValueError, TypeError):
                 raise ConfigError(f"{file}/{field.name}: expected a class number, not {content[:30]!r}") from None
     return found
 
@@ -383,6 +393,7 @@ def _of_shards(root: Path) -> dict[Split, Place] | None:
         if train and (val or test):
             for files in (train, val or test):
                 _require_all(files)
+                _require_one_folder(files)
             return {"train": Place(kind, root / "train", train), "test": Place(kind, root / "val", val or test)}  # type: ignore[arg-type]
     have = sorted({_says(file, root) for file in shards} - {""})
     raise ConfigError(f"{shards[0]}: shards of {' and '.join(have) or 'no named split'} alone; {EXPECTED}")
@@ -402,6 +413,17 @@ def _require_all(files: Sequence[Path]) -> None:
             raise ConfigError(f"{file}: {len(missing)} of its {count} shards are missing, number {missing[0]} first")
 
 
+def _require_one_folder(files: Sequence[Path]) -> None:
+    """Raise ``ConfigError`` for shards of a split in several folders, which may be one set in several sizes: each image
+    would count as often."""
+    folders = sorted({file.parent for file in files})
+    if len(folders) > 1:
+        raise ConfigError(
+            f"{folders[0]} and {folders[1]} both hold {files[0].suffix} shards of one split; set data.root to one of "
+            "them, or put all shards of a set into one folder"
+        )
+
+
 def _shards(root: Path) -> list[Path]:
     """Return the tars and parquet files in the folder and in those within it."""
     folders = [root, *sorted(Path(entry) for entry in os.scandir(root) if not hidden(entry.name) and entry.is_dir())]
@@ -419,9 +441,12 @@ def _says(file: Path, root: Path) -> str:
 
 def _scan_parquet(place: Place) -> Indexed:
     names, labels, spots = list[str](), list[int](), list[tuple[int, int, int]]()
+    called = parquet.class_names(place.files[0])
     for number, file in enumerate(place.files):
+        if parquet.class_names(file) != called:
+            raise ConfigError(f"{file}: names other classes than {place.files[0]}")
         for name, label, group, row in parquet.rows(file):
             names.append(name)
             labels.append(label)
             spots.append((number, group, row))
-    return _numbered(place, names, labels, spots)
+    return _numbered(place, names, labels, spots, called)

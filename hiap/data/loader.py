@@ -212,6 +212,14 @@ def doubts(data: DataConfig, img_size: int) -> str:
         trained, tested = (_published(data, split).contents().digest for split in layouts.FOLDERS)
         if trained == tested:
             return f"data.root {data.root}: training and validation images are the same, so accuracy is one of memory"
+        parts = [_published(data, split) for split in layouts.FOLDERS]
+        if all(isinstance(part, _Images) for part in parts):
+            count, looked, name = contents.copies(*(part.index for part in parts))  # type: ignore[union-attr]
+            if count:
+                return (
+                    f"data.root {data.root}: {count:,} of {looked:,} validation images are training images too, {name} "
+                    "for example: accuracy is in part one of memory"
+                )
     return ""
 
 

@@ -57,6 +57,13 @@ def rows(file: Path) -> Iterator[tuple[str, int, int, int]]:
             count += 1
 
 
+def class_names(file: Path) -> list[str]:
+    """Return the names of the classes by number, as the hub's library wrote them down; [] where it did not."""
+    opened = _open(file)
+    found = _features(opened).get(_columns(file, opened)[1], {}).get("names")
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
 def _open(file: Path) -> Any:
     require()
     from pyarrow import ArrowInvalid

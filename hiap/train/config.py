@@ -415,7 +415,7 @@ def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """Turn ``['model.depth=4', 'optim.lr=1e-3']`` into nested dictionaries; values are read as YAML scalars. Raises
-    ``ConfigError`` for an argument that is no key=value."""
+    ``ConfigError`` for an argument that is no key=value, and for text of which YAML reads only a part."""
     nested: dict[str, Any] = {}
     for pair in pairs:
         key, sep, value = pair.partition("=")
@@ -425,6 +425,10 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             parsed = yaml.load(value, StrictLoader) if value else ""
         except NOT_YAML:
             raise ConfigError(f"argument {pair!r}: {value!r} is not a YAML value") from None
+        if isinstance(parsed, str) and value.strip()[:1] not in ("'", '"', "|", ">") and parsed != value.strip():
+            raise ConfigError(
+                f"argument {pair!r}: YAML reads {parsed!r}; put the value into quotes within the argument"
+            )
         merge(nested, _nest(key.split("."), parsed))
     return nested
 

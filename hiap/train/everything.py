@@ -16,6 +16,6 @@ if find_spec("tensorboard"):
     import torch.utils.tensorboard  # noqa: F401
 
 # Kept by what each file says and when it was changed, a second of work for every record.
-identity.core_digest()
+identity.imported()
 for method in methods.known():
     identity.code_digest(method)

@@ -7,6 +7,7 @@ import ast
 import hashlib
 import io
 import json
+import os
 import tokenize
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,22 @@ def _file(method: str) -> Path | None:
     except ConfigError:
         return None
     return found.file.resolve() if found else None
+
+
+_loaded: tuple[int, str] | None = None  # which process imported ``hiap/``, to be forked from, and its digest then
+
+
+def imported() -> None:
+    """Remember what this process has imported, for those that are forked from it."""
+    global _loaded
+    _loaded = os.getpid(), core_digest()
+
+
+def require_loaded() -> None:
+    """Raise ``ConfigError`` if the files of ``hiap/`` are no longer those that this process was forked with: a record
+    would name code that did not run."""
+    if _loaded and _loaded[0] != os.getpid() and core_digest() != _loaded[1]:
+        raise ConfigError("the files of hiap/ have changed since this launcher began; start it again")
 
 
 def core_digest() -> str:

@@ -12,7 +12,7 @@ from hiap.backbones.seeds import derive
 from hiap.data import loader as data
 from hiap.data.loader import Batch, Info
 from hiap.gates import set_temperature
-from hiap.train.config import Config, ConfigError, DataConfig
+from hiap.train.config import ON_DISK, Config, ConfigError, DataConfig
 from hiap.train.distributed import World
 from hiap.train.evaluate import at_once, evaluate
 from hiap.train.journal import Journal
@@ -39,16 +39,16 @@ class Measure:
         config = self.config
         if what:
             self.journal.progress.say(f"measuring {what} on {self.info.test:,} images")
-        batches = data.test_batches(
-            self.data,
-            config.model.img_size,
-            batch_size=at_once(config),
-            workers=config.run.workers,
-            share=(self.world.rank, self.world.size),
-            device=self.device,
-        )
+        batches = self._batches()
         batches = self._until_stopped(batches) if stoppable else batches
         return evaluate(model.to(self.device), batches, self.device, config.optim.precision, soft, self.world)
+
+    def require_readable(self) -> None:
+        """Decode all images once, of which pixels are kept: raises ``ConfigError`` for one that is damaged."""
+        if self.data.name in ON_DISK:
+            self.journal.progress.say(f"looking at {self.info.test:,} images to measure on")
+            for _ in self._until_stopped(self._batches()):
+                pass
 
     def soft_score(self, model: Any) -> Score:
         """Measure the network as it was trained: gates sampled at the final temperature, one draw per batch."""
@@ -90,6 +90,16 @@ class Measure:
                 f"{published:.2f} % for {config.model.name}: order of classes, data.mean, data.crop_pct or images are "
                 f"not as it was trained; run.max_drop={published - score.top1:.0f} or more goes on all the same"
             )
+
+    def _batches(self) -> Iterator[Batch]:
+        return data.test_batches(
+            self.data,
+            self.config.model.img_size,
+            batch_size=at_once(self.config),
+            workers=self.config.run.workers,
+            share=(self.world.rank, self.world.size),
+            device=self.device,
+        )
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches until the run is asked to stop. Nothing is lost by leaving a measurement: the checkpoint before

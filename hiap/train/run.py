@@ -73,6 +73,13 @@ def run(config: Config, rerun: bool = False) -> Record:
         identity.require_same(record, config, folders)
         if doubt := identity.doubts([record]):
             print(doubt, file=sys.stderr)
+        then, now_ = (one.run.accumulate for one in (record.config, config))
+        if then != now_ and config.method in GATED and config.gates.noise != "shared":
+            print(
+                f"{config.run_id}: finished with run.accumulate {then}; in {now_} parts gates would draw other noise; "
+                "--rerun trains it again",
+                file=sys.stderr,
+            )
         return record
     _preflight(config, folders)
     started, device = now(), pick_device(config.run.device)
@@ -145,6 +152,8 @@ class Run:
         self.config, self.folders, self.stopping, self.world, self.rerun = config, folders, stopping, world, rerun
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
+        identity.require_loaded()
+        self.code, self.core = identity.code_digest(config.method), identity.core_digest()  # of what runs now
         self.device = pick_device(config.run.device)
         self.info = info = data.info(config.data, config.model.img_size)
         parts, batch = world.size * config.run.accumulate, min(config.optim.batch_size, info.train)
@@ -176,12 +185,13 @@ class Run:
         self.journal = Journal(config, folders, world, self.dense_macs)
         self.journal.made_of = {
             "images": data.files_digest(config.data),
-            f"code of method {config.method}": identity.code_digest(config.method),
+            f"code of method {config.method}": self.code,
             **{f"file of {key}": sha256 for key, sha256 in identity.files_behind(config, folders).items()},
         }
         here = environment(self.device, "")
         self.journal.made_on = {
-            "modules of hiap/": identity.core_digest()[: identity.SHOWN],
+            "modules of hiap/": self.core[: identity.SHOWN],
+            **({"parts of a batch": str(parts)} if config.method in GATED and config.gates.noise != "shared" else {}),
             "device": here.device_name,
             **here.libraries,
         }
@@ -242,7 +252,7 @@ class Run:
         config, journal = self.config, self.journal
         if self.rerun:
             if self.world.first:
-                self.folders.begin_again({**journal.made_of, "core": identity.core_digest()})
+                self.folders.begin_again({**journal.made_of, "core": self.core})
             self.world.barrier()
         state = checkpoint.load(self.folders.checkpoints, self.world)
         self.world.barrier()  # before the first process writes the next one
@@ -250,6 +260,8 @@ class Run:
         given = config.model.weights and not config.model.scratch
         if given and (journal.dense, journal.probe) == (None, None):
             self._measure_start()
+        elif first == 0 and state is None:
+            self.measure.require_readable()  # else the first look would be after all of the training
         if given:
             self.start.to(self.device).eval()  # as measuring leaves it, in a resumed run too
         metrics = Metrics(dense=journal.dense, probe=journal.probe)
@@ -341,8 +353,8 @@ class Run:
             weights_sha256="" if self.config.model.scratch else files.get("model.weights", ""),
             adapted=self.adapted,
             files=files,
-            code=identity.code_digest(self.config.method),
-            core=identity.core_digest(),
+            code=self.code,
+            core=self.core,
             images=Images(**data.identity(self.data, self.config.model.img_size, self.config.run.workers)),
             corrupt_images=len(self.loop.corrupt()),
             resumed=self.journal.resumed,

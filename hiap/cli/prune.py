@@ -141,8 +141,10 @@ def _require_apart(options: argparse.Namespace, forms: Sequence[str]) -> None:
     the new one under its name."""
     written = [Path(options.out), *(Path(f"{options.out}{end}") for end in ENDS.values())]
     for flag in ("model", "data", "weights", "latency"):
-        read = Path(given).resolve() if (given := getattr(options, flag)) else None
-        for path in written if read else ():
+        if not (given := getattr(options, flag)):
+            continue
+        read = Path(given).resolve()
+        for path in written:
             if path.resolve() in (read, *read.parents) and path.exists():
                 raise ConfigError(
                     f"--out {options.out}: {given} is read and would be overwritten; expected a new folder"

@@ -62,6 +62,7 @@ def test_photographs_tune_the_rate_alone_around_what_the_second_pair_took() -> N
     assert found.loc[5e-5, "taken"], "the middle is within half a point"
     found = knobs.tried(rows, {"obs": 2.5e-5}).set_index("value")
     assert found.loc[1e-4, ["taken", "edge"]].all()
+    assert not knobs.tried(rows[:2], {"obs": 5e-5})["taken"].any(), "not before all three were tried"
 
 
 def test_the_middles_are_what_the_protocol_prints_bold() -> None:

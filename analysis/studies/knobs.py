@@ -26,6 +26,7 @@ KNOBS = {"hiap": "gates.lr", "obs": "budget.rounds", "taylor": "budget.rounds", 
 MIDDLE = {"gates.lr": 0.2, "budget.rounds": 1, "search.w_attn": 6e-4, RATE: 1e-4}
 TARGETS, AGAIN_TARGETS = (0.5, 0.35), (0.35,)
 MARGIN = 0.5  # points of top-1
+FEWEST = 3  # rates around the one that the former grid took
 WORDS = {
     "gates.lr": "rate of the gates",
     "budget.rounds": "rounds",
@@ -63,8 +64,11 @@ def tried(runs: pd.DataFrame, rates: Mapping[str, float] | None = None) -> pd.Da
     for method, own in KNOBS.items():
         mine = runs[runs["method"] == method]
         if rates is not None:
-            middle = rates.get(method, MIDDLE[RATE])
-            found.append(_scores(mine, "rate", RATE, middle, AGAIN_TARGETS).assign(method=method))
+            own_rates = _scores(mine, "rate", RATE, rates.get(method, MIDDLE[RATE]), AGAIN_TARGETS)
+            whole = len(own_rates.dropna(subset="score")) >= FEWEST  # till then nothing is taken
+            found.append(
+                own_rates.assign(method=method, taken=own_rates["taken"] & whole, edge=own_rates["edge"] & whole)
+            )
             continue
         first = _scores(mine[mine["rate"] == MIDDLE[RATE]], "own", own, MIDDLE[own])
         found.append(first.assign(method=method))

@@ -46,8 +46,8 @@ class Gate(nn.Module):
         logit = full_tensor_of(self._parameters.get("logit"))
         if logit is None or logit.shape != self.offset.shape:
             raise ConfigError(
-                "the gates are not here: FullyShardedDataParallel (FSDP1) flattens them, DataParallel hides them; use "
-                "fully_shard (FSDP2) or DistributedDataParallel"
+                "the gates were flattened, as FullyShardedDataParallel (FSDP1) does, or hidden (DataParallel); "
+                "shard with fully_shard (FSDP2) or wrap in DistributedDataParallel"
             )
         return logit
 

@@ -29,6 +29,19 @@ from hiap.options import ConfigError, FeasibilityConfig, Section, checked
 from hiap.pruner import PrunerError
 
 
+class _Gated:
+    """Attribute that refuses what is no ViT: a network that was wrapped or compiled. Reading it costs nothing, since
+    there is no ``__get__``."""
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        if not is_vit(value):
+            raise PrunerError(
+                f"pruner.model: {type(value).__name__}; keep the network itself there, and what wraps or compiles it "
+                "under a name of its own"
+            )
+        vars(owner)["model"] = value
+
+
 class Pruner(pruner.Pruner):
     """HiAP's single phase on a copy of ``model``: gates, penalties and annealing for ``steps`` optimiser steps, then
     the smaller network. ``hiap.pruner`` has the paper's; here are its targets, its checks and what else is ours.
@@ -57,6 +70,7 @@ class Pruner(pruner.Pruner):
     """
 
     policy: Policy
+    model: Any = _Gated()
 
     def __init__(
         self,
@@ -107,14 +121,6 @@ class Pruner(pruner.Pruner):
         self._priced = bool(prices.lambda_macro or prices.lambda_micro)  # not so in controls
         self._watch = Watch(self.model, self.budget is not None)
         self._first = {name: p.detach().clone() for name, p in self._vectors()}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "model" and not is_vit(value):
-            raise PrunerError(
-                f"pruner.model: {type(value).__name__}; keep the network itself there, and what wraps or compiles it "
-                "under a name of its own"
-            )
-        super().__setattr__(name, value)
 
     def terms(self) -> dict[str, Tensor]:
         terms = super().terms()

@@ -68,15 +68,20 @@ def test_eval_mode_is_told() -> None:
     assert about(told, "eval mode for 10 steps")
 
 
+def closed_a_little(pruner: hiap.Pruner) -> None:
+    """A step of a loop in which every gate comes nearer to its threshold."""
+    pruner.penalty().backward()
+    with torch.no_grad():
+        for _, gate in hiap.named_gates(pruner.model):
+            gate.logit.sub_(0.2)
+
+
 def test_eval_mode_of_a_validation_in_between_is_not() -> None:
     pruner = hiap.Pruner(small_vit().train(), steps=30)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(30):
-            pruner.penalty().backward()
-            with torch.no_grad():
-                for _, gate in hiap.named_gates(pruner.model):
-                    gate.logit.sub_(0.2)
+            closed_a_little(pruner)
             pruner.model.train(step % 9 != 0)
             pruner.step()
 
@@ -308,10 +313,7 @@ def test_blocks_in_eval_mode_are_told_unless_they_are_kept() -> None:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             for _ in range(12):
-                pruner.penalty().backward()
-                with torch.no_grad():
-                    for _, gate in hiap.named_gates(pruner.model):
-                        gate.logit.sub_(0.2)
+                closed_a_little(pruner)
                 pruner.model.blocks[0].eval()
                 pruner.step()
         lines = [str(line.message) for line in told]

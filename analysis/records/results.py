@@ -18,6 +18,7 @@ from hiap.ledger import Dims, dense_macs
 from hiap.train.config import ConfigError
 from hiap.train.record import Folders, Record, Size, read
 from slurm import estimate
+from slurm.grid import dotted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -84,7 +85,7 @@ class Results:
 
     def _settings(self, record: Record) -> dict[str, Any]:
         """Settings that all seeds of a label have, by dotted key; another run is named by its label."""
-        found = flat(record.config.model_dump(mode="json", exclude={"seed": True, "run": True, "data": {"root"}}))
+        found = dotted(record.config.model_dump(mode="json", exclude={"seed": True, "run": True, "data": {"root"}}))
         found.pop("optim.precision")
         for key, value in found.items():
             if isinstance(value, str) and value.startswith("run:"):
@@ -131,15 +132,6 @@ class Results:
             yield from ({**stage, "inherited": True} for stage in self._stages(start))
         for own in record.stages:
             yield {"stage": own.name, **{name: getattr(own, name) for name in SUMS}, "inherited": False}
-
-
-def flat(nested: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
-    return found
 
 
 def require_one_each(runs: pd.DataFrame) -> pd.DataFrame:

@@ -209,10 +209,9 @@ def doubts(data: DataConfig, img_size: int) -> str:
             f"data.name 'imagenet': {data.root} has {found:,} classes, not 1,000; 'folder' is the name for other sets"
         )
     if data.name in ON_DISK and data.measure == "test":
-        trained, tested = (_published(data, split).contents().digest for split in layouts.FOLDERS)
-        if trained == tested:
-            return f"data.root {data.root}: training and validation images are the same, so accuracy is one of memory"
         parts = [_published(data, split) for split in layouts.FOLDERS]
+        if len({part.contents().digest for part in parts}) == 1:
+            return f"data.root {data.root}: training and validation images are the same, so accuracy is one of memory"
         if all(isinstance(part, _Images) for part in parts):
             count, looked, name = contents.copies(*(part.index for part in parts))  # type: ignore[union-attr]
             if count:
